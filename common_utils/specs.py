@@ -1,0 +1,170 @@
+"""What crosses the borders between rooms, in shapes and types.
+
+Observation dict (numpy or torch, one step, no batch axis unless said):
+
+====================  =======================  =============================================
+key                   shape, dtype             meaning
+====================  =======================  =============================================
+``{camera}``          [3*obs_stack, H, W] u8   upright RGB, newest frame first
+``prop``              [P*prop_stack] f32       proprioception, newest first
+``state``             [S*state_stack] f32      simulator state vector, newest first
+``bc_action``         [K, A] f32               cached BC proposals (added by the agent's side,
+                                               never by an environment)
+====================  =======================  =============================================
+
+Stacks are newest first and padded with zeros before the episode's start
+(``concat_obs`` of the original). Actions are float32 [A] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+BC_ACTION = "bc_action"
+
+
+class SpecError(ValueError):
+    """Two things that must fit (data, checkpoint, environment, agent) do not."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of one array, as it is delivered (stacking included).
+
+    ``stack`` says how many steps the leading axis holds, so that
+    ``shape[0] // stack`` is one step's share.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    stack: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
+        np.dtype(self.dtype)  # raises TypeError on nonsense
+        if self.stack < 1 or (self.shape and self.shape[0] % self.stack):
+            raise SpecError(f"shape {self.shape} does not divide into {self.stack} stacked steps")
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of a single, unstacked step."""
+        return (self.shape[0] // self.stack, *self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one stacked array."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Enough to build an agent, and to check data against it, without a simulator.
+
+    ``horizon`` is the time limit in control steps (after action repeat).
+    ``cameras`` are the keys of ``observations`` that are images.
+    """
+
+    suite: str
+    task: str
+    observations: Mapping[str, ArraySpec]
+    action_dim: int
+    horizon: int
+    cameras: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict (JSON and weights_only safe)."""
+        return {
+            "suite": self.suite,
+            "task": self.task,
+            "observations": {
+                k: {"shape": list(v.shape), "dtype": v.dtype, "stack": v.stack}
+                for k, v in self.observations.items()
+            },
+            "action_dim": self.action_dim,
+            "horizon": self.horizon,
+            "cameras": list(self.cameras),
+        }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> EnvSpec:
+        """Inverse of :meth:`to_dict`."""
+        return cls(
+            suite=d["suite"],
+            task=d["task"],
+            observations={
+                k: ArraySpec(tuple(v["shape"]), v["dtype"], v["stack"])
+                for k, v in d["observations"].items()
+            },
+            action_dim=int(d["action_dim"]),
+            horizon=int(d["horizon"]),
+            cameras=tuple(d["cameras"]),
+        )
+
+    def check_provides(self, needed: Mapping[str, ArraySpec], action_dim: int, who: str) -> None:
+        """Raise SpecError unless every array ``who`` needs is delivered with that shape and dtype."""
+        if action_dim != self.action_dim:
+            raise SpecError(
+                f"{who}: action dimension {action_dim}, but {self.suite}/{self.task} takes "
+                f"{self.action_dim}"
+            )
+        for key, want in needed.items():
+            have = self.observations.get(key)
+            if have is None:
+                raise SpecError(
+                    f"{who}: needs observation '{key}', but {self.suite}/{self.task} delivers "
+                    f"{sorted(self.observations)}"
+                )
+            if have.shape != want.shape or have.dtype != want.dtype:
+                raise SpecError(
+                    f"{who}: observation '{key}' must be {want.dtype}{list(want.shape)}, but "
+                    f"{self.suite}/{self.task} delivers {have.dtype}{list(have.shape)}"
+                )
+
+
+Obs = dict[str, torch.Tensor]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A BC policy, explicit or implicit; anything that can bootstrap IBRL.
+
+    Also an ``nn.Module`` whose ``state_dict`` is self-contained (normaliser included).
+    """
+
+    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+        """Action float32 [A] for one observation, or [B, A] for a batched one."""
+        ...
+
+    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+        """Candidate actions float32 [B, n, A] for a batched observation dict."""
+        ...
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Training loss, a scalar with graph."""
+        ...
+
+
+@dataclass
+class Batch:
+    """A batch of transitions (B rows), torch tensors on one device.
+
+    obs, next_obs   dict of [B, ...] (stacks assembled, dtypes as stored)
+    action          float32 [B, A]
+    reward          float32 [B]   n-step sum
+    bootstrap       float32 [B]   gamma^k, or 0 after a terminal step
+    bc_action, next_bc_action  float32 [B, K, A] or None
+    """
+
+    obs: Obs
+    next_obs: Obs
+    action: torch.Tensor
+    reward: torch.Tensor
+    bootstrap: torch.Tensor
+    bc_action: torch.Tensor | None = None
+    next_bc_action: torch.Tensor | None = None
