@@ -1,0 +1,81 @@
+"""Files that are either the old version or the new one, never a half.
+
+Every write goes to a temporary file beside the target, is forced to disk, and is
+then renamed over it. A crash leaves at most a ``.tmp-*`` file behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+TEMP_MARK = ".tmp-"
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Force a file or a directory to disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Iterator[Any]:
+    """Replace ``path`` with what the block writes, or leave it as it was if the block raises.
+
+    Without ``mode`` yields a temporary ``Path`` (same suffix as the target, not yet
+    created) for libraries that open files themselves (h5py, imageio); with ``mode``
+    ``"w"`` or ``"wb"`` yields the opened file. Parent folders are created.
+
+    Raises FileNotFoundError if the block did not create the temporary file.
+    """
+    if mode not in (None, "w", "wb"):
+        raise ValueError(f"atomic_write: mode must be None, 'w' or 'wb', got {mode!r}")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # keep the suffix: writers such as imageio choose the format by it
+    temp = target.with_name(f"{TEMP_MARK}{uuid.uuid4().hex[:12]}-{target.name}")
+    try:
+        if mode is None:
+            yield temp
+            if not temp.exists():
+                raise FileNotFoundError(f"nothing was written for {target}")
+            fsync_path(temp)
+        else:
+            with open(temp, mode, encoding=None if "b" in mode else "utf-8") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+        os.replace(temp, target)
+        fsync_path(target.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` that never leaves a torn file."""
+    with atomic_write(path, "wb") as handle:
+        torch.save(obj, handle)
+
+
+def atomic_json(obj: Any, path: str | os.PathLike[str], *, indent: int = 2) -> None:
+    """Write JSON; keys keep their order, a final newline is added."""
+    with atomic_write(path, "w") as handle:
+        json.dump(obj, handle, indent=indent)
+        handle.write("\n")
+
+
+def atomic_yaml(obj: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write plain data as YAML that ``yaml.safe_load`` reads back; keys keep their order."""
+    with atomic_write(path, "w") as handle:
+        yaml.safe_dump(dict(obj), handle, sort_keys=False, default_flow_style=False)

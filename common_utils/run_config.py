@@ -1,0 +1,510 @@
+"""Run configurations: pyrallis dataclasses, read strictly.
+
+``--config_path file.yaml`` first, then dotted overrides (``--q_agent.lr 1e-3``). Unknown
+keys, wrong types and impossible combinations are refused with the field's dotted name,
+the value and what was expected. pyrallis supplies the conventions (nested dataclasses,
+one-line documentation beside each field, dotted names); values are checked here, because
+pyrallis itself would turn ``--seed 1.5`` into 1 and ``batch_size: "12"`` into a silent 12.
+
+Rules for config dataclasses:
+
+* every field has a default and a comment beside (or above) it;
+* 0/1 switches are typed ``Flag``, closed choices ``Literal[...]``;
+* ``__post_init__`` or ``validate`` raise ``ValueError`` on impossible combinations and may
+  tidy values up, but only idempotently: what is dumped must load to the same values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import torch
+import yaml
+from pyrallis.utils import CONFIG_ARG, deflatten, flatten
+from pyrallis.wrappers.docstring import get_attribute_docstring
+
+from common_utils.atomic import atomic_yaml
+
+T = TypeVar("T")
+
+_FLAG = "0/1 switch"
+Flag = Annotated[int, _FLAG]
+"""An int that is 0 or 1; ``true``/``false`` are read as 1/0; ``--resume`` alone means 1."""
+
+CFG_NAME = "cfg.yaml"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the field, the value, the expectation."""
+
+
+@dataclass
+class RunConfig:
+    """What every run has; the root of the main configs."""
+
+    use_wb: Flag = 0  # 1: also log to Weights & Biases (WANDB_MODE=offline works)
+    save_dir: str = ""  # folder of the run: config, logs, checkpoints
+
+    @property
+    def wb_project(self) -> str:
+        """Second last part of ``save_dir``."""
+        return Path(self.save_dir).parent.name
+
+    @property
+    def run_name(self) -> str:
+        """Last part of ``save_dir``."""
+        return Path(self.save_dir).name
+
+    @property
+    def group(self) -> str:
+        """Run name without its ``_``-separated parts that mention a seed."""
+        return "_".join(p for p in self.run_name.split("_") if "seed" not in p)
+
+    @property
+    def cfg_path(self) -> str:
+        return os.path.join(self.save_dir, CFG_NAME)
+
+    @property
+    def log_path(self) -> str:
+        return os.path.join(self.save_dir, "train.log")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def parse(config_class: type[T], args: Sequence[str] | None = None) -> T:
+    """Config from the command line; on an error prints one message and exits with status 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    if "--help" in args or "-h" in args:
+        print(help_text(config_class))
+        raise SystemExit(0)
+    try:
+        return parse_args(config_class, args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse_args(config_class: type[T], args: Sequence[str]) -> T:
+    """Like :func:`parse`, but raises ConfigError."""
+    known = field_types(config_class)
+    overrides = _tokens(list(args), known)
+    tree: dict[str, Any] = {}
+    source = "command line"
+    path = overrides.pop(CONFIG_ARG, None)
+    given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
+    # each source is checked alone first, so that an error names the right one
+    _checked(config_class, deflatten(given), source)
+    if path is not None:
+        tree = read_yaml(path)
+        _checked(config_class, tree, path)
+        source = f"{path} and command line" if given else path
+    return _checked(config_class, deflatten({**flatten(tree), **given}), source, build=True)
+
+
+def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
+    """Config from a YAML file, with the same strictness; raises ConfigError."""
+    return _checked(config_class, read_yaml(path), str(path), build=True)
+
+
+def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "config") -> T:
+    """Config from a nested dict (as :func:`to_dict` gives it); raises ConfigError."""
+    return _checked(config_class, deflatten(flatten(dict(tree))), source, build=True)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A YAML mapping as a nested dict; raises ConfigError on anything else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{CONFIG_ARG}: cannot read '{path}': {error.strerror}") from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
+        raise ConfigError(f"{path}: expected 'field: value' lines, got {type(tree).__name__}")
+    try:
+        return deflatten(flatten(tree))
+    except TypeError:
+        raise ConfigError(f"{path}: a field is given both as a value and as a section") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """yaml.safe_load that refuses a key given twice (YAML itself would keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _tokens(args: list[str], known: Mapping[str, Any]) -> dict[str, str]:
+    """``--a.b v`` / ``--a.b=v`` tokens as a flat dict of raw strings."""
+    out: dict[str, str] = {}
+    while args:
+        token = args.pop(0)
+        if not token.startswith("--") or len(token) < 3:
+            raise ConfigError(f"'{token}': expected an option such as --save_dir exp/run")
+        name, eq, value = token[2:].partition("=")
+        if name != CONFIG_ARG and name not in known:
+            raise ConfigError(_unknown("--" + name, name, [*known, CONFIG_ARG], "option"))
+        if not eq:
+            if args and not args[0].startswith("--"):
+                value = args.pop(0)
+            elif _is_switch(known.get(name)):
+                value = "1"
+            else:
+                raise ConfigError(f"--{name}: a value is missing")
+        out[name] = value
+    return out
+
+
+def _from_text(name: str, text: str, kind: Any) -> Any:
+    """A command line string, as YAML would read it; strings stay as typed."""
+    if (
+        kind is str
+        or get_origin(kind) is Literal
+        and all(isinstance(a, str) for a in get_args(kind))
+    ):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}: cannot read {text!r}, expected {_expectation(kind)}") from None
+
+
+# ---------------------------------------------------------------- types
+
+
+def _hints(config_class: Any) -> dict[str, Any]:
+    """Resolved annotations of the init fields (they may be strings), in declaration order."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(config_class) if f.init}
+
+
+def field_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every leaf field."""
+    out: dict[str, Any] = {}
+    for name, kind in _hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            out.update(field_types(kind, f"{prefix}{name}."))
+        else:
+            out[prefix + name] = kind
+    return out
+
+
+def _is_switch(kind: Any) -> bool:
+    return kind is bool or (get_origin(kind) is Annotated and _FLAG in get_args(kind))
+
+
+def _expectation(kind: Any) -> str:
+    if _is_switch(kind):
+        return "0 or 1" if kind is not bool else "true or false"
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _expectation(args[0])
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_expectation(a) for a in args)
+    if origin in (list, tuple):
+        item = next((a for a in args if a is not ...), Any)
+        return f"a list of {_expectation(item)} such as [a, b]"
+    if origin is dict:
+        return "a mapping"
+    names = {int: "an integer", float: "a number", str: "a string", type(None): "null"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+class _Mismatch(Exception):
+    """The value does not fit the type (turned into a ConfigError with the field's name)."""
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, or _Mismatch. Lossless conversions only."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if _is_switch(kind):
+        if value not in (0, 1) or not isinstance(value, (bool, int)):
+            raise _Mismatch
+        return bool(value) if kind is bool else int(value)
+    if origin is Annotated:
+        return _coerce(value, args[0])
+    if origin is Literal:
+        if not any(value == a and type(value) is type(a) for a in args):
+            raise _Mismatch
+        return value
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(value, option)
+            except _Mismatch:
+                continue
+        raise _Mismatch
+    if origin in (list, tuple):
+        return _coerce_sequence(value, origin, args)
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise _Mismatch
+        key_kind, value_kind = args or (Any, Any)
+        return {_coerce(k, key_kind): _coerce(v, value_kind) for k, v in value.items()}
+    return _coerce_scalar(value, kind)
+
+
+def _coerce_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise _Mismatch
+    if origin is list or len(args) == 2 and args[1] is ...:
+        return origin(_coerce(v, args[0]) for v in value)
+    if len(value) != len(args):
+        raise _Mismatch
+    return tuple(_coerce(v, a) for v, a in zip(value, args, strict=True))
+
+
+# YAML 1.1 reads 1e-4 (no dot) as a string; configs have always written it so
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _coerce_scalar(value: Any, kind: Any) -> Any:
+    if kind is float:
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        raise _Mismatch
+    if kind is int:
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)  # 2e5
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise _Mismatch
+    if kind is type(None) or kind is None:
+        if value is None:
+            return None
+        raise _Mismatch
+    if isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise _Mismatch
+
+
+# ---------------------------------------------------------------- checking and building
+
+
+def _unknown(shown: str, name: str, known: Sequence[str], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if not close:  # the right leaf in the wrong section
+        leaf = name.rsplit(".", 1)[-1]
+        close = [k for k in known if k.rsplit(".", 1)[-1] == leaf][:3]
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    return f"{shown}: unknown {what}{hint}"
+
+
+def _checked(config_class: Any, tree: Mapping[str, Any], source: str, build: bool = False) -> Any:
+    values = _check_section(config_class, tree, source, "", list(field_types(config_class)))
+    return _build(config_class, values, source, "") if build else None
+
+
+def _check_section(
+    config_class: Any, tree: Mapping[str, Any], source: str, prefix: str, known: list[str]
+) -> dict[str, Any]:
+    """Type-checked nested dict; raises ConfigError on unknown keys and misfits."""
+    hints = _hints(config_class)
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(f"{source}: " + _unknown(name, name, known, "field"))
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"{source}: {name}: is a section, expected fields such as "
+                    f"{name}.{next(iter(_hints(kind)), '')}, got {value!r}"
+                )
+            out[key] = _check_section(kind, value, source, name + ".", known)
+            continue
+        try:
+            out[key] = _coerce(value, kind)
+        except _Mismatch:
+            raise ConfigError(
+                f"{source}: {name}: expected {_expectation(kind)}, got {value!r}"
+            ) from None
+    return out
+
+
+def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    hints = _hints(config_class)
+    defaults = {f.name: f for f in dataclasses.fields(config_class)}
+    kwargs: dict[str, Any] = {}
+    for key, kind in hints.items():
+        if dataclasses.is_dataclass(kind):
+            # start from the parent's own default for the section, which may differ from the class's
+            base = _section_default(defaults[key])
+            given = {**base, **_deep(base, values.get(key, {}))}
+            kwargs[key] = _build(kind, given, source, f"{prefix}{key}.")
+        elif key in values:
+            kwargs[key] = values[key]
+    try:
+        config = config_class(**kwargs)
+        if hasattr(config, "validate"):
+            config.validate()
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        where = f"{prefix[:-1]}: " if prefix else ""
+        raise ConfigError(f"{source}: {where}{error}") from None
+    return config
+
+
+def _section_default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if field.default_factory is not dataclasses.MISSING:
+        return to_dict(field.default_factory())
+    if field.default is not dataclasses.MISSING:
+        return to_dict(field.default)
+    return {}
+
+
+def _deep(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with nested sections filled up from ``base``."""
+    return {
+        k: {**base[k], **_deep(base[k], v)}
+        if isinstance(v, dict) and isinstance(base.get(k), dict)
+        else v
+        for k, v in given.items()
+    }
+
+
+# ---------------------------------------------------------------- writing and comparing
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dict of plain values (tuples become lists), YAML safe, in field order."""
+    return {
+        f.name: _to_plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _to_plain(v) for k, v in value.items()}
+    return value
+
+
+def dump(config: Any, path: str | os.PathLike[str]) -> None:
+    """Write the config as YAML (atomic); ``load`` gives back exactly the same values.
+
+    Raises ConfigError if it would not, that is if a ``__post_init__`` changes values that
+    it already changed before.
+    """
+    tree = to_dict(config)
+    again = from_dict(type(config), tree, source=str(path))
+    changed = diff(config, again)
+    if changed:
+        raise ConfigError(
+            f"{path}: {type(config).__name__} would not load as it was saved ({'; '.join(changed)}): "
+            "its __post_init__ must leave already tidied values alone"
+        )
+    atomic_yaml(tree, path)
+
+
+def diff(a: Any, b: Any) -> list[str]:
+    """What changed from ``a`` to ``b`` (configs or nested dicts), as ``field: old -> new`` lines."""
+    old = flatten(a if isinstance(a, dict) else to_dict(a))
+    new = flatten(b if isinstance(b, dict) else to_dict(b))
+    missing = "(absent)"
+    return [
+        f"{k}: {_show(old.get(k, missing))} -> {_show(new.get(k, missing))}"
+        for k in dict.fromkeys([*old, *new])
+        if k not in old or k not in new or old[k] != new[k]
+    ]
+
+
+def _show(value: Any) -> str:
+    return '""' if value == "" else str(value)
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def describe(config_class: Any) -> list[tuple[str, str, Any, str]]:
+    """(dotted name, expectation, default, documentation) of every option, in order."""
+    defaults = flatten(to_dict(config_class()))
+    docs = _docs(config_class, "")
+    return [
+        (name, _expectation(kind), defaults.get(name), docs[name])
+        for name, kind in field_types(config_class).items()
+    ]
+
+
+def _docs(config_class: Any, prefix: str) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for name, kind in _hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            out.update(_docs(kind, f"{prefix}{name}."))
+            continue
+        owner = next(c for c in config_class.__mro__ if name in inspect.get_annotations(c))
+        doc = get_attribute_docstring(owner, name)
+        text = doc.comment_inline or doc.docstring_below or doc.comment_above
+        out[prefix + name] = " ".join(text.split())
+    return out
+
+
+def help_text(config_class: Any) -> str:
+    """What ``--help`` prints: each option with its kind, default and documentation."""
+    lines = [f"usage: {Path(sys.argv[0]).name} [--config_path FILE.yaml] [--option value ...]", ""]
+    lines += [
+        "  --config_path FILE.yaml",
+        "      fields from a YAML file; options below override it",
+    ]
+    for name, expectation, default, doc in describe(config_class):
+        lines.append(f"  --{name}  ({expectation}; default: {_show(default)})")
+        if doc:
+            lines.append(f"      {doc}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- devices
+
+
+def resolve_device(name: str, field: str = "device") -> torch.device:
+    """``auto`` (CUDA when present), ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"{field}: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (device.index or 0):
+            raise ConfigError(
+                f"{field}: {name!r} was asked for, but torch sees {count} CUDA devices; "
+                "use auto or cpu"
+            )
+    return device

@@ -1,0 +1,128 @@
+"""All randomness of a run from one seed.
+
+A component asks ``seed_for(seed, "replay")`` for a seed of its own, so that adding a
+draw in one place never shifts another. The global generators (python, numpy, torch)
+are seeded as the published program does, and can be captured, restored and shielded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_for(seed: int, *names: str | int, bits: int = 63) -> int:
+    """A stable, well mixed seed in [0, 2**bits) for the component called ``names``.
+
+    The same on every machine and Python version. Use ``bits=32`` for ``np.random.seed``.
+    """
+    if not 1 <= bits <= 64:
+        raise ValueError(f"seed_for: bits must lie in 1..64, got {bits}")
+    text = "\x1f".join([str(int(seed)), *(f"{type(n).__name__}:{n}" for n in names)])
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> (64 - bits)
+
+
+def set_all_seeds(seed: int) -> None:
+    """Seed python with s, numpy with s+1, torch with s+2, CUDA with s+3 (spec section 8)."""
+    if not 0 <= seed < 2**32 - 3:
+        raise ValueError(f"seed: {seed} is out of range, expected 0 <= seed < 2**32 - 3")
+    random.seed(seed)
+    np.random.seed(seed + 1)
+    torch.manual_seed(seed + 2)
+    torch.cuda.manual_seed_all(seed + 3)
+
+
+def _cuda_in_use() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def global_rng_state() -> dict[str, Any]:
+    """State of the python, numpy, torch CPU and (if in use) CUDA generators.
+
+    Plain ints, lists and tensors: loads with ``torch.load(weights_only=True)``.
+    """
+    version, internal, gauss = random.getstate()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": {"version": version, "internal": list(internal), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": [int(k) for k in keys],  # type: ignore[union-attr]
+            "pos": int(pos),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if _cuda_in_use() else [],
+    }
+
+
+def set_global_rng_state(state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`global_rng_state`."""
+    py, npy = state["python"], state["numpy"]
+    random.setstate((py["version"], tuple(py["internal"]), py["gauss"]))
+    np.random.set_state(
+        (npy["name"], np.array(npy["keys"], np.uint32), npy["pos"], npy["has_gauss"], npy["cached"])
+    )
+    torch.set_rng_state(state["torch"].cpu())
+    if not state["cuda"]:
+        return
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if available < len(state["cuda"]):
+        warnings.warn(
+            f"the saved run used {len(state['cuda'])} CUDA generators, this machine has "
+            f"{available}: the rest is dropped, and the run will not repeat exactly",
+            stacklevel=2,
+        )
+    for device, cuda_state in enumerate(state["cuda"][:available]):
+        torch.cuda.set_rng_state(cuda_state.cpu(), device)
+
+
+@contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Whatever the block draws, the global generators afterwards are as before.
+
+    Wrapped around evaluations, so that how often one evaluates never changes training.
+    """
+    state = global_rng_state()
+    try:
+        yield
+    finally:
+        set_global_rng_state(state)
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """State of a numpy ``Generator`` as plain ints, strings and lists (JSON safe)."""
+    return _plain(generator.bit_generator.state)
+
+
+def set_generator_state(generator: np.random.Generator, state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`generator_state`; the bit generator must be of the same kind."""
+    have, want = type(generator.bit_generator).__name__, state["bit_generator"]
+    if have != want:
+        raise ValueError(f"generator state is of kind {want}, the generator is {have}")
+    generator.bit_generator.state = _unplain(dict(state))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"dtype": str(value.dtype), "values": [int(v) for v in value]}
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"dtype", "values"}:
+            return np.array(value["values"], dtype=value["dtype"])
+        return {k: _unplain(v) for k, v in value.items()}
+    return value
