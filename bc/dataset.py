@@ -1,0 +1,389 @@
+"""The one demonstration dataset of every suite: reads, checks, samples BC batches.
+
+Frames are kept once and unstacked; the stacks that policies see (newest first, zeros before
+the episode's start, ``concat_obs`` of specification 7) are assembled at sampling time by one
+gather. Images stay uint8, in RAM while they fit, otherwise they are read per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bc.loader import DatasetError, DemoFile
+from common_utils.seeding import generator_state, set_generator_state
+from common_utils.specs import ArraySpec, EnvSpec, Obs
+
+__all__ = [
+    "BcBatch",
+    "DatasetConfig",
+    "DatasetError",
+    "Demo",
+    "DemoDataset",
+    "cut_at_success",
+    "gather_stack",
+    "read_demos",
+]
+
+
+@dataclass
+class DatasetConfig:
+    """Which demonstrations, and how they are presented (specification 2)."""
+
+    path: str = ""  # HDF5 file
+    rl_camera: str = "robot0_eye_in_hand"  # camera, or several joined by "+"
+    num_data: int = -1  # use the first so many demonstrations; -1: all
+    max_len: int = -1  # drop demonstrations longer than this many steps; -1: none
+    eval_episode_len: int = 300  # time limit at evaluation; no demonstration may be longer
+    use_state: int = 0  # 1: simulator states instead of images
+    prop_stack: int = 1  # steps of proprioception per observation
+    norm_action: int = 0  # accepted for old configs; has no effect
+    obs_stack: int = 1  # images per observation
+    state_stack: int = 1  # states per observation
+    real_data: int = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
+    frame_stack: int = 1  # Meta-World's name for obs_stack; set only one of them above 1
+    action_repeat: int = 2  # Meta-World: simulator steps per action, checked against the file
+    max_ram_gb: float = 8.0  # images are kept in RAM up to this size, read per batch beyond
+
+    def __post_init__(self) -> None:
+        for name in ("prop_stack", "obs_stack", "state_stack", "frame_stack", "action_repeat"):
+            if getattr(self, name) < 1:
+                raise DatasetError(f"dataset.{name} is {getattr(self, name)}; must be at least 1")
+        if self.num_data == 0 or self.num_data < -1:
+            raise DatasetError(f"dataset.num_data is {self.num_data}; must be -1 or at least 1")
+        if not self.use_state and not self.rl_cameras:
+            raise DatasetError("dataset.rl_camera is empty; images need at least one camera")
+
+    @property
+    def rl_cameras(self) -> list[str]:
+        """Camera names, in the given order."""
+        return [name for name in self.rl_camera.split("+") if name]
+
+    @property
+    def image_stack(self) -> int:
+        """Frames per image observation; frame_stack is Meta-World's name for the same thing."""
+        if self.frame_stack > 1 and self.obs_stack > 1:
+            raise DatasetError("dataset.frame_stack and dataset.obs_stack: set only one above 1")
+        return max(self.frame_stack, self.obs_stack)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration of T steps, unstacked.
+
+    observations  {camera: uint8 [T, 3, H, W], "prop": f32 [T, P], "state": f32 [T, S]}
+    actions       float32 [T, A];  rewards float32 [T]
+    """
+
+    name: str
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class BcBatch(NamedTuple):
+    """obs: dict of [B, ...] with stacks assembled (dtypes as stored); action: float32 [B, A]."""
+
+    obs: Obs
+    action: torch.Tensor
+
+
+def gather_stack(
+    frames: np.ndarray, rows: np.ndarray, starts: np.ndarray, stack: int
+) -> np.ndarray:
+    """Stacked observations of ``rows``: [B, stack * frames.shape[1], ...], newest first.
+
+    ``starts[b]`` is the first row of the episode of ``rows[b]``; what lies before it is zero.
+    """
+    if stack == 1:
+        return frames[rows]
+    index = rows[:, None] - np.arange(stack)
+    before = index < starts[:, None]
+    out = frames[np.where(before, starts[:, None], index)]
+    out[before] = 0
+    return out.reshape(len(rows), stack * frames.shape[1], *frames.shape[2:])
+
+
+def cut_at_success(demo: Demo, *, need_success: bool = True) -> Demo:
+    """The demonstration up to and including its first step with reward 1 (specification 7).
+
+    Raises DatasetError when there is none, unless ``need_success`` is False: then the whole
+    demonstration is returned.
+    """
+    hits = np.flatnonzero(demo.rewards == 1)
+    if len(hits) == 0:
+        if need_success:
+            raise DatasetError(
+                f"{demo.name}: no step has reward 1, so it is no successful demonstration "
+                f"(last reward {float(demo.rewards[-1]):g})"
+            )
+        return demo
+    end = int(hits[0]) + 1
+    observations = {k: v[:end] for k, v in demo.observations.items()}
+    return Demo(demo.name, observations, demo.actions[:end], demo.rewards[:end])
+
+
+@dataclass
+class _Column:
+    """One observation key over all steps: an array, or a reader where it would not fit."""
+
+    frame_shape: tuple[int, ...]
+    dtype: str
+    stack: int
+    array: np.ndarray | None = None
+
+
+@dataclass
+class _Table:
+    names: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+class DemoDataset:
+    """Demonstrations in memory, with their own generator for BC batches.
+
+    ``cfg.path`` may hold the robomimic or the Meta-World layout. Public attributes: ``cfg``,
+    ``env_args`` (dict from the file), ``suite``, ``task_name``, ``robots`` (list of str),
+    ``action_dim``, ``num_steps``, ``num_episodes``, ``cameras`` (tuple, empty with states),
+    ``image_size`` (int, -1 with states), ``lazy`` (images read per batch).
+    """
+
+    def __init__(self, cfg: DatasetConfig, *, seed: int = 0) -> None:
+        self.cfg = cfg
+        self.cameras: tuple[str, ...] = () if cfg.use_state else tuple(cfg.rl_cameras)
+        self._rng = np.random.default_rng(seed)
+        self._file = DemoFile(cfg.path)
+        self.env_args, self.suite = self._file.env_args, self._file.suite
+        self.task_name = self._file.env_name
+        kwargs = self.env_args.get("env_kwargs") or {}
+        robots = kwargs.get("robots", [])
+        self.robots: list[str] = [robots] if isinstance(robots, str) else list(robots)
+        try:
+            self._check_env_args(kwargs)
+            self._table = self._select()
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+        if not self.lazy:
+            self._file.close()
+
+    def _check_env_args(self, kwargs: dict[str, Any]) -> None:
+        if self.suite != "metaworld":
+            return
+        stored = kwargs.get("action_repeat")
+        if stored is not None and int(stored) != self.cfg.action_repeat:
+            raise self._file.error(
+                None,
+                "env_kwargs.action_repeat",
+                f"the demonstrations use {stored}, dataset.action_repeat is "
+                f"{self.cfg.action_repeat}",
+            )
+
+    def _select(self) -> _Table:
+        cfg, names = self.cfg, self._file.names
+        if cfg.num_data > len(names):
+            raise self._file.error(
+                None, "data", f"holds {len(names)} demonstrations, dataset.num_data is "
+                f"{cfg.num_data}"
+            )  # fmt: skip
+        table = _Table()
+        for name in names if cfg.num_data < 0 else names[: cfg.num_data]:
+            length = self._file.length(name)
+            if 0 < cfg.max_len < length:
+                continue
+            if 0 < cfg.eval_episode_len < length:
+                raise self._file.error(
+                    name,
+                    "actions",
+                    f"{length} steps, longer than dataset.eval_episode_len "
+                    f"{cfg.eval_episode_len}: no policy could imitate it within the time limit",
+                )
+            table.names.append(name)
+            table.lengths.append(length)
+        if not table.names:
+            raise self._file.error(
+                None, "data", f"no demonstration is left with dataset.max_len {cfg.max_len}"
+            )
+        return table
+
+    def _load(self) -> None:
+        file, names = self._file, self._table.names
+        self._actions = self._concat("actions", [file.actions(n) for n in names])
+        self._rewards = np.concatenate([file.rewards(n) for n in names])
+        self._bounds = np.concatenate([[0], np.cumsum(self._table.lengths)]).astype(np.int64)
+        self._starts = np.repeat(self._bounds[:-1], self._table.lengths)
+        self._columns: dict[str, _Column] = {}
+        if self.cfg.use_state:
+            self._add_vector("state", self.cfg.state_stack)
+        elif file.has_prop(names[0]):
+            self._add_vector("prop", self.cfg.prop_stack)
+        image_bytes = self._add_cameras()
+        self.lazy = image_bytes > self.cfg.max_ram_gb * 2**30
+        for camera in () if self.lazy else self.cameras:
+            self._columns[camera].array = np.concatenate([file.images(n, camera) for n in names])
+
+    def _concat(self, key: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+        for name, part in zip(self._table.names, parts, strict=True):
+            if part.shape[1:] != parts[0].shape[1:]:
+                raise self._file.error(
+                    name, key, f"step shape {list(part.shape[1:])}, but "
+                    f"{self._table.names[0]} has {list(parts[0].shape[1:])}"
+                )  # fmt: skip
+        return np.concatenate(parts)
+
+    def _add_vector(self, kind: str, stack: int) -> None:
+        array = self._concat(f"obs/{kind}", [self._file.vector(n, kind) for n in self._table.names])
+        self._columns[kind] = _Column(array.shape[1:], "float32", stack, array)
+
+    def _add_cameras(self) -> int:
+        total = 0
+        for camera in self.cameras:
+            shapes = [self._file.image_shape(n, camera) for n in self._table.names]
+            for name, shape in zip(self._table.names, shapes, strict=True):
+                if shape != shapes[0]:
+                    raise self._file.error(
+                        name, f"obs/{camera}_image", f"frames are {list(shape)}, but "
+                        f"{self._table.names[0]} has {list(shapes[0])}"
+                    )  # fmt: skip
+            self._columns[camera] = _Column(shapes[0], "uint8", self.cfg.image_stack)
+            total += self.num_steps * int(np.prod(shapes[0]))
+        return total
+
+    @property
+    def num_steps(self) -> int:
+        """Steps over all demonstrations."""
+        return len(self._actions)
+
+    @property
+    def num_episodes(self) -> int:
+        """Demonstrations in use."""
+        return len(self._table.names)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return int(self._actions.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Height of the stored frames in pixels, -1 without cameras."""
+        return self._columns[self.cameras[0]].frame_shape[1] if self.cameras else -1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in RAM."""
+        arrays = [c.array for c in self._columns.values() if c.array is not None]
+        return sum(a.nbytes for a in (*arrays, self._actions, self._rewards))
+
+    @property
+    def observation_specs(self) -> dict[str, ArraySpec]:
+        """What a sampled (stacked) observation of one step looks like."""
+        return {
+            key: ArraySpec((c.stack * c.frame_shape[0], *c.frame_shape[1:]), c.dtype, c.stack)
+            for key, c in self._columns.items()
+        }
+
+    def check_env(self, spec: EnvSpec) -> None:
+        """Raise SpecError unless the environment delivers what these demonstrations hold."""
+        spec.check_provides(self.observation_specs, self.action_dim, f"dataset {self.cfg.path}")
+
+    def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:
+        column = self._columns[key]
+        if column.array is not None:
+            return gather_stack(column.array, rows, self._starts[rows], column.stack)
+        # not in RAM: read each needed frame once, then stack within that small array
+        starts = self._starts[rows]
+        wanted = np.maximum(rows[:, None] - np.arange(column.stack), starts[:, None])
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        frames = np.empty((len(unique), *column.frame_shape), np.uint8)
+        episode = np.searchsorted(self._bounds, unique, side="right") - 1
+        for number in np.unique(episode):
+            mine = episode == number
+            local = unique[mine] - self._bounds[number]
+            frames[mine] = self._file.images(self._table.names[number], key, local)
+        inverse = inverse.reshape(wanted.shape)
+        out = frames[inverse]
+        out[rows[:, None] - np.arange(column.stack) < starts[:, None]] = 0
+        return out.reshape(len(rows), -1, *column.frame_shape[1:])
+
+    def batch_at(self, rows: np.ndarray, device: str | torch.device = "cpu") -> BcBatch:
+        """The batch of the given global step numbers, int64 [B]."""
+        device = torch.device(device)
+
+        def to_torch(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            if device.type == "cuda":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor
+
+        obs = {key: to_torch(self._gather(key, rows)) for key in self._columns}
+        return BcBatch(obs, to_torch(self._actions[rows]))
+
+    def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> BcBatch:
+        """A batch drawn uniformly over all steps, with replacement."""
+        return self.batch_at(self._rng.integers(self.num_steps, size=batch_size), device)
+
+    def episodes(self) -> Iterator[Demo]:
+        """The demonstrations in file order, unstacked; images are read one episode at a time."""
+        for number, name in enumerate(self._table.names):
+            rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
+            observations = {
+                key: self._file.images(name, key) if column.array is None else column.array[rows]
+                for key, column in self._columns.items()
+            }
+            yield Demo(name, observations, self._actions[rows], self._rewards[rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampling generator's state: all that changes while training."""
+        return {"rng": generator_state(self._rng)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue sampling exactly where :meth:`state_dict` was taken."""
+        set_generator_state(self._rng, state["rng"])
+
+    def close(self) -> None:
+        """Close the file of a lazily read dataset; safe to call twice."""
+        self._file.close()
+
+
+def read_demos(
+    path: str | Path,
+    *,
+    cameras: Sequence[str] = (),
+    use_state: bool = False,
+    num_data: int = -1,
+    max_len: int = -1,
+    need_success: bool = True,
+) -> Iterator[Demo]:
+    """Demonstrations for a replay: unstacked, each cut at its first success (specification 7).
+
+    Images are read episode by episode, so that no second copy of the data is held. Raises
+    DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``.
+    """
+    cfg = DatasetConfig(
+        path=str(path),
+        rl_camera="+".join(cameras),
+        use_state=int(use_state),
+        num_data=num_data,
+        max_len=max_len,
+        eval_episode_len=-1,
+        max_ram_gb=0,
+    )
+    with DemoFile(path) as probe:
+        kwargs = probe.env_args.get("env_kwargs") or {}
+        cfg.action_repeat = int(kwargs.get("action_repeat", cfg.action_repeat))
+    dataset = DemoDataset(cfg)
+    try:
+        for demo in dataset.episodes():
+            yield cut_at_success(demo, need_success=need_success)
+    finally:
+        dataset.close()
