@@ -1,0 +1,320 @@
+"""What a run writes down: console lines, ``train.log``, ``metrics.jsonl``, TensorBoard, W&B."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from common_utils.atomic import atomic_write
+from common_utils.progress import console
+
+Number = float | int | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Summary of one key: mean is sum / count, min and max over single appends."""
+
+    mean: float
+    min: float
+    max: float
+    count: float
+
+
+class _Accumulator:
+    """Sum, min, max, count of a key; device tensors wait unread in ``pending``."""
+
+    CHUNK = 256  # tensors held before they are reduced on their device
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.low, self.high = math.inf, -math.inf
+        self.count = 0.0
+        self.pending: list[torch.Tensor] = []
+        self.reduced: list[torch.Tensor] = []  # float64 [sum, min, max] each
+
+    def append(self, value: Number, count: float) -> None:
+        self.count += count
+        if not isinstance(value, torch.Tensor):
+            value = float(value)
+            self.total += value
+            self.low, self.high = min(self.low, value), max(self.high, value)
+            return
+        if value.numel() != 1:
+            raise ValueError(f"a meter takes single numbers, got a tensor {list(value.shape)}")
+        self.pending.append(value.detach().reshape(()))
+        if len(self.pending) == self.CHUNK:
+            self.reduced.append(self._reduce(self.pending))
+            self.pending = []
+
+    @staticmethod
+    def _reduce(values: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(values).double()
+        return torch.stack([stacked.sum(), stacked.min(), stacked.max()])
+
+    def device_stats(self) -> torch.Tensor | None:
+        """float64 [n, 3] of the tensors so far, still on their device."""
+        parts = self.reduced + ([self._reduce(self.pending)] if self.pending else [])
+        return torch.stack(parts) if parts else None
+
+    def summary(self, stats: list[list[float]]) -> Meter:
+        total, low, high = self.total, self.low, self.high
+        for part_sum, part_min, part_max in stats:
+            total, low, high = total + part_sum, min(low, part_min), max(high, part_max)
+        return Meter(total / self.count if self.count else math.nan, low, high, self.count)
+
+    def state_dict(self) -> dict[str, Any]:
+        # pending stays as it is: reducing it now would change the order of later sums
+        return {
+            "total": self.total,
+            "low": self.low,
+            "high": self.high,
+            "count": self.count,
+            "pending": [v.clone() for v in self.pending],
+            "reduced": list(self.reduced),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total, self.count = state["total"], state["count"]
+        self.low, self.high = state["low"], state["high"]
+        self.pending, self.reduced = list(state["pending"]), list(state["reduced"])
+
+
+class MultiCounter:
+    """Mean, min and max per key between summaries (spec section 8).
+
+    Tensors (scalars, any device) are kept detached and unread; the host waits for the device
+    once per :meth:`summary`, not once per metric.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[str, _Accumulator] = {}
+
+    def append(self, key: str, value: Number, count: float = 1) -> None:
+        """Add ``value`` to the sum of ``key`` and ``count`` to its number of entries."""
+        self._keys.setdefault(key, _Accumulator()).append(value, count)
+
+    def update(self, values: Mapping[str, Number]) -> None:
+        """Append each entry of a dict."""
+        for key, value in values.items():
+            self.append(key, value)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def summary(self, reset: bool = True) -> dict[str, Meter]:
+        """All meters, by sorted key; then starts afresh unless ``reset`` is False."""
+        stats = {k: s for k, a in self._keys.items() if (s := a.device_stats()) is not None}
+        host = dict(zip(stats, _to_host(list(stats.values())), strict=True))
+        out = {k: self._keys[k].summary(host.get(k, [])) for k in sorted(self._keys)}
+        if reset:
+            self._keys.clear()
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: a.state_dict() for k, a in self._keys.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._keys = {}
+        for key, value in state.items():
+            self._keys[key] = _Accumulator()
+            self._keys[key].load_state_dict(value)
+
+
+def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
+    """Read [n_i, 3] tensors with one transfer per device."""
+    out: list[list[list[float]]] = [[] for _ in stats]
+    for device in {s.device for s in stats}:
+        index = [i for i, s in enumerate(stats) if s.device == device]
+        rows = torch.cat([stats[i] for i in index]).tolist()
+        for i in index:
+            out[i], rows = rows[: len(stats[i])], rows[len(stats[i]) :]
+    return out
+
+
+class RunLogger:
+    """Writes a run's lines and numbers into ``save_dir``; use as a context manager.
+
+    ``train.log``: everything said with :meth:`print`, and the traceback if the run fails.
+    ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
+    :meth:`log`, flushed at once. ``tb/``: TensorBoard. W&B if ``use_wb``.
+
+    ``resume_step``: entries after that step, left by a run that was killed later than its
+    last saved state, are removed; None starts the files anew.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        use_wb: bool | int = False,
+        config: Mapping[str, Any] | None = None,
+        *,
+        project: str = "",
+        name: str = "",
+        group: str = "",
+        resume_step: int | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        self.quiet = quiet
+        self.meters = MultiCounter()
+        self._wall_before = 0.0
+        self._start = time.monotonic()
+        self.metrics_path = self.save_dir / "metrics.jsonl"
+        self.log_path = self.save_dir / "train.log"
+        if resume_step is None:
+            self.metrics_path.unlink(missing_ok=True)
+            for old in (self.save_dir / "tb").glob("events.out.tfevents.*"):
+                old.unlink()
+        else:
+            truncate_metrics(self.metrics_path, resume_step)
+        append = "a" if resume_step is not None else "w"
+        self._text = open(self.log_path, append, buffering=1, encoding="utf-8")
+        self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
+        # imported here: it takes a second that programs without a logger need not wait for
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if resume_step is None else resume_step + 1
+        self._tensorboard = SummaryWriter(str(self.save_dir / "tb"), purge_step=purge)
+        self._wandb = (
+            self._start_wandb(config, project, name, group, resume_step) if use_wb else None
+        )
+
+    def _start_wandb(
+        self,
+        config: Mapping[str, Any] | None,
+        project: str,
+        name: str,
+        group: str,
+        resume_step: int | None,
+    ) -> Any:
+        import wandb
+
+        id_file = self.save_dir / "wandb_id.txt"
+        run_id = uuid.uuid4().hex[:8]
+        if resume_step is not None and id_file.is_file():
+            run_id = id_file.read_text().strip()
+        with atomic_write(id_file, "w") as handle:
+            handle.write(run_id + "\n")
+        return wandb.init(
+            project=project or "ibrl",
+            name=name or self.save_dir.name,
+            group=group or None,
+            dir=str(self.save_dir),
+            config=dict(config or {}),
+            id=run_id,
+            resume=None if os.environ.get("WANDB_MODE") == "offline" else "allow",
+        )
+
+    @property
+    def wall(self) -> float:
+        """Seconds of this run, those before a resume included."""
+        return self._wall_before + time.monotonic() - self._start
+
+    def print(self, line: str = "") -> None:
+        """One line (or several) to the console and to ``train.log``."""
+        if not self.quiet:
+            console().print(line, markup=False, highlight=False, soft_wrap=True)
+        self._text.write(line + "\n")
+
+    def log(self, step: int, values: Mapping[str, Number]) -> dict[str, float]:
+        """Record numbers at a step, everywhere; returns them as floats."""
+        numbers = {k: float(v) for k, v in values.items()}
+        record = {k: _json_number(v) for k, v in numbers.items()}
+        line = {"step": int(step), "wall": round(self.wall, 3), **record}
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        for key, value in numbers.items():
+            self._tensorboard.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=int(step))
+        return numbers
+
+    def summarize(self, step: int, extra: Mapping[str, Number] | None = None) -> dict[str, float]:
+        """Log the meters' means (and ``extra``), print the table, start the meters afresh."""
+        meters = self.meters.summary()
+        numbers = self.log(step, {**{k: m.mean for k, m in meters.items()}, **(extra or {})})
+        self.print(f"step {step}, {self.wall:.0f} s")
+        width = max((len(k) for k in numbers), default=0)
+        for key in sorted(numbers):
+            meter = meters.get(key)
+            spread = f"  [{meter.min:.4g}, {meter.max:.4g}]" if meter and meter.count > 1 else ""
+            self.print(f"  {key:<{width}}  {numbers[key]:.5g}{spread}")
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Meters and wall time, for resume."""
+        return {"meters": self.meters.state_dict(), "wall": self.wall}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.meters.load_state_dict(state["meters"])
+        self._wall_before = float(state["wall"])
+        self._start = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and close everything; safe to call twice."""
+        self._tensorboard.close()
+        self._text.close()
+        self._metrics.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            import traceback
+
+            self._text.write("".join(traceback.format_exception(kind, error, trace)))
+        self.close()
+
+
+def _json_number(value: float) -> float | int | None:
+    """JSON knows no NaN or infinity: null stands for both."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Records of a ``metrics.jsonl``; a torn last line (killed while writing) is dropped."""
+    records = []
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not a JSON record: {line[:80]!r}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {number}: expected a record with an integer 'step'")
+        records.append(record)
+    return records
+
+
+def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:
+    """Remove the records after ``step``, and a torn last line."""
+    path = Path(path)
+    if not path.exists():
+        return
+    kept = [r for r in read_metrics(path) if r["step"] <= step]
+    with atomic_write(path, "w") as handle:
+        handle.writelines(json.dumps(r) + "\n" for r in kept)
