@@ -130,7 +130,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{CONFIG_ARG}: cannot read '{path}': {error.strerror}") from None
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (it is a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if tree is None:
@@ -181,10 +181,8 @@ def _tokens(args: list[str], known: Mapping[str, Any]) -> dict[str, str]:
 
 def _from_text(name: str, text: str, kind: Any) -> Any:
     """A command line string, as YAML would read it; strings stay as typed."""
-    if (
-        kind is str
-        or get_origin(kind) is Literal
-        and all(isinstance(a, str) for a in get_args(kind))
+    if kind is str or (
+        get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind))
     ):
         return text
     try:
@@ -275,7 +273,7 @@ def _coerce(value: Any, kind: Any) -> Any:
 def _coerce_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     if not isinstance(value, (list, tuple)):
         raise _Mismatch
-    if origin is list or len(args) == 2 and args[1] is ...:
+    if origin is list or (len(args) == 2 and args[1] is ...):
         return origin(_coerce(v, args[0]) for v in value)
     if len(value) != len(args):
         raise _Mismatch
@@ -314,10 +312,14 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
 
 
 def _unknown(shown: str, name: str, known: Sequence[str], what: str) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if not close:  # the right leaf in the wrong section
-        leaf = name.rsplit(".", 1)[-1]
-        close = [k for k in known if k.rsplit(".", 1)[-1] == leaf][:3]
+    section, _, leaf = name.rpartition(".")
+    leaves: dict[str, list[str]] = {}
+    for option in known:
+        leaves.setdefault(option.rpartition(".")[2], []).append(option)
+    here = {o.rpartition(".")[2]: o for o in known if o.rpartition(".")[0] == section}
+    # a slip in the leaf, the right leaf in the wrong section, or a slip anywhere
+    close = [here[c] for c in difflib.get_close_matches(leaf, here, n=2)]
+    close = close or leaves.get(leaf, [])[:3] or difflib.get_close_matches(name, known, n=2)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     return f"{shown}: unknown {what}{hint}"
 
@@ -428,14 +430,14 @@ def dump(config: Any, path: str | os.PathLike[str]) -> None:
     changed = diff(config, again)
     if changed:
         raise ConfigError(
-            f"{path}: {type(config).__name__} would not load as it was saved ({'; '.join(changed)}): "
-            "its __post_init__ must leave already tidied values alone"
+            f"{path}: {type(config).__name__} would not load as it was saved "
+            f"({'; '.join(changed)}): its __post_init__ must leave already tidied values alone"
         )
     atomic_yaml(tree, path)
 
 
 def diff(a: Any, b: Any) -> list[str]:
-    """What changed from ``a`` to ``b`` (configs or nested dicts), as ``field: old -> new`` lines."""
+    """What changed from ``a`` to ``b`` (configs or nested dicts): ``field: old -> new`` lines."""
     old = flatten(a if isinstance(a, dict) else to_dict(a))
     new = flatten(b if isinstance(b, dict) else to_dict(b))
     missing = "(absent)"
@@ -494,7 +496,7 @@ def help_text(config_class: Any) -> str:
 
 
 def resolve_device(name: str, field: str = "device") -> torch.device:
-    """``auto`` (CUDA when present), ``cpu``, ``cuda`` or ``cuda:N``; ConfigError if it is absent."""
+    """``auto`` (CUDA when present), ``cpu``, ``cuda``, ``cuda:N``; ConfigError if absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
