@@ -1,0 +1,93 @@
+"""What all behaviour-cloning policies share: batching, devices, proposals and the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from common_utils.ibrl_utils import require_key
+from common_utils.specs import ArraySpec, Obs
+
+
+def batch_action(batch: Any) -> torch.Tensor:
+    """The actions [B, A] of a batch whose ``action`` is a tensor or {"action": tensor}."""
+    action = batch.action
+    return action["action"] if isinstance(action, dict) else action
+
+
+class ExplicitPolicy(nn.Module, ABC):
+    """A policy that maps an observation to one action; implements ``common_utils.specs.Policy``.
+
+    Subclasses say what they read (:meth:`input_specs`) and compute :meth:`forward`.
+    """
+
+    @abstractmethod
+    def input_specs(self) -> dict[str, ArraySpec]:
+        """The observations it reads, as an environment must deliver them (no batch axis)."""
+
+    @abstractmethod
+    def forward(self, obs: Obs) -> torch.Tensor:
+        """Batched observations -> actions [B, A] in [-1, 1]."""
+
+    def augment(self, obs: Obs) -> Obs:
+        """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
+        return obs
+
+    def _read(self, obs: Obs) -> tuple[Obs, bool]:
+        """The inputs alone, on our device and batched, and whether they came batched."""
+        device = next(self.parameters()).device
+        specs = self.input_specs()
+        who = type(self).__name__
+        inputs = {k: torch.as_tensor(require_key(obs, k, who)).to(device) for k in specs}
+        batched = {x.dim() == len(specs[k].shape) + 1 for k, x in inputs.items()}
+        for key, x in inputs.items():
+            shape = specs[key].shape
+            if tuple(x.shape[-len(shape) :]) != shape or x.dim() > len(shape) + 1:
+                raise ValueError(
+                    f"{who}: obs['{key}'] must be {list(shape)} or [B, ...] of that, "
+                    f"got {list(x.shape)}"
+                )
+        if len(batched) != 1:
+            raise ValueError(f"{who}: some observations have a batch axis and some have not")
+        if batched == {True}:
+            return inputs, True
+        return {k: x.unsqueeze(0) for k, x in inputs.items()}, False
+
+    @torch.no_grad()
+    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``.
+
+        The policy is deterministic, so ``eval_mode`` changes nothing. Raises RuntimeError
+        while the module is in training mode (dropout would make it random).
+        """
+        if self.training:
+            raise RuntimeError(f"{type(self).__name__}.act needs eval mode: call .eval() first")
+        inputs, batched = self._read(obs)
+        action = self(inputs).detach()
+        if not batched:
+            action = action.squeeze(0)
+        return action.cpu() if cpu else action
+
+    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+        """Candidates [B, n, A] for batched observations: the one action, n times."""
+        if n < 1:
+            raise ValueError(f"propose: n must be at least 1, got {n}")
+        action = self.act(obs, cpu=False)
+        if action.dim() != 2:
+            raise ValueError("propose needs batched observations")
+        return action.unsqueeze(1).expand(-1, n, -1)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Squared error summed over action dimensions, averaged over the batch (a scalar)."""
+        inputs, _ = self._read(batch.obs)
+        pred = self(self.augment(inputs))
+        target = batch_action(batch).to(pred.device)
+        if target.shape != pred.shape:
+            raise ValueError(
+                f"{type(self).__name__}.loss: actions must be {list(pred.shape)}, "
+                f"got {list(target.shape)}"
+            )
+        return (pred - target).square().sum(1).mean()

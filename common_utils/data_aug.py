@@ -1,0 +1,49 @@
+"""Random shift augmentation (DrQ), as an exact crop instead of bilinear sampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class RandomShiftsAug(nn.Module):
+    """Replicate-pad by ``pad`` pixels and crop back at a random place, one per image.
+
+    images [B, C, H, W] of any dtype -> the same shape and dtype. All channels of an image
+    shift alike. Shifts are drawn as the original does (``torch.randint`` of float32
+    [B, 1, 1, 2], x before y), so the same torch seed gives the same shifts.
+    """
+
+    def __init__(self, pad: int = 4) -> None:
+        super().__init__()
+        if pad < 0:
+            raise ValueError(f"RandomShiftsAug: pad must be 0 or more, got {pad}")
+        self.pad = pad
+
+    def draw(
+        self, n: int, device: torch.device | str, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Shifts int64 [n, 2] as (x, y), each in [0, 2 * pad]."""
+        shifts = torch.randint(
+            0,
+            2 * self.pad + 1,
+            (n, 1, 1, 2),
+            dtype=torch.float32,
+            device=device,
+            generator=generator,
+        )
+        return shifts.view(n, 2).long()
+
+    def shift(self, x: torch.Tensor, shifts_xy: torch.Tensor) -> torch.Tensor:
+        """out[i, j] = in[clamp(i + sy - pad), clamp(j + sx - pad)] for each image."""
+        n, _, h, w = x.shape
+        rows = torch.arange(-self.pad, h + self.pad, device=x.device).clamp_(0, h - 1)
+        cols = torch.arange(-self.pad, w + self.pad, device=x.device).clamp_(0, w - 1)
+        padded = x.index_select(2, rows).index_select(3, cols)
+        windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # view [B, C, 2p+1, 2p+1, H, W]
+        index = torch.arange(n, device=x.device)
+        return windows[index, :, shifts_xy[:, 1], shifts_xy[:, 0]].contiguous()
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Shift every image by its own random amount."""
+        return self.shift(x, self.draw(x.size(0), x.device, generator))

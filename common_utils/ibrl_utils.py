@@ -1,0 +1,180 @@
+"""Small functions shared by agents, policies and trainers: noise, schedules, seeds, updates."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common_utils.seeding import set_all_seeds as set_all_seeds  # part of this interface
+
+_ACTION_EPS = 1e-6
+_SCHEDULE = re.compile(r"(linear|step_linear)\((.+)\)")
+_SCHEDULE_ARGS = {"linear": 3, "step_linear": 5}
+
+
+def _ramp(start: float, end: float, step: float, duration: float) -> float:
+    mix = min(max(step / duration, 0.0), 1.0)
+    return (1.0 - mix) * start + mix * end
+
+
+def schedule(schdl: str, step: float) -> float:
+    """Value at ``step`` of a schedule written as text.
+
+    ``"0.3"`` constant; ``"linear(start,end,duration)"``;
+    ``"step_linear(start,mid,duration1,end,duration2)"`` two ramps, one after the other.
+    Raises ValueError for any other text.
+    """
+    expected = "expected a number, linear(a,b,steps) or step_linear(a,b,steps1,c,steps2)"
+    try:
+        return float(schdl)
+    except ValueError:
+        pass
+    match = _SCHEDULE.fullmatch(schdl.replace(" ", ""))
+    try:
+        args = [float(g) for g in match.group(2).split(",")] if match else []
+    except ValueError:
+        args = []
+    if match is None or len(args) != _SCHEDULE_ARGS[match.group(1)] or min(args[2::2]) <= 0:
+        raise ValueError(f"schedule '{schdl}': {expected}, with durations above 0")
+    if match.group(1) == "linear" or step <= args[2]:
+        return _ramp(args[0], args[1], step, args[2])
+    return _ramp(args[1], args[3], step - args[2], args[4])
+
+
+def clip_action_norm(action: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Shorten the first 6 dimensions (arm motion) to ``max_norm``; the gripper stays as it is.
+
+    action float [..., 7]. Raises ValueError for another action dimension or max_norm <= 0.
+    """
+    if action.size(-1) != 7 or max_norm <= 0:
+        raise ValueError(
+            f"clip_action_norm: needs 7-dim actions and max_norm > 0, got action dimension "
+            f"{action.size(-1)} and max_norm {max_norm}"
+        )
+    arm, gripper = action[..., :6], action[..., 6:]
+    norm = arm.norm(dim=-1, keepdim=True)
+    # an all-zero arm motion has no direction: leave it zero instead of dividing by zero
+    arm = arm / norm.clamp(min=1e-12) * norm.clamp(max=max_norm)
+    return torch.cat([arm, gripper], dim=-1)
+
+
+class TruncatedNormal:
+    """Normal around an action in [-1, 1], whose samples are clamped to that range.
+
+    The clamp is straight-through: the gradient of a sample w.r.t. ``loc`` is one everywhere
+    (only the optional action-norm clip changes it).
+
+    loc float [..., A]; std a float or a tensor that broadcasts to loc; max_action_norm > 0
+    limits the norm of the first 6 dimensions of a sample.
+    """
+
+    def __init__(
+        self, loc: torch.Tensor, std: float | torch.Tensor, max_action_norm: float = -1
+    ) -> None:
+        self.loc = loc
+        self.std = std
+        self.max_action_norm = max_action_norm
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The undisturbed action, [..., A]."""
+        return self.loc
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Standard deviation, [..., A]."""
+        return torch.ones_like(self.loc) * self.std
+
+    def sample(
+        self, clip: float | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """loc + noise, [..., A]; ``clip`` limits the noise itself to [-clip, clip]."""
+        noise = torch.randn(
+            self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device
+        )
+        noise = noise * self.std
+        if clip is not None:
+            noise = noise.clamp(-clip, clip)
+        x = self.loc + noise
+        x = x - x.detach() + x.detach().clamp(-1.0 + _ACTION_EPS, 1.0 - _ACTION_EPS)
+        if self.max_action_norm > 0:
+            x = clip_action_norm(x, self.max_action_norm)
+        return x
+
+
+def concat_obs(idx: int, obses: Sequence[torch.Tensor], stack: int) -> torch.Tensor:
+    """[x_idx, x_{idx-1}, ..., x_{idx-stack+1}] along axis 0, zeros before the first step."""
+    if stack < 1 or not 0 <= idx < len(obses):
+        raise ValueError(
+            f"concat_obs: idx {idx} must be in [0, {len(obses)}) and stack {stack} at least 1"
+        )
+    if stack == 1:
+        return obses[idx]
+    zero = torch.zeros_like(obses[idx])
+    return torch.cat([obses[idx - i] if idx >= i else zero for i in range(stack)])
+
+
+def resize_images(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Square bicubic, anti-aliased resize of [C, H, W] or [B, C, H, W]; dtype is kept."""
+    if x.shape[-2:] == (size, size):
+        return x
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    y = F.interpolate(batched, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def get_rescale_transform(target_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function that resizes images [C, H, W] (or batched) to ``target_size`` squares."""
+    return lambda x: resize_images(x, target_size)
+
+
+def require_key(obs: dict[str, torch.Tensor], key: str, who: str) -> torch.Tensor:
+    """obs[key], or a KeyError that says who needed it and what was there."""
+    if key not in obs:
+        raise KeyError(f"{who} needs obs['{key}'], got {sorted(obs)}")
+    return obs[key]
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode, and those that were training back into it afterwards."""
+    training = [m for m in modules if m.training]
+    for m in training:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.train()
+
+
+@torch.no_grad()
+def soft_update_params(net: nn.Module, target: nn.Module, tau: float) -> None:
+    """target <- tau * net + (1 - tau) * target, parameters only (no buffers)."""
+    src, dst = list(net.parameters()), list(target.parameters())
+    if len(src) != len(dst):
+        raise ValueError(f"soft_update_params: {len(src)} parameters against {len(dst)}")
+    torch._foreach_lerp_(dst, src, tau)
+
+
+def orth_weight_init(m: nn.Module) -> None:
+    """For ``module.apply``: orthogonal Linear (gain 1) and Conv2d (gain sqrt 2), biases zero."""
+    if isinstance(m, nn.Linear):
+        nn.init.orthogonal_(m.weight)
+    elif isinstance(m, nn.Conv2d):
+        nn.init.orthogonal_(m.weight, math.sqrt(2.0))
+    else:
+        return
+    if m.bias is not None:
+        nn.init.zeros_(m.bias)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,5 @@
+"""Where the original keeps its Meta-World policy; the code is in ``bc.mw_bc_policy``."""
+
+from bc.mw_bc_policy import BcPolicy, BcPolicyConfig
+
+__all__ = ["BcPolicy", "BcPolicyConfig"]

@@ -1,0 +1,193 @@
+"""Image encoders: uint8 images in, a grid of features out.
+
+All of them take ``obs`` [B, C, H, W] with values 0..255 (uint8, or float not yet scaled) and
+offer ``repr_dim`` = num_patch * patch_repr_dim. ``forward(obs, flatten=True)`` gives
+[B, repr_dim] (channel-major for the convolutional ones, as in the original), ``flatten=False``
+gives [B, num_patch, patch_repr_dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common_utils.ibrl_utils import orth_weight_init, resize_images
+from networks.min_vit import MinVit
+from networks.resnet import ResNet
+from networks.resnet_rl import ResNet96
+
+
+@dataclass
+class VitEncoderConfig:
+    """Vision transformer."""
+
+    # unused, kept so that the original's configs load
+    patch_size: int = 8
+    # number of transformer blocks
+    depth: int = 3
+    # width of a patch feature
+    embed_dim: int = 128
+    # attention heads
+    num_heads: int = 4
+    # unused, kept so that the original's configs load
+    stride: int = -1
+    # stem: embed1 (one convolution, 144 patches) or embed2 (two, 121 patches)
+    embed_style: str = "embed1"
+    # 1: per-channel GroupNorm in the embed2 stem
+    embed_norm: int = 0
+
+
+@dataclass
+class ResNetEncoderConfig:
+    """ResNet-18 style encoder."""
+
+    # first layers: default (k4 s2 conv + max pool), patch (k4 s4) or convl (k6 s4)
+    stem: str = "default"
+    # shortcut when the size changes: default (1x1 stride 2), conv (2x2 stride 2) or pool
+    downsample: str = "default"
+    # bn, gnn (GroupNorm, one group per channel) or gnK (see group_norm_k_fixed)
+    norm_layer: str = "gnn"
+    # 1: one block per stage instead of two
+    shallow: int = 0
+    # 0: gnK means gnn, as in the original; 1: gnK really makes K groups
+    group_norm_k_fixed: int = 0
+
+
+@dataclass
+class ResNet96EncoderConfig:
+    """Thin pre-activation ResNet."""
+
+    # 1: expand to 4x channels and come back with a 1x1 convolution
+    use_1x1: int = 0
+    # 1: one convolution per block (use_1x1 then has no effect)
+    shallow: int = 0
+
+
+def scale_image(obs: torch.Tensor) -> torch.Tensor:
+    """0..255 -> [-0.5, 0.5] float.
+
+    Float images on the CPU are checked not to be scaled already (ValueError when their maximum
+    is 5 or less); uint8 needs no check, and on a GPU looking would stall the queue.
+    """
+    if not obs.is_floating_point():
+        obs = obs.float()
+    elif obs.device.type == "cpu" and obs.numel() and float(obs.detach().max()) <= 5:
+        raise ValueError(
+            f"images must be 0..255, but the maximum of this float batch is "
+            f"{float(obs.detach().max()):.3f}: was it scaled already?"
+        )
+    return obs / 255.0 - 0.5
+
+
+class _ConvEncoder(nn.Module):
+    """Base of the convolutional encoders; subclasses provide :meth:`features`."""
+
+    repr_dim: int
+    num_patch: int
+    patch_repr_dim: int
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Scaled images [B, C, H, W] -> [B, dim, h, w]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _measure(self, obs_shape: Sequence[int]) -> None:
+        """Find the output size with one dry run (eval mode: no running statistics move)."""
+        if len(obs_shape) != 3:
+            raise ValueError(f"image observations are [C, H, W], got {tuple(obs_shape)}")
+        self.eval()
+        out = self.features(torch.zeros(1, *obs_shape))
+        self.train()
+        self.patch_repr_dim = out.size(1)
+        self.num_patch = out.size(2) * out.size(3)
+        self.repr_dim = self.num_patch * self.patch_repr_dim
+
+    def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
+        """[B, C, H, W] in 0..255 -> [B, repr_dim], or [B, num_patch, patch_repr_dim]."""
+        h = self.features(scale_image(obs)).flatten(2)
+        return h.flatten(1) if flatten else h.transpose(1, 2)
+
+
+class VitEncoder(nn.Module):
+    """MinVit on images; also flattens patch-major."""
+
+    def __init__(self, obs_shape: Sequence[int], cfg: VitEncoderConfig | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else VitEncoderConfig()
+        if len(obs_shape) != 3 or obs_shape[1] != obs_shape[2]:
+            raise ValueError(f"VitEncoder needs square images [C, S, S], got {tuple(obs_shape)}")
+        self.vit = MinVit(
+            embed_style=cfg.embed_style,
+            embed_dim=cfg.embed_dim,
+            embed_norm=cfg.embed_norm,
+            num_head=cfg.num_heads,
+            depth=cfg.depth,
+            in_channels=obs_shape[0],
+            image_size=obs_shape[1],
+        )
+        self.num_patch = self.vit.num_patches
+        self.patch_repr_dim = cfg.embed_dim
+        self.repr_dim = self.num_patch * self.patch_repr_dim
+
+    def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
+        """[B, C, S, S] in 0..255 -> [B, repr_dim], or [B, num_patch, embed_dim]."""
+        h = self.vit(scale_image(obs))
+        return h.flatten(1) if flatten else h
+
+
+class ResNetEncoder(_ConvEncoder):
+    """ResNet-18 style: 96 x 96 -> 9 patches of 512."""
+
+    def __init__(self, obs_shape: Sequence[int], cfg: ResNetEncoderConfig | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else ResNetEncoderConfig()
+        self.nets = ResNet(
+            obs_shape[0],
+            stem=cfg.stem,
+            downsample=cfg.downsample,
+            norm_layer=cfg.norm_layer,
+            shallow=cfg.shallow,
+            group_norm_k_fixed=cfg.group_norm_k_fixed,
+        )
+        self._measure(obs_shape)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, 512, h, w]."""
+        return self.nets(x)
+
+
+class ResNet96Encoder(_ConvEncoder):
+    """Thin pre-activation ResNet: 96 x 96 -> 144 patches of 256."""
+
+    def __init__(self, obs_shape: Sequence[int], cfg: ResNet96EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else ResNet96EncoderConfig()
+        self.resnet = ResNet96(obs_shape[0], cfg.use_1x1, cfg.shallow)
+        self._measure(obs_shape)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, 256, h, w]."""
+        return self.resnet(x)
+
+
+class DrQEncoder(_ConvEncoder):
+    """Four 3 x 3 convolutions on 84 x 84 images (others are resized): 1225 patches of 32."""
+
+    IMAGE_SIZE = 84
+
+    def __init__(self, obs_shape: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(4):
+            c_in, stride = (obs_shape[0], 2) if i == 0 else (32, 1)
+            layers += [nn.Conv2d(c_in, 32, kernel_size=3, stride=stride), nn.ReLU()]
+        self.convnet = nn.Sequential(*layers)
+        self.apply(orth_weight_init)
+        self._measure(obs_shape)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, 32, 35, 35]."""
+        return self.convnet(resize_images(x, self.IMAGE_SIZE))

@@ -1,0 +1,159 @@
+"""Actors: observation dict in, a TruncatedNormal over actions in [-1, 1] out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
+from networks.mlp import build_fc
+
+
+@dataclass
+class ActorConfig:
+    """Actor on encoder features."""
+
+    # width of the compressed visual feature
+    feature_dim: int = 128
+    # width of the two hidden layers
+    hidden_dim: int = 1024
+    # dropout probability, in the compression and in the hidden layers
+    dropout: float = 0
+    # 1: orthogonal initialisation
+    orth: int = 1
+    # above 0: limit on the norm of the first 6 action dimensions (7-dim actions only)
+    max_action_norm: float = -1
+    # above 0: compress by a spatial embedding of this width instead of one Linear
+    spatial_emb: int = 0
+
+
+@dataclass
+class FcActorConfig:
+    """Actor on state vectors."""
+
+    # number of hidden layers
+    num_layer: int = 3
+    # width of the hidden layers
+    hidden_dim: int = 512
+    # dropout probability after each hidden layer
+    dropout: float = 0.5
+    # LayerNorm: 0 none, 1 every hidden layer, 2 last hidden layer only
+    layer_norm: int = 0
+    # 1: orthogonal initialisation
+    orth: int = 0
+
+
+class SpatialEmb(nn.Module):
+    """Learned pooling of patches: per channel a projection over patches, then a weighted sum.
+
+    feat [B, patches, dim], prop [B, P] or None -> [B, emb].
+    """
+
+    def __init__(
+        self, num_patch: int, patch_dim: int, prop_dim: int, emb_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.prop_dim = prop_dim
+        self.input_proj = nn.Sequential(
+            nn.Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
+        )
+        self.weight = nn.Parameter(torch.randn(1, patch_dim, emb_dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, feat: torch.Tensor, prop: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, patches, dim] (and [B, P]) -> [B, emb]."""
+        rows = feat.transpose(1, 2)
+        if self.prop_dim > 0:
+            assert prop is not None  # the owner checks its observation dict
+            rows = torch.cat([rows, prop.unsqueeze(1).expand(-1, rows.size(1), -1)], dim=-1)
+        z = (self.input_proj(rows) * self.weight).sum(1)
+        return self.dropout(z)
+
+
+class Actor(nn.Module):
+    """obs {"feat": [B, patches, dim], "prop": [B, P]} -> TruncatedNormal over [B, A].
+
+    ``prop`` is read only when prop_dim > 0.
+    """
+
+    def __init__(
+        self,
+        repr_dim: int,
+        patch_repr_dim: int,
+        prop_dim: int,
+        action_dim: int,
+        cfg: ActorConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else ActorConfig()
+        self.prop_dim = prop_dim
+        if cfg.max_action_norm > 0 and action_dim != 7:
+            raise ValueError(
+                f"actor.max_action_norm={cfg.max_action_norm} needs 7-dim actions (6 arm "
+                f"dimensions and a gripper), got action_dim={action_dim}"
+            )
+        self.compress: nn.Module
+        if cfg.spatial_emb > 0:
+            feature_dim = cfg.spatial_emb
+            self.compress = SpatialEmb(
+                repr_dim // patch_repr_dim, patch_repr_dim, prop_dim, feature_dim, cfg.dropout
+            )
+        else:
+            feature_dim = cfg.feature_dim
+            self.compress = nn.Sequential(
+                nn.Linear(repr_dim, feature_dim),
+                nn.LayerNorm(feature_dim),
+                nn.Dropout(cfg.dropout),
+                nn.ReLU(),
+            )
+        layers: list[nn.Module] = []
+        for in_dim in (feature_dim + prop_dim, cfg.hidden_dim):
+            layers += [
+                nn.Linear(in_dim, cfg.hidden_dim),
+                nn.LayerNorm(cfg.hidden_dim),
+                nn.Dropout(cfg.dropout),
+                nn.ReLU(),
+            ]
+        self.policy = nn.Sequential(*layers, nn.Linear(cfg.hidden_dim, action_dim), nn.Tanh())
+        if cfg.orth:
+            self.compress.apply(orth_weight_init)
+            self.policy.apply(orth_weight_init)
+
+    def forward(self, obs: dict[str, torch.Tensor], std: float) -> TruncatedNormal:
+        """Distribution over actions [B, A] with standard deviation ``std``."""
+        feat = require_key(obs, "feat", "Actor")
+        prop = require_key(obs, "prop", "Actor (prop_dim > 0)") if self.prop_dim > 0 else None
+        if isinstance(self.compress, SpatialEmb):
+            z = self.compress(feat, prop)
+        else:
+            z = self.compress(feat.flatten(1))
+        if prop is not None:
+            z = torch.cat([z, prop], dim=-1)
+        mean = self.policy(z)
+        if self.cfg.max_action_norm > 0:
+            mean = clip_action_norm(mean, self.cfg.max_action_norm)
+        return TruncatedNormal(mean, std, self.cfg.max_action_norm)
+
+
+class FcActor(nn.Module):
+    """obs {"state": [B, S]} -> TruncatedNormal over [B, A]."""
+
+    def __init__(
+        self, obs_shape: Sequence[int], action_dim: int, cfg: FcActorConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else FcActorConfig()
+        if len(obs_shape) != 1:
+            raise ValueError(f"FcActor needs a flat state, got obs_shape {tuple(obs_shape)}")
+        self.net = build_fc(
+            obs_shape[0], cfg.hidden_dim, action_dim, cfg.num_layer, cfg.layer_norm, cfg.dropout
+        )
+        if cfg.orth:
+            self.net.apply(orth_weight_init)
+
+    def forward(self, obs: dict[str, torch.Tensor], std: float) -> TruncatedNormal:
+        """Distribution over actions [B, A] with standard deviation ``std``."""
+        return TruncatedNormal(self.net(require_key(obs, "state", "FcActor")), std)

@@ -1,0 +1,270 @@
+"""Critics. Each scores one action or N candidate actions per observation.
+
+The part of a critic that sees only the observation is computed once and shared by all
+candidates: the first Linear is applied by columns, W [o, a] = W_o o + W_a a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common_utils.ibrl_utils import orth_weight_init
+from networks.mlp import EnsembleLinear
+
+
+@dataclass
+class CriticConfig:
+    """Two Q heads on encoder features."""
+
+    # width of the compressed visual feature (spatial_emb 0)
+    feature_dim: int = 128
+    # width of the hidden layers
+    hidden_dim: int = 1024
+    # 1: orthogonal initialisation
+    orth: int = 1
+    # dropout probability (spatial_emb 0 only)
+    drop: float = 0
+    # spatial embedding over patches of each channel (1) or over channels of each patch (0)
+    fuse_patch: int = 1
+    # unused, kept so that the original's configs load
+    norm_weight: int = 0
+    # above 0: spatial embedding of this width instead of one Linear on the flat feature
+    spatial_emb: int = 0
+
+
+@dataclass
+class MultiFcQConfig:
+    """Ensemble of Q functions on state vectors."""
+
+    # number of members
+    num_q: int = 10
+    # number of members, drawn at random, whose minimum is the target
+    num_k: int = 2
+    # number of hidden layers
+    num_layer: int = 3
+    # width of the hidden layers
+    hidden_dim: int = 512
+    # dropout probability after each hidden layer
+    dropout: float = 0
+    # 1: LayerNorm (shared by the members) in every hidden layer
+    layer_norm: int = 0
+    # 1: orthogonal initialisation of every member
+    orth: int = 0
+    # 1: feed the action to every layer, not only to the first
+    append_action: int = 0
+    # 0: one scalar bias per member and layer (the original); 1: one bias per unit. With
+    # layer_norm 1 the scalar is cancelled by the LayerNorm, so 0 means no hidden bias at all
+    bias_per_unit: int = 0
+
+
+def _cut(linear: nn.Linear, x: torch.Tensor, start: int) -> torch.Tensor:
+    """The share of ``linear`` that input columns [start, start + x.size(-1)) contribute."""
+    return F.linear(x, linear.weight[:, start : start + x.size(-1)])
+
+
+class _QNet(nn.Module):
+    """Flat feature -> Linear -> MLP on [feature, action, prop]."""
+
+    def __init__(self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig) -> None:
+        super().__init__()
+        self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
+        self.obs_proj = nn.Sequential(
+            nn.Linear(repr_dim, cfg.feature_dim),
+            nn.Dropout(cfg.drop),
+            nn.LayerNorm(cfg.feature_dim),
+            nn.ReLU(),
+        )
+        layers: list[nn.Module] = []
+        for in_dim in (cfg.feature_dim + action_dim + prop_dim, cfg.hidden_dim):
+            layers += [
+                nn.Linear(in_dim, cfg.hidden_dim),
+                nn.Dropout(cfg.drop),
+                nn.LayerNorm(cfg.hidden_dim),
+                nn.ReLU(),
+            ]
+        self.q = nn.Sequential(*layers, nn.Linear(cfg.hidden_dim, 1))
+        if cfg.orth:
+            self.apply(orth_weight_init)
+
+    def forward(
+        self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
+        first = self.q[0]
+        h = self.obs_proj(feat.flatten(1))
+        shared = _cut(first, h, 0) + first.bias
+        if prop is not None:
+            shared = shared + _cut(first, prop, self.feature_dim + self.action_dim)
+        x = shared.unsqueeze(1) + _cut(first, actions, self.feature_dim)
+        return self.q[1:](x).squeeze(-1)
+
+
+class _SpatialEmbQNet(nn.Module):
+    """Spatial embedding of (feature rows, action, prop) -> MLP on [z, prop, action]."""
+
+    def __init__(
+        self,
+        num_patch: int,
+        patch_dim: int,
+        prop_dim: int,
+        action_dim: int,
+        cfg: CriticConfig,
+    ) -> None:
+        super().__init__()
+        self.fuse_patch = bool(cfg.fuse_patch)
+        rows, self.row_dim = (patch_dim, num_patch) if self.fuse_patch else (num_patch, patch_dim)
+        self.action_dim = action_dim
+        emb = cfg.spatial_emb
+        self.input_proj = nn.Sequential(
+            nn.Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
+        )
+        self.weight = nn.Parameter(torch.randn(1, rows, emb))
+        self.q = nn.Sequential(
+            nn.Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
+            nn.LayerNorm(cfg.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(cfg.hidden_dim, cfg.hidden_dim),
+            nn.LayerNorm(cfg.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(cfg.hidden_dim, 1),
+        )
+        if cfg.orth:
+            self.q.apply(orth_weight_init)
+
+    def forward(
+        self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
+        proj, norm_act = self.input_proj[0], self.input_proj[1:]
+        rows = feat.transpose(1, 2) if self.fuse_patch else feat
+        shared = _cut(proj, rows, 0)  # [B, rows, emb]
+        per_action = _cut(proj, actions, self.row_dim) + proj.bias  # [B, N, emb]
+        if prop is not None:
+            per_action = per_action + _cut(proj, prop, self.row_dim + self.action_dim)[:, None]
+        # one candidate at a time: [B, rows, emb] is the largest tensor of an update
+        zs = [(norm_act(shared + a[:, None]) * self.weight).sum(1) for a in per_action.unbind(1)]
+        parts = [torch.stack(zs, dim=1)]
+        if prop is not None:
+            parts.append(prop.unsqueeze(1).expand(-1, actions.size(1), -1))
+        return self.q(torch.cat([*parts, actions], dim=-1)).squeeze(-1)
+
+
+class Critic(nn.Module):
+    """Two independent Q heads, q1 and q2.
+
+    feat [B, patches, dim]; prop [B, P], ignored (may be None) when prop_dim is 0.
+    """
+
+    def __init__(
+        self,
+        repr_dim: int,
+        patch_repr_dim: int,
+        prop_dim: int,
+        action_dim: int,
+        cfg: CriticConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else CriticConfig()
+        self.prop_dim = prop_dim
+
+        def head() -> nn.Module:
+            if cfg.spatial_emb > 0:
+                num_patch = repr_dim // patch_repr_dim
+                return _SpatialEmbQNet(num_patch, patch_repr_dim, prop_dim, action_dim, cfg)
+            return _QNet(repr_dim, prop_dim, action_dim, cfg)
+
+        self.q1, self.q2 = head(), head()
+
+    def forward(
+        self, feat: torch.Tensor, prop: torch.Tensor | None, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """action [B, A] -> (q1 [B], q2 [B])."""
+        q = self.q_candidates(feat, prop, action.unsqueeze(1))
+        return q[:, 0, 0], q[:, 0, 1]
+
+    def q_candidates(
+        self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """actions [B, N, A] -> [B, N, 2], the last axis being (q1, q2)."""
+        if self.prop_dim == 0:
+            prop = None
+        elif prop is None:
+            raise ValueError(f"Critic was built with prop_dim={self.prop_dim} but got prop=None")
+        return torch.stack([q(feat, prop, actions) for q in (self.q1, self.q2)], dim=-1)
+
+
+class MultiFcQ(nn.Module):
+    """Ensemble of num_q state critics, evaluated together or in part."""
+
+    def __init__(
+        self, obs_shape: Sequence[int], action_dim: int, cfg: MultiFcQConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else MultiFcQConfig()
+        if len(obs_shape) != 1:
+            raise ValueError(f"MultiFcQ needs a flat state, got obs_shape {tuple(obs_shape)}")
+        if not 1 <= cfg.num_k <= cfg.num_q:
+            raise ValueError(
+                f"state_critic: num_k must be in [1, num_q={cfg.num_q}], got {cfg.num_k}"
+            )
+        self.state_dim, self.action_dim = obs_shape[0], action_dim
+        extra = action_dim if cfg.append_action else 0
+        layers: list[nn.Module] = []
+        in_dim = self.state_dim + action_dim
+        for _ in range(cfg.num_layer):
+            layers.append(self._linear(in_dim, cfg.hidden_dim))
+            if cfg.layer_norm == 1:
+                layers.append(nn.LayerNorm(cfg.hidden_dim))
+            if cfg.dropout > 0:
+                layers.append(nn.Dropout(cfg.dropout))
+            layers.append(nn.ReLU())
+            in_dim = cfg.hidden_dim + extra
+        layers.append(self._linear(in_dim, 1))
+        self.net = nn.Sequential(*layers)
+
+    def _linear(self, in_dim: int, out_dim: int) -> EnsembleLinear:
+        layer = EnsembleLinear(self.cfg.num_q, in_dim, out_dim, bool(self.cfg.bias_per_unit))
+        if self.cfg.orth:
+            layer.orth_init()
+        return layer
+
+    def forward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """state [B, S], action [B, A] -> [B, num_q]."""
+        return self.q_candidates(state, action.unsqueeze(1))[:, 0]
+
+    def q_candidates(
+        self,
+        state: torch.Tensor,
+        actions: torch.Tensor,
+        members: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """state [B, S], actions [B, N, A] -> [B, N, M], only the given members (None: all)."""
+        b, n, _ = actions.shape
+        flat = actions.reshape(b * n, -1)
+        first, *rest = self.net
+        w, bias = first.select(members)
+        s = torch.matmul(state, w[:, : self.state_dim]) + bias  # [M, B, H]
+        a = torch.matmul(flat, w[:, self.state_dim :])  # [M, B * N, H]
+        m, hidden = s.size(0), s.size(-1)
+        x = (s.unsqueeze(2) + a.view(m, b, n, hidden)).view(m, b * n, hidden)
+        for layer in rest:
+            if isinstance(layer, EnsembleLinear):
+                if self.cfg.append_action:
+                    x = torch.cat([x, flat.expand(m, -1, -1)], dim=-1)
+                w, bias = layer.select(members)
+                x = torch.bmm(x, w) + bias
+            else:
+                x = layer(x)
+        return x.view(m, b, n).permute(1, 2, 0)
+
+    def sample_members(self, rng: np.random.Generator) -> list[int]:
+        """num_k member indices, without replacement (all of them when num_k == num_q)."""
+        if self.cfg.num_k == self.cfg.num_q:
+            return list(range(self.cfg.num_q))
+        return [int(i) for i in rng.choice(self.cfg.num_q, self.cfg.num_k, replace=False)]
