@@ -1,0 +1,55 @@
+"""Choosing among candidate actions by their Q-values: the heart of IBRL (paper section 4).
+
+One function serves acting and TD targets, hard and soft IBRL, and any number of
+candidates: ``N = 2`` (the RL action and one BC action) is IBRL as published.
+Column 0 is always the RL action, so a tie goes to it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def select_candidate(
+    actions: torch.Tensor,
+    q: torch.Tensor,
+    *,
+    soft_beta: float | None = None,
+    eps_greedy: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pick one candidate per row.
+
+    Args:
+        actions: float [B, N, A].
+        q: float [B, N], the candidates' values.
+        soft_beta: None for hard IBRL (argmax, eq. 2 of the paper); a number for soft
+            IBRL: sample from softmax(soft_beta * q).
+        eps_greedy: probability of following the rule above; otherwise a uniformly
+            random candidate is taken.
+        generator: source of the randomness, on ``q``'s device; None means torch's global one.
+
+    Returns:
+        (action float [B, A], index int64 [B]).
+    """
+    if actions.dim() != 3 or q.shape != actions.shape[:2]:
+        raise ValueError(
+            f"candidates must be [B, N, A] with values [B, N], got {list(actions.shape)} "
+            f"and {list(q.shape)}"
+        )
+    batch, num, _ = actions.shape
+    if soft_beta is None:
+        index = q.argmax(dim=1)
+    else:
+        prob = torch.softmax(q * soft_beta, dim=1)
+        index = torch.multinomial(prob, 1, generator=generator).squeeze(1)
+    if eps_greedy < 1.0:
+        explore = torch.rand(batch, device=q.device, generator=generator) >= eps_greedy
+        uniform = torch.randint(num, (batch,), device=q.device, generator=generator)
+        index = torch.where(explore, uniform, index)
+    return take(actions, index), index
+
+
+def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """values [B, N, ...] and index int64 [B] -> [B, ...], row by row."""
+    return values[torch.arange(values.shape[0], device=values.device), index]

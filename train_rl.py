@@ -1,0 +1,769 @@
+"""IBRL, RLPD and RFT: the one training loop, for every suite, from pixels or states.
+
+    python train_rl.py --config_path release/cfgs/metaworld/ibrl_state.yaml --save_dir exps/rl/run1
+
+Per environment step (paper algorithm 1): act, step, store; every ``update_freq`` steps
+``num_critic_update`` critic updates and one actor update; every ``log_per_step`` steps
+evaluate, log, save. ``--resume 1`` continues an interrupted run, on CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import train_bc
+from bc.dataset import Demo, gather_stack, read_demos
+from bc.loader import DatasetError
+from common_utils import run_config
+from common_utils.ibrl_utils import eval_mode, schedule
+from common_utils.logger import RunLogger
+from common_utils.progress import RunProgress, format_seconds
+from common_utils.resources import ResourceError, check_fits
+from common_utils.run_config import ConfigError, Flag, RunConfig
+from common_utils.run_state import GracefulStop, latest_state, load_state, save_state
+from common_utils.saver import TopkSaver
+from common_utils.seeding import (
+    generator_state,
+    global_rng_state,
+    preserve_rng,
+    seed_for,
+    set_all_seeds,
+    set_generator_state,
+    set_global_rng_state,
+)
+from common_utils.specs import BC_ACTION, EnvSpec, Obs, SpecError
+from common_utils.stopwatch import Stopwatch
+from env.core import Env, EnvError
+from env.factory import EnvConfig, make_env
+from evaluate.pool import EvalPool
+from evaluate.rollout import EvalResult, run_eval
+from rl.q_agent import QAgent, QAgentConfig
+from rl.replay import ReplayBuffer
+
+STATE_DIR = "state"
+# What may differ between a run and its resumption without changing what was done so far.
+RESUMABLE_CHANGES = ("resume", "num_train_step", "use_wb", "mp_eval", "num_eval_worker")
+
+
+@dataclass
+class MainConfig(RunConfig):
+    """Defaults are those of the paper's release; departures are named options."""
+
+    # source of all randomness of the run
+    seed: int = 1
+    # robosuite, metaworld or gymnasium
+    suite: Literal["robosuite", "metaworld", "gymnasium"] = "robosuite"
+    # task of the suite; Meta-World: "" takes the BC policy's task
+    task_name: str = "Lift"
+    # time limit in control steps
+    episode_length: int = 200
+    # end the episode at the first success
+    end_on_success: Flag = 1
+    # size at which robosuite renders (videos use it)
+    image_size: int = 224
+    # size of the images that the agent sees
+    rl_image_size: int = 96
+    # camera(s) of the agent; several joined by "+"
+    rl_camera: str = "robot0_eye_in_hand"
+    # steps per observation, newest first: images
+    obs_stack: int = 1
+    # proprioception
+    prop_stack: int = 1
+    # state vectors
+    state_stack: int = 1
+    # simulator repeats of each action (Meta-World)
+    action_repeat: int = 1
+    # rendering: faithful or fast (see docs/environments.md)
+    render_quality: Literal["faithful", "fast"] = "faithful"
+    # learn from state vectors (1) or pixels (0)
+    use_state: Flag = 0
+    q_agent: QAgentConfig = field(default_factory=QAgentConfig)
+    # exploration noise: linear from stddev_max ...
+    stddev_max: float = 1.0
+    # ... to stddev_min (clamped to stddev_max) ...
+    stddev_min: float = 0.1
+    # ... over that many environment steps
+    stddev_step: int = 500000
+    # n-step returns
+    nstep: int = 3
+    # discount gamma per step
+    discount: float = 0.99
+    # value states at the time limit by bootstrapping (0 = as released: time limit is terminal)
+    bootstrap_truncated: Flag = 0
+    # capacity of the replay, in episodes
+    replay_buffer_size: int = 500
+    # "ram", or a folder for memory-mapped files
+    replay_storage: str = "ram"
+    # threads that gather a batch
+    replay_threads: int = 1
+    # batches gathered ahead of time (changes nothing but time)
+    replay_prefetch: int = 0
+    # transitions per update
+    batch_size: int = 256
+    # critic updates per update step; the actor is updated in the last
+    num_critic_update: int = 1
+    # environment steps between update steps
+    update_freq: int = 2
+    # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
+    bc_policy: str = ""
+    # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)
+    use_bc: Flag = 1
+    # share of each batch that comes from the replay; the rest from demonstrations (RLPD: 0.5)
+    mix_rl_rate: float = 1.0
+    # demonstrations loaded into the replay
+    preload_num_data: int = 0
+    # their HDF5 file
+    preload_datapath: str = ""
+    # keep successful online episodes out of the demonstration replay
+    freeze_bc_replay: Flag = 1
+    # stop after BC pretraining
+    pretrain_only: Flag = 1
+    # BC pretraining of the actor (RFT): epochs ...
+    pretrain_num_epoch: int = 0
+    # ... of that many steps
+    pretrain_epoch_len: int = 10000
+    # weights to start the agent from
+    load_pretrained_agent: str = ""
+    # of those keep only encoder and actor; the critics start fresh
+    load_policy_only: Flag = 1
+    # RFT: add the BC regulariser to the actor's loss
+    add_bc_loss: Flag = 0
+    # factor on environment rewards
+    env_reward_scale: float = 1.0
+    # episodes collected before training (by BC, else the pretrained agent, else at random)
+    num_warm_up_episode: int = 50
+    # count preloaded demonstrations among them (0: they come on top)
+    warm_up_counts_demos: Flag = 0
+    # episodes per evaluation
+    num_eval_episode: int = 10
+    # write the last k successes to HDF5 at every k-th success (-1: never)
+    save_per_success: int = -1
+    # evaluate in worker processes
+    mp_eval: Flag = 0
+    # how many
+    num_eval_worker: int = 2
+    # environment steps of the run (after warm-up)
+    num_train_step: int = 200000
+    # environment steps between evaluations, log lines and checkpoints
+    log_per_step: int = 5000
+    # continue the run in save_dir from its last checkpoint
+    resume: Flag = 0
+    save_dir: str = "exps/rl/run1"
+
+    def __post_init__(self) -> None:
+        if self.bc_policy in ("none", "None"):
+            self.bc_policy = ""
+        self.stddev_min = min(self.stddev_max, self.stddev_min)
+        self._validate()
+
+    def _validate(self) -> None:
+        positive = (
+            "episode_length nstep replay_buffer_size batch_size num_critic_update update_freq "
+            "num_train_step log_per_step obs_stack prop_stack state_stack action_repeat "
+            "pretrain_epoch_len num_eval_worker replay_threads rl_image_size"
+        )
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if not 0.0 <= self.mix_rl_rate <= 1.0:
+            raise ValueError(f"mix_rl_rate: {self.mix_rl_rate}, expected within [0, 1]")
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount: {self.discount}, expected within (0, 1]")
+        for name in ("pretrain_num_epoch", "add_bc_loss"):
+            if getattr(self, name) > 0 and self.preload_num_data == 0:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
+                    "and preload_datapath"
+                )
+        if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
+            raise ValueError(
+                f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
+                "but preload_num_data is 0 and freeze_bc_replay is 1, so there will be none"
+            )
+        if not self.use_state and "+" in self.rl_camera:
+            raise ValueError(
+                f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"
+            )
+
+    @property
+    def rl_cameras(self) -> list[str]:
+        """Cameras of the agent; none for states."""
+        return [] if self.use_state else self.rl_camera.split("+")
+
+    @property
+    def stddev_schedule(self) -> str:
+        """Exploration noise over environment steps, as ``common_utils.ibrl_utils.schedule``."""
+        return f"linear({self.stddev_max},{self.stddev_min},{self.stddev_step})"
+
+    @property
+    def warm_up_target(self) -> int:
+        """Episodes in the replay when training starts, demonstrations included."""
+        demos = self.preload_num_data if self.preload_datapath else 0
+        return self.num_warm_up_episode + (0 if self.warm_up_counts_demos else demos)
+
+    @property
+    def uses_bc_replay(self) -> bool:
+        """Whether demonstrations are sampled on their own (RLPD, RFT, pretraining, saving)."""
+        return (
+            self.mix_rl_rate < 1
+            or self.save_per_success > 0
+            or self.pretrain_num_epoch > 0
+            or self.add_bc_loss > 0
+        )
+
+
+def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvConfig:
+    """The environment of a run: what the agent sees, plus the BC policy's cameras."""
+    cameras = list(dict.fromkeys(cfg.rl_cameras + (bc_cameras or [])))
+    return EnvConfig(
+        suite=cfg.suite,
+        task=cfg.task_name,
+        cameras=cameras,
+        image_size=cfg.image_size,
+        rl_image_size=cfg.rl_image_size,
+        obs_stack=cfg.obs_stack,
+        prop_stack=cfg.prop_stack,
+        state_stack=cfg.state_stack,
+        use_state=cfg.use_state,
+        episode_length=cfg.episode_length,
+        action_repeat=cfg.action_repeat,
+        end_on_success=cfg.end_on_success,
+        env_reward_scale=cfg.env_reward_scale,
+        render_quality=cfg.render_quality,
+    )
+
+
+class Workspace:
+    """Everything a run holds: environment, agent, replay, counters, logs, checkpoints."""
+
+    def __init__(self, cfg: MainConfig) -> None:
+        self.cfg = cfg
+        self.save_dir = Path(cfg.save_dir)
+        set_all_seeds(cfg.seed)
+        bc_policies, bc_cameras = load_bc_policies(cfg)
+        self.env_cfg = rl_env_config(cfg, bc_cameras)
+        self.env: Env = make_env(self.env_cfg)
+        self.agent = build_agent(cfg, self.env.spec, bc_policies)
+        self.ref_agent: QAgent | None = None
+        self.replay = self._build_replay()
+
+        self.global_step = 0
+        self.train_step = 0
+        self.env_episode = 0
+        self.episode_len = 0
+        self.obs: Obs = {}
+        self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
+        self.watch = Stopwatch()
+        self.train_seconds = 0.0
+        self.saver = TopkSaver(self.save_dir, topk=1)
+        self.headline: dict[str, float] = {}
+        self.log: RunLogger
+        self._eval_env: Env | None = None
+        self._eval_pool: EvalPool | None = None
+
+    # ------------------------------------------------------------------ set-up
+
+    def _build_replay(self) -> ReplayBuffer:
+        cfg = self.cfg
+        specs = {k: self.env.spec.observations[k] for k in self.agent.input_keys}
+        num_bc_action = self.agent.num_bc_action
+        check_fits(
+            memory={
+                f"replay of {cfg.replay_buffer_size} episodes x {cfg.episode_length} steps "
+                "(replay_buffer_size)": ReplayBuffer.memory_estimate(
+                    specs,
+                    self.env.spec.action_dim,
+                    num_bc_action=num_bc_action,
+                    replay_size=cfg.replay_buffer_size,
+                    max_episode_length=cfg.episode_length,
+                )
+            },
+        )
+        return ReplayBuffer(
+            specs,
+            self.env.spec.action_dim,
+            nstep=cfg.nstep,
+            gamma=cfg.discount,
+            max_episode_length=cfg.episode_length,
+            replay_size=cfg.replay_buffer_size,
+            seed=seed_for(cfg.seed, "replay"),
+            use_bc=cfg.uses_bc_replay,
+            num_bc_action=num_bc_action,
+            bootstrap_truncated=bool(cfg.bootstrap_truncated),
+            save_per_success=cfg.save_per_success,
+            save_dir=cfg.save_dir,
+            prefetch=cfg.replay_prefetch,
+            num_threads=cfg.replay_threads,
+            storage=cfg.replay_storage,
+        )
+
+    def prepare(self) -> None:
+        """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0."""
+        cfg = self.cfg
+        if cfg.preload_num_data > 0:
+            self._preload_demos()
+        if cfg.load_pretrained_agent:
+            load_pretrained(self.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
+        if cfg.pretrain_num_epoch > 0:
+            self._pretrain()
+            if cfg.pretrain_only:
+                return
+        if cfg.add_bc_loss:
+            # After pretraining, so that the reference is the pretrained agent.
+            self.ref_agent = self.agent.reference_copy()
+        self.replay.freeze_bc_replay = bool(cfg.freeze_bc_replay)
+        self._warm_up()
+
+    def _preload_demos(self) -> None:
+        """Demonstrations into both replays, each step's BC actions computed here, once."""
+        cfg = self.cfg
+        cameras = self.env_cfg.cameras
+        demos = list(
+            read_demos(
+                cfg.preload_datapath,
+                cameras=cameras,
+                use_state=bool(cfg.use_state),
+                num_data=cfg.preload_num_data,
+            )
+        )
+        if cfg.q_agent.norm_state:
+            self._fit_state_norm(demos)
+        for demo in demos:
+            observations = {k: demo.observations[k] for k in self.agent.input_keys}
+            if self.agent.num_bc_action:
+                observations[BC_ACTION] = self._bc_actions_of(demo.observations)
+            rewards = demo.rewards * cfg.env_reward_scale
+            self.replay.add_episode(observations, demo.actions, rewards)
+        steps = sum(len(d) for d in demos)
+        self.log.print(f"{len(demos)} demonstrations, {steps} steps, from {cfg.preload_datapath}")
+
+    def _fit_state_norm(self, demos: list[Demo]) -> None:
+        stack = self.env.spec.observations["state"].stack
+        states = [_stacked(d.observations["state"], stack) for d in demos]
+        self.agent.fit_state_norm(torch.cat(states))
+
+    def _bc_actions_of(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+        """BC proposals for every step of a demonstration: [T, K, A]."""
+        specs = self.env.spec.observations
+        obs = {k: _stacked(v, specs[k].stack) for k, v in observations.items()}
+        length = len(next(iter(obs.values())))
+        device = self.agent.device
+        parts = [
+            self.agent.propose_bc({k: v[i : i + 256].to(device) for k, v in obs.items()})
+            for i in range(0, length, 256)
+        ]
+        return torch.cat(parts).cpu().numpy()
+
+    def _warm_up(self) -> None:
+        """Fill the replay: BC without noise, else the pretrained agent, else random actions."""
+        total, have = self.cfg.warm_up_target, self.replay.size()
+        if have >= total:
+            return
+        self.log.print(f"warm-up: {have} of {total} episodes are there")
+        with RunProgress(total, "warm-up", have) as progress, self.watch("warm-up"):
+            while self.replay.size() < total:
+                self._reset_env()
+                while not self._step_env(self._warm_up_action()):
+                    pass
+                progress.update(self.replay.size(), success=self.replay.num_success)
+        self.obs = {}
+
+    def _warm_up_action(self) -> torch.Tensor:
+        if BC_ACTION in self.obs:
+            return self.obs[BC_ACTION][0]
+        if self.cfg.load_pretrained_agent or self.cfg.pretrain_num_epoch > 0:
+            with eval_mode(self.agent):
+                return self.agent.act(self.obs, eval_mode=True)
+        action = self.warm_up_rng.uniform(-1, 1, self.env.spec.action_dim)
+        return torch.from_numpy(action.astype(np.float32))
+
+    def _pretrain(self) -> None:
+        """RFT's first phase: BC on the actor (and encoder)."""
+        cfg = self.cfg
+        total, done = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len, 0
+        with RunProgress(total, "BC pretraining") as progress:
+            for epoch in range(1, cfg.pretrain_num_epoch + 1):
+                for _ in range(cfg.pretrain_epoch_len):
+                    batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
+                    self.log.meters.update(self.agent.pretrain_actor_with_bc(batch))
+                    done += 1
+                    progress.update(done)
+                step = epoch * cfg.pretrain_epoch_len
+                score = self.evaluate(seed=step).success_rate
+                self.saver.save(self.agent.state_dict(), score)
+                self.log.summarize(step, {"pretrain/score": score})
+        self.agent.finish_pretraining()
+
+    # -------------------------------------------------------------- environment
+
+    def _reset_env(self) -> None:
+        seed = seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
+        obs, _ = self.env.reset(seed=seed)
+        self.obs = self._observe(obs)
+        self.replay.new_episode(self.obs)
+
+    def _observe(self, obs: dict[str, np.ndarray]) -> Obs:
+        """Observation as tensors, with the BC policies' proposals beside it (computed once)."""
+        out = {k: torch.from_numpy(v) for k, v in obs.items()}
+        if self.agent.num_bc_action:
+            batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
+            out[BC_ACTION] = self.agent.propose_bc(batched)[0].cpu()
+        return out
+
+    def _step_env(self, action: torch.Tensor) -> bool:
+        """One environment step, stored; returns whether the episode ended."""
+        with self.watch("env"):
+            obs, reward, terminated, truncated, info = self.env.step(action.numpy())
+        with self.watch("act"):
+            self.obs = self._observe(obs)
+        with self.watch("add"):
+            self.replay.add(self.obs, action, reward, terminated, truncated, info["success"])
+        self.episode_len += 1
+        if terminated or truncated:
+            self.env_episode += 1
+            self.log.meters.append("data/episode_len", self.episode_len)
+            self.episode_len = 0
+            self.log.meters.append("score/train_score", float(info["success"]))
+        return terminated or truncated
+
+    # ----------------------------------------------------------------- training
+
+    def train(self) -> None:
+        """The loop, from wherever the counters stand to ``num_train_step``."""
+        cfg = self.cfg
+        self.agent.set_stats(self.log.meters)
+        if not self.obs:
+            self._reset_env()
+        before, started = self.train_seconds, time.monotonic()
+        first_step, told = self.global_step, False
+        with (
+            GracefulStop() as stop,
+            RunProgress(cfg.num_train_step, "training", self.global_step) as progress,
+        ):
+            while self.global_step < cfg.num_train_step:
+                self._train_one_step()
+                elapsed = time.monotonic() - started
+                self.train_seconds = before + elapsed
+                last = self.global_step == cfg.num_train_step
+                if self.global_step % cfg.log_per_step == 0 or last:
+                    self._log_and_evaluate()
+                    self.save_state()
+                progress.update(self.global_step, **self.headline)
+                if not told and elapsed > 60:
+                    told = True
+                    self._say_pace((self.global_step - first_step) / elapsed)
+                if stop.requested and not last:
+                    self.save_state()
+                    raise SystemExit(
+                        f"{stop.signal_name} at step {self.global_step}: state saved; "
+                        "the same command with --resume 1 continues"
+                    )
+        self.agent.set_stats(None)
+        self.log.print(f"time: {self.watch.report()}")
+
+    def _say_pace(self, per_second: float) -> None:
+        left = (self.cfg.num_train_step - self.global_step) / per_second
+        self.log.print(
+            f"{per_second:.1f} environment steps per second (evaluation included): "
+            f"about {format_seconds(left)} left for {self.cfg.num_train_step} steps"
+        )
+
+    def _train_one_step(self) -> None:
+        """Algorithm 1 of the paper: act, step, store, update."""
+        cfg = self.cfg
+        stddev = schedule(cfg.stddev_schedule, self.global_step)
+        with self.watch("act"), eval_mode(self.agent):
+            action = self.agent.act(self.obs, eval_mode=False, stddev=stddev)
+        done = self._step_env(action)
+        self.global_step += 1
+        if done:
+            with self.watch("env"):
+                self._reset_env()
+        if self.global_step % cfg.update_freq == 0:
+            self._update(stddev)
+
+    def _update(self, stddev: float) -> None:
+        cfg = self.cfg
+        for i in range(cfg.num_critic_update):
+            update_actor = i == cfg.num_critic_update - 1
+            with self.watch("sample"):
+                batch = self._sample()
+                bc_batch = None
+                if update_actor and cfg.add_bc_loss:
+                    bc_batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
+            with self.watch("update"):
+                metrics = self.agent.update(batch, stddev, update_actor, bc_batch, self.ref_agent)
+            self.log.meters.update(metrics)
+        self.train_step += 1
+
+    def _sample(self) -> Any:
+        cfg = self.cfg
+        if cfg.mix_rl_rate >= 1:
+            return self.replay.sample(cfg.batch_size, self.agent.device)
+        num_rl = int(cfg.batch_size * cfg.mix_rl_rate)
+        return self.replay.sample_rl_bc(num_rl, cfg.batch_size - num_rl, self.agent.device)
+
+    # --------------------------------------------------------------- evaluation
+
+    def evaluate(self, seed: int, num_episode: int = 0) -> EvalResult:
+        """Play ``num_episode`` (default: num_eval_episode) episodes from ``seed`` on."""
+        num = num_episode or self.cfg.num_eval_episode
+        with self.watch("evaluate"), preserve_rng(), eval_mode(self.agent):
+            if self.cfg.mp_eval:
+                if self._eval_pool is None:
+                    workers = min(self.cfg.num_eval_worker, num)
+                    self._eval_pool = EvalPool(asdict(self.env_cfg), workers)
+                return self._eval_pool.run(self.agent, num, seed)
+            if self._eval_env is None:
+                self._eval_env = make_env(self.env_cfg)
+            return run_eval(self._eval_env, self.agent, num, seed)
+
+    def _eval_seed(self) -> int:
+        """First episode seed of this evaluation (specification, section 9)."""
+        if self.cfg.suite == "metaworld":
+            return self.global_step
+        return (self.global_step // self.cfg.log_per_step) * self.cfg.num_eval_episode
+
+    def _log_and_evaluate(self) -> None:
+        cfg = self.cfg
+        seed = self._eval_seed()
+        extra: dict[str, float] = {"eval/seed": seed}
+        if cfg.num_eval_episode > 0:
+            score = self.evaluate(seed).success_rate
+            extra["score/score"] = score
+            if self.agent.act_method == "ibrl_soft":
+                with self.agent.override_act_method("ibrl"):
+                    greedy = self.evaluate(seed).success_rate
+                extra["score/greedy_score"] = greedy
+                extra["score_diff/greedy-soft"] = greedy - score
+            self.saver.save(self.agent.state_dict(), score)
+            self.headline["score"] = score
+        extra |= {
+            "score/num_success": self.replay.num_success,
+            "other/speed": self.global_step / max(self.train_seconds, 1e-9),
+            "other/elapsed_time": self.train_seconds,
+            "other/episode": self.replay.num_episode,
+            "other/step": self.global_step,
+            "other/train_step": self.train_step,
+            "other/replay": self.replay.size(),
+            "data/stddev": schedule(cfg.stddev_schedule, self.global_step),
+            "data/bc_replay_size": self.replay.size(bc=True),
+        }
+        self.log.summarize(self.global_step, extra)
+
+    # ------------------------------------------------------- checkpoint, resume
+
+    def _counters(self) -> dict[str, Any]:
+        names = ("global_step", "train_step", "env_episode", "episode_len", "train_seconds")
+        return {name: getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the replay (which writes its own files)."""
+        return {
+            "counters": self._counters(),
+            "agent": self.agent.training_state(),
+            "ref_agent": self.ref_agent.state_dict() if self.ref_agent is not None else None,
+            "env": self.env.state_dict(),
+            "obs": self.obs,
+            "warm_up_rng": generator_state(self.warm_up_rng),
+            "global_rng": global_rng_state(),
+            "saver": self.saver.state_dict(),
+            "watch": self.watch.state_dict(),
+            "log": self.log.state_dict(),
+            "headline": dict(self.headline),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        self.agent.load_training_state(state["agent"])
+        if state["ref_agent"] is not None:
+            self.ref_agent = self.agent.reference_copy()
+            self.ref_agent.load_state_dict(state["ref_agent"])
+        self.env.load_state_dict(state["env"])
+        self.obs = state["obs"]
+        set_generator_state(self.warm_up_rng, state["warm_up_rng"])
+        self.saver.load_state_dict(state["saver"])
+        self.watch.load_state_dict(state["watch"])
+        self.log.load_state_dict(state["log"])
+        self.headline = dict(state["headline"])
+        set_global_rng_state(state["global_rng"])
+
+    def save_state(self) -> None:
+        """Resumable state of this step, written atomically; older ones are removed."""
+        with self.watch("checkpoint"):
+            root = self.save_dir / STATE_DIR
+            save_state(root, self.global_step, self.state_dict(), {"replay": self.replay})
+
+    def resume(self, path: Path) -> None:
+        """Continue from a saved state."""
+        state = load_state(path)
+        self.replay.load(state.part("replay"))
+        self.load_state_dict(state.tree)
+        self.log.print(f"resumed from {path} at step {self.global_step}")
+
+    def close(self) -> None:
+        """Stop workers and free simulators."""
+        if self._eval_pool is not None:
+            self._eval_pool.close()
+        if self._eval_env is not None:
+            self._eval_env.close()
+        self.env.close()
+
+
+# -------------------------------------------------------------- building and loading
+
+
+def load_bc_policies(cfg: MainConfig) -> tuple[list[Any], list[str]]:
+    """The BC policies of a run and the cameras they look through."""
+    if not cfg.bc_policy or not cfg.use_bc:
+        return [], []
+    policies = [train_bc.load_policy(p, cfg.q_agent.device)[0] for p in cfg.bc_policy.split("+")]
+    cameras = [k for p in policies for k, s in p.input_specs().items() if len(s.shape) == 3]
+    return policies, list(dict.fromkeys(cameras))
+
+
+def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgent:
+    """The agent of a run, checked against what the environment delivers."""
+    needs_bc = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
+    if needs_bc and not bc_policies:
+        raise ConfigError(
+            f"q_agent.act_method '{cfg.q_agent.act_method}', q_agent.bootstrap_method "
+            f"'{cfg.q_agent.bootstrap_method}' need a BC policy: bc_policy is "
+            f"'{cfg.bc_policy}', use_bc {cfg.use_bc}"
+        )
+    obs_key = "state" if cfg.use_state else cfg.rl_camera
+    for policy in bc_policies:
+        spec.check_provides(policy.input_specs(), spec.action_dim, f"bc_policy {cfg.bc_policy}")
+    prop = spec.observations.get("prop")
+    agent = QAgent(
+        cfg.use_state,
+        spec.observations[obs_key].shape,
+        prop.shape if prop is not None else (0,),
+        spec.action_dim,
+        cfg.rl_camera,
+        cfg.q_agent,
+        seed=seed_for(cfg.seed, "agent", bits=31),
+    )
+    for policy in bc_policies:
+        agent.add_bc_policy(policy)
+    return agent
+
+
+def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """A bare state_dict from a .pt file, read safely."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{what}: no file '{path}'; train it first (README, section Weights)")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
+    """Start from another agent's weights; with ``policy_only`` the fresh critics stay."""
+    weights = load_weights(path, "load_pretrained_agent")
+    if policy_only:
+        fresh = agent.state_dict()
+        weights |= {k: v for k, v in fresh.items() if k.startswith("critic.")}
+        weights |= {
+            "critic_target." + k[7:]: v for k, v in fresh.items() if k.startswith("critic.")
+        }
+    agent.load_state_dict(weights)
+
+
+def load_model(weight_file: str, device: str = "auto") -> tuple[QAgent, Env, dict[str, Any]]:
+    """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
+
+    Args:
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
+            (the folder may have been moved).
+        device: auto, cpu or cuda.
+
+    Returns:
+        (agent in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
+        builds the same environment again.
+    """
+    weights = load_weights(weight_file, "weight_file")
+    cfg = run_config.load(MainConfig, Path(weight_file).parent / "cfg.yaml")
+    cfg.q_agent.device = device
+    bc_policies, bc_cameras = load_bc_policies(cfg)
+    env_cfg = rl_env_config(cfg, bc_cameras)
+    env = make_env(env_cfg)
+    agent = build_agent(cfg, env.spec, bc_policies)
+    agent.load_state_dict(weights)
+    return agent.eval(), env, asdict(env_cfg)
+
+
+def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
+    """Frames [T, ...] of one episode -> stacked observations [T, stack * ..., ...]."""
+    rows = np.arange(len(frames))
+    return torch.from_numpy(gather_stack(frames, rows, np.zeros_like(rows), stack))
+
+
+def _find_resume(cfg: MainConfig) -> Path | None:
+    """The state to continue from; refuses a config that differs from the saved one."""
+    path = latest_state(Path(cfg.save_dir) / STATE_DIR)
+    if path is None:
+        return None
+    saved = run_config.load(type(cfg), cfg.cfg_path)
+    changed = [
+        line for line in run_config.diff(saved, cfg) if line.split(":")[0] not in RESUMABLE_CHANGES
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume: the config differs from the one of the run in {cfg.save_dir}:\n  "
+            + "\n  ".join(changed)
+        )
+    return path
+
+
+def run(cfg: MainConfig) -> Workspace:
+    """Train (or resume) one run from start to end; returns its workspace, closed."""
+    path = _find_resume(cfg) if cfg.resume else None
+    if path is None:
+        if cfg.resume:
+            print(f"resume: no saved state in {cfg.save_dir}, starting from the beginning")
+        run_config.dump(cfg, cfg.cfg_path)
+    work = Workspace(cfg)
+    resume_step = int(path.name.split("_")[1]) if path is not None else None
+    with RunLogger(
+        cfg.save_dir,
+        cfg.use_wb,
+        run_config.to_dict(cfg),
+        project=cfg.wb_project,
+        name=cfg.run_name,
+        group=cfg.group,
+        resume_step=resume_step,
+    ) as log:
+        work.log = log
+        try:
+            if path is not None:
+                work.resume(path)
+            else:
+                work.prepare()
+            if not (cfg.pretrain_num_epoch > 0 and cfg.pretrain_only):
+                work.train()
+        finally:
+            work.close()
+    return work
+
+
+def main(config_class: type[MainConfig] = MainConfig) -> int:
+    """Entry point: parse, run, exit status 0."""
+    cfg = run_config.parse(config_class)
+    try:
+        run(cfg)
+    except (ConfigError, SpecError, EnvError, DatasetError, ResourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
