@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # environments import this file, and their workers must not pay for torch
+    import torch
 
 BC_ACTION = "bc_action"
 
@@ -127,7 +129,7 @@ class EnvSpec:
                 )
 
 
-Obs = dict[str, torch.Tensor]
+Obs = dict[str, "torch.Tensor"]
 
 
 @runtime_checkable

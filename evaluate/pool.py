@@ -1,0 +1,296 @@
+"""Evaluation by worker processes that stay alive between evaluations.
+
+Workers step environments; this process does all policy inference, over whatever observations
+are ready. Games are handed out one seed at a time, so any number of games and workers works,
+and every game is the same episode that :func:`evaluate.rollout.run_eval` plays.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common_utils.specs import EnvSpec
+from env.core import Env
+from evaluate.rollout import (
+    Episode,
+    EvalError,
+    EvalResult,
+    PolicyRunner,
+    check_games,
+    evaluating,
+    print_episode,
+    run_eval,
+)
+from evaluate.worker import resolve
+
+DEFAULT_MAKER = "env.factory:make_env_from_dict"
+
+
+@dataclass
+class _Game:
+    """What one busy worker plays."""
+
+    seed: int
+    generator: torch.Generator | None
+
+
+class _Worker:
+    """A worker process and the connection to it."""
+
+    def __init__(self, number: int, timeout: float) -> None:
+        ours, theirs = socket.socketpair()
+        env = dict(os.environ, OMP_NUM_THREADS="1")
+        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "evaluate.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=env,
+                # Ctrl-C is for the trainer to handle; the worker ends with its connection
+                start_new_session=True,
+            )
+        # a worker that stalls in the middle of a message must not stall this process
+        ours.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout) + 1, 0)
+        )
+        self.conn = Connection(ours.detach())
+        self.number = number
+        self.game: _Game | None = None
+        self.deadline = 0.0
+        self.what = "starting"
+
+    def send(self, message: tuple[Any, ...], timeout: float) -> None:
+        self.deadline = time.monotonic() + timeout
+        try:
+            self.conn.send(message)
+        except OSError:
+            raise EvalError(self.obituary()) from None
+
+    def receive(self) -> tuple[Any, ...]:
+        try:
+            message = self.conn.recv()
+        except (EOFError, OSError):
+            raise EvalError(self.obituary()) from None
+        if message[0] == "error":
+            raise EvalError(
+                f"evaluation worker {self.number} failed while {self.what}:\n{message[1]}"
+            )
+        return message
+
+    def obituary(self) -> str:
+        try:
+            code: int | None = self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is None:
+            how = "stopped answering"
+        else:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        hint = "; out of memory? try fewer workers" if code == -9 else ""
+        return (
+            f"evaluation worker {self.number} (process {self.process.pid}) {how} "
+            f"while {self.what}{hint}"
+        )
+
+    def kill(self) -> None:
+        self.conn.close()
+        try:
+            self.process.wait(timeout=0.5)  # the closed connection ends a healthy worker
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class EvalPool:
+    """Plays evaluation games; the environments live as long as the pool.
+
+    Args:
+        env_cfg: plain dict handed to the environment maker (copied, never changed).
+        num_proc: worker processes; 0 plays in this process (with one environment).
+        timeout: seconds a worker may take for one step or reset before it counts as hung.
+        maker: "module:function" that builds an Env from ``env_cfg`` (importable in a worker).
+
+    Use as a context manager, or call :meth:`close`. After an error all workers are gone, and
+    the next evaluation starts new ones.
+    """
+
+    def __init__(
+        self,
+        env_cfg: Mapping[str, Any],
+        num_proc: int,
+        *,
+        timeout: float = 120.0,
+        maker: str = DEFAULT_MAKER,
+    ) -> None:
+        if num_proc < 0:
+            raise ValueError(f"num_proc is {num_proc}; must be 0 (this process) or more")
+        self.env_cfg = copy.deepcopy(dict(env_cfg))
+        self.num_proc = num_proc
+        self.timeout = timeout
+        self.maker = maker
+        self._workers: list[_Worker] = []
+        self._env: Env | None = None
+        self._spec: EnvSpec | None = None
+
+    def __enter__(self) -> EvalPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The environments' spec (starts them if need be)."""
+        if self.num_proc == 0:
+            return self._local_env().spec
+        self._start()
+        assert self._spec is not None  # _start returns only with it
+        return self._spec
+
+    def _local_env(self) -> Env:
+        if self._env is None:
+            self._env = resolve(self.maker)(copy.deepcopy(self.env_cfg))
+        return self._env
+
+    def _start(self) -> None:
+        """Start what is missing; all workers build their environments at the same time."""
+        if self._workers:
+            return
+        try:
+            for number in range(self.num_proc):
+                self._workers.append(_Worker(number, self.timeout))
+            for worker in self._workers:
+                worker.what = "building its environment"
+                worker.send(("env", self.maker, self.env_cfg), self.timeout)
+            waiting = list(self._workers)
+            while waiting:
+                for worker in self._ready(waiting):
+                    self._spec = EnvSpec.from_dict(worker.receive()[1])
+                    waiting.remove(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def _ready(self, workers: list[_Worker]) -> list[_Worker]:
+        """Those with a message, waiting for the first; EvalError when one is overdue."""
+        by_conn = {w.conn: w for w in workers}
+        left = min(w.deadline for w in workers) - time.monotonic()
+        ready = [by_conn[c] for c in wait(list(by_conn), timeout=max(0.0, left))]  # type: ignore[index]
+        now = time.monotonic()
+        for worker in workers:
+            if worker.deadline < now and worker not in ready:
+                raise EvalError(
+                    f"evaluation worker {worker.number} (process {worker.process.pid}) did not "
+                    f"answer for {self.timeout:g} s while {worker.what}; it was ended"
+                )
+        return ready
+
+    def run_eval(
+        self,
+        agent: Any,
+        num_game: int,
+        seed: int,
+        *,
+        eval_mode: bool = True,
+        one_by_one: bool = False,
+        record: str | Path | None = None,
+        verbose: bool = False,
+    ) -> EvalResult:
+        """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
+
+        Observations that are ready are evaluated in one forward pass, whose rounding may differ
+        from single ones in the last bits; ``one_by_one`` evaluates each alone, so that scores
+        equal those of ``run_eval`` exactly. Agents with ``stochastic_eval`` are always evaluated
+        one by one, each game with its own generator. ``record`` needs ``num_proc`` 0.
+
+        Raises EvalError for a dead, hung or failing worker; no process is left behind.
+        """
+        check_games(num_game, seed)
+        if self.num_proc == 0:
+            env = self._local_env()
+            return run_eval(
+                env, agent, num_game, seed, eval_mode=eval_mode, record=record, verbose=verbose
+            )
+        if record is not None:
+            raise ValueError("recording videos needs num_proc 0 (mp 0)")
+        runner = PolicyRunner(agent, eval_mode=eval_mode)
+        self._start()
+        try:
+            with evaluating(agent):
+                episodes = self._play(runner, num_game, seed, one_by_one, verbose)
+        except BaseException:
+            self.close()  # half-played games would answer the next evaluation
+            raise
+        return EvalResult.of(episodes)
+
+    def _play(
+        self, runner: PolicyRunner, num_game: int, seed: int, one_by_one: bool, verbose: bool
+    ) -> list[Episode]:
+        todo = deque(range(seed, seed + num_game))
+        busy: list[_Worker] = []
+        episodes: list[Episode] = []
+        for worker in self._workers[:num_game]:
+            self._assign(worker, todo.popleft(), runner)
+            busy.append(worker)
+        while busy:
+            asking: list[tuple[_Worker, Any]] = []
+            for worker in self._ready(busy):
+                message = worker.receive()
+                if message[0] == "obs":
+                    asking.append((worker, message[1]))
+                    continue
+                assert worker.game is not None
+                episodes.append(Episode(worker.game.seed, *message[1:]))
+                if verbose:
+                    print_episode(episodes[-1])
+                if todo:
+                    self._assign(worker, todo.popleft(), runner)
+                else:
+                    busy.remove(worker)
+            self._answer(asking, runner, one_by_one)
+        return episodes
+
+    def _assign(self, worker: _Worker, seed: int, runner: PolicyRunner) -> None:
+        worker.game = _Game(seed, runner.generator(seed))
+        worker.what = f"playing seed {seed}"
+        worker.send(("play", seed), self.timeout)
+
+    def _answer(
+        self, asking: list[tuple[_Worker, Any]], runner: PolicyRunner, one_by_one: bool
+    ) -> None:
+        if not asking:
+            return
+        if one_by_one or runner.stochastic:
+            for worker, obs in asking:
+                assert worker.game is not None
+                worker.send(("act", runner.act(obs, worker.game.generator)), self.timeout)
+            return
+        actions = runner.act_batch([obs for _, obs in asking])
+        for (worker, _), action in zip(asking, actions, strict=True):
+            worker.send(("act", action), self.timeout)
+
+    def close(self) -> None:
+        """End the workers and free the environment; safe to call twice."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.conn.close()
+        for worker in workers:
+            worker.kill()
+        if self._env is not None:
+            self._env.close()
+            self._env = None

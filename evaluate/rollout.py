@@ -1,0 +1,199 @@
+"""Playing evaluation episodes in this process.
+
+An episode belongs to its seed alone: game i of an evaluation is ``env.reset(seed=seed + i)``,
+and an agent that draws random numbers in eval mode (``agent.stochastic_eval``) gets a
+generator made from that seed. The global generators are left as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from common_utils.ibrl_utils import eval_mode as in_eval_mode
+from common_utils.seeding import preserve_rng, seed_for
+from env.core import Env, ObsDict
+from evaluate.stats import Rate, wilson
+from evaluate.video import annotate, write_video
+
+
+class EvalError(RuntimeError):
+    """An evaluation could not be carried out; the message says which episode and why."""
+
+
+class Episode(NamedTuple):
+    """Outcome of one game: sum of rewards, success flag, control steps."""
+
+    seed: int
+    score: float
+    success: bool
+    length: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Outcomes of N games, sorted by seed: float64, bool, int64, int64, each [N]."""
+
+    scores: np.ndarray
+    successes: np.ndarray
+    lengths: np.ndarray
+    seeds: np.ndarray
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> EvalResult:
+        """From single outcomes in any order."""
+        ordered = sorted(episodes, key=lambda e: e.seed)
+        return cls(
+            scores=np.array([e.score for e in ordered], np.float64),
+            successes=np.array([e.success for e in ordered], bool),
+            lengths=np.array([e.length for e in ordered], np.int64),
+            seeds=np.array([e.seed for e in ordered], np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successful games."""
+        return float(self.successes.mean())
+
+    @property
+    def mean_score(self) -> float:
+        """Mean sum of rewards."""
+        return float(self.scores.mean())
+
+    def rate(self, confidence: float = 0.95) -> Rate:
+        """Success rate with its Wilson interval."""
+        return wilson(int(self.successes.sum()), len(self), confidence)
+
+
+class PolicyRunner:
+    """Asks an agent for actions, one observation or several at a time.
+
+    The agent protocol: ``act(obs, eval_mode=..., cpu=True) -> [A] or [B, A]`` on a dict of
+    tensors without or with a batch axis; ``stochastic_eval`` (optional bool): act draws random
+    numbers also in eval mode, and then takes ``generator=`` as well.
+    """
+
+    def __init__(self, agent: Any, *, eval_mode: bool = True) -> None:
+        self.agent = agent
+        self.eval_mode = eval_mode
+        # without eval_mode every agent may explore, but not every one takes a generator
+        self.stochastic = bool(getattr(agent, "stochastic_eval", False))
+
+    def generator(self, seed: int) -> torch.Generator | None:
+        """The generator of the episode ``seed``, None for a deterministic agent."""
+        if not self.stochastic:
+            return None
+        return torch.Generator().manual_seed(seed_for(seed, "evaluation"))
+
+    def act(self, obs: ObsDict, generator: torch.Generator | None = None) -> np.ndarray:
+        """float32 [A] for one observation."""
+        tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+        more = {} if generator is None else {"generator": generator}
+        action = self.agent.act(tensors, eval_mode=self.eval_mode, cpu=True, **more)
+        return _to_numpy(action, 1)
+
+    def act_batch(self, batch: Sequence[ObsDict]) -> np.ndarray:
+        """float32 [B, A] for B observations in one forward pass."""
+        tensors = {key: torch.from_numpy(np.stack([obs[key] for obs in batch])) for key in batch[0]}
+        return _to_numpy(self.agent.act(tensors, eval_mode=self.eval_mode, cpu=True), 2)
+
+
+def _to_numpy(action: torch.Tensor, ndim: int) -> np.ndarray:
+    if action.dim() != ndim:
+        raise EvalError(f"agent.act returned shape {list(action.shape)}, expected {ndim} axes")
+    array = action.detach().float().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise EvalError("agent.act returned NaN or infinite actions")
+    return array
+
+
+@contextmanager
+def evaluating(agent: Any) -> Iterator[None]:
+    """Eval mode, no gradients, global generators restored afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(preserve_rng())
+        stack.enter_context(torch.no_grad())
+        if isinstance(agent, torch.nn.Module):
+            stack.enter_context(in_eval_mode(agent))
+        yield
+
+
+def check_games(num_game: int, seed: int) -> None:
+    """Raise ValueError for an impossible number of games or seed."""
+    if num_game < 1:
+        raise ValueError(f"num_game is {num_game}; must be at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; must not be negative")
+
+
+def play_episode(
+    env: Env, runner: PolicyRunner, seed: int, frames: list[np.ndarray] | None = None
+) -> Episode:
+    """One game; annotated pictures are appended to ``frames`` when given."""
+    generator = runner.generator(seed)
+    obs, _ = env.reset(seed=seed)
+    score, length, success, done = 0.0, 0, False, False
+    while not done:
+        if frames is not None:
+            frames.append(annotate(env.render(), f"seed {seed}  step {length}", success))
+        obs, reward, terminated, truncated, info = env.step(runner.act(obs, generator))
+        score += float(reward)
+        length += 1
+        success = success or bool(info["success"])
+        done = terminated or truncated
+    if frames is not None:
+        last = annotate(env.render(), f"seed {seed}  step {length}", success)
+        frames += [last] * 10  # hold the outcome for half a second
+    return Episode(seed, score, success, length)
+
+
+def run_eval(
+    env: Env,
+    agent: Any,
+    num_game: int,
+    seed: int,
+    *,
+    eval_mode: bool = True,
+    record: str | Path | None = None,
+    verbose: bool = False,
+) -> EvalResult:
+    """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
+
+    Args:
+        agent: see :class:`PolicyRunner`; put in eval mode meanwhile.
+        eval_mode: passed to ``agent.act``; False plays the exploring agent.
+        record: folder for one MP4 per game (needs an environment that can render).
+        verbose: print one line per game.
+    """
+    check_games(num_game, seed)
+    runner = PolicyRunner(agent, eval_mode=eval_mode)
+    episodes = []
+    with evaluating(agent):
+        for game_seed in range(seed, seed + num_game):
+            frames: list[np.ndarray] | None = [] if record else None
+            episode = play_episode(env, runner, game_seed, frames)
+            episodes.append(episode)
+            if record and frames is not None:
+                outcome = "success" if episode.success else "failure"
+                write_video(Path(record) / f"seed{game_seed}_{outcome}.mp4", frames)
+            if verbose:
+                print_episode(episode)
+    return EvalResult.of(episodes)
+
+
+def print_episode(episode: Episode) -> None:
+    """One line about one game."""
+    outcome = "success" if episode.success else "failure"
+    print(
+        f"seed {episode.seed}: {outcome}, score {episode.score:.3f}, {episode.length} steps",
+        flush=True,
+    )

@@ -1,0 +1,64 @@
+"""The environment side of the evaluation pool: one environment, driven over a socket.
+
+Started as ``python -m evaluate.worker FD`` and not by multiprocessing, which would import the
+parent's main module (and torch with it) again in every worker. Messages, first item the kind:
+
+    -> ("env", maker, env_cfg)          <- ("ready", spec dict)
+    -> ("play", seed)                   <- ("obs", obs)
+    -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length)
+                                        <- ("error", traceback)   and the worker ends
+
+The end of the connection ends the worker, so none outlives its pool.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def resolve(maker: str) -> Any:
+    """The callable named "module:function"."""
+    module, _, name = maker.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _play(conn: Connection, env: Any, seed: int) -> None:
+    obs, _ = env.reset(seed=seed)
+    score, success, length, done = 0.0, False, 0, False
+    while not done:
+        conn.send(("obs", obs))
+        _, action = conn.recv()
+        obs, reward, terminated, truncated, info = env.step(action)
+        score += float(reward)
+        length += 1
+        success = success or bool(info["success"])
+        done = terminated or truncated
+    conn.send(("done", score, success, length))
+
+
+def serve(conn: Connection) -> None:
+    """Answer until the other side closes the connection."""
+    env = None
+    try:
+        while True:
+            message = conn.recv()
+            if message[0] == "env":
+                env = resolve(message[1])(message[2])
+                conn.send(("ready", env.spec.to_dict()))
+            else:
+                _play(conn, env, message[1])
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        pass  # the pool was closed, or its process died
+    except Exception:
+        conn.send(("error", traceback.format_exc()))
+    finally:
+        if env is not None:
+            env.close()
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,194 @@
+"""The worker pool plays exactly what the in-process evaluation plays; faults become errors."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pendulum_env import PendulumEnv
+
+from evaluate.pool import EvalPool
+from evaluate.rollout import EvalError, run_eval
+
+MAKER = "pendulum_env:make"
+
+
+class Agent(nn.Module):
+    """A random network: acts on batched and single observations, as every agent must."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Tanh(), nn.Linear(64, 1))
+        self.stochastic_eval = noise > 0
+        self.noise = noise
+        self.batches: list[int] = []
+
+    def act(self, obs, *, eval_mode=True, cpu=True, generator=None):
+        x = obs["state"]
+        self.batches.append(1 if x.dim() == 1 else len(x))
+        action = self.net(x)
+        if self.noise:
+            assert generator is not None
+            action = action + self.noise * torch.randn(action.shape, generator=generator)
+        return action.clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with EvalPool({"horizon": 30}, 2, maker=MAKER, timeout=60) as it:
+        yield it
+
+
+def local(agent, num_game, seed):
+    env = PendulumEnv({"horizon": 30})
+    result = run_eval(env, agent, num_game, seed)
+    env.close()
+    return result
+
+
+def assert_same(a, b):
+    for field in ("scores", "successes", "lengths", "seeds"):
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
+
+
+@pytest.mark.parametrize("num_game", [1, 2, 7])
+def test_one_by_one_equals_in_process_exactly(pool, num_game):
+    agent = Agent()
+    want = local(agent, num_game, 11)
+    assert_same(pool.run_eval(agent, num_game, 11, one_by_one=True), want)
+    assert list(want.seeds) == list(range(11, 11 + num_game))
+    assert len(set(want.scores)) == num_game, "different seeds are different games"
+
+
+def test_batched_inference_plays_the_same_games(pool):
+    agent = Agent()
+    got, want = pool.run_eval(agent, 6, 3), local(Agent(), 6, 3)
+    np.testing.assert_array_equal(got.lengths, want.lengths)
+    np.testing.assert_allclose(got.scores, want.scores, rtol=1e-4)
+    assert max(agent.batches) <= 2
+
+
+def test_stochastic_agents_repeat_game_by_game(pool):
+    agent = Agent(noise=0.3)
+    want = local(agent, 5, 20)
+    assert_same(pool.run_eval(agent, 5, 20), want)
+    single = local(agent, 1, 23)
+    assert single.scores[0] == want.scores[3], "a game depends on its own seed alone"
+    assert want.scores.std() > 0
+
+
+def test_global_generators_modes_and_config_are_left_alone(pool):
+    agent = Agent(noise=0.1).train()
+    cfg = {"horizon": 30, "inner": {"a": [1]}}
+    states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
+    pool.run_eval(agent, 2, 0)
+    with EvalPool(cfg, 0, maker=MAKER) as here:
+        here.run_eval(agent, 2, 0)
+    assert agent.training and agent.net.training
+    assert cfg == {"horizon": 30, "inner": {"a": [1]}}
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_workers_stay_alive_between_evaluations(pool):
+    pool.run_eval(Agent(), 2, 0)
+    pids = [w.process.pid for w in pool._workers]
+    pool.run_eval(Agent(), 3, 5)
+    assert [w.process.pid for w in pool._workers] == pids
+    assert pool.spec.observations["state"].shape == (4,)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("fault", "timeout", "message"),
+    [
+        ("die", 30, "was killed by signal 9 while playing seed 4; out of memory"),
+        ("hang", 3, "did not answer for 3 s while playing seed 4"),
+        ("raise", 30, "failed while playing seed 4(.|\n)*the simulation diverged"),
+    ],
+)
+def test_faulty_workers_become_errors_without_zombies(fault, timeout, message):
+    cfg = {"bad_seed": 4, "fault": fault}
+    with EvalPool(cfg, 2, maker=MAKER, timeout=60) as pool:
+        pool.spec  # noqa: B018 - starts the workers, so that the short timeout is for steps
+        pool.timeout = timeout
+        pids = [w.process.pid for w in pool._workers]
+        with pytest.raises(EvalError, match=message):
+            pool.run_eval(Agent(), 6, 0)
+        assert all(gone(pid) for pid in pids)
+        # the pool recovers with new workers
+        pool.timeout = 60
+        assert len(pool.run_eval(Agent(), 2, 0)) == 2
+
+
+def test_killed_worker_is_noticed_between_evaluations():
+    with EvalPool({}, 1, maker=MAKER, timeout=60) as pool:
+        pool.run_eval(Agent(), 1, 0)
+        pool._workers[0].process.send_signal(signal.SIGKILL)
+        pool._workers[0].process.wait()
+        with pytest.raises(EvalError, match="killed by signal 9"):
+            pool.run_eval(Agent(), 1, 0)
+
+
+def test_environment_that_cannot_be_built():
+    with (
+        EvalPool({"broken_build": True}, 1, maker=MAKER) as pool,
+        pytest.raises(EvalError, match=r"building its environment(.|\n)*no such simulator"),
+    ):
+        pool.run_eval(Agent(), 1, 0)
+
+
+def test_workers_end_with_a_killed_parent():
+    code = (
+        "import sys, os; from evaluate.pool import EvalPool\n"
+        f"pool = EvalPool({{}}, 1, maker={MAKER!r}); pool.spec\n"
+        "print(pool._workers[0].process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    pid = int(out.stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and Path(f"/proc/{pid}/stat").exists():
+        if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
+            break  # ended; its new parent has not reaped it
+        time.sleep(0.1)
+    else:
+        assert gone(pid), "a worker outlived its pool"
+
+
+def test_misuse_is_named(pool):
+    with pytest.raises(ValueError, match="num_game is 0"):
+        pool.run_eval(Agent(), 0, 1)
+    with pytest.raises(ValueError, match="seed is -1"):
+        pool.run_eval(Agent(), 1, -1)
+    with pytest.raises(ValueError, match="num_proc 0"):
+        pool.run_eval(Agent(), 1, 1, record="somewhere")
+    with pytest.raises(ValueError, match="num_proc is -1"):
+        EvalPool({}, -1)
+
+
+def test_workers_do_not_import_torch():
+    code = "import sys, evaluate.worker, pendulum_env; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
