@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common_utils import run_state, seeding
+from common_utils.run_state import (
+    GracefulStop,
+    StateError,
+    latest_state,
+    load_state,
+    save_state,
+    verify_state,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+class Big:
+    """Stands for the replay: writes its own files."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+
+    def save(self, path: Path) -> None:
+        (path / "sub").mkdir()
+        (path / "sub" / "steps.bin").write_bytes(self.text.encode())
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir())
+
+
+def test_tree_round_trip_keeps_values_types_and_bits(tmp_path: Path) -> None:
+    tree = {
+        "w": torch.randn(3, 2),
+        "half": torch.randn(4).bfloat16(),
+        "arrays": {
+            "u16": np.arange(4, dtype=np.uint16).reshape(2, 2),
+            "f64": np.random.default_rng(0).random(3),
+            "strided": np.arange(10)[::3],
+            "empty": np.zeros((0, 3), np.float32),
+            "scalar": np.array(3, np.int8),
+            "flags": np.array([True, False]),
+        },
+        "list": [1, 2.5, "x", None, True, b"y", (1, 2)],
+        "np_scalar": np.float32(0.5),
+        "nan": float("nan"),
+        "big": 2**127 + 1,
+        3: "int key",
+    }
+    path = save_state(tmp_path, 5, tree)
+    back = load_state(path)
+    assert back.step == 5
+    got = back.tree
+    assert torch.equal(got["w"], tree["w"])
+    assert torch.equal(got["half"], tree["half"])
+    for name, want in tree["arrays"].items():
+        have = got["arrays"][name]
+        assert (have.dtype, have.shape) == (want.dtype, want.shape)
+        assert np.array_equal(have, want)
+        assert have.flags.writeable
+    assert got["list"] == tree["list"]
+    assert (got["np_scalar"], got["big"], got[3]) == (0.5, 2**127 + 1, "int key")
+    assert got["nan"] != got["nan"]
+
+
+def test_optimiser_and_generators_resume_exactly(tmp_path: Path) -> None:
+    net = torch.nn.Linear(3, 2)
+    opt = torch.optim.Adam(net.parameters())
+    rng = np.random.default_rng(4)
+
+    def step() -> None:
+        x = torch.from_numpy(rng.random((4, 3)).astype(np.float32)) + torch.rand(4, 3)
+        opt.zero_grad()
+        net(x).square().sum().backward()
+        opt.step()
+
+    def tree() -> dict:
+        return {
+            "net": net.state_dict(),
+            "opt": opt.state_dict(),
+            "rng": seeding.generator_state(rng),
+            "global": seeding.global_rng_state(),
+        }
+
+    step()
+    path = save_state(tmp_path, 1, tree())
+    step()
+    want = {k: v.clone() for k, v in net.state_dict().items()}
+    saved = load_state(path).tree
+    net.load_state_dict(saved["net"])
+    opt.load_state_dict(saved["opt"])
+    seeding.set_generator_state(rng, saved["rng"])
+    seeding.set_global_rng_state(saved["global"])
+    step()
+    assert all(torch.equal(v, want[k]) for k, v in net.state_dict().items())
+
+
+def test_parts_write_themselves(tmp_path: Path) -> None:
+    path = save_state(tmp_path, 1, {}, parts={"replay": Big("hello")})
+    state = load_state(path)
+    assert (state.part("replay") / "sub" / "steps.bin").read_text() == "hello"
+    with pytest.raises(StateError, match="no part 'bc_replay'"):
+        state.part("bc_replay")
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 20, 3, 100):
+        save_state(tmp_path, step, {"s": step}, keep=2)
+    assert _names(tmp_path) == ["step_000000020", "step_000000100"]
+    assert latest_state(tmp_path) == tmp_path / "step_000000100"
+
+
+def test_same_step_again_replaces(tmp_path: Path) -> None:
+    save_state(tmp_path, 1, {"s": "old"})
+    save_state(tmp_path, 1, {"s": "new"})
+    assert _names(tmp_path) == ["step_000000001"]
+    assert load_state(tmp_path / "step_000000001").tree == {"s": "new"}
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert latest_state(tmp_path / "absent") is None
+    assert latest_state(tmp_path) is None
+    with pytest.raises(StateError, match="no complete state here"):
+        load_state(tmp_path / "step_000000001")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda p: (p / "tree.pt").unlink(), "tree.pt is missing"),
+        (lambda p: (p / "tree.pt").write_bytes(b"x"), "tree.pt has 1 bytes, expected"),
+        (lambda p: _flip_a_byte(p / "tree.pt"), "checksum of tree.pt"),
+        (lambda p: _flip_a_byte(p / "parts/replay/sub/steps.bin"), "checksum of parts/replay"),
+        (lambda p: (p / "COMPLETE").write_text("{"), "COMPLETE cannot be read"),
+        (lambda p: (p / "COMPLETE").write_text("[]"), "COMPLETE cannot be read"),
+    ],
+)
+def test_damage_is_named_and_the_state_before_is_used(
+    tmp_path: Path, harm: object, message: str
+) -> None:
+    for step in (1, 2):
+        save_state(tmp_path, step, {"s": step}, parts={"replay": Big("hello")}, keep=2)
+    harm(tmp_path / "step_000000002")  # type: ignore[operator]
+    with pytest.raises(StateError, match=message):
+        load_state(tmp_path / "step_000000002")
+    with pytest.warns(UserWarning, match="trying the state before it"):
+        assert latest_state(tmp_path) == tmp_path / "step_000000001"
+    harm(tmp_path / "step_000000001")  # type: ignore[operator]
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(StateError, match="no usable"):
+        latest_state(tmp_path)
+
+
+def _flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_incomplete_folder_is_neither_counted_nor_touched(tmp_path: Path) -> None:
+    half = tmp_path / "step_000000009"
+    half.mkdir()
+    (half / "tree.pt").write_text("half")
+    save_state(tmp_path, 1, {})
+    assert latest_state(tmp_path) == tmp_path / "step_000000001"
+    assert (half / "tree.pt").exists()
+
+
+def test_stale_temporary_folders_of_dead_writers_go(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".tmp_step_7_{dead.pid}_abc").mkdir()
+    (tmp_path / f".tmp_step_7_{os.getpid()}_abc").mkdir()  # pid reused after a restart
+    (tmp_path / f".tmp_step_7_{os.getppid()}_abc").mkdir()  # alive: left alone
+    save_state(tmp_path, 1, {})
+    assert _names(tmp_path) == [f".tmp_step_7_{os.getppid()}_abc", "step_000000001"]
+
+
+def test_a_state_set_aside_by_a_dead_writer_comes_back(tmp_path: Path) -> None:
+    save_state(tmp_path, 1, {"s": 1})
+    (tmp_path / "step_000000001").rename(tmp_path / ".old_step_000000001")
+    path = latest_state(tmp_path)
+    assert path is not None
+    assert load_state(path).tree == {"s": 1}
+
+
+def test_a_failing_part_leaves_the_old_state_alone(tmp_path: Path) -> None:
+    class Broken:
+        def save(self, path: Path) -> None:
+            (path / "x").write_text("x")
+            raise OSError("no space left on device")
+
+    save_state(tmp_path, 1, {"s": 1})
+    with pytest.raises(OSError, match="no space"):
+        save_state(tmp_path, 2, {}, parts={"replay": Broken()})
+    assert _names(tmp_path) == ["step_000000001"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": {"b": [1, object()]}}, r"tree\.a\.b\[1\]: cannot save a object"),
+        ({"a": {(1, 2): 3}}, r"tree\.a: keys must be"),
+        ({"a": np.array(["x"])}, "dtype <U1"),
+        ({"net": torch.nn.Linear(1, 1)}, "use its state_dict"),
+    ],
+)
+def test_what_cannot_be_saved_is_named(tmp_path: Path, tree: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        save_state(tmp_path, 1, tree)
+    assert _names(tmp_path) == []
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep 0"):
+        save_state(tmp_path, 1, {}, keep=0)
+
+
+_WRITER = """
+import sys, torch
+from pathlib import Path
+from common_utils.run_state import save_state
+class Slow:
+    def save(self, path):
+        with open(path / "steps.bin", "wb") as f:
+            for i in range(40):
+                f.write(bytes([i]) * 50_000); f.flush()
+step = 0
+while True:
+    step += 1
+    save_state(sys.argv[1], step, {"w": torch.full((1000,), float(step))}, parts={"r": Slow()})
+    print(step, flush=True)
+"""
+
+
+def test_sigkill_while_writing_never_costs_more_than_the_write(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "1\n"
+        time.sleep(float(rng.random()) * 0.3)
+        writer.send_signal(signal.SIGKILL)
+        done = [1, *(int(line) for line in writer.stdout)]
+        writer.wait()
+        path = latest_state(tmp_path)
+        assert path is not None
+        state = load_state(path)
+        assert state.step >= done[-1]
+        assert torch.equal(state.tree["w"], torch.full((1000,), float(state.step)))
+        assert verify_state(path) == state.step
+        # the next writer clears what this one left
+        save_state(tmp_path, 0, {}, keep=1)
+        assert [n for n in _names(tmp_path) if n.startswith(".")] == []
+        for left in tmp_path.iterdir():
+            run_state.shutil.rmtree(left)
+
+
+def test_graceful_stop_sets_the_flag_once_and_restores() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with GracefulStop() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert stop.signal_name == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_second_interrupt_acts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), GracefulStop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
