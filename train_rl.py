@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-import train_bc
+from agent_io import build_agent, inherit_env, load_bc_policies, load_pretrained, load_weights
 from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
@@ -26,28 +26,28 @@ from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
 from common_utils.resources import ResourceError, check_fits
+from common_utils.resume import STATE_DIR, start_or_resume
 from common_utils.run_config import ConfigError, Flag, RunConfig
-from common_utils.run_state import GracefulStop, latest_state, load_state, save_state
+from common_utils.run_state import GracefulStop, load_state, save_state
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
     global_rng_state,
-    preserve_rng,
     seed_for,
     set_all_seeds,
     set_generator_state,
     set_global_rng_state,
 )
-from common_utils.specs import BC_ACTION, EnvSpec, Obs, SpecError
+from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
 from env.factory import EnvConfig, make_env
 from evaluate.pool import EvalPool
-from evaluate.rollout import EvalResult, run_eval
+from evaluate.rollout import EvalResult
 from rl.q_agent import QAgent, QAgentConfig
 from rl.replay import ReplayBuffer
 
-STATE_DIR = "state"
+Suite = Literal["robosuite", "metaworld", "gymnasium"]
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = ("resume", "num_train_step", "use_wb", "mp_eval", "num_eval_worker")
 
@@ -59,8 +59,8 @@ class MainConfig(RunConfig):
     # source of all randomness of the run
     seed: int = 1
     # robosuite, metaworld or gymnasium
-    suite: Literal["robosuite", "metaworld", "gymnasium"] = "robosuite"
-    # task of the suite; Meta-World: "" takes the BC policy's task
+    suite: Suite = "robosuite"
+    # task of the suite; "" takes the BC policy's
     task_name: str = "Lift"
     # time limit in control steps
     episode_length: int = 200
@@ -68,7 +68,7 @@ class MainConfig(RunConfig):
     end_on_success: Flag = 1
     # size at which robosuite renders (videos use it)
     image_size: int = 224
-    # size of the images that the agent sees
+    # size of the images that the agent sees; 0 takes the BC policy's
     rl_image_size: int = 96
     # camera(s) of the agent; several joined by "+"
     rl_camera: str = "robot0_eye_in_hand"
@@ -78,7 +78,7 @@ class MainConfig(RunConfig):
     prop_stack: int = 1
     # state vectors
     state_stack: int = 1
-    # simulator repeats of each action (Meta-World)
+    # simulator repeats of each action (Meta-World); 0 takes the BC policy's
     action_repeat: int = 1
     # rendering: faithful or fast (see docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
@@ -265,8 +265,9 @@ class Workspace:
         self.saver = TopkSaver(self.save_dir, topk=1)
         self.headline: dict[str, float] = {}
         self.log: RunLogger
-        self._eval_env: Env | None = None
-        self._eval_pool: EvalPool | None = None
+        # num_proc 0 plays in this process; started at the first evaluation
+        workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
+        self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
 
     # ------------------------------------------------------------------ set-up
 
@@ -515,15 +516,8 @@ class Workspace:
     def evaluate(self, seed: int, num_episode: int = 0) -> EvalResult:
         """Play ``num_episode`` (default: num_eval_episode) episodes from ``seed`` on."""
         num = num_episode or self.cfg.num_eval_episode
-        with self.watch("evaluate"), preserve_rng(), eval_mode(self.agent):
-            if self.cfg.mp_eval:
-                if self._eval_pool is None:
-                    workers = min(self.cfg.num_eval_worker, num)
-                    self._eval_pool = EvalPool(asdict(self.env_cfg), workers)
-                return self._eval_pool.run(self.agent, num, seed)
-            if self._eval_env is None:
-                self._eval_env = make_env(self.env_cfg)
-            return run_eval(self._eval_env, self.agent, num, seed)
+        with self.watch("evaluate"):
+            return self.eval_pool.run_eval(self.agent, num, seed)
 
     def _eval_seed(self) -> int:
         """First episode seed of this evaluation (specification, section 9)."""
@@ -612,69 +606,8 @@ class Workspace:
 
     def close(self) -> None:
         """Stop workers and free simulators."""
-        if self._eval_pool is not None:
-            self._eval_pool.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
+        self.eval_pool.close()
         self.env.close()
-
-
-# -------------------------------------------------------------- building and loading
-
-
-def load_bc_policies(cfg: MainConfig) -> tuple[list[Any], list[str]]:
-    """The BC policies of a run and the cameras they look through."""
-    if not cfg.bc_policy or not cfg.use_bc:
-        return [], []
-    policies = [train_bc.load_policy(p, cfg.q_agent.device)[0] for p in cfg.bc_policy.split("+")]
-    cameras = [k for p in policies for k, s in p.input_specs().items() if len(s.shape) == 3]
-    return policies, list(dict.fromkeys(cameras))
-
-
-def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgent:
-    """The agent of a run, checked against what the environment delivers."""
-    needs_bc = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
-    if needs_bc and not bc_policies:
-        raise ConfigError(
-            f"q_agent.act_method '{cfg.q_agent.act_method}', q_agent.bootstrap_method "
-            f"'{cfg.q_agent.bootstrap_method}' need a BC policy: bc_policy is "
-            f"'{cfg.bc_policy}', use_bc {cfg.use_bc}"
-        )
-    obs_key = "state" if cfg.use_state else cfg.rl_camera
-    for policy in bc_policies:
-        spec.check_provides(policy.input_specs(), spec.action_dim, f"bc_policy {cfg.bc_policy}")
-    prop = spec.observations.get("prop")
-    agent = QAgent(
-        cfg.use_state,
-        spec.observations[obs_key].shape,
-        prop.shape if prop is not None else (0,),
-        spec.action_dim,
-        cfg.rl_camera,
-        cfg.q_agent,
-        seed=seed_for(cfg.seed, "agent", bits=31),
-    )
-    for policy in bc_policies:
-        agent.add_bc_policy(policy)
-    return agent
-
-
-def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """A bare state_dict from a .pt file, read safely."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{what}: no file '{path}'; train it first (README, section Weights)")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
-    """Start from another agent's weights; with ``policy_only`` the fresh critics stay."""
-    weights = load_weights(path, "load_pretrained_agent")
-    if policy_only:
-        fresh = agent.state_dict()
-        weights |= {k: v for k, v in fresh.items() if k.startswith("critic.")}
-        weights |= {
-            "critic_target." + k[7:]: v for k, v in fresh.items() if k.startswith("critic.")
-        }
-    agent.load_state_dict(weights)
 
 
 def load_model(weight_file: str, device: str = "auto") -> tuple[QAgent, Env, dict[str, Any]]:
@@ -692,6 +625,7 @@ def load_model(weight_file: str, device: str = "auto") -> tuple[QAgent, Env, dic
     weights = load_weights(weight_file, "weight_file")
     cfg = run_config.load(MainConfig, Path(weight_file).parent / "cfg.yaml")
     cfg.q_agent.device = device
+    inherit_env(cfg)
     bc_policies, bc_cameras = load_bc_policies(cfg)
     env_cfg = rl_env_config(cfg, bc_cameras)
     env = make_env(env_cfg)
@@ -706,30 +640,10 @@ def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
     return torch.from_numpy(gather_stack(frames, rows, np.zeros_like(rows), stack))
 
 
-def _find_resume(cfg: MainConfig) -> Path | None:
-    """The state to continue from; refuses a config that differs from the saved one."""
-    path = latest_state(Path(cfg.save_dir) / STATE_DIR)
-    if path is None:
-        return None
-    saved = run_config.load(type(cfg), cfg.cfg_path)
-    changed = [
-        line for line in run_config.diff(saved, cfg) if line.split(":")[0] not in RESUMABLE_CHANGES
-    ]
-    if changed:
-        raise ConfigError(
-            f"resume: the config differs from the one of the run in {cfg.save_dir}:\n  "
-            + "\n  ".join(changed)
-        )
-    return path
-
-
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
-    path = _find_resume(cfg) if cfg.resume else None
-    if path is None:
-        if cfg.resume:
-            print(f"resume: no saved state in {cfg.save_dir}, starting from the beginning")
-        run_config.dump(cfg, cfg.cfg_path)
+    inherit_env(cfg)
+    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
     work = Workspace(cfg)
     resume_step = int(path.name.split("_")[1]) if path is not None else None
     with RunLogger(

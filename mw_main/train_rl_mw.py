@@ -1,0 +1,49 @@
+"""IBRL, RLPD and RFT on Meta-World by the documented names; the loop is ``train_rl``'s.
+
+    python mw_main/train_rl_mw.py --config_path release/cfgs/metaworld/ibrl_basic.yaml \
+        --bc_policy assembly --save_dir exps/rl/metaworld/run1 --use_wb 0
+
+``--bc_policy`` takes assembly, boxclose, coffeepush or stickpull (their weights and
+demonstrations under release/), or a weight file. Task, image size, stacking and action
+repeat are those of the BC policy's run, also for RLPD and RFT (``use_bc 0``).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_rl
+from mw_main.names import BC_DATASETS, BC_POLICIES
+
+
+@dataclass
+class MainConfig(train_rl.MainConfig):
+    """train_rl.MainConfig with Meta-World's defaults; "" means: as the BC policy's run."""
+
+    suite: train_rl.Suite = "metaworld"
+    # task; "" takes the BC policy's
+    task_name: str = ""
+    # camera of the agent
+    rl_camera: str = "corner2"
+    # simulator repeats of each action; 0 takes the BC policy's
+    action_repeat: int = 0
+    # size of the images that the agent sees; 0 takes the BC policy's
+    rl_image_size: int = 0
+    # count preloaded demonstrations among the warm-up episodes
+    warm_up_counts_demos: train_rl.Flag = 1
+    save_dir: str = "exps/rl/metaworld/run1"
+
+    def __post_init__(self) -> None:
+        name = self.bc_policy
+        self.bc_policy = BC_POLICIES.get(name, name)
+        if not self.preload_datapath:
+            self.preload_datapath = BC_DATASETS.get(name, "")
+        super().__post_init__()
+
+
+if __name__ == "__main__":
+    sys.exit(train_rl.main(MainConfig))
