@@ -52,7 +52,8 @@ class MultiViewEncoder(nn.Module):
             raise ValueError("MultiViewEncoder needs at least one camera")
         self.obs_horizon, self.use_prop = obs_horizon, bool(use_prop)
         self.rl_cameras = tuple(rl_cameras)
-        self.encoders = nn.ModuleList(ResNetEncoder(obs_shape, cfg.resnet) for _ in rl_cameras)
+        encoders = [ResNetEncoder(obs_shape, cfg.resnet) for _ in rl_cameras]
+        self.encoders = nn.ModuleList(encoders)
         self.compress_streams = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(encoder.repr_dim, cfg.feat_dim),
@@ -60,7 +61,7 @@ class MultiViewEncoder(nn.Module):
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
             )
-            for encoder in self.encoders
+            for encoder in encoders
         )
         self.repr_dim = cfg.feat_dim * obs_horizon
         if cfg.fuse_method == "cat":

@@ -36,13 +36,12 @@ class RandomShiftsAug(nn.Module):
 
     def shift(self, x: torch.Tensor, shifts_xy: torch.Tensor) -> torch.Tensor:
         """out[i, j] = in[clamp(i + sy - pad), clamp(j + sx - pad)] for each image."""
-        n, _, h, w = x.shape
-        rows = torch.arange(-self.pad, h + self.pad, device=x.device).clamp_(0, h - 1)
-        cols = torch.arange(-self.pad, w + self.pad, device=x.device).clamp_(0, w - 1)
-        padded = x.index_select(2, rows).index_select(3, cols)
-        windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # view [B, C, 2p+1, 2p+1, H, W]
-        index = torch.arange(n, device=x.device)
-        return windows[index, :, shifts_xy[:, 1], shifts_xy[:, 0]].contiguous()
+        n, c, h, w = x.shape
+        rows = torch.arange(h, device=x.device) - self.pad + shifts_xy[:, 1:]
+        cols = torch.arange(w, device=x.device) - self.pad + shifts_xy[:, :1]
+        rows, cols = rows.clamp_(0, h - 1), cols.clamp_(0, w - 1)  # [B, H], [B, W]
+        pixel = (rows[:, :, None] * w + cols[:, None, :]).view(n, 1, h * w)
+        return x.reshape(n, c, h * w).gather(2, pixel.expand(-1, c, -1)).view(n, c, h, w)
 
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Shift every image by its own random amount."""

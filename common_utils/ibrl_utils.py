@@ -121,11 +121,19 @@ def concat_obs(idx: int, obses: Sequence[torch.Tensor], stack: int) -> torch.Ten
 
 
 def resize_images(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Square bicubic, anti-aliased resize of [C, H, W] or [B, C, H, W]; dtype is kept."""
+    """Square bicubic, anti-aliased resize of [C, H, W] or [B, C, H, W]; dtype is kept.
+
+    uint8 goes through float and is rounded once, at the end (torch's own uint8 resize clamps
+    between its two passes, and differs from the original by up to 15 of 255).
+    """
     if x.shape[-2:] == (size, size):
         return x
-    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    batched = (x if x.dim() == 4 else x.unsqueeze(0)).to(
+        x.dtype if x.is_floating_point() else torch.float32
+    )
     y = F.interpolate(batched, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    if x.dtype == torch.uint8:
+        y = y.clamp_(0, 255).round_().to(torch.uint8)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -157,7 +165,8 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def soft_update_params(net: nn.Module, target: nn.Module, tau: float) -> None:
     """target <- tau * net + (1 - tau) * target, parameters only (no buffers)."""
-    src, dst = list(net.parameters()), list(target.parameters())
+    src: list[torch.Tensor] = list(net.parameters())
+    dst: list[torch.Tensor] = list(target.parameters())
     if len(src) != len(dst):
         raise ValueError(f"soft_update_params: {len(src)} parameters against {len(dst)}")
     torch._foreach_lerp_(dst, src, tau)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,7 +44,7 @@ class ResNet96(nn.Module):
         widths = [32, 64, 128, 256]
         blocks = [
             PreActBlock(c_in, c_out, bool(use_1x1), bool(shallow))
-            for c_in, c_out in zip(widths[:-1], widths[1:], strict=True)
+            for c_in, c_out in itertools.pairwise(widths)
         ]
         self.net = nn.Sequential(
             nn.Conv2d(in_channels, 32, 3, padding=1, bias=False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class _QNet(nn.Module):
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
         """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
-        first = self.q[0]
+        first = cast(nn.Linear, self.q[0])
         h = self.obs_proj(feat.flatten(1))
         shared = _cut(first, h, 0) + first.bias
         if prop is not None:
@@ -141,7 +142,7 @@ class _SpatialEmbQNet(nn.Module):
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
         """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
-        proj, norm_act = self.input_proj[0], self.input_proj[1:]
+        proj, norm_act = cast(nn.Linear, self.input_proj[0]), self.input_proj[1:]
         rows = feat.transpose(1, 2) if self.fuse_patch else feat
         shared = _cut(proj, rows, 0)  # [B, rows, emb]
         per_action = _cut(proj, actions, self.row_dim) + proj.bias  # [B, N, emb]
@@ -247,7 +248,8 @@ class MultiFcQ(nn.Module):
         """state [B, S], actions [B, N, A] -> [B, N, M], only the given members (None: all)."""
         b, n, _ = actions.shape
         flat = actions.reshape(b * n, -1)
-        first, *rest = self.net
+        first, *rest = cast("list[nn.Module]", list(self.net))
+        assert isinstance(first, EnsembleLinear)
         w, bias = first.select(members)
         s = torch.matmul(state, w[:, : self.state_dim]) + bias  # [M, B, H]
         a = torch.matmul(flat, w[:, self.state_dim :])  # [M, B * N, H]

@@ -157,9 +157,14 @@ def build_module(spec: dict[str, Any]) -> nn.Module:
     return module.eval()
 
 
-def assert_close(actual: torch.Tensor, expected: np.ndarray, name: str, **tolerance: float) -> None:
+def assert_close(
+    actual: torch.Tensor,
+    expected: np.ndarray,
+    name: str,
+    rtol: float = RTOL,
+    atol: float = ATOL,
+) -> None:
     """Shapes equal and values within the fixtures' tolerance."""
-    tolerance = {"rtol": RTOL, "atol": ATOL} | tolerance
     value = actual.detach().cpu().numpy()
     assert value.shape == expected.shape, f"{name}: {value.shape}, recorded {expected.shape}"
-    np.testing.assert_allclose(value, expected, err_msg=name, **tolerance)
+    np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=name)
