@@ -200,7 +200,7 @@ class EvalPool:
                 )
         return ready
 
-    def run_eval(
+    def run(
         self,
         agent: Any,
         num_game: int,

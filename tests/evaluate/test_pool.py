@@ -68,14 +68,14 @@ def assert_same(a, b):
 def test_one_by_one_equals_in_process_exactly(pool, num_game):
     agent = Agent()
     want = local(agent, num_game, 11)
-    assert_same(pool.run_eval(agent, num_game, 11, one_by_one=True), want)
+    assert_same(pool.run(agent, num_game, 11, one_by_one=True), want)
     assert list(want.seeds) == list(range(11, 11 + num_game))
     assert len(set(want.scores)) == num_game, "different seeds are different games"
 
 
 def test_batched_inference_plays_the_same_games(pool):
     agent = Agent()
-    got, want = pool.run_eval(agent, 6, 3), local(Agent(), 6, 3)
+    got, want = pool.run(agent, 6, 3), local(Agent(), 6, 3)
     np.testing.assert_array_equal(got.lengths, want.lengths)
     np.testing.assert_allclose(got.scores, want.scores, rtol=1e-4)
     assert max(agent.batches) <= 2
@@ -84,7 +84,7 @@ def test_batched_inference_plays_the_same_games(pool):
 def test_stochastic_agents_repeat_game_by_game(pool):
     agent = Agent(noise=0.3)
     want = local(agent, 5, 20)
-    assert_same(pool.run_eval(agent, 5, 20), want)
+    assert_same(pool.run(agent, 5, 20), want)
     single = local(agent, 1, 23)
     assert single.scores[0] == want.scores[3], "a game depends on its own seed alone"
     assert want.scores.std() > 0
@@ -94,9 +94,9 @@ def test_global_generators_modes_and_config_are_left_alone(pool):
     agent = Agent(noise=0.1).train()
     cfg = {"horizon": 30, "inner": {"a": [1]}}
     states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
-    pool.run_eval(agent, 2, 0)
+    pool.run(agent, 2, 0)
     with EvalPool(cfg, 0, maker=MAKER) as here:
-        here.run_eval(agent, 2, 0)
+        here.run(agent, 2, 0)
     assert agent.training and agent.net.training
     assert cfg == {"horizon": 30, "inner": {"a": [1]}}
     assert random.getstate() == states[0]
@@ -105,9 +105,9 @@ def test_global_generators_modes_and_config_are_left_alone(pool):
 
 
 def test_workers_stay_alive_between_evaluations(pool):
-    pool.run_eval(Agent(), 2, 0)
+    pool.run(Agent(), 2, 0)
     pids = [w.process.pid for w in pool._workers]
-    pool.run_eval(Agent(), 3, 5)
+    pool.run(Agent(), 3, 5)
     assert [w.process.pid for w in pool._workers] == pids
     assert pool.spec.observations["state"].shape == (4,)
 
@@ -135,20 +135,20 @@ def test_faulty_workers_become_errors_without_zombies(fault, timeout, message):
         pool.timeout = timeout
         pids = [w.process.pid for w in pool._workers]
         with pytest.raises(EvalError, match=message):
-            pool.run_eval(Agent(), 6, 0)
+            pool.run(Agent(), 6, 0)
         assert all(gone(pid) for pid in pids)
         # the pool recovers with new workers
         pool.timeout = 60
-        assert len(pool.run_eval(Agent(), 2, 0)) == 2
+        assert len(pool.run(Agent(), 2, 0)) == 2
 
 
 def test_killed_worker_is_noticed_between_evaluations():
     with EvalPool({}, 1, maker=MAKER, timeout=60) as pool:
-        pool.run_eval(Agent(), 1, 0)
+        pool.run(Agent(), 1, 0)
         pool._workers[0].process.send_signal(signal.SIGKILL)
         pool._workers[0].process.wait()
         with pytest.raises(EvalError, match="killed by signal 9"):
-            pool.run_eval(Agent(), 1, 0)
+            pool.run(Agent(), 1, 0)
 
 
 def test_environment_that_cannot_be_built():
@@ -156,7 +156,7 @@ def test_environment_that_cannot_be_built():
         EvalPool({"broken_build": True}, 1, maker=MAKER) as pool,
         pytest.raises(EvalError, match=r"building its environment(.|\n)*no such simulator"),
     ):
-        pool.run_eval(Agent(), 1, 0)
+        pool.run(Agent(), 1, 0)
 
 
 def test_workers_end_with_a_killed_parent():
@@ -179,11 +179,11 @@ def test_workers_end_with_a_killed_parent():
 
 def test_misuse_is_named(pool):
     with pytest.raises(ValueError, match="num_game is 0"):
-        pool.run_eval(Agent(), 0, 1)
+        pool.run(Agent(), 0, 1)
     with pytest.raises(ValueError, match="seed is -1"):
-        pool.run_eval(Agent(), 1, -1)
+        pool.run(Agent(), 1, -1)
     with pytest.raises(ValueError, match="num_proc 0"):
-        pool.run_eval(Agent(), 1, 1, record="somewhere")
+        pool.run(Agent(), 1, 1, record="somewhere")
     with pytest.raises(ValueError, match="num_proc is -1"):
         EvalPool({}, -1)
 

@@ -1,0 +1,193 @@
+"""Evaluate checkpoints: one weight file, or all of a folder as a ranked table.
+
+    python -m evaluate.eval --mode rl --weight exps/rl/run1/model0.pt --num_game 50
+    python -m evaluate.eval --mode bc --folder exps/bc --include model --num_game 50
+    python -m evaluate.eval --mode bc --weight exps/bc/run1/model0.pt --mp 0 --record_dir videos
+
+Exit status 0 on success, 2 when the command or a checkpoint cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common_utils.run_config import ConfigError
+from common_utils.specs import SpecError
+from env.core import EnvError
+from evaluate.pool import EvalPool
+from evaluate.rollout import EvalError, EvalResult
+from evaluate.stats import Rate, wilson
+
+# The trainers know how to rebuild what they trained. They stand one floor above and are only
+# named here, never imported by this package: whoever adds a trainer adds a name.
+LOADERS = {"bc": "train_bc", "rl": "train_rl"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.eval", description="Evaluate checkpoints."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weight", help="weight file (.pt); its cfg.yaml lies beside it")
+    what.add_argument("--folder", help="evaluate every .pt file below this folder")
+    parser.add_argument(
+        "--include", nargs="*", default=[], help="with --folder: paths must contain all of these"
+    )
+    parser.add_argument("--mode", choices=sorted(LOADERS), required=True, help="what was trained")
+    parser.add_argument("--num_game", type=int, default=10, help="episodes per evaluation")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first episode")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="evaluations per checkpoint, each on further seeds"
+    )
+    parser.add_argument("--mp", type=int, default=10, help="worker processes; 0: this process")
+    parser.add_argument(
+        "--one_by_one", type=int, default=0, choices=(0, 1),
+        help="1: one observation per forward pass, scores exactly as with --mp 0",
+    )  # fmt: skip
+    parser.add_argument("--record_dir", help="write one MP4 per episode here (needs --mp 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--verbose", type=int, default=1, choices=(0, 1), help="1: a line per game")
+    return parser
+
+
+def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
+    """Weight files below ``folder`` (with a cfg.yaml beside) whose path contains all of ``include``.
+
+    Resumable state is no checkpoint and is left out. Raises ConfigError when there is none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"--folder: no folder '{folder}'")
+    found = [
+        path
+        for path in sorted(root.rglob("*.pt"))
+        if (path.parent / "cfg.yaml").is_file()
+        and all(part in str(path.relative_to(root)) for part in include)
+    ]
+    if not found:
+        wanted = f" whose path contains {' and '.join(include)}" if include else ""
+        raise ConfigError(f"--folder: no .pt file with a cfg.yaml beside it in '{folder}'{wanted}")
+    return found
+
+
+class Evaluator:
+    """Evaluates one checkpoint after another, keeping the workers while the task stays."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.trainer = importlib.import_module(LOADERS[args.mode])
+        self._pool: EvalPool | None = None
+
+    def _pool_for(self, params: dict[str, Any]) -> EvalPool:
+        if self._pool is None or self._pool.env_cfg != params:
+            self.close()
+            workers = min(self.args.mp, self.args.num_game)
+            self._pool = EvalPool(params, workers)
+        return self._pool
+
+    def evaluate(self, weight: Path) -> EvalResult:
+        """All ``repeat * num_game`` games of one checkpoint."""
+        args = self.args
+        agent, env, params = self.trainer.load_model(str(weight), args.device)
+        env.close()  # the pool builds its own and keeps them
+        pool = self._pool_for(params)
+        results = []
+        for number in range(args.repeat):
+            result = pool.run(
+                agent,
+                args.num_game,
+                args.seed + number * args.num_game,
+                one_by_one=bool(args.one_by_one),
+                record=args.record_dir,
+                verbose=bool(args.verbose),
+            )
+            results.append(result)
+            if args.repeat > 1:
+                print(f"{weight}, evaluation {number + 1}: success {result.rate()}")
+        return merge(results)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def merge(results: Sequence[EvalResult]) -> EvalResult:
+    """Several evaluations of one checkpoint as one, in the given order."""
+    fields = ("scores", "successes", "lengths", "seeds")
+    return EvalResult(*(np.concatenate([getattr(r, f) for r in results]) for f in fields))
+
+
+def table(results: dict[Path, EvalResult], root: Path) -> str:
+    """Ranked table of a folder, its average, its maximum, and the maximum per episode seed."""
+    ranked = sorted(results.items(), key=lambda item: -item[1].success_rate)
+    names = {path: str(path.relative_to(root)) for path in results}
+    width = max(len(name) for name in names.values())
+    lines = [f"{'checkpoint':<{width}}  success  95 % interval      score   length"]
+    for path, result in ranked:
+        lines.append(
+            f"{names[path]:<{width}}  {_rate(result.rate())}  {result.mean_score:7.3f}  "
+            f"{result.lengths.mean():7.1f}"
+        )
+    rates = [r.success_rate for r in results.values()]
+    per_seed = np.stack([r.successes for r in results.values()]).any(axis=0)
+    lines += [
+        f"average over {len(rates)} checkpoints: {np.mean(rates):.3f}",
+        f"max: {max(rates):.3f} ({names[ranked[0][0]]})",
+        "max over checkpoints per episode seed (solved by at least one): "
+        f"{wilson(int(per_seed.sum()), len(per_seed))}",
+    ]
+    return "\n".join(lines)
+
+
+def _rate(rate: Rate) -> str:
+    return f"{rate.mean:7.3f}  [{rate.low:.3f}, {rate.high:.3f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    for name in ("num_game", "repeat"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; must be at least 1")
+    for name in ("seed", "mp"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} is {getattr(args, name)}; must not be negative")
+    if args.record_dir and args.mp:
+        parser.error("--record_dir needs --mp 0")
+    if args.include and not args.folder:
+        parser.error("--include goes with --folder")
+    evaluator = Evaluator(args)
+    try:
+        _run(args, evaluator)
+    except (ConfigError, SpecError, EnvError, EvalError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        evaluator.close()
+    return 0
+
+
+def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
+    if args.weight:
+        result = evaluator.evaluate(Path(args.weight))
+        print(f"{args.weight}: success {result.rate()}, score {result.mean_score:.3f}")
+        return
+    results = {}
+    for path in find_weights(args.folder, args.include):
+        results[path] = evaluator.evaluate(path)
+        print(f"{path}: success {results[path].rate()}", flush=True)
+    print(table(results, Path(args.folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
