@@ -78,7 +78,8 @@ _setup_requirements() {
     fi
     _setup_say "installing requirements.txt (the first time several minutes and up to 6 GB)"
     "$_python" -m pip install --disable-pip-version-check --progress-bar off \
-        -r "$_root/requirements.txt" | grep --line-buffered -v '^Requirement already satisfied'
+        -r "$_root/requirements.txt" |
+        sed -u -n -E 's/^(Collecting|Building|Installing collected)([^()]*).*/  \1\2/p' | cut -c 1-100
     [ "${PIPESTATUS[0]}" -eq 0 ] || _setup_fail "pip install -r requirements.txt failed (see above)"
 }
 
@@ -116,7 +117,8 @@ _setup_gl() { # sets _gl to the back end that really renders
         _setup_apt $missing
     fi
     # the last line only: a driver may print notes of its own
-    _gl="$(cd "$_root" && PYTHONPATH="$_root" "$_python" -m common_utils.gl --best 2>/dev/null | tail -n 1)"
+    _gl="$(cd "$_root" && PYTHONPATH="$_root" "$_python" -c \
+        'from common_utils.gl import best_backend; print(best_backend())' 2>/dev/null | tail -n 1)"
     case "$_gl" in
         egl | osmesa) _setup_say "rendering with $_gl" ;;
         *)
