@@ -1,0 +1,503 @@
+// Python face of the replay core: names of the original program, arrays instead of tensors.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <set>
+#include <type_traits>
+
+#include "arrays.h"
+#include "episode.h"
+#include "replay.h"
+#include "sampler.h"
+
+namespace py = pybind11;
+
+namespace rela {
+namespace {
+
+// Threads must be gone before the interpreter is.
+std::set<Sampler*>& live_samplers() {
+  static auto* samplers = new std::set<Sampler*>;  // guarded by the GIL
+  return *samplers;
+}
+
+void terminate_all() {
+  const auto samplers = live_samplers();
+  const py::gil_scoped_release release;
+  for (Sampler* s : samplers) s->terminate();
+}
+
+class OwnedSampler {
+ public:
+  OwnedSampler(std::vector<std::shared_ptr<Replay>> replays, int prefetch, int num_threads, bool episodes)
+      : sampler_(std::make_unique<Sampler>(std::move(replays), prefetch, num_threads, episodes)) {
+    live_samplers().insert(sampler_.get());
+  }
+  OwnedSampler(OwnedSampler&&) = default;
+  ~OwnedSampler() {
+    if (!sampler_) return;
+    live_samplers().erase(sampler_.get());
+    const py::gil_scoped_release release;
+    sampler_.reset();
+  }
+  Sampler* operator->() const { return sampler_.get(); }
+  Sampler& operator*() const { return *sampler_; }
+
+ private:
+  std::unique_ptr<Sampler> sampler_;
+};
+
+Batch sample(Sampler& sampler, const std::vector<int64_t>& batches, const py::object& device) {
+  JobPtr job;
+  {
+    const py::gil_scoped_release release;
+    job = sampler.sample(batches);
+  }
+  return to_batch(job, device);
+}
+
+void donate(Sampler& sampler, const py::array& buffer) {
+  const auto a = py::array_t<uint8_t, py::array::c_style>::ensure(buffer);
+  if (!a || a.ptr() != buffer.ptr() || a.ndim() != 1 || !a.writeable()) {
+    throw py::value_error("donate: expected a writeable contiguous uint8 [bytes] array");
+  }
+  PyObject* held = buffer.ptr();
+  Py_INCREF(held);
+  std::shared_ptr<void> owner(held, [](void* p) {
+    if (!Py_IsInitialized()) return;
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(static_cast<PyObject*>(p));
+  });
+  sampler.pool().donate(const_cast<uint8_t*>(a.data()), static_cast<size_t>(a.size()), std::move(owner));
+}
+
+// A replay with the thread that samples ahead from it.
+struct PyReplay {
+  std::shared_ptr<Replay> core;
+  OwnedSampler sampler;
+
+  PyReplay(Options options, int prefetch, int num_threads, bool episodes)
+      : core(std::make_shared<Replay>(std::move(options))), sampler({core}, prefetch, num_threads, episodes) {}
+
+  // Runs f with this replay to itself and without the GIL.
+  template <class F>
+  auto locked(F&& f) const {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(core->call_mutex);
+    return f(*core);
+  }
+
+  void add(const EpisodePtr& e) {
+    locked([&](Replay& r) { r.add(e); });
+  }
+
+  Batch get_range(int64_t a, int64_t b, const py::object& device) {
+    const JobPtr job = locked([&](Replay& r) {
+      int64_t T = 0;
+      std::vector<int32_t> lens;
+      Rows rows = r.range_rows(a, b, T, lens);
+      JobPtr j = sampler->collect(std::move(rows), {T, b - a});
+      j->seq_lens = std::move(lens);
+      return j;
+    });
+    return to_batch(job, device);
+  }
+
+  py::dict get(int64_t i) {
+    if (i < 0) i += locked([](Replay& r) { return r.size(); });
+    Replay::EpisodeRow e;
+    std::vector<float> raw;
+    const JobPtr job = locked([&](Replay& r) {
+      e = r.episode(i);
+      raw.resize(static_cast<size_t>(e.len));
+      const int64_t first = e.step0 - r.episode(0).step0;
+      r.read(Group::reward, 0, first, first + e.len, reinterpret_cast<uint8_t*>(raw.data()));
+      return sampler->collect(r.episode_rows(i), {e.len});
+    });
+    const Batch b = to_batch(job, py::none());
+    py::dict out;
+    out["obs"] = b.obs;
+    out["next_obs"] = b.next_obs;
+    out["action"] = b.action;
+    out["reward"] = b.reward;
+    out["bootstrap"] = b.bootstrap;
+    out["raw_reward"] = copy_array({"raw_reward", DType::f32, {}}, e.len,
+                                   reinterpret_cast<const uint8_t*>(raw.data()));
+    out["terminated"] = e.terminated;
+    out["truncated"] = e.truncated;
+    out["seq_len"] = e.len;
+    return out;
+  }
+
+  py::array read(const std::string& group, const std::string& key, int64_t begin, int64_t end) {
+    const auto [g, column, field] = find(group, key);
+    int64_t live = locked([g = g](Replay& r) { return r.live_rows(g); });
+    if (end < 0) end = live;
+    if (begin < 0 || begin > end || end > live) {
+      throw py::index_error("read: rows " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+                            std::to_string(live));
+    }
+    py::array out = new_array(field, end - begin);
+    auto* dst = static_cast<uint8_t*>(out.mutable_data());
+    locked([&, g = g, column = column](Replay& r) { r.read(g, column, begin, end, dst); });
+    return out;
+  }
+
+  std::tuple<Group, size_t, Field> find(const std::string& group, const std::string& key) {
+    if (group == "reward") {
+      if (core->empty_schema()) throw py::key_error("the replay is empty");
+      return {Group::reward, 0, Field{"reward", DType::f32, {}}};
+    }
+    const Group g = group == "action" ? Group::action : Group::obs;
+    if (group != "obs" && group != "action") {
+      throw py::value_error("read: group must be 'obs', 'action' or 'reward', got '" + group + "'");
+    }
+    const Fields& fields = g == Group::obs ? core->obs_fields() : core->action_fields();
+    for (size_t i = 0; i < fields.size(); ++i) {
+      if (fields[i].name == key) return {g, i, fields[i]};
+    }
+    throw py::key_error("no " + group + " named '" + key + "' is stored");
+  }
+
+  // Everything but the rows themselves.
+  py::dict meta() {
+    const Rng::State s = core->rng.state();
+    std::array<int64_t, 4> bits{};
+    for (size_t i = 0; i < 4; ++i) bits[i] = static_cast<int64_t>(s[i]);
+    const int64_t n = core->size();
+    py::array_t<int64_t> table({n, int64_t{4}});
+    auto t = table.mutable_unchecked<2>();
+    for (int64_t i = 0; i < n; ++i) {
+      const auto& e = core->episode(i);
+      t(i, 0) = e.len;
+      t(i, 1) = e.terminated;
+      t(i, 2) = e.truncated;
+      t(i, 3) = e.has_final;
+    }
+    py::dict d;
+    d["version"] = 1;
+    d["n_step"] = core->options().nstep;
+    d["gamma"] = core->gamma();
+    d["bootstrap_truncated"] = core->options().bootstrap_truncated;
+    d["num_add"] = core->num_add();
+    d["rng"] = copy_array({"rng", DType::i64, {}}, 4, reinterpret_cast<const uint8_t*>(bits.data()));
+    d["episodes"] = table;
+    return d;
+  }
+
+  py::dict state_dict() {
+    py::dict d = meta();
+    py::dict obs, action;
+    for (const Field& f : core->obs_fields()) obs[py::str(f.name)] = read("obs", f.name, 0, -1);
+    for (const Field& f : core->action_fields()) action[py::str(f.name)] = read("action", f.name, 0, -1);
+    d["obs"] = obs;
+    d["action"] = action;
+    d["reward"] = core->empty_schema() ? new_array({"reward", DType::f32, {}}, 0) : read("reward", "", 0, -1);
+    return d;
+  }
+
+  void load_state_dict(const py::dict& d) {
+    for (const char* key : {"version", "n_step", "gamma", "bootstrap_truncated", "num_add", "rng", "episodes",
+                            "obs", "action", "reward"}) {
+      if (!d.contains(key)) throw py::value_error(std::string("load_state_dict: '") + key + "' is missing");
+    }
+    auto same = [](const char* what, int64_t have, int64_t want) {
+      if (have == want) return;
+      throw py::value_error(std::string("load_state_dict: the saved replay has ") + what + " " +
+                            std::to_string(have) + ", this one " + std::to_string(want));
+    };
+    same("version", d["version"].cast<int64_t>(), 1);
+    same("n_step", d["n_step"].cast<int64_t>(), core->options().nstep);
+    same("bootstrap_truncated", d["bootstrap_truncated"].cast<bool>(), core->options().bootstrap_truncated);
+    using I64 = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+    const auto rng = I64(d["rng"]);
+    const auto episodes = I64(d["episodes"]);
+    if (rng.ndim() != 1 || rng.shape(0) != 4) throw py::value_error("load_state_dict: rng must be int64 [4]");
+    if (episodes.ndim() != 2 || episodes.shape(1) != 4) {
+      throw py::value_error("load_state_dict: episodes must be int64 [E, 4]");
+    }
+    Rng::State state{};
+    for (py::ssize_t i = 0; i < 4; ++i) state[static_cast<size_t>(i)] = static_cast<uint64_t>(rng.at(i));
+    std::vector<std::array<int64_t, 4>> table;
+    for (py::ssize_t i = 0; i < episodes.shape(0); ++i) {
+      table.push_back({episodes.at(i, 0), episodes.at(i, 1), episodes.at(i, 2), episodes.at(i, 3)});
+    }
+    const Borrowed obs = borrow_dict(d["obs"], "load_state_dict: obs");
+    const Borrowed action = borrow_dict(d["action"], "load_state_dict: action");
+    std::vector<py::array> owners;
+    const View reward = borrow(d["reward"], "reward", owners);
+    const auto gamma = d["gamma"].cast<float>();
+    const auto num_add = d["num_add"].cast<int64_t>();
+    locked([&](Replay& r) { r.restore(obs.views, action.views, reward, table, gamma, num_add, state); });
+  }
+};
+
+struct JointSampler {
+  OwnedSampler sampler;
+};
+
+// ------------------------------------------------------------------------------------ episodes
+
+py::dict columns_to_dict(const Fields& fields, const std::vector<Bytes>& columns) {
+  py::dict out;
+  for (size_t i = 0; i < columns.size(); ++i) {
+    const size_t row = fields[i].bytes();
+    const auto rows = static_cast<int64_t>(row ? columns[i].size() / row : 0);
+    out[py::str(fields[i].name)] = copy_array(fields[i], rows, columns[i].data());
+  }
+  return out;
+}
+
+py::dict episode_to_dict(const EpisodeData& e) {
+  py::dict d;
+  d["obs"] = columns_to_dict(e.obs_fields, e.obs);
+  d["action"] = columns_to_dict(e.action_fields, e.action);
+  d["reward"] = copy_array({"reward", DType::f32, {}}, static_cast<int64_t>(e.reward.size()),
+                           reinterpret_cast<const uint8_t*>(e.reward.data()));
+  d["len"] = e.len;
+  d["terminated"] = e.terminated;
+  d["truncated"] = e.truncated;
+  d["has_final"] = e.has_final;
+  return d;
+}
+
+void take_columns(const py::handle& dict, Fields& fields, std::vector<Bytes>& columns) {
+  const Borrowed b = borrow_dict(dict, "Episode.load_state_dict");
+  for (const View& v : b.views) {
+    Field f = v.field;
+    if (f.shape.empty()) throw py::value_error("Episode.load_state_dict: '" + f.name + "' has no rows axis");
+    columns.emplace_back(v.data, v.data + f.bytes());
+    f.shape.erase(f.shape.begin());
+    fields.push_back(f);
+  }
+}
+
+py::dict episode_state(const Episode& e) {
+  py::dict d = episode_to_dict(e.data());
+  d["phase"] = static_cast<int>(e.phase());
+  return d;
+}
+
+void load_episode_state(Episode& e, const py::dict& d) {
+  for (const char* key : {"obs", "action", "reward", "len", "terminated", "truncated", "has_final", "phase"}) {
+    if (!d.contains(key)) throw py::value_error(std::string("Episode.load_state_dict: '") + key + "' is missing");
+  }
+  EpisodeData data;
+  take_columns(d["obs"], data.obs_fields, data.obs);
+  take_columns(d["action"], data.action_fields, data.action);
+  const auto reward = py::array_t<float, py::array::c_style | py::array::forcecast>(d["reward"]);
+  data.reward.assign(reward.data(), reward.data() + reward.size());
+  data.len = d["len"].cast<int64_t>();
+  data.terminated = d["terminated"].cast<bool>();
+  data.truncated = d["truncated"].cast<bool>();
+  data.has_final = d["has_final"].cast<bool>();
+  e.restore(std::move(data), static_cast<Episode::Phase>(d["phase"].cast<int>()));
+}
+
+EpisodePtr episode_from_arrays(const py::dict& obs, const py::dict& action, const py::object& reward,
+                               bool terminated, bool truncated, bool final_obs, int64_t nstep, double gamma) {
+  const Borrowed o = borrow_dict(obs, "obs");
+  const Borrowed a = borrow_dict(action, "action");
+  std::vector<py::array> owners;
+  const View r = borrow(reward, "reward", owners);
+  return make_episode(o.views, a.views, r, terminated, truncated, final_obs, nstep, gamma);
+}
+
+void bind_episode(py::module_& m) {
+  py::class_<EpisodeData, std::shared_ptr<EpisodeData>>(m, "EpisodeData", "A finished episode, immutable.")
+      .def_readonly("seq_len", &EpisodeData::len)
+      .def_readonly("terminated", &EpisodeData::terminated)
+      .def_readonly("truncated", &EpisodeData::truncated)
+      .def_property_readonly("reward",
+                             [](const EpisodeData& e) {  // n-step sums, as the original's
+                               const auto powers = gamma_powers(e.gamma, e.nstep);
+                               py::array_t<float> out(e.len);
+                               for (int64_t t = 0; t < e.len; ++t) {
+                                 out.mutable_at(t) = nstep_return(e.reward.data(), t, e.len, powers);
+                               }
+                               return out;
+                             })
+      .def_property_readonly("bootstrap",
+                             [](const EpisodeData& e) {
+                               const auto powers = gamma_powers(e.gamma, e.nstep);
+                               py::array_t<float> out(e.len);
+                               for (int64_t t = 0; t < e.len; ++t) {
+                                 out.mutable_at(t) = t < e.len - e.nstep ? powers.back() : 0.0F;
+                               }
+                               return out;
+                             })
+      .def("to_dict", &episode_to_dict, "Copies: obs and action frames [T, ...], raw rewards, flags.")
+      .def("__len__", [](const EpisodeData& e) { return e.len; });
+
+  m.def("episode_from_arrays", &episode_from_arrays, py::arg("obs"), py::arg("action"), py::arg("reward"),
+        py::kw_only(), py::arg("terminated"), py::arg("truncated"), py::arg("final_obs") = false,
+        py::arg("nstep"), py::arg("gamma"));
+
+  py::class_<Episode>(m, "Episode")
+      .def(py::init<int64_t, int64_t, double>(), py::arg("nstep"), py::arg("max_len"), py::arg("gamma"))
+      .def("init",
+           [](Episode& e, const py::dict& hidden) {
+             if (!hidden.empty()) throw py::value_error("Episode.init: recurrent state is not stored, give {}");
+             e.reset();
+           },
+           py::arg("hidden") = py::dict())
+      .def("reset", &Episode::reset)
+      .def("push_obs",
+           [](Episode& e, const py::object& o) { e.push_obs(borrow_dict(o, "Episode.push_obs: obs").views); },
+           py::arg("obs"))
+      .def("push_action",
+           [](Episode& e, const py::object& a) {
+             e.push_action(borrow_dict(a, "Episode.push_action: action").views);
+           },
+           py::arg("action"))
+      .def("push_reward", &Episode::push_reward, py::arg("reward"))
+      .def("push_terminal",
+           [](Episode& e, double terminal, bool truncated) {
+             if (terminal != 0.0 && terminal != 1.0) {
+               throw py::value_error("Episode.push_terminal: terminal must be 0 or 1, got " +
+                                     std::to_string(terminal));
+             }
+             e.push_terminal(terminal == 1.0, truncated);
+           },
+           py::arg("terminal"), py::arg("truncated") = false)
+      .def("push_final_obs",
+           [](Episode& e, const py::object& o) {
+             e.push_final_obs(borrow_dict(o, "Episode.push_final_obs: obs").views);
+           },
+           py::arg("obs"))
+      .def("pop_transition",
+           [](Episode& e) { return std::const_pointer_cast<EpisodeData>(e.pop_transition()); })
+      .def("len", &Episode::len)
+      .def("__len__", &Episode::len)
+      .def("get_rewards", [](const Episode& e) { return e.rewards(); })
+      .def("reset_rewards",
+           [](Episode& e, const std::optional<std::vector<float>>& r) {
+             e.reset_rewards(r ? *r : std::vector<float>(e.rewards().size(), 0.0F));
+           },
+           py::arg("rewards") = py::none())
+      .def("state_dict", &episode_state)
+      .def("load_state_dict", &load_episode_state, py::arg("state"))
+      .def_property_readonly("nstep", &Episode::nstep)
+      .def_property_readonly("max_len", &Episode::max_len)
+      .def_property_readonly("gamma", &Episode::gamma);
+}
+
+// ------------------------------------------------------------------------------------- replays
+
+using Stacks = std::map<std::string, int>;
+
+struct SingleStep : PyReplay {
+  using PyReplay::PyReplay;
+};
+struct MultiStep : PyReplay {
+  using PyReplay::PyReplay;
+};
+
+template <class R>
+std::unique_ptr<R> make_replay(int frame_stack, int n_step, int64_t capacity, uint64_t seed, int prefetch,
+                               double extra, const Stacks& stacks, const std::string& stack_order,
+                               bool bootstrap_truncated, const std::vector<std::string>& save_only,
+                               const std::string& storage, int num_threads) {
+  if (stack_order != "oldest_first" && stack_order != "newest_first") {
+    throw py::value_error("stack_order must be 'oldest_first' or 'newest_first', got '" + stack_order + "'");
+  }
+  if (!(extra >= 0.0)) throw py::value_error("extra must not be negative, got " + std::to_string(extra));
+  if (storage.empty()) throw py::value_error("storage must be 'ram' or a directory, got ''");
+  Options o;
+  o.frame_stack = frame_stack;
+  o.nstep = n_step;
+  o.capacity = capacity;
+  o.seed = seed;
+  o.stacks = stacks;
+  o.newest_first = stack_order == "newest_first";
+  o.bootstrap_truncated = bootstrap_truncated;
+  o.save_only = save_only;
+  o.storage = storage == "ram" ? "" : storage;
+  return std::make_unique<R>(std::move(o), prefetch, num_threads, std::is_same_v<R, MultiStep>);
+}
+
+template <class R>
+void bind_replay(py::module_& m, const char* name) {
+  py::class_<R, PyReplay>(m, name)
+      .def(py::init(&make_replay<R>), py::arg("frame_stack"), py::arg("n_step"), py::arg("capacity"),
+           py::arg("seed"), py::arg("prefetch") = 0, py::arg("extra") = 0.1, py::kw_only(),
+           py::arg("stacks") = Stacks{}, py::arg("stack_order") = "oldest_first",
+           py::arg("bootstrap_truncated") = false, py::arg("save_only") = std::vector<std::string>{},
+           py::arg("storage") = "ram", py::arg("num_threads") = 1);
+}
+
+template <class C>
+void bind_replay_methods(C& c) {
+  c.def("add", &PyReplay::add, py::arg("episode"))
+      .def("sample",
+           [](PyReplay& r, int64_t n, const py::object& device) { return sample(*r.sampler, {n}, device); },
+           py::arg("batchsize"), py::arg("device") = "cpu")
+      .def("size", [](PyReplay& r) { return r.locked([](Replay& c) { return c.size(); }); })
+      .def("num_add", [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_add(); }); })
+      .def_property_readonly("num_transitions",
+                             [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_transitions(); }); })
+      .def_property_readonly("nbytes", [](PyReplay& r) { return r.locked([](Replay& c) { return c.nbytes(); }); })
+      .def("get", &PyReplay::get, py::arg("idx"))
+      .def("get_range", &PyReplay::get_range, py::arg("start"), py::arg("end"), py::arg("device") = "cpu")
+      .def("read", &PyReplay::read, py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
+           py::arg("end") = -1)
+      .def_property_readonly("obs_fields", [](PyReplay& r) { return fields_to_list(r.core->obs_fields()); })
+      .def_property_readonly("action_fields", [](PyReplay& r) { return fields_to_list(r.core->action_fields()); })
+      .def("meta", &PyReplay::meta)
+      .def("state_dict", &PyReplay::state_dict)
+      .def("load_state_dict", &PyReplay::load_state_dict, py::arg("state"))
+      .def("clear", [](PyReplay& r) { r.locked([](Replay& c) { c.clear(); }); })
+      .def("donate", [](PyReplay& r, const py::array& a) { donate(*r.sampler, a); }, py::arg("buffer"))
+      .def("terminate", [](PyReplay& r) {
+        const py::gil_scoped_release release;
+        r.sampler->terminate();
+      });
+}
+
+}  // namespace
+}  // namespace rela
+
+PYBIND11_MODULE(rela, m) {
+  using namespace rela;
+  m.doc() = "Replay core: episodes stored back to back, reproducible sampling, no torch needed.";
+  bind_episode(m);
+
+  py::class_<Batch>(m, "Batch")
+      .def_readonly("obs", &Batch::obs)
+      .def_readonly("next_obs", &Batch::next_obs)
+      .def_readonly("action", &Batch::action)
+      .def_readonly("reward", &Batch::reward)
+      .def_readonly("bootstrap", &Batch::bootstrap)
+      .def_readonly("seq_len", &Batch::seq_len)
+      .def_readonly("flat", &Batch::flat)
+      .def_readonly("layout", &Batch::layout);
+
+  py::class_<PyReplay> base(m, "Replay");
+  bind_replay_methods(base);
+  bind_replay<SingleStep>(m, "SingleStepTransitionReplay");
+  bind_replay<MultiStep>(m, "MultiStepTransitionReplay");
+
+  py::class_<JointSampler>(m, "JointSampler")
+      .def(py::init([](const std::vector<SingleStep*>& replays, int prefetch, int num_threads) {
+             if (replays.empty()) throw py::value_error("JointSampler: needs at least one replay");
+             std::vector<std::shared_ptr<Replay>> cores;
+             for (const SingleStep* r : replays) cores.push_back(r->core);
+             return std::make_unique<JointSampler>(JointSampler{{std::move(cores), prefetch, num_threads, false}});
+           }),
+           py::arg("replays"), py::kw_only(), py::arg("prefetch") = 0, py::arg("num_threads") = 1)
+      .def("sample",
+           [](JointSampler& j, const std::vector<int64_t>& batches, const py::object& device) {
+             return sample(*j.sampler, batches, device);
+           },
+           py::arg("batchsizes"), py::arg("device") = "cpu")
+      .def("donate", [](JointSampler& j, const py::array& a) { donate(*j.sampler, a); }, py::arg("buffer"))
+      .def("terminate", [](JointSampler& j) {
+        const py::gil_scoped_release release;
+        j.sampler->terminate();
+      });
+
+  m.def("_terminate_all", &terminate_all);
+  py::module_::import("atexit").attr("register")(m.attr("_terminate_all"));
+}

@@ -1,0 +1,458 @@
+"""The replay buffer of training: what the agent learns from, and the successes for BC.
+
+Steps are stored once and unstacked in the C++ core (``common_utils.rela``); stacks, next
+observations, n-step returns and bootstraps are assembled at sampling time (specification,
+section 7). Time line of one transition with nstep 3::
+
+    obs[t] --action[t]--> r[t] --> r[t+1] --> r[t+2] --> obs[t+3]
+    reward    = r[t] + gamma r[t+1] + gamma^2 r[t+2]
+    bootstrap = gamma^3, or 0 where the episode ends first
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common_utils import rela
+from common_utils.specs import BC_ACTION, ArraySpec, Batch
+from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
+
+ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
+
+
+class ReplayError(RuntimeError):
+    """The replay was used out of order, or asked for what it does not hold."""
+
+
+def _numpy(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+class ReplayBuffer:
+    """Episodes in, uniformly drawn transitions out.
+
+    obs_specs: observations as delivered (stacked); keys not named here or in
+        ``save_only_keys`` are ignored.
+    replay_size: capacity in episodes; the oldest are dropped.
+    num_bc_action: K > 0 stores ``obs["bc_action"]`` float32 [K, A] with every observation.
+    bootstrap_truncated: False (the paper's released behaviour): a time limit ends an episode
+        like success does, bootstrap 0. True: the last observation of a truncated episode is
+        kept and its final transitions bootstrap from it with gamma^k, k <= nstep steps ahead.
+    bc_max_len: successes longer than this stay out of the BC replay (-1: no limit).
+    save_per_success: every k-th success writes the last k to ``save_dir/data{n}.h5``.
+    save_only_keys: observations stored for ``save_replay`` but never sampled.
+    prefetch: batches made ahead in a thread; changes nothing but time.
+    storage: "ram", or a folder for a memory-mapped scratch file.
+
+    The same seed and the same calls give the same batches, whatever prefetch and num_threads.
+    """
+
+    def __init__(
+        self,
+        obs_specs: Mapping[str, ArraySpec],
+        action_dim: int,
+        *,
+        nstep: int,
+        gamma: float,
+        max_episode_length: int,
+        replay_size: int,
+        seed: int,
+        use_bc: bool = False,
+        num_bc_action: int = 0,
+        bootstrap_truncated: bool = False,
+        bc_max_len: int = -1,
+        save_per_success: int = -1,
+        save_dir: str | None = None,
+        save_only_keys: Sequence[str] = (),
+        prefetch: int = 0,
+        num_threads: int = 1,
+        storage: str = "ram",
+    ) -> None:
+        if not obs_specs:
+            raise ValueError("ReplayBuffer: obs_specs is empty, nothing to store")
+        if BC_ACTION in obs_specs:
+            raise ValueError(f"ReplayBuffer: '{BC_ACTION}' is stored through num_bc_action")
+        if save_per_success > 0 and not save_dir:
+            raise ValueError("ReplayBuffer: save_per_success needs save_dir")
+        if action_dim < 1 or num_bc_action < 0:
+            raise ValueError(
+                f"ReplayBuffer: action_dim {action_dim} must be >= 1 and "
+                f"num_bc_action {num_bc_action} >= 0"
+            )
+        self.obs_specs = dict(obs_specs)
+        self.action_dim = action_dim
+        self.num_bc_action = num_bc_action
+        self.nstep, self.gamma = nstep, gamma
+        self.bootstrap_truncated = bootstrap_truncated
+        self.bc_max_len = bc_max_len
+        self.save_per_success, self.save_dir = save_per_success, save_dir
+        self.save_only_keys = tuple(save_only_keys)
+        self.freeze_bc_replay = False
+        self.num_episode = 0
+        self.num_success = 0
+
+        self._frames = dict(obs_specs)
+        if num_bc_action:
+            self._frames[BC_ACTION] = ArraySpec((num_bc_action, action_dim), "float32")
+        self._prefetch = prefetch
+        self._stacks = {k: s.stack for k, s in self._frames.items()}
+        seeds = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        self._core = self._make_core(replay_size, int(seeds[0]), storage, num_threads)
+        self._bc_core = None
+        self._joint = None
+        if use_bc:
+            self._bc_core = self._make_core(replay_size, int(seeds[1]), storage, num_threads)
+            self._joint = rela.JointSampler(
+                [self._bc_core, self._core], prefetch=prefetch, num_threads=num_threads
+            )
+        self._episode = rela.Episode(nstep, max_episode_length, gamma)
+        self._running = False
+        self._recent: deque[rela.EpisodeData] = deque(maxlen=max(1, save_per_success))
+        self._in_flight: deque[tuple[Any, Any]] = deque()  # (CUDA event, batch being copied)
+        self._pinned: set[tuple[int, int]] = set()
+
+    def _make_core(
+        self, capacity: int, seed: int, storage: str, num_threads: int
+    ) -> rela.SingleStepTransitionReplay:
+        return rela.SingleStepTransitionReplay(
+            1,
+            self.nstep,
+            capacity,
+            seed,
+            self._prefetch,
+            stacks=self._stacks,
+            stack_order="newest_first",
+            bootstrap_truncated=self.bootstrap_truncated,
+            save_only=list(self.save_only_keys),
+            storage=storage,
+            num_threads=num_threads,
+        )
+
+    # ------------------------------------------------------------------ adding
+
+    def new_episode(self, obs: ObsLike) -> None:
+        """Begin an episode with its first observation (stacked, unbatched, numpy or torch)."""
+        if self._running:
+            raise ReplayError(
+                f"new_episode: the last one ({self._episode.len()} steps) has not ended; "
+                "discard_episode() drops it"
+            )
+        frames = self._newest_frames(obs)
+        self._episode.init({})
+        self._episode.push_obs(frames)
+        self._running = True
+
+    def add(
+        self,
+        obs: ObsLike,
+        action: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        success: bool,
+    ) -> None:
+        """One step: ``action`` answered the previously given observation, ``obs`` came of it.
+
+        action: float [A]; reward: raw, finite; success: of the episode, read when it ends.
+        """
+        if not self._running:
+            raise ReplayError("add: no episode is running, call new_episode first")
+        over = bool(terminated or truncated)
+        keep_final = self.bootstrap_truncated and truncated and not terminated
+        frames = self._newest_frames(obs) if keep_final or not over else None
+        self._episode.push_action({"action": self._action(action)})
+        self._episode.push_reward(float(reward))
+        self._episode.push_terminal(float(bool(terminated)), bool(truncated))
+        if not over:
+            self._episode.push_obs(frames)
+            return
+        if keep_final:
+            self._episode.push_final_obs(frames)
+        self._running = False
+        self._finish(self._episode.pop_transition(), bool(success), bc=True)
+
+    def add_episode(
+        self,
+        observations: Mapping[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        *,
+        terminated: bool = True,
+        success: bool = True,
+        bc: bool = True,
+    ) -> None:
+        """A whole episode, for demonstrations.
+
+        observations: unstacked frames {key: [T, ...]} (``bc_action`` [T, K, A]), one row more
+        when truncated with ``bootstrap_truncated``; actions [T, A]; rewards [T].
+        terminated=False means cut by a time limit. bc=False keeps it out of the BC replay.
+        """
+        frames = {}
+        for key in (*self._frames, *self.save_only_keys):
+            if key not in observations:
+                raise ValueError(f"add_episode: observation '{key}' is missing")
+            frames[key] = self._checked_frame(key, _numpy(observations[key]), rows=True)
+        actions = np.ascontiguousarray(_numpy(actions), np.float32)
+        if actions.ndim != 2 or actions.shape[1] != self.action_dim:
+            raise ValueError(
+                f"add_episode: actions must be [T, {self.action_dim}], got {list(actions.shape)}"
+            )
+        episode = rela.episode_from_arrays(
+            frames,
+            {"action": actions},
+            np.ascontiguousarray(_numpy(rewards), np.float32),
+            terminated=terminated,
+            truncated=not terminated,
+            final_obs=self.bootstrap_truncated and not terminated,
+            nstep=self.nstep,
+            gamma=self.gamma,
+        )
+        self._finish(episode, success, bc)
+
+    def discard_episode(self) -> None:
+        """Drop the unfinished episode, if there is one."""
+        self._episode.reset()
+        self._running = False
+
+    def _newest_frames(self, obs: ObsLike) -> dict[str, np.ndarray]:
+        frames = {}
+        for key in (*self._frames, *self.save_only_keys):
+            if key not in obs:
+                raise ValueError(f"observation '{key}' is missing, got {sorted(obs)}")
+            frames[key] = self._checked_frame(key, _numpy(obs[key]), rows=False)
+        return frames
+
+    def _checked_frame(self, key: str, x: np.ndarray, rows: bool) -> np.ndarray:
+        spec = self._frames.get(key)
+        if spec is None:
+            return x
+        want, have = (spec.frame_shape, x.shape[1:]) if rows else (spec.shape, x.shape)
+        if have != want or x.dtype != spec.dtype:
+            lead = "[T, ...] " if rows else ""
+            raise ValueError(
+                f"observation '{key}' must be {lead}{spec.dtype}{list(want)}, "
+                f"got {x.dtype}{list(have)}"
+            )
+        return x if rows or spec.stack == 1 else x[: spec.frame_shape[0]]
+
+    def _action(self, action: Any) -> np.ndarray:
+        a = np.asarray(_numpy(action), np.float32)
+        if a.shape != (self.action_dim,):
+            raise ValueError(f"action must be float32 [{self.action_dim}], got {list(a.shape)}")
+        return a
+
+    def _finish(self, episode: rela.EpisodeData, success: bool, bc: bool) -> None:
+        self._core.add(episode)
+        self.num_episode += 1
+        if not success:
+            return
+        self.num_success += 1
+        fits = self.bc_max_len <= 0 or len(episode) <= self.bc_max_len
+        if self._bc_core is not None and bc and fits and not self.freeze_bc_replay:
+            self._bc_core.add(episode)
+        if self.save_per_success > 0:
+            self._recent.append(episode)
+            if self.num_success % self.save_per_success == 0:
+                name = f"data{self.num_success // self.save_per_success}.h5"
+                assert self.save_dir is not None
+                self._write(Path(self.save_dir) / name, [e.to_dict() for e in self._recent])
+
+    # ---------------------------------------------------------------- sampling
+
+    def sample(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
+        """``batch_size`` transitions, uniform over all stored ones, with replacement."""
+        return self._batch(self._core, batch_size, device)
+
+    def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
+        """The same from successful episodes; ReplayError while there is none."""
+        return self._batch(self._need_bc(), batch_size, device)
+
+    def sample_rl_bc(
+        self, rl_batchsize: int, bc_batchsize: int, device: str | torch.device = "cpu"
+    ) -> Batch:
+        """One batch of bc_batchsize rows from successes followed by rl_batchsize from all."""
+        self._need_bc()
+        if rl_batchsize == 0:
+            return self.sample_bc(bc_batchsize, device)
+        if bc_batchsize == 0:
+            return self.sample(rl_batchsize, device)
+        return self._batch(self._joint, [bc_batchsize, rl_batchsize], device)
+
+    def _need_bc(self) -> rela.SingleStepTransitionReplay:
+        if self._bc_core is None:
+            raise ReplayError("this replay was built without use_bc=True: there are no BC samples")
+        if self._bc_core.size() == 0:
+            raise ReplayError("no successful episode in the BC replay yet")
+        return self._bc_core
+
+    def _batch(self, source: Any, size: Any, device: str | torch.device) -> Batch:
+        if torch.device(device).type == "cuda":
+            raw = source.sample(size, None)
+            parts = self._copy_to_cuda(source, raw, torch.device(device))
+            obs, next_obs, action = parts["obs"], parts["next_obs"], parts["action"]["action"]
+            reward, bootstrap = parts["reward"]["reward"], parts["bootstrap"]["bootstrap"]
+        else:
+            raw = source.sample(size, str(device))
+            obs, next_obs, action = raw.obs, raw.next_obs, raw.action["action"]
+            reward, bootstrap = raw.reward, raw.bootstrap
+        return Batch(
+            obs=obs,
+            next_obs=next_obs,
+            action=action,
+            reward=reward,
+            bootstrap=bootstrap,
+            bc_action=obs.pop(BC_ACTION, None),
+            next_bc_action=next_obs.pop(BC_ACTION, None),
+        )
+
+    def _copy_to_cuda(
+        self, source: Any, raw: rela.Batch, device: torch.device
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """One asynchronous copy of the whole batch; page-locked memory from the second batch on."""
+        on_gpu = torch.from_numpy(raw.flat).to(device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        self._in_flight.append((event, raw))  # the core must not reuse the block before that
+        while self._in_flight and self._in_flight[0][0].query():
+            self._in_flight.popleft()
+        size = (id(source), raw.flat.nbytes)
+        if size not in self._pinned:
+            self._pinned.add(size)
+            for _ in range(self._prefetch + 3):
+                source.donate(torch.empty(size[1], dtype=torch.uint8, pin_memory=True).numpy())
+        return split_flat(on_gpu, raw.layout)
+
+    # ---------------------------------------------------------------- contents
+
+    def size(self, bc: bool = False) -> int:
+        """Stored episodes."""
+        core = self._bc_core if bc else self._core
+        return core.size() if core is not None else 0
+
+    def num_transitions(self, bc: bool = False) -> int:
+        """Stored transitions."""
+        core = self._bc_core if bc else self._core
+        return core.num_transitions if core is not None else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory (or of the scratch file) in use."""
+        return self._core.nbytes + (self._bc_core.nbytes if self._bc_core is not None else 0)
+
+    @staticmethod
+    def memory_estimate(
+        obs_specs: Mapping[str, ArraySpec],
+        action_dim: int,
+        transitions: int,
+        num_bc_action: int = 0,
+    ) -> int:
+        """Bytes that many transitions will take in one replay (the BC replay comes on top)."""
+        frames = sum(s.nbytes // s.stack for s in obs_specs.values())
+        return transitions * (frames + 4 * (action_dim * (1 + num_bc_action) + 1))
+
+    def save_replay(self, path: str | os.PathLike[str]) -> None:
+        """All stored episodes as HDF5 demonstrations, raw rewards, observations stacked."""
+        self._write(path, (self._episode_frames(i) for i in range(self.size())))
+
+    def _write(self, path: str | os.PathLike[str], episodes: Any) -> None:
+        def plain(e: Mapping[str, Any]) -> dict[str, Any]:
+            obs = {k: v for k, v in e["obs"].items() if k != BC_ACTION}
+            return {"obs": obs, "action": e["action"]["action"], "reward": e["reward"]}
+
+        write_hdf5(path, (plain(e) for e in episodes), self._stacks)
+
+    def _episode_frames(self, i: int) -> dict[str, Any]:
+        table = self._core.meta()["episodes"]
+        steps = int(table[:i, 0].sum())
+        rows = steps + int(table[:i, 3].sum())
+        length = int(table[i, 0])
+        read = self._core.read
+        return {
+            "obs": {k: read("obs", k, rows, rows + length) for k, _, _ in self._core.obs_fields},
+            "action": {"action": read("action", "action", steps, steps + length)},
+            "reward": read("reward", "", steps, steps + length),
+        }
+
+    # ------------------------------------------------------------------ resume
+
+    def _cores(self) -> dict[str, rela.SingleStepTransitionReplay]:
+        cores = {"replay": self._core}
+        if self._bc_core is not None:
+            cores["bc_replay"] = self._bc_core
+        return cores
+
+    def _rest(self) -> dict[str, Any]:
+        recent = list(self._recent) if self.save_per_success > 0 else []
+        return {
+            "episode": to_torch(self._episode.state_dict()) if self._running else None,
+            "num_episode": self.num_episode,
+            "num_success": self.num_success,
+            "freeze_bc_replay": bool(self.freeze_bc_replay),
+            "recent": [to_torch(e.to_dict()) for e in recent],
+        }
+
+    def _load_rest(self, rest: Mapping[str, Any]) -> None:
+        self._episode.reset()
+        self._running = rest["episode"] is not None
+        if self._running:
+            self._episode.load_state_dict(to_numpy(rest["episode"]))
+        self.num_episode = int(rest["num_episode"])
+        self.num_success = int(rest["num_success"])
+        self.freeze_bc_replay = bool(rest["freeze_bc_replay"])
+        self._recent.clear()
+        for e in to_numpy(rest["recent"]):
+            self._recent.append(
+                rela.episode_from_arrays(
+                    e["obs"],
+                    e["action"],
+                    e["reward"],
+                    terminated=e["terminated"],
+                    truncated=e["truncated"],
+                    final_obs=e["has_final"],
+                    nstep=self.nstep,
+                    gamma=self.gamma,
+                )
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, the unfinished episode included; tensors, numbers and strings only.
+
+        Copies the contents: for replays of several GB use ``save`` and ``load``.
+        """
+        replays = {name: to_torch(core.state_dict()) for name, core in self._cores().items()}
+        return {**replays, **self._rest()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was taken: same contents, same next batches."""
+        for name, core in self._cores().items():
+            if name not in state:
+                raise ValueError(f"ReplayBuffer.load_state_dict: '{name}' is missing")
+            core.load_state_dict(to_numpy(state[name]))
+        self._load_rest(state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """``state_dict`` as files in an empty or new folder, without a second copy in memory."""
+        save_folder(path, self._cores(), self._rest())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Restore what ``save`` wrote."""
+        self._load_rest(load_folder(path, self._cores()))
+
+
+def split_flat(
+    flat: torch.Tensor, layout: Sequence[tuple[str, str, str, tuple[int, ...], int]]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The arrays {group: {key: tensor}} inside one uint8 tensor, as views."""
+    out: dict[str, dict[str, torch.Tensor]] = {}
+    for group, key, dtype, shape, offset in layout:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        part = flat[offset : offset + nbytes].view(getattr(torch, dtype)).view(shape)
+        out.setdefault(group, {})[key] = part
+    return out
