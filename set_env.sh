@@ -8,6 +8,8 @@
 # OMP_NUM_THREADS and MUJOCO_GL. Safe to repeat: when requirements, C++ sources, Python and
 # GL libraries are as they were, it only exports. On a problem it says what is missing and
 # returns non-zero; it never ends the shell. Remove .cache/set_env to have everything redone.
+# Missing system libraries are installed by apt where that is allowed without asking; with
+# SET_ENV_NO_APT=1 set, the line to run is printed instead.
 
 # ---------------------------------------------------------------- the work, in a child bash
 
@@ -19,6 +21,10 @@ _setup_apt() {
     local run="" package failed=0
     if ! command -v apt-get >/dev/null 2>&1; then
         _setup_say "please install with your system's package manager: $*"
+        return 1
+    fi
+    if [ -n "${SET_ENV_NO_APT:-}" ]; then
+        _setup_say "please run: apt-get install -y $*"
         return 1
     fi
     if [ "$(id -u)" -ne 0 ]; then

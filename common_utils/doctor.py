@@ -1,0 +1,233 @@
+"""``python -m common_utils.doctor``: what was found here, and what to do about each problem.
+
+Exit status 0 if states can be trained on (Python, torch, the C++ module, a simulator);
+1 if not. Rendering and CUDA are extras. ``--json`` prints the same as a list of records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``status``: ok, note (works without), problem (core unusable)."""
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+def check_python() -> Finding:
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        return Finding("Python", OK, f"{version} ({sys.executable})")
+    advice = "use Python 3.10 to 3.12: deactivate this environment, then source set_env.sh"
+    return Finding("Python", PROBLEM, version, advice)
+
+
+def _package(name: str, module: str, required: bool, advice: str) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+        importlib.import_module(module)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, PROBLEM if required else NOTE, "not installed", advice)
+    except Exception as error:  # a broken installation may raise anything
+        found = f"{version}, but importing it fails: {error}"
+        return Finding(name, PROBLEM if required else NOTE, found, advice)
+    return Finding(name, OK, version)
+
+
+def check_packages() -> list[Finding]:
+    advice = "source set_env.sh (or pip install -r requirements.txt)"
+    needed = ["numpy", "torch", "torchvision", "gymnasium", "h5py", "pyrallis", "rich"]
+    found = [_package(n, n, True, advice) for n in needed]
+    found.append(_package("mujoco", "mujoco", True, advice))
+    found.append(_package("metaworld", "metaworld", True, advice))
+    extra = "optional, for the robomimic tasks: pip install robosuite"
+    found.append(_package("robosuite", "robosuite", False, extra))
+    return found
+
+
+def check_cuda() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return Finding("CUDA", NOTE, "unknown without torch")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        what = (
+            f"torch is built for CUDA {built}, but sees no GPU" if built else "CPU build of torch"
+        )
+        return Finding("CUDA", NOTE, what, "fine for states; pixels train faster on a GPU")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Finding("CUDA", OK, f"{torch.version.cuda}: {', '.join(names)}")
+
+
+def check_compiler() -> Finding:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return Finding("C++ compiler", NOTE, f"no {compiler}", "apt-get install g++ make")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return Finding("C++ compiler", OK, (version.stdout.splitlines() or [compiler])[0])
+
+
+def check_replay_core() -> Finding:
+    advice = "cd common_utils && make"
+    try:
+        module = importlib.import_module("common_utils.rela")
+    except ImportError as error:
+        return Finding("C++ replay core", PROBLEM, f"not usable: {error}", advice)
+    built = Path(str(module.__file__))
+    newer = [p.name for p in (ROOT / "csrc").glob("*") if p.stat().st_mtime > built.stat().st_mtime]
+    if newer:
+        found = f"older than {', '.join(sorted(newer))}"
+        return Finding("C++ replay core", NOTE, found, advice)
+    return Finding("C++ replay core", OK, built.name)
+
+
+def check_rendering() -> Finding:
+    """Renders a real picture with each back end, each in a process of its own."""
+    from common_utils import gl
+
+    tried = {backend: gl.probe(backend) for backend in ("egl", "osmesa")}
+    working = [b for b, (ok, _) in tried.items() if ok]
+    chosen = os.environ.get("MUJOCO_GL", "")
+    found = "; ".join(f"{b}: {message}" for b, (_, message) in tried.items())
+    if not working:
+        return Finding(
+            "GL rendering",
+            NOTE,
+            found,
+            "no pixels and no videos (states work): sudo apt-get install -y libosmesa6 libegl1 "
+            "libgl1, then source set_env.sh again",
+        )
+    if chosen not in working:
+        set_now = f"MUJOCO_GL={chosen}" if chosen else "MUJOCO_GL is not set"
+        return Finding(
+            "GL rendering", NOTE, f"{found} ({set_now})", f"export MUJOCO_GL={working[0]}"
+        )
+    return Finding("GL rendering", OK, f"{found} (MUJOCO_GL={chosen})")
+
+
+def check_resources() -> list[Finding]:
+    from common_utils.resources import available_disk, available_memory, format_bytes
+
+    memory, disk = available_memory(), available_disk(ROOT)
+    low_memory, low_disk = memory < 4 << 30, disk < 5 << 30
+    return [
+        Finding(
+            "Memory",
+            NOTE if low_memory else OK,
+            f"{format_bytes(memory)} available, {os.cpu_count()} CPUs",
+            "pixel runs may need a smaller replay_buffer_size" if low_memory else "",
+        ),
+        Finding(
+            "Disk",
+            NOTE if low_disk else OK,
+            f"{format_bytes(disk)} free at {ROOT}",
+            "checkpoints of pixel runs may not fit" if low_disk else "",
+        ),
+    ]
+
+
+def check_shell() -> list[Finding]:
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    paths = [Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    advice = "source set_env.sh in this shell"
+    return [
+        Finding(
+            "OMP_NUM_THREADS",
+            OK if threads == "1" else NOTE,
+            threads or "not set",
+            ""
+            if threads == "1"
+            else f"{advice}: more threads slow small networks and workers down",
+        ),
+        Finding(
+            "PYTHONPATH",
+            OK if ROOT in paths else NOTE,
+            "has the repository" if ROOT in paths else "lacks the repository",
+            "" if ROOT in paths else advice,
+        ),
+    ]
+
+
+def examine() -> list[Finding]:
+    """All findings; a check that fails unexpectedly becomes a problem itself."""
+    checks: list[Callable[[], Finding | list[Finding]]] = [
+        check_python,
+        check_packages,
+        check_cuda,
+        check_compiler,
+        check_replay_core,
+        check_rendering,
+        check_resources,
+        check_shell,
+    ]
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            result = check()
+        except Exception as error:
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+            text = f"the check failed: {type(error).__name__}: {error}"
+            result = Finding(name, PROBLEM, text, "source set_env.sh")
+        findings += result if isinstance(result, list) else [result]
+    return findings
+
+
+def report(findings: list[Finding]) -> None:
+    """Print the findings as a table, problems last in words."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        for f in findings:
+            print(f"{f.status:8} {f.name}: {f.found}{' -> ' + f.advice if f.advice else ''}")
+        return
+    table = Table(title="What was found")
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    colour = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
+    for f in findings:
+        status = Text(f.status, style=colour[f.status])
+        table.add_row(status, Text(f.name), Text(f.found), Text(f.advice))
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m common_utils.doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print a list of records")
+    args = parser.parse_args(argv)
+    findings = examine()
+    usable = all(f.status != PROBLEM for f in findings)
+    if args.json:
+        print(json.dumps([asdict(f) for f in findings], indent=2))
+        return 0 if usable else 1
+    report(findings)
+    if usable:
+        print("States can be trained on here.")
+    else:
+        print("Not usable yet: " + "; ".join(f.name for f in findings if f.status == PROBLEM))
+    return 0 if usable else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
