@@ -37,7 +37,7 @@ from evaluate.rollout import (
 )
 from evaluate.worker import resolve
 
-DEFAULT_MAKER = "env.factory:make_env_from_dict"
+DEFAULT_MAKER = "evaluate.worker:make_env"
 
 
 @dataclass
@@ -120,7 +120,7 @@ class EvalPool:
     """Plays evaluation games; the environments live as long as the pool.
 
     Args:
-        env_cfg: plain dict handed to the environment maker (copied, never changed).
+        env_cfg: ``asdict(EnvConfig)``, or what ``maker`` takes (copied, never changed).
         num_proc: worker processes; 0 plays in this process (with one environment).
         timeout: seconds a worker may take for one step or reset before it counts as hung.
         maker: "module:function" that builds an Env from ``env_cfg`` (importable in a worker).

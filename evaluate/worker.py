@@ -26,6 +26,14 @@ def resolve(maker: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def make_env(env_cfg: dict[str, Any]) -> Any:
+    """The environment of a plain ``asdict(EnvConfig)``."""
+    # here, so that a pool on another maker needs no suite at all
+    from env import factory
+
+    return factory.make_env(factory.EnvConfig(**env_cfg))
+
+
 def _play(conn: Connection, env: Any, seed: int) -> None:
     obs, _ = env.reset(seed=seed)
     score, success, length, done = 0.0, False, 0, False

@@ -50,7 +50,7 @@ def write_robomimic(path: Path, lengths=(7, 5, 9), *, size=8, task="PickPlaceCan
     return path
 
 
-def write_metaworld(path: Path, lengths=(6, 4), *, stack=1, newest_first=True) -> Path:
+def write_metaworld(path: Path, lengths=(6, 4), *, stack=1, newest_first=True, size=8) -> Path:
     """A file in the Meta-World layout, images stacked as asked."""
     rng = np.random.default_rng(1)
     with h5py.File(path, "w") as file:
@@ -60,7 +60,7 @@ def write_metaworld(path: Path, lengths=(6, 4), *, stack=1, newest_first=True) -
             demo["actions"] = rng.uniform(-1, 1, (length, 4))
             demo["rewards"] = np.eye(length)[-1]
             demo["dones"] = np.eye(length, dtype=np.int64)[-1]
-            frames = rng.integers(1, 255, (length, 3, 8, 8), np.uint8)
+            frames = rng.integers(1, 255, (length, 3, size, size), np.uint8)
             order = range(stack) if newest_first else reversed(range(stack))
             shifted = [frames[np.maximum(np.arange(length) - k, 0)] for k in order]
             obs = demo.create_group("obs")

@@ -1,0 +1,102 @@
+"""Behaviour cloning on Meta-World by the documented names; the loop is ``train_bc``'s.
+
+    python mw_main/train_bc_mw.py --dataset.path Assembly --save_dir exps/bc/metaworld/run
+
+``--dataset.path`` takes Assembly, BoxClose, StickPull, CoffeePush (their demonstrations under
+release/data/metaworld), or a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_bc
+from bc.bc_policy import StateBcPolicyConfig
+from bc.dataset import DatasetConfig
+from bc.mw_bc_policy import BcPolicyConfig
+from common_utils import run_config
+from common_utils.run_config import Flag, RunConfig
+from env.factory import EnvConfig
+from mw_main.names import DATASETS
+
+NUM_EVAL_EPISODE = 50
+
+
+def _dataset() -> DatasetConfig:
+    return DatasetConfig(rl_camera="corner2", num_data=3, eval_episode_len=100)
+
+
+@dataclass
+class MainConfig(RunConfig):
+    """The documented fields, and what ``train_bc`` adds to them."""
+
+    # path: a name (Assembly, BoxClose, StickPull, CoffeePush) or an HDF5 file
+    dataset: DatasetConfig = field(default_factory=_dataset)
+    # policy on images
+    policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
+    # policy on states (dataset.use_state 1)
+    state_policy: StateBcPolicyConfig = field(default_factory=StateBcPolicyConfig)
+    # source of all randomness of the run
+    seed: int = 1
+    # weights to start from (a .pt file), or "none"
+    load_model: str = "none"
+    # epochs (an evaluation follows each) ...
+    num_epoch: int = 2
+    # ... of that many gradient steps
+    epoch_len: int = 10000
+    # demonstrated steps per gradient step
+    batchsize: int = 256
+    # Adam step size
+    lr: float = 1e-4
+    # the gradient's norm is clipped to this
+    grad_clip: float = 5
+    # 0: Adam, else AdamW with this decay
+    weight_decay: float = 0
+    # above 0: also keep an average of the weights (rate tau per step) and evaluate it too
+    ema: float = -1
+    # auto (cuda when present), cpu, cuda or cuda:N
+    device: str = "auto"
+    # games after each epoch, and of the best weights at the end; 0: none
+    num_eval_episode: int = NUM_EVAL_EPISODE
+    # evaluate in worker processes
+    mp_eval: Flag = 0
+    # how many
+    num_eval_worker: int = 2
+    # continue the run in save_dir from its last saved state
+    resume: Flag = 0
+    # the environment of evaluations; suite, task and what the policy sees are filled in
+    env: EnvConfig = field(default_factory=EnvConfig)
+    # filled in from the dataset
+    task_name: str = ""
+    # filled in from the dataset
+    robot: str = ""
+    # filled in from the dataset
+    rl_image_size: int = -1
+    save_dir: str = "exps/bc/metaworld/run"
+
+
+def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
+    """The same run in ``train_bc``'s names."""
+    tree = run_config.to_dict(cfg)
+    tree["dataset"]["path"] = DATASETS.get(cfg.dataset.path, cfg.dataset.path)
+    tree["mw_policy"] = tree.pop("policy")
+    tree["policy_type"] = "state" if cfg.dataset.use_state else "metaworld"
+    tree["batch_size"] = tree.pop("batchsize")
+    robot = tree.pop("robot")
+    tree["robots"] = [robot] if robot else []
+    tree["num_final_episode"] = cfg.num_eval_episode
+    tree["env"]["suite"] = "metaworld"
+    return run_config.from_dict(train_bc.MainConfig, tree, source="train_bc_mw")
+
+
+def main() -> int:
+    """Entry point: parse, run, exit status 0."""
+    return train_bc.main(to_train_bc(run_config.parse(MainConfig)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The BC trainer end to end: small real runs, loading, moving, resuming, refusing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_dataset import write_metaworld, write_robomimic
+
+import train_bc
+from bc.bc_policy import BcPolicy, StateBcPolicy
+from bc.loader import DatasetError
+from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from common_utils import run_config
+from common_utils.logger import read_metrics
+from common_utils.run_config import ConfigError
+from mw_main import train_bc_mw
+
+ROOT = Path(__file__).resolve().parents[2]
+RELEASE = ROOT / "release" / "cfgs"
+
+
+def config(save_dir: Path, data: Path, *more: str) -> train_bc.MainConfig:
+    args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--device", "cpu"]
+    args += ["--num_epoch", "2", "--epoch_len", "12", "--batch_size", "8"]
+    args += ["--num_eval_episode", "0", "--state_policy.hidden_dim", "32", *more]
+    return run_config.parse_args(train_bc.MainConfig, args)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_robomimic(tmp_path / "data.hdf5", size=48)
+
+
+def test_state_run_and_a_moved_folder(tmp_path, data):
+    more = ["--dataset.use_state", "1", "--dataset.state_stack", "2"]
+    more += ["--lr", "3e-3", "--epoch_len", "60"]
+    work = train_bc.run(config(tmp_path / "run", data, *more))
+    losses = [r["train/loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    policy, cfg = train_bc.load_policy(tmp_path / "moved" / "latest.pt", "cpu")
+    assert isinstance(policy, StateBcPolicy) and not policy.training
+    assert cfg.obs_shape == [46] and cfg.action_dim == 7 and cfg.task_name == "PickPlaceCan"
+    assert (cfg.env.suite, cfg.env.task, cfg.env.state_stack) == ("robosuite", "PickPlaceCan", 2)
+    for key, value in work.policy.state_dict().items():
+        assert torch.equal(policy.state_dict()[key], value)
+    action = policy.act({"state": torch.zeros(46)})
+    assert action.shape == (7,) and bool((action.abs() <= 1).all())
+
+
+def test_pixel_run_with_two_cameras_and_prop(tmp_path, data):
+    cfg = config(tmp_path / "run", data, "--policy.use_prop", "1", "--dataset.prop_stack", "3")
+    cfg.dataset.rl_camera = "agentview+robot0_eye_in_hand"
+    cfg.num_epoch, cfg.epoch_len = 1, 2
+    train_bc.run(cfg)
+    policy, _ = train_bc.load_policy(tmp_path / "run" / "model0.pt", "cpu")
+    assert isinstance(policy, BcPolicy)
+    assert {k: v.shape for k, v in policy.input_specs().items()} == {
+        "agentview": (3, 48, 48),
+        "robot0_eye_in_hand": (3, 48, 48),
+        "prop": (27,),
+    }
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path, data):
+    states = ["--dataset.use_state", "1"]
+    runs = [
+        train_bc.run(config(tmp_path / str(i), data, *states, "--seed", seed))
+        for i, seed in enumerate(("5", "5", "6"))
+    ]
+    a, b, c = (r.policy.state_dict()["net.0.weight"] for r in runs)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_normaliser_and_average_are_kept_in_the_weights(tmp_path, data):
+    cfg = config(tmp_path / "run", data, "--dataset.use_state", "1", "--ema", "0.1")
+    cfg.state_policy.norm_state = 1
+    work = train_bc.run(cfg)
+    assert work.ema is not None
+    policy, _ = train_bc.load_policy(tmp_path / "run" / "model0.pt", "cpu")
+    mean = work.data.batch_at(torch.arange(work.data.num_steps).numpy()).obs["state"].mean(0)
+    torch.testing.assert_close(policy.normalizer.mean, mean)
+    different = [
+        not torch.equal(x, y)
+        for x, y in zip(work.ema.parameters(), work.policy.parameters(), strict=True)
+    ]
+    assert all(different)
+
+
+def same_run(a: Path, b: Path) -> None:
+    for name in ("model0.pt", "model1.pt", "latest.pt"):
+        x, y = (torch.load(p / name, weights_only=True) for p in (a, b))
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), name
+    rows_a, rows_b = (read_metrics(p / "metrics.jsonl") for p in (a, b))
+    assert [{**r, "wall": 0} for r in rows_a] == [{**r, "wall": 0} for r in rows_b]
+
+
+def command(save_dir: Path, data: Path, *more: str) -> list[str]:
+    args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--dataset.use_state", "1"]
+    args += ["--num_eval_episode", "0", "--state_policy.hidden_dim", "64", "--device", "cpu"]
+    args += ["--num_epoch", "3", "--epoch_len", "400", "--ema", "0.01", *more]
+    return [sys.executable, str(ROOT / "train_bc.py"), *args]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_resumes_bit_for_bit(tmp_path, data, sig):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole", data), env=env, check=True, capture_output=True)
+    broken = subprocess.Popen(
+        command(tmp_path / "broken", data), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "broken" / "state" / "step_000000400").exists():
+        assert time.monotonic() < deadline and broken.poll() is None
+        time.sleep(0.005)
+    broken.send_signal(sig)
+    _, err = broken.communicate(timeout=60)
+    assert broken.returncode != 0, "the kill came too late to test anything"
+    if sig == signal.SIGTERM:
+        assert b"state saved" in err
+    subprocess.run(
+        command(tmp_path / "broken", data, "--resume", "1"), env=env, check=True, timeout=120
+    )
+    same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_changed_config_is_refused_with_a_diff(tmp_path, data):
+    states = ["--dataset.use_state", "1"]
+    train_bc.run(config(tmp_path / "run", data, *states))
+    with pytest.raises(ConfigError, match=r"lr: 0.0001 -> 0.01"):
+        train_bc.run(config(tmp_path / "run", data, *states, "--resume", "1", "--lr", "0.01"))
+    more = train_bc.run(
+        config(tmp_path / "run", data, *states, "--resume", "1", "--num_epoch", "3")
+    )
+    assert more.epoch == 3 and more.step == 36
+    with pytest.raises(ConfigError, match="holds a run"):
+        train_bc.run(config(tmp_path / "run", data, *states))
+
+
+def test_checkpoints_of_the_original_program_load(tmp_path):
+    # its cfg.yaml holds neither shapes nor an environment section
+    policy = StateBcPolicy((69,), 7, train_bc.StateBcPolicyConfig(hidden_dim=32))
+    torch.save(policy.state_dict(), tmp_path / "model0.pt")
+    tree = {
+        "dataset": {"path": "gone.hdf5", "use_state": 1, "state_stack": 3, "num_data": 10},
+        "state_policy": {"num_layer": 3, "hidden_dim": 32, "dropout": 0.5, "layer_norm": 0},
+        "task_name": "PickPlaceCan",
+        "robots": ["Panda"],
+        "image_size": 224,
+        "rl_image_size": 96,
+    }
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(tree))
+    loaded, cfg = train_bc.load_policy(tmp_path / "model0.pt", "cpu")
+    state = torch.randn(5, 69)
+    assert torch.equal(loaded.act({"state": state}), policy.eval().act({"state": state}))
+    assert (cfg.env.suite, cfg.env.task) == ("robosuite", "PickPlaceCan")
+
+
+def test_released_robomimic_configs_load():
+    for path in sorted((RELEASE / "robomimic_bc").glob("*.yaml")):
+        cfg = run_config.load(train_bc.MainConfig, path)
+        assert cfg.kind == ("state" if "state" in path.name else "pixel")
+        with pytest.raises(DatasetError, match="dataset_states_to_obs"):
+            train_bc.run(cfg)
+    cfg = run_config.load(train_bc.MainConfig, RELEASE / "robomimic_bc" / "square_state.yaml")
+    assert (cfg.grad_clip, cfg.num_epoch, cfg.dataset.num_data) == (100, 20, 50)
+    assert (cfg.state_policy.hidden_dim, cfg.state_policy.dropout) == (1024, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lr", "0"], "lr: 0"),
+        (["--num_epoch", "0"], "num_epoch: 0"),
+        (["--policy_type", "state"], "policy_type"),
+        (["--dataset.obs_stack", "0"], "dataset.obs_stack is 0"),
+        (["--policy.use_porp", "1"], "policy.use_prop"),
+        (["--ema", "2"], "ema"),
+    ],
+)
+def test_impossible_configs_name_the_field(tmp_path, data, args, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, data, *args)
+
+
+def test_missing_weights_name_the_command(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.pt.*train_bc"):
+        train_bc.load_policy(tmp_path / "nowhere.pt")
+
+
+def test_evaluation_protocol_seeds():
+    cfg = train_bc.MainConfig(num_eval_episode=50)
+    assert [cfg.eval_seed(e) for e in (0, 1, 2)] == [1, 51, 101]
+    cfg.env.suite = "metaworld"
+    assert [cfg.eval_seed(e) for e in (0, 1)] == [0, 1991991991 % 9997]
+
+
+# ------------------------------------------------------------------- Meta-World
+
+
+@pytest.fixture
+def mw_data(tmp_path) -> Path:
+    (tmp_path / "mw").mkdir()
+    return write_metaworld(tmp_path / "mw" / "dataset.hdf5", lengths=(9, 8, 7), size=96)
+
+
+def mw_config(save_dir: Path, data: Path, *more: str) -> train_bc.MainConfig:
+    args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--device", "cpu"]
+    args += ["--num_epoch", "1", "--epoch_len", "4", "--batchsize", "4", *more]
+    cfg = run_config.parse_args(train_bc_mw.MainConfig, args)
+    return train_bc_mw.to_train_bc(cfg)
+
+
+def test_metaworld_names_map_onto_the_one_trainer(tmp_path, mw_data):
+    work = train_bc.run(mw_config(tmp_path / "run", mw_data, "--num_eval_episode", "0"))
+    assert isinstance(work.policy, MwBcPolicy) and work.policy.camera == "corner2"
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == ["model0.pt"]
+    policy, cfg = train_bc.load_policy(tmp_path / "run" / "model0.pt", "cpu")
+    assert policy.input_specs().keys() == {"corner2"}
+    assert (cfg.env.suite, cfg.env.task, cfg.env.action_repeat) == ("metaworld", "Assembly", 2)
+    named = run_config.parse_args(train_bc_mw.MainConfig, ["--dataset.path", "BoxClose"])
+    assert "BoxClose_frame_stack_1_96x96" in train_bc_mw.to_train_bc(named).dataset.path
+
+
+def test_evaluation_in_the_real_simulator(tmp_path, mw_data):
+    more = ["--dataset.use_state", "1", "--num_eval_episode", "2", "--ema", "0.5"]
+    work = train_bc.run(mw_config(tmp_path / "run", mw_data, *more))
+    row = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0 <= row[0]["score/score"] <= 1 and 0 <= row[0]["score/ema_score"] <= 1
+    assert "score/best_ckpt_score" in row[1]
+    policy, env, params = train_bc.load_model(tmp_path / "run" / "model0.pt", "cpu")
+    obs, _ = env.reset(seed=0)
+    action = policy.act({k: torch.from_numpy(v) for k, v in obs.items()})
+    assert action.shape == (work.cfg.action_dim,)
+    assert params["suite"] == "metaworld"
+    env.close()
+
+
+def test_missing_simulator_says_how_to_go_on(tmp_path, data):
+    if _has("robosuite"):
+        pytest.skip("robosuite is installed")
+    args = command(tmp_path / "run", data, "--num_eval_episode", "3")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "robosuite" in done.stderr and "--num_eval_episode 0" in done.stderr
+
+
+def _has(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

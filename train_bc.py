@@ -1,0 +1,514 @@
+"""Behaviour cloning: the one BC loop, for every suite, from pixels or states.
+
+    python train_bc.py --config_path release/cfgs/robomimic_bc/can.yaml --save_dir exps/bc/can
+
+Per step: a batch drawn uniformly over all demonstrated steps, squared error of the action,
+clipped gradient, Adam. After each epoch the policy plays ``num_eval_episode`` games and the
+best weights are kept. ``cfg.yaml`` beside the weights is enough to rebuild the policy
+(:func:`load_policy`) and its environment (:func:`load_model`), wherever the folder is moved.
+``--resume 1`` continues an interrupted run, on CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bc.base import ExplicitPolicy
+from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.dataset import DatasetConfig, DemoDataset
+from bc.loader import DatasetError
+from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from common_utils import run_config
+from common_utils.atomic import atomic_torch_save
+from common_utils.ibrl_utils import count_parameters, soft_update_params
+from common_utils.logger import RunLogger
+from common_utils.progress import RunProgress
+from common_utils.resume import STATE_DIR, start_or_resume
+from common_utils.run_config import ConfigError, Flag, RunConfig, resolve_device
+from common_utils.run_state import GracefulStop, load_state, save_state
+from common_utils.saver import TopkSaver, portable_state_dict
+from common_utils.seeding import (
+    global_rng_state,
+    seed_for,
+    set_all_seeds,
+    set_global_rng_state,
+)
+from common_utils.specs import SpecError
+from env.core import Env, EnvError
+from env.factory import EnvConfig, make_env
+from evaluate.pool import EvalPool
+from evaluate.rollout import EvalError, EvalResult
+
+# What may differ between a run and its resumption without changing what was done so far.
+RESUMABLE_CHANGES = ("resume", "num_epoch", "use_wb", "mp_eval", "num_eval_worker")
+# The long evaluation's first seed, and how often it is done (specification 9).
+LONG_EVAL_SEED = 1
+LONG_EVAL_EVERY = 5
+
+
+@dataclass
+class MainConfig(RunConfig):
+    """Defaults are those of the paper's release; departures are named options."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    # policy on state vectors (dataset.use_state 1)
+    state_policy: StateBcPolicyConfig = field(default_factory=StateBcPolicyConfig)
+    # policy on images
+    policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
+    # the Meta-World policy on images
+    mw_policy: MwBcPolicyConfig = field(default_factory=MwBcPolicyConfig)
+    # which of the three: auto takes state_policy or policy after dataset.use_state
+    policy_type: Literal["auto", "state", "pixel", "metaworld"] = "auto"
+    # source of all randomness of the run
+    seed: int = 1
+    # weights to start from (a .pt file), or "none"
+    load_model: str = "none"
+    # epochs (an evaluation follows each) ...
+    num_epoch: int = 20
+    # ... of that many gradient steps
+    epoch_len: int = 10000
+    # demonstrated steps per gradient step
+    batch_size: int = 256
+    # Adam step size
+    lr: float = 1e-4
+    # the gradient's norm is clipped to this
+    grad_clip: float = 5
+    # 0: Adam, else AdamW with this decay
+    weight_decay: float = 0
+    # above 0: also keep an average of the weights (rate tau per step) and evaluate it too
+    ema: float = -1
+    # auto (cuda when present), cpu, cuda or cuda:N
+    device: str = "auto"
+    # games after each epoch; 0: no evaluation, the newest weights count as the best
+    num_eval_episode: int = 50
+    # games of the long evaluations: every 5 epochs and at the end
+    num_final_episode: int = 100
+    # evaluate in worker processes
+    mp_eval: Flag = 0
+    # how many
+    num_eval_worker: int = 2
+    # also write epoch{N}.pt every so many epochs (-1: never)
+    save_per: int = -1
+    # continue the run in save_dir from its last saved state
+    resume: Flag = 0
+    # filled in from the dataset: the task
+    task_name: str = ""
+    # filled in from the dataset: the robots
+    robots: list[str] = field(default_factory=list)
+    # filled in from the environment: pixels of rendered images
+    image_size: int = -1
+    # filled in from the dataset: pixels of the policy's images (-1 with states)
+    rl_image_size: int = -1
+    # filled in from the dataset: shape of one (stacked) image or state
+    obs_shape: list[int] = field(default_factory=list)
+    # filled in from the dataset: shape of one (stacked) proprioception vector
+    prop_shape: list[int] = field(default_factory=list)
+    # filled in from the dataset
+    action_dim: int = 0
+    # the environment of evaluations; suite, task and what the policy sees are filled in
+    env: EnvConfig = field(default_factory=EnvConfig)
+    save_dir: str = "exps/bc/run1"
+
+    def __post_init__(self) -> None:
+        if self.load_model in ("", "None"):
+            self.load_model = "none"
+        for name in ("num_epoch", "epoch_len", "batch_size", "num_eval_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in ("num_eval_episode", "num_final_episode", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        for name in ("lr", "grad_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        if self.ema > 1:
+            raise ValueError(f"ema: {self.ema}, expected a rate up to 1, or -1 for none")
+        if (self.kind == "state") != bool(self.dataset.use_state):
+            raise ValueError(
+                f"policy_type: {self.policy_type} does not go with dataset.use_state "
+                f"{self.dataset.use_state}"
+            )
+        if self.kind == "metaworld" and len(self.dataset.rl_cameras) != 1:
+            raise ValueError("policy_type: metaworld takes one camera in dataset.rl_camera")
+
+    @property
+    def kind(self) -> str:
+        """ "state", "pixel" or "metaworld"."""
+        if self.policy_type != "auto":
+            return self.policy_type
+        return "state" if self.dataset.use_state else "pixel"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether games are played."""
+        return self.num_eval_episode > 0 and not self.dataset.real_data
+
+    def eval_seed(self, epoch: int) -> int:
+        """First game's seed after ``epoch`` (from 0), by the published protocols."""
+        if self.env.suite == "metaworld":
+            return epoch * 1991991991 % 9997
+        return epoch * self.num_eval_episode + 1
+
+
+# ------------------------------------------------------------ building and loading
+
+
+def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
+    """Record in ``cfg`` what the dataset says about task, shapes and environment."""
+    specs, dataset = data.observation_specs, data.cfg
+    cfg.task_name, cfg.robots = data.task_name, list(data.robots)
+    cfg.rl_image_size, cfg.action_dim = data.image_size, data.action_dim
+    cfg.obs_shape = list(specs["state" if dataset.use_state else data.cameras[0]].shape)
+    cfg.prop_shape = list(specs["prop"].shape) if "prop" in specs else []
+    for camera in data.cameras:
+        if list(specs[camera].shape) != cfg.obs_shape:
+            raise DatasetError(
+                f"'{dataset.path}': cameras of one policy must have the same size, but "
+                f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
+            )
+    env = cfg.env
+    env.suite = data.suite or env.suite
+    env.task = data.task_name or env.task
+    env.cameras = list(data.cameras)
+    env.use_state = dataset.use_state
+    env.episode_length = dataset.eval_episode_len
+    env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
+    env.state_stack = dataset.state_stack
+    if env.suite == "metaworld":
+        env.action_repeat = dataset.action_repeat
+    if data.image_size > 0:
+        env.rl_image_size = data.image_size
+    cfg.image_size = env.image_size
+
+
+def build_policy(cfg: MainConfig) -> ExplicitPolicy:
+    """A fresh policy from a filled-in config (no environment, no dataset needed)."""
+    if cfg.kind == "state":
+        return StateBcPolicy(cfg.obs_shape, cfg.action_dim, cfg.state_policy)
+    uses_prop = cfg.mw_policy.use_prop if cfg.kind == "metaworld" else cfg.policy.use_prop
+    if uses_prop and not cfg.prop_shape:
+        raise ConfigError(f"policy.use_prop: 1, but '{cfg.dataset.path}' has no proprioception")
+    shapes = (cfg.obs_shape, cfg.prop_shape, cfg.action_dim)
+    if cfg.kind == "metaworld":
+        return MwBcPolicy(*shapes, cfg.mw_policy, camera=cfg.dataset.rl_cameras[0])
+    return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
+
+
+def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """A bare state_dict from a .pt file, on the CPU, read safely."""
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{what}: no file '{path}'; train it: python train_bc.py --config_path "
+            "release/cfgs/robomimic_bc/... or python mw_main/train_bc_mw.py --dataset.path ..."
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_config(weight_file: str | Path) -> MainConfig:
+    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it."""
+    return run_config.load(MainConfig, Path(weight_file).parent / run_config.CFG_NAME)
+
+
+def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[ExplicitPolicy, MainConfig]:
+    """The policy of a checkpoint, in eval mode, and its config; builds no environment.
+
+    ``cfg.env`` describes the environment it was trained for. The run folder may have been
+    moved. Raises ConfigError for a missing file, RuntimeError for weights of another policy.
+    """
+    weights = load_weights(weight_file, "weight_file")
+    cfg = load_config(weight_file)
+    if not cfg.action_dim:
+        _infer_shapes(cfg, weights)
+    policy = build_policy(cfg)
+    policy.load_state_dict(weights)
+    return policy.to(resolve_device(device)).eval(), cfg
+
+
+def load_model(
+    weight_file: str | Path, device: str = "auto"
+) -> tuple[ExplicitPolicy, Env, dict[str, Any]]:
+    """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
+
+    Args:
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
+            (the folder may have been moved).
+        device: auto, cpu or cuda.
+
+    Returns:
+        (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
+        builds the same environment again.
+    """
+    policy, cfg = load_policy(weight_file, device)
+    return policy, make_env(cfg.env), asdict(cfg.env)
+
+
+def _infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Shapes for a cfg.yaml of the original program, which does not record them."""
+    heads = [k for k in weights if k.startswith(("net.", "policy.")) and weights[k].dim() == 2]
+    if not heads:
+        raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
+    cfg.action_dim = weights[heads[-1]].shape[0]
+    if cfg.kind == "state":
+        cfg.obs_shape = [weights[heads[0]].shape[1]]
+    else:
+        size = cfg.rl_image_size
+        cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
+        cfg.prop_shape = [
+            9 * cfg.dataset.prop_stack
+        ]  # robosuite arm: position, quaternion, gripper
+    env = cfg.env
+    env.suite, env.task, env.use_state = "robosuite", cfg.task_name, cfg.dataset.use_state
+    env.cameras = [] if cfg.dataset.use_state else cfg.dataset.rl_cameras
+    env.episode_length = cfg.dataset.eval_episode_len
+    env.obs_stack, env.prop_stack = cfg.dataset.image_stack, cfg.dataset.prop_stack
+    env.state_stack = cfg.dataset.state_stack
+    if cfg.rl_image_size > 0:
+        env.rl_image_size = cfg.rl_image_size
+
+
+# ------------------------------------------------------------------------- training
+
+
+class Workspace:
+    """Everything a run holds: dataset, policy, optimiser, evaluator, counters, checkpoints."""
+
+    def __init__(self, cfg: MainConfig, data: DemoDataset) -> None:
+        self.cfg, self.data = cfg, data
+        self.save_dir = Path(cfg.save_dir)
+        self.device = resolve_device(cfg.device)
+        set_all_seeds(cfg.seed)
+        self.policy = build_policy(cfg)
+        if cfg.load_model != "none":
+            self.policy.load_state_dict(load_weights(cfg.load_model, "load_model"))
+        elif isinstance(self.policy, StateBcPolicy) and self.policy.normalizer is not None:
+            every = data.batch_at(torch.arange(data.num_steps).numpy())
+            self.policy.normalizer.fit(every.obs["state"])
+        self.policy.to(self.device)
+        self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
+        self.optim = _optimizer(self.policy, cfg)
+        # Meta-World keeps three and no latest.pt (specification 8)
+        self.saver = TopkSaver(cfg.save_dir, topk=3 if cfg.env.suite == "metaworld" else 2)
+        self.epoch = 0  # finished epochs
+        self.step = 0  # gradient steps
+        self.scores: dict[str, float] = {}
+        self.pool: EvalPool | None = None
+        self.log: RunLogger
+
+    def open_env(self) -> None:
+        """Build the evaluation environment early, so that a missing simulator is told now."""
+        cfg = self.cfg
+        if not cfg.evaluates:
+            return
+        try:
+            if not cfg.env.suite or not cfg.env.task:
+                raise EnvError(
+                    f"'{cfg.dataset.path}' does not say which environment it was recorded in "
+                    "(env_args, env_cfg.json); set --env.suite and --env.task"
+                )
+            workers = cfg.num_eval_worker if cfg.mp_eval else 0
+            self.pool = EvalPool(asdict(cfg.env), workers)
+            who = f"policy on {cfg.dataset.path}"
+            self.pool.spec.check_provides(self.policy.input_specs(), cfg.action_dim, who)
+        except EnvError as error:
+            raise EnvError(f"{error}\n(or train without playing: --num_eval_episode 0)") from error
+
+    def train(self) -> None:
+        """All remaining epochs."""
+        cfg = self.cfg
+        total = cfg.num_epoch * cfg.epoch_len
+        with GracefulStop() as stop, RunProgress(total, "BC", self.step) as progress:
+            while self.epoch < cfg.num_epoch:
+                self._train_epoch(progress, stop)
+                self._finish_epoch()
+                self.save_state()
+        self._evaluate_best()
+
+    def _train_epoch(self, progress: RunProgress, stop: GracefulStop) -> None:
+        self.policy.train()
+        end = (self.epoch + 1) * self.cfg.epoch_len
+        while self.step < end:
+            self._train_step()
+            progress.update(self.step, **self.scores)
+            if stop.requested:
+                self.save_state()
+                raise SystemExit(
+                    f"{stop.signal_name} at step {self.step}: state saved; "
+                    "the same command with --resume 1 continues"
+                )
+
+    def _train_step(self) -> None:
+        cfg = self.cfg
+        loss = self.policy.loss(self.data.sample_bc(cfg.batch_size, self.device))
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
+        self.optim.step()
+        if self.ema is not None:
+            soft_update_params(self.policy, self.ema, cfg.ema)
+        # kept on the device; read once per epoch
+        self.log.meters.append("train/loss", loss)
+        self.log.meters.append("train/grad_norm", norm)
+        self.step += 1
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, keep the best weights, log."""
+        cfg, epoch = self.cfg, self.epoch
+        extra: dict[str, float] = {"other/epoch": epoch + 1}
+        latest = cfg.env.suite != "metaworld"
+        if cfg.evaluates:
+            score = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch)).success_rate
+        else:
+            score = float(epoch)  # the newest weights are kept
+        self.scores["score"] = extra["score/score"] = score
+        self.saver.save(self.policy.state_dict(), score, save_latest=latest)
+        if self.ema is not None:
+            extra |= self._finish_ema(score)
+        last = epoch + 1 == cfg.num_epoch
+        if cfg.evaluates and cfg.num_final_episode and latest:
+            if (epoch + 1) % LONG_EVAL_EVERY == 0 or last:
+                result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
+                extra["score/last_ckpt_score"] = result.success_rate
+        if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
+            weights = portable_state_dict(self.policy.state_dict())
+            atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")
+        self.epoch += 1
+        self.log.summarize(self.step, extra)
+
+    def _finish_ema(self, score: float) -> dict[str, float]:
+        """The averaged weights compete for the same slots."""
+        assert self.ema is not None  # asked for by the caller
+        for mine, theirs in zip(self.ema.buffers(), self.policy.buffers(), strict=True):
+            mine.copy_(theirs)  # running statistics are not averaged a second time
+        if self.cfg.evaluates:
+            seed = self.cfg.eval_seed(self.epoch)
+            score = self.evaluate(self.cfg.num_eval_episode, seed, self.ema).success_rate
+        self.saver.save(self.ema.state_dict(), score, save_latest=False)
+        return {"score/ema_score": score}
+
+    def evaluate(self, num: int, seed: int, policy: ExplicitPolicy | None = None) -> EvalResult:
+        """Play ``num`` games from ``seed`` on."""
+        assert self.pool is not None  # only called when cfg.evaluates
+        return self.pool.run(policy or self.policy, num, seed)
+
+    def _evaluate_best(self) -> None:
+        """The best checkpoint's long evaluation, the run's final number."""
+        cfg, best = self.cfg, self.saver.best_path
+        if not cfg.evaluates or not cfg.num_final_episode or best is None:
+            return
+        policy = copy.deepcopy(self.policy)
+        policy.load_state_dict(load_weights(best, "best checkpoint"))
+        result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED, policy.eval())
+        self.scores["best_ckpt_score"] = result.success_rate
+        self.log.log(self.step, {"score/best_ckpt_score": result.success_rate})
+        self.log.print(f"best checkpoint {best.name}: success {result.rate()}")
+
+    # --------------------------------------------------------- checkpoint, resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while training."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "scores": dict(self.scores),
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optim": self.optim.state_dict(),
+            "data": self.data.state_dict(),
+            "saver": self.saver.state_dict(),
+            "log": self.log.state_dict(),
+            "global_rng": global_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.scores = dict(state["scores"])
+        self.policy.load_state_dict(state["policy"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optim.load_state_dict(state["optim"])
+        self.data.load_state_dict(state["data"])
+        self.saver.load_state_dict(state["saver"])
+        self.log.load_state_dict(state["log"])
+        set_global_rng_state(state["global_rng"])
+
+    def save_state(self) -> None:
+        """Resumable state of this step, written atomically."""
+        save_state(self.save_dir / STATE_DIR, self.step, self.state_dict())
+
+    def close(self) -> None:
+        """Stop workers, free the simulator and the data file."""
+        if self.pool is not None:
+            self.pool.close()
+        self.data.close()
+
+
+def _optimizer(policy: ExplicitPolicy, cfg: MainConfig) -> torch.optim.Optimizer:
+    if cfg.weight_decay == 0:
+        return torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    return torch.optim.AdamW(
+        policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True
+    )
+
+
+def run(cfg: MainConfig) -> Workspace:
+    """Train (or resume) one run from start to end; returns its workspace, closed."""
+    data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+    fill_in(cfg, data)
+    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
+    work = Workspace(cfg, data)
+    try:
+        work.open_env()
+        state = load_state(path) if path is not None else None
+        with RunLogger(
+            cfg.save_dir,
+            cfg.use_wb,
+            run_config.to_dict(cfg),
+            project=cfg.wb_project,
+            name=cfg.run_name,
+            group=cfg.group,
+            resume_step=state.step if state is not None else None,
+        ) as log:
+            work.log = log
+            _say_what_runs(work)
+            if state is not None:
+                work.load_state_dict(state.tree)
+                log.print(f"resumed from {state.path} at step {work.step}")
+            work.train()
+    finally:
+        work.close()
+    return work
+
+
+def _say_what_runs(work: Workspace) -> None:
+    data, cfg = work.data, work.cfg
+    work.log.print(
+        f"{data.num_episodes} demonstrations, {data.num_steps} steps of {data.task_name or '?'}: "
+        f"{data.nbytes / 2**20:.1f} MiB in RAM{', images read from the file' if data.lazy else ''}"
+    )
+    work.log.print(
+        f"{type(work.policy).__name__}, {count_parameters(work.policy):,} parameters on "
+        f"{work.device}; {cfg.num_epoch} epochs of {cfg.epoch_len} steps"
+    )
+
+
+def main(cfg: MainConfig | None = None) -> int:
+    """Entry point: parse (unless a config is given), run, exit status 0."""
+    cfg = run_config.parse(MainConfig) if cfg is None else cfg
+    try:
+        run(cfg)
+    except (ConfigError, SpecError, EnvError, DatasetError, EvalError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
