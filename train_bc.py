@@ -173,18 +173,23 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
                 f"'{dataset.path}': cameras of one policy must have the same size, but "
                 f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
             )
-    env = cfg.env
-    env.suite = data.suite or env.suite
-    env.task = data.task_name or env.task
-    env.cameras = list(data.cameras)
+    cfg.env.suite = data.suite or cfg.env.suite
+    cfg.env.task = data.task_name or cfg.env.task
+    _fill_in_env(cfg)
+
+
+def _fill_in_env(cfg: MainConfig) -> None:
+    """Make the evaluation environment show what the policy was trained on."""
+    env, dataset = cfg.env, cfg.dataset
     env.use_state = dataset.use_state
+    env.cameras = [] if dataset.use_state else dataset.rl_cameras
     env.episode_length = dataset.eval_episode_len
     env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
     env.state_stack = dataset.state_stack
     if env.suite == "metaworld":
         env.action_repeat = dataset.action_repeat
-    if data.image_size > 0:
-        env.rl_image_size = data.image_size
+    if cfg.rl_image_size > 0:
+        env.rl_image_size = cfg.rl_image_size
     cfg.image_size = env.image_size
 
 
@@ -213,7 +218,25 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 def load_config(weight_file: str | Path) -> MainConfig:
     """The config of the run that made ``weight_file``: its cfg.yaml lies beside it."""
-    return run_config.load(MainConfig, Path(weight_file).parent / run_config.CFG_NAME)
+    path = Path(weight_file).parent / run_config.CFG_NAME
+    tree = run_config.read_yaml(path)
+    if "batchsize" in tree:  # written by the original program's Meta-World script
+        return from_metaworld_names(tree, str(path))
+    return run_config.from_dict(MainConfig, tree, str(path))
+
+
+def from_metaworld_names(tree: dict[str, Any], source: str) -> MainConfig:
+    """A config from the field names of the Meta-World script (specification 2)."""
+    tree = copy.deepcopy(tree)
+    if "policy" in tree:
+        tree["mw_policy"] = tree.pop("policy")
+    use_state = tree.get("dataset", {}).get("use_state", 0)
+    tree["policy_type"] = "state" if use_state else "metaworld"
+    tree["batch_size"] = tree.pop("batchsize")
+    robot = tree.pop("robot", "")
+    tree["robots"] = [robot] if robot else []
+    tree.setdefault("env", {})["suite"] = "metaworld"
+    return run_config.from_dict(MainConfig, tree, source)
 
 
 def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[ExplicitPolicy, MainConfig]:
@@ -258,19 +281,13 @@ def _infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
     if cfg.kind == "state":
         cfg.obs_shape = [weights[heads[0]].shape[1]]
     else:
-        size = cfg.rl_image_size
+        size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
-        cfg.prop_shape = [
-            9 * cfg.dataset.prop_stack
-        ]  # robosuite arm: position, quaternion, gripper
-    env = cfg.env
-    env.suite, env.task, env.use_state = "robosuite", cfg.task_name, cfg.dataset.use_state
-    env.cameras = [] if cfg.dataset.use_state else cfg.dataset.rl_cameras
-    env.episode_length = cfg.dataset.eval_episode_len
-    env.obs_stack, env.prop_stack = cfg.dataset.image_stack, cfg.dataset.prop_stack
-    env.state_stack = cfg.dataset.state_stack
-    if cfg.rl_image_size > 0:
-        env.rl_image_size = cfg.rl_image_size
+        # Meta-World: hand position and gripper; robosuite: position, quaternion, two fingers
+        cfg.prop_shape = [(4 if cfg.kind == "metaworld" else 9) * stack]
+    cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
+    cfg.env.task = cfg.task_name
+    _fill_in_env(cfg)
 
 
 # ------------------------------------------------------------------------- training
@@ -371,10 +388,10 @@ class Workspace:
         if self.ema is not None:
             extra |= self._finish_ema(score)
         last = epoch + 1 == cfg.num_epoch
-        if cfg.evaluates and cfg.num_final_episode and latest:
-            if (epoch + 1) % LONG_EVAL_EVERY == 0 or last:
-                result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
-                extra["score/last_ckpt_score"] = result.success_rate
+        due = latest and ((epoch + 1) % LONG_EVAL_EVERY == 0 or last)
+        if cfg.evaluates and cfg.num_final_episode and due:
+            result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
+            extra["score/last_ckpt_score"] = result.success_rate
         if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
             weights = portable_state_dict(self.policy.state_dict())
             atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")

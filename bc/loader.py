@@ -245,14 +245,14 @@ class DemoFile:
         return dset
 
     def images(self, name: str, camera: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """uint8 [T or len(rows), 3, H, W]: the newest frame of each step; rows ascending, unique."""
+        """uint8 [N, 3, H, W], the newest frame of each step; rows ascending, unique."""
         dset, key = self._images(name, camera), f"obs/{camera}_image"
         newest = self._newest_channels(name, camera)
         index = (slice(None) if rows is None else rows, newest)
         return self._read(dset, name, key, index)
 
     def _newest_channels(self, name: str, camera: str) -> slice:
-        """Where the newest frame sits in stacked images; old files stack oldest first, ours newest."""
+        """Where the newest frame is in a stack; the original stacks oldest first, we newest."""
         if (name, camera) not in self._newest:
             self._newest[name, camera] = self._find_newest(name, camera)
         return self._newest[name, camera]

@@ -58,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
-    """Weight files below ``folder`` (with a cfg.yaml beside) whose path contains all of ``include``.
+    """Weight files below ``folder`` whose path contains all of ``include``.
 
-    Resumable state is no checkpoint and is left out. Raises ConfigError when there is none.
+    Only those with a cfg.yaml beside them (resumable state is no checkpoint). Raises
+    ConfigError when there is none.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -138,12 +139,12 @@ def table(results: dict[Path, EvalResult], root: Path) -> str:
             f"{result.lengths.mean():7.1f}"
         )
     rates = [r.success_rate for r in results.values()]
-    per_seed = np.stack([r.successes for r in results.values()]).any(axis=0)
+    per_seed = np.stack([r.successes for r in results.values()]).max(axis=0)
     lines += [
         f"average over {len(rates)} checkpoints: {np.mean(rates):.3f}",
         f"max: {max(rates):.3f} ({names[ranked[0][0]]})",
         "max over checkpoints per episode seed (solved by at least one): "
-        f"{wilson(int(per_seed.sum()), len(per_seed))}",
+        f"{wilson(int(per_seed.sum()), per_seed.size)}",
     ]
     return "\n".join(lines)
 

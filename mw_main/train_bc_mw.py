@@ -83,14 +83,8 @@ def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
     """The same run in ``train_bc``'s names."""
     tree = run_config.to_dict(cfg)
     tree["dataset"]["path"] = DATASETS.get(cfg.dataset.path, cfg.dataset.path)
-    tree["mw_policy"] = tree.pop("policy")
-    tree["policy_type"] = "state" if cfg.dataset.use_state else "metaworld"
-    tree["batch_size"] = tree.pop("batchsize")
-    robot = tree.pop("robot")
-    tree["robots"] = [robot] if robot else []
     tree["num_final_episode"] = cfg.num_eval_episode
-    tree["env"]["suite"] = "metaworld"
-    return run_config.from_dict(train_bc.MainConfig, tree, source="train_bc_mw")
+    return train_bc.from_metaworld_names(tree, "train_bc_mw")
 
 
 def main() -> int:

@@ -145,7 +145,7 @@ def test_changed_config_is_refused_with_a_diff(tmp_path, data):
     )
     assert more.epoch == 3 and more.step == 36
     with pytest.raises(ConfigError, match="holds a run"):
-        train_bc.run(config(tmp_path / "run", data, *states))
+        train_bc.run(config(tmp_path / "run", data, "--dataset.use_state", "1"))
 
 
 def test_checkpoints_of_the_original_program_load(tmp_path):
@@ -165,6 +165,24 @@ def test_checkpoints_of_the_original_program_load(tmp_path):
     state = torch.randn(5, 69)
     assert torch.equal(loaded.act({"state": state}), policy.eval().act({"state": state}))
     assert (cfg.env.suite, cfg.env.task) == ("robosuite", "PickPlaceCan")
+
+
+def test_metaworld_checkpoints_of_the_original_program_load(tmp_path):
+    policy = MwBcPolicy((3, 96, 96), (4,), 4, train_bc.MwBcPolicyConfig(hidden_dim=16))
+    torch.save(policy.state_dict(), tmp_path / "model1.pt")
+    tree = {
+        "dataset": {"path": "Assembly", "rl_camera": "corner2", "num_data": 3, "frame_stack": 1},
+        "policy": {"net_type": "resnet", "hidden_dim": 16, "proj_dim": 1024},
+        "batchsize": 256,
+        "task_name": "Assembly",
+        "robot": "Sawyer",
+        "rl_image_size": 96,
+    }
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(tree))
+    loaded, cfg = train_bc.load_policy(tmp_path / "model1.pt", "cpu")
+    image = torch.randint(0, 255, (3, 96, 96), dtype=torch.uint8)
+    assert torch.equal(loaded.act({"corner2": image}), policy.eval().act({"obs": image}))
+    assert (cfg.env.suite, cfg.env.task, cfg.env.cameras) == ("metaworld", "Assembly", ["corner2"])
 
 
 def test_released_robomimic_configs_load():
