@@ -87,7 +87,11 @@ py::array copy_array(const Field& field, int64_t rows, const uint8_t* data) {
 
 py::list fields_to_list(const Fields& fields) {
   py::list out;
-  for (const Field& f : fields) out.append(py::make_tuple(f.name, dtype_name(f.dtype), py::cast(f.shape)));
+  for (const Field& f : fields) {
+    py::tuple shape(f.shape.size());
+    for (size_t i = 0; i < f.shape.size(); ++i) shape[i] = f.shape[i];
+    out.append(py::make_tuple(f.name, dtype_name(f.dtype), shape));
+  }
   return out;
 }
 

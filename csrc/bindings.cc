@@ -312,19 +312,19 @@ void bind_episode(py::module_& m) {
       .def_readonly("truncated", &EpisodeData::truncated)
       .def_property_readonly("reward",
                              [](const EpisodeData& e) {  // n-step sums, as the original's
-                               const auto powers = gamma_powers(e.gamma, e.nstep);
+                               const auto weights = return_weights(e.gamma, e.nstep);
                                py::array_t<float> out(e.len);
                                for (int64_t t = 0; t < e.len; ++t) {
-                                 out.mutable_at(t) = nstep_return(e.reward.data(), t, e.len, powers);
+                                 out.mutable_at(t) = nstep_return(e.reward.data(), t, e.len, weights);
                                }
                                return out;
                              })
       .def_property_readonly("bootstrap",
                              [](const EpisodeData& e) {
-                               const auto powers = gamma_powers(e.gamma, e.nstep);
+                               const float full = bootstrap_weights(e.gamma, e.nstep).back();
                                py::array_t<float> out(e.len);
                                for (int64_t t = 0; t < e.len; ++t) {
-                                 out.mutable_at(t) = t < e.len - e.nstep ? powers.back() : 0.0F;
+                                 out.mutable_at(t) = t < e.len - e.nstep ? full : 0.0F;
                                }
                                return out;
                              })

@@ -1,7 +1,7 @@
 #include "episode.h"
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace rela {
 namespace {
@@ -53,19 +53,25 @@ void check_nstep_gamma(int64_t nstep, double gamma) {
   }
 }
 
-std::vector<float> gamma_powers(float gamma, int n) {
-  std::vector<float> out(static_cast<size_t>(n) + 1);
+std::vector<float> return_weights(float gamma, int n) {
+  std::vector<float> out{1.0F};
+  for (int j = 0; j < n; ++j) out.push_back(out.back() * gamma);
+  return out;
+}
+
+std::vector<float> bootstrap_weights(float gamma, int n) {
+  std::vector<float> out;
   for (int j = 0; j <= n; ++j) {
-    out[static_cast<size_t>(j)] = static_cast<float>(std::pow(static_cast<double>(gamma), j));
+    out.push_back(static_cast<float>(std::pow(static_cast<double>(gamma), j)));
   }
   return out;
 }
 
-float nstep_return(const float* reward, int64_t t, int64_t len, const std::vector<float>& powers) {
-  const auto n = static_cast<int64_t>(powers.size()) - 1;
+float nstep_return(const float* reward, int64_t t, int64_t len, const std::vector<float>& weights) {
+  const auto n = static_cast<int64_t>(weights.size()) - 1;
   const int64_t k = std::min(n, len - t);
   float sum = 0.0F;
-  for (int64_t j = 0; j < k; ++j) sum += powers[static_cast<size_t>(j)] * reward[t + j];
+  for (int64_t j = 0; j < k; ++j) sum += weights[static_cast<size_t>(j)] * reward[t + j];
   return sum;
 }
 

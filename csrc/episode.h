@@ -29,11 +29,13 @@ struct EpisodeData {
 
 using EpisodePtr = std::shared_ptr<const EpisodeData>;
 
-// gamma^j for j = 0..n, rounded to float32 once each.
-std::vector<float> gamma_powers(float gamma, int n);
+// gamma^j for j = 0..n. Two roundings, because the original program has both and its recorded numbers
+// are matched bit for bit: returns multiply float32 by float32, bootstraps round the exact power once.
+std::vector<float> return_weights(float gamma, int n);
+std::vector<float> bootstrap_weights(float gamma, int n);
 
 // sum_{j<n, t+j<len} gamma^j r[t+j] in float32.
-float nstep_return(const float* reward, int64_t t, int64_t len, const std::vector<float>& powers);
+float nstep_return(const float* reward, int64_t t, int64_t len, const std::vector<float>& weights);
 
 void check_nstep_gamma(int64_t nstep, double gamma);
 

@@ -86,7 +86,8 @@ void Replay::adopt_schema(const Fields& obs, const Fields& action, float gamma) 
   stack_ = std::move(stack);
   sampled_ = std::move(sampled);
   gamma_ = gamma;
-  powers_ = gamma_powers(gamma, options_.nstep);
+  weights_ = return_weights(gamma, options_.nstep);
+  discounts_ = bootstrap_weights(gamma, options_.nstep);
 }
 
 void Replay::check_episode(const EpisodeData& e) const {
@@ -336,15 +337,15 @@ void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& 
         for (int64_t j = 0; j < k; ++j) {
           float x;
           std::memcpy(&x, reward_[0].row(r.step0 + r.t + j), sizeof x);
-          sum += powers_[static_cast<size_t>(j)] * x;
+          sum += weights_[static_cast<size_t>(j)] * x;
         }
         std::memcpy(dst, &sum, sizeof sum);
       } else {
         float b = 0.0F;
         if (r.t + n < r.len) {
-          b = powers_[static_cast<size_t>(n)];
+          b = discounts_[static_cast<size_t>(n)];
         } else if (r.has_final) {
-          b = powers_[static_cast<size_t>(r.len - r.t)];
+          b = discounts_[static_cast<size_t>(r.len - r.t)];
         }
         std::memcpy(dst, &b, sizeof b);
       }

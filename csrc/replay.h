@@ -135,7 +135,7 @@ class Replay {
   std::vector<int> stack_;       // per obs field
   std::vector<bool> sampled_;    // per obs field
   float gamma_ = 0.0F;
-  std::vector<float> powers_;
+  std::vector<float> weights_, discounts_;  // for returns, for bootstraps
   std::vector<Column> obs_, action_, reward_;  // reward_: exactly one column
   std::vector<EpisodeRow> episodes_;           // live ones from head_
   std::vector<int64_t> starts_;                // step0 of each, for the binary search
