@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tools.plot_runs import (
+    Curve,
+    aggregate,
+    group_name,
+    iqm,
+    main,
+    read_curve,
+    smooth,
+    stratified_bootstrap,
+)
+
+
+def _run(folder: Path, values: list[float], every: int = 10, key: str = "score/score") -> Path:
+    folder.mkdir()
+    with open(folder / "metrics.jsonl", "w") as handle:
+        for i, v in enumerate(values):
+            handle.write(json.dumps({"step": i * every, "wall": float(i), key: v}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("run", "group"),
+    [("can_ibrl_seed3", "can_ibrl"), ("seed1_can", "can"), ("can", "can"), ("seed1", "seed1")],
+)
+def test_groups_are_names_without_seeds(run: str, group: str) -> None:
+    assert group_name(run) == group
+
+
+@pytest.mark.parametrize("n", [4, 8, 40])
+def test_iqm_is_the_trimmed_mean_where_that_is_exact(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(n, 3))
+    assert np.allclose(iqm(values), stats.trim_mean(values, 0.25, axis=0))
+
+
+def test_iqm_between_and_for_few() -> None:
+    assert iqm(np.array([[5.0]])) == 5
+    assert iqm(np.array([[0.0], [1.0]])) == 0.5
+    # N = 3: half the weight is 1.5 of 3 values: the middle one, and a quarter of each other
+    assert np.isclose(iqm(np.array([[0.0], [1.0], [10.0]]))[0], (0.25 * 0 + 1 + 0.25 * 10) / 1.5)
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        values = rng.normal(size=(20, 1))
+        low, high = stratified_bootstrap(values, [""] * 20, iqm, 200, 0.9, seed=trial)
+        hits += int(low[0] <= 0 <= high[0])
+    assert 0.8 <= hits / 200 <= 0.97
+
+
+def test_bootstrap_is_stratified() -> None:
+    # two tasks of very different level: without strata the mean would spread widely
+    values = np.array([[0.0], [0.0], [100.0], [100.0]])
+    low, high = stratified_bootstrap(values, ["a", "a", "b", "b"], lambda v: v.mean(0), 300, 0.95)
+    assert low == high == 50
+    low, high = stratified_bootstrap(values, [""] * 4, lambda v: v.mean(0), 300, 0.95)
+    assert low < 25
+    assert high > 75
+
+
+def test_curves_of_different_lengths_meet_at_common_steps() -> None:
+    a = Curve("a", "", np.array([0.0, 10, 20, 30]), np.array([0.0, 1, 2, 3]))
+    b = Curve("b", "", np.array([5.0, 15, 25]), np.array([1.0, 1, 1]))
+    band = aggregate([a, b], 50, 0.95)
+    assert band.steps.tolist() == [5, 10, 15, 20, 25]
+    assert np.allclose(band.mean, [0.75, 1.0, 1.25, 1.5, 1.75])
+    far = Curve("c", "", np.array([100.0]), np.array([1.0]))
+    with pytest.raises(ValueError, match="a, c have no steps in common"):
+        aggregate([a, far], 50, 0.95)
+
+
+def test_smoothing_is_a_running_mean() -> None:
+    curve = Curve("a", "", np.arange(4.0), np.array([0.0, 2, 4, 8]))
+    assert smooth(curve, 2).values.tolist() == [0, 1, 3, 6]
+    assert smooth(curve, 1) is curve
+
+
+def test_command_line_makes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = [_run(tmp_path / f"ibrl_seed{s}", [0.0, 0.5, 0.8 + 0.05 * s]) for s in range(4)]
+    runs.append(_run(tmp_path / "rlpd_seed0", [0.0, 0.1, 0.2], every=8))
+    out = tmp_path / "curves.png"
+    assert main([*map(str, runs), "--out", str(out), "--bootstrap", "100"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("ibrl: 4 runs, at step 20 mean 0.875, IQM 0.875 [")
+    assert said[1].startswith("rlpd: 1 runs, at step 16 mean 0.2")
+    picture = np.asarray(Image.open(out).convert("RGB"))
+    assert picture.shape[0] > 300
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # lines and bands, not a blank
+
+
+def test_tasks_are_strata(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = [
+        _run(tmp_path / f"{task}_ibrl_seed{s}", [0.0, level])
+        for task, level in (("can", 0.2), ("square", 0.8))
+        for s in range(2)
+    ]
+    args = ["--out", str(tmp_path / "o.png"), "--bootstrap", "50", "--task-from", "can|square"]
+    assert main([*map(str, runs), *args]) == 0
+    assert "ibrl: 4 runs, at step 10 mean 0.5, IQM 0.5 [0.5, 0.5]" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = _run(tmp_path / "a", [1.0])
+    with pytest.raises(ValueError, match="no 'loss' logged; it has score/score"):
+        read_curve(run, "loss")
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "not a run" in capsys.readouterr().err
+    assert main([str(run), "--confidence", "2"]) == 2
