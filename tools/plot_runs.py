@@ -96,7 +96,7 @@ def stratified_bootstrap(
     confidence: float,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of ``statistic`` of [N, T] values; runs are redrawn within their stratum."""
+    """Percentile interval of ``statistic`` of [N, T] values; runs are redrawn by stratum."""
     rng = np.random.default_rng(seed)
     labels = np.array(strata)
     members = [np.flatnonzero(labels == s) for s in dict.fromkeys(strata)]
