@@ -1,0 +1,142 @@
+"""``python -m evaluate.eval`` on real checkpoints in the real Meta-World, from states."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_bc
+import train_rl
+from bc.dataset import DatasetConfig
+from common_utils import run_config
+from evaluate import eval as eval_cli
+from evaluate.rollout import EvalResult
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bc_checkpoint(folder: Path, *names: str, seed: int = 0) -> Path:
+    """A run folder with random policies on Assembly states; returns the first weight file."""
+    cfg = train_bc.MainConfig(
+        dataset=DatasetConfig(path="gone.hdf5", use_state=1, eval_episode_len=12),
+        save_dir=str(folder),
+        obs_shape=[39],
+        action_dim=4,
+    )
+    cfg.env.suite, cfg.env.task = "metaworld", "Assembly"
+    cfg.env.use_state, cfg.env.episode_length, cfg.env.action_repeat = 1, 12, 2
+    run_config.dump(cfg, folder / "cfg.yaml")
+    for number, name in enumerate(names):
+        torch.manual_seed(seed + number)
+        torch.save(train_bc.build_policy(cfg).state_dict(), folder / name)
+    return folder / names[0]
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    status = eval_cli.main([*args, "--device", "cpu"])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_one_weight_in_process_and_in_workers(tmp_path, capsys):
+    weight = bc_checkpoint(tmp_path / "run", "model0.pt")
+    args = ["--mode", "bc", "--weight", str(weight), "--num_game", "3", "--seed", "5"]
+    status, here, _ = run(capsys, *args, "--mp", "0")
+    assert status == 0
+    assert re.findall(r"seed (\d+):", here) == ["5", "6", "7"]
+    assert f"{weight}: success 0.000 [0.000, 0.5" in here and "(n=3)" in here
+    status, there, _ = run(capsys, *args, "--mp", "2", "--one_by_one", "1")
+    assert status == 0 and sorted(there.splitlines()) == sorted(here.splitlines())
+    status, quiet, _ = run(capsys, *args, "--mp", "0", "--verbose", "0", "--repeat", "2")
+    assert "(n=6)" in quiet and "seed 5" not in quiet
+
+
+def test_folder_is_ranked(tmp_path, capsys):
+    bc_checkpoint(tmp_path / "seed1", "model0.pt", "latest.pt")
+    bc_checkpoint(tmp_path / "seed2", "model0.pt", seed=7)
+    (tmp_path / "seed2" / "state").mkdir()
+    torch.save({}, tmp_path / "seed2" / "state" / "tree.pt")
+    args = ["--mode", "bc", "--folder", str(tmp_path), "--num_game", "2", "--mp", "1"]
+    status, out, _ = run(capsys, *args, "--include", "model", "--verbose", "0")
+    assert status == 0 and "average over 2 checkpoints" in out
+    assert "seed1/model0.pt" in out and "latest" not in out and "tree.pt" not in out
+    assert "95 % interval" in out and "\nmax: " in out
+    assert "per episode seed" in out
+
+
+def test_table_ranks_and_combines():
+    def result(*successes: int) -> EvalResult:
+        wins = np.array(successes, bool)
+        return EvalResult(wins.astype(float), wins, np.full(len(wins), 9), np.arange(len(wins)))
+
+    root = Path("runs")
+    text = eval_cli.table(
+        {
+            root / "a.pt": result(1, 0, 0, 0),
+            root / "b.pt": result(0, 1, 1, 0),
+            root / "c.pt": result(0, 0, 0, 0),
+        },
+        root,
+    )
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["b.pt", "a.pt", "c.pt"]
+    assert lines[4] == "average over 3 checkpoints: 0.250"
+    assert lines[5] == "max: 0.500 (b.pt)"
+    assert "0.750 [0.301, 0.954] (n=4)" in lines[6]
+
+
+def test_an_rl_checkpoint(tmp_path, capsys):
+    args = ["--suite", "metaworld", "--task_name", "Assembly", "--use_state", "1"]
+    args += ["--episode_length", "12", "--action_repeat", "2", "--q_agent.device", "cpu"]
+    cfg = run_config.parse_args(train_rl.MainConfig, [*args, "--save_dir", str(tmp_path)])
+    run_config.dump(cfg, tmp_path / "cfg.yaml")
+    work = train_rl.Workspace(cfg)
+    torch.save(work.agent.state_dict(), tmp_path / "model0.pt")
+    work.close()
+    weight = str(tmp_path / "model0.pt")
+    status, out, _ = run(capsys, "--mode", "rl", "--weight", weight, "--num_game", "2", "--mp", "0")
+    assert status == 0 and "(n=2)" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--weight", "nowhere/model0.pt"], "no file 'nowhere/model0.pt'"),
+        (["--folder", "nowhere"], "no folder 'nowhere'"),
+    ],
+)
+def test_missing_checkpoints(capsys, args, message):
+    status, _, err = run(capsys, "--mode", "bc", *args)
+    assert status == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--weight", "x.pt", "--num_game", "0"], "--num_game is 0"),
+        (["--weight", "x.pt", "--record_dir", "v"], "--record_dir needs --mp 0"),
+        (["--weight", "x.pt", "--include", "a"], "--include goes with --folder"),
+        (["--weight", "x.pt", "--folder", "y"], "not allowed with"),
+    ],
+)
+def test_impossible_commands(capsys, args, message):
+    with pytest.raises(SystemExit) as stop:
+        eval_cli.main(["--mode", "bc", *args])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_and_exit_status():
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluate.eval", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--record_dir" in done.stdout
