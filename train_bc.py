@@ -20,10 +20,9 @@ from typing import Any, Literal
 import torch
 
 from bc.base import ExplicitPolicy
-from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.bc_policy import BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
 from bc.dataset import DatasetConfig, DemoDataset
 from bc.loader import DatasetError
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
@@ -45,6 +44,7 @@ from env.core import Env, EnvError
 from env.factory import EnvConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
+from policy_io import build_policy, fill_in, infer_shapes, load_weights, metaworld_names
 
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = ("resume", "num_epoch", "use_wb", "mp_eval", "num_eval_worker")
@@ -157,63 +157,7 @@ class MainConfig(RunConfig):
         return epoch * self.num_eval_episode + 1
 
 
-# ------------------------------------------------------------ building and loading
-
-
-def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
-    """Record in ``cfg`` what the dataset says about task, shapes and environment."""
-    specs, dataset = data.observation_specs, data.cfg
-    cfg.task_name, cfg.robots = data.task_name, list(data.robots)
-    cfg.rl_image_size, cfg.action_dim = data.image_size, data.action_dim
-    cfg.obs_shape = list(specs["state" if dataset.use_state else data.cameras[0]].shape)
-    cfg.prop_shape = list(specs["prop"].shape) if "prop" in specs else []
-    for camera in data.cameras:
-        if list(specs[camera].shape) != cfg.obs_shape:
-            raise DatasetError(
-                f"'{dataset.path}': cameras of one policy must have the same size, but "
-                f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
-            )
-    cfg.env.suite = data.suite or cfg.env.suite
-    cfg.env.task = data.task_name or cfg.env.task
-    _fill_in_env(cfg)
-
-
-def _fill_in_env(cfg: MainConfig) -> None:
-    """Make the evaluation environment show what the policy was trained on."""
-    env, dataset = cfg.env, cfg.dataset
-    env.use_state = dataset.use_state
-    env.cameras = [] if dataset.use_state else dataset.rl_cameras
-    env.episode_length = dataset.eval_episode_len
-    env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
-    env.state_stack = dataset.state_stack
-    if env.suite == "metaworld":
-        env.action_repeat = dataset.action_repeat
-    if cfg.rl_image_size > 0:
-        env.rl_image_size = cfg.rl_image_size
-    cfg.image_size = env.image_size
-
-
-def build_policy(cfg: MainConfig) -> ExplicitPolicy:
-    """A fresh policy from a filled-in config (no environment, no dataset needed)."""
-    if cfg.kind == "state":
-        return StateBcPolicy(cfg.obs_shape, cfg.action_dim, cfg.state_policy)
-    uses_prop = cfg.mw_policy.use_prop if cfg.kind == "metaworld" else cfg.policy.use_prop
-    if uses_prop and not cfg.prop_shape:
-        raise ConfigError(f"policy.use_prop: 1, but '{cfg.dataset.path}' has no proprioception")
-    shapes = (cfg.obs_shape, cfg.prop_shape, cfg.action_dim)
-    if cfg.kind == "metaworld":
-        return MwBcPolicy(*shapes, cfg.mw_policy, camera=cfg.dataset.rl_cameras[0])
-    return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
-
-
-def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """A bare state_dict from a .pt file, on the CPU, read safely."""
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{what}: no file '{path}'; train it: python train_bc.py --config_path "
-            "release/cfgs/robomimic_bc/... or python mw_main/train_bc_mw.py --dataset.path ..."
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
+# ------------------------------------------------------------------------- loading
 
 
 def load_config(weight_file: str | Path) -> MainConfig:
@@ -221,22 +165,8 @@ def load_config(weight_file: str | Path) -> MainConfig:
     path = Path(weight_file).parent / run_config.CFG_NAME
     tree = run_config.read_yaml(path)
     if "batchsize" in tree:  # written by the original program's Meta-World script
-        return from_metaworld_names(tree, str(path))
+        tree = metaworld_names(tree)
     return run_config.from_dict(MainConfig, tree, str(path))
-
-
-def from_metaworld_names(tree: dict[str, Any], source: str) -> MainConfig:
-    """A config from the field names of the Meta-World script (specification 2)."""
-    tree = copy.deepcopy(tree)
-    if "policy" in tree:
-        tree["mw_policy"] = tree.pop("policy")
-    use_state = tree.get("dataset", {}).get("use_state", 0)
-    tree["policy_type"] = "state" if use_state else "metaworld"
-    tree["batch_size"] = tree.pop("batchsize")
-    robot = tree.pop("robot", "")
-    tree["robots"] = [robot] if robot else []
-    tree.setdefault("env", {})["suite"] = "metaworld"
-    return run_config.from_dict(MainConfig, tree, source)
 
 
 def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[ExplicitPolicy, MainConfig]:
@@ -248,7 +178,7 @@ def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[Explicit
     weights = load_weights(weight_file, "weight_file")
     cfg = load_config(weight_file)
     if not cfg.action_dim:
-        _infer_shapes(cfg, weights)
+        infer_shapes(cfg, weights)
     policy = build_policy(cfg)
     policy.load_state_dict(weights)
     return policy.to(resolve_device(device)).eval(), cfg
@@ -270,24 +200,6 @@ def load_model(
     """
     policy, cfg = load_policy(weight_file, device)
     return policy, make_env(cfg.env), asdict(cfg.env)
-
-
-def _infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
-    """Shapes for a cfg.yaml of the original program, which does not record them."""
-    heads = [k for k in weights if k.startswith(("net.", "policy.")) and weights[k].dim() == 2]
-    if not heads:
-        raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
-    cfg.action_dim = weights[heads[-1]].shape[0]
-    if cfg.kind == "state":
-        cfg.obs_shape = [weights[heads[0]].shape[1]]
-    else:
-        size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
-        cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
-        # Meta-World: hand position and gripper; robosuite: position, quaternion, two fingers
-        cfg.prop_shape = [(4 if cfg.kind == "metaworld" else 9) * stack]
-    cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
-    cfg.env.task = cfg.task_name
-    _fill_in_env(cfg)
 
 
 # ------------------------------------------------------------------------- training

@@ -22,6 +22,7 @@ from common_utils import run_config
 from common_utils.run_config import Flag, RunConfig
 from env.factory import EnvConfig
 from mw_main.names import DATASETS
+from policy_io import metaworld_names
 
 NUM_EVAL_EPISODE = 50
 
@@ -84,7 +85,7 @@ def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
     tree = run_config.to_dict(cfg)
     tree["dataset"]["path"] = DATASETS.get(cfg.dataset.path, cfg.dataset.path)
     tree["num_final_episode"] = cfg.num_eval_episode
-    return train_bc.from_metaworld_names(tree, "train_bc_mw")
+    return run_config.from_dict(train_bc.MainConfig, metaworld_names(tree), "train_bc_mw")
 
 
 def main() -> int:

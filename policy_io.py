@@ -1,0 +1,108 @@
+"""A BC policy and its config: filled in from a dataset, built, and matched to weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bc.base import ExplicitPolicy
+from bc.bc_policy import BcPolicy, StateBcPolicy
+from bc.dataset import DemoDataset
+from bc.loader import DatasetError
+from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from common_utils.run_config import ConfigError
+
+if TYPE_CHECKING:
+    from train_bc import MainConfig
+
+
+def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
+    """Record in ``cfg`` what the dataset says about task, shapes and environment."""
+    specs, dataset = data.observation_specs, data.cfg
+    cfg.task_name, cfg.robots = data.task_name, list(data.robots)
+    cfg.rl_image_size, cfg.action_dim = data.image_size, data.action_dim
+    cfg.obs_shape = list(specs["state" if dataset.use_state else data.cameras[0]].shape)
+    cfg.prop_shape = list(specs["prop"].shape) if "prop" in specs else []
+    for camera in data.cameras:
+        if list(specs[camera].shape) != cfg.obs_shape:
+            raise DatasetError(
+                f"'{dataset.path}': cameras of one policy must have the same size, but "
+                f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
+            )
+    cfg.env.suite = data.suite or cfg.env.suite
+    cfg.env.task = data.task_name or cfg.env.task
+    _fill_in_env(cfg)
+
+
+def _fill_in_env(cfg: MainConfig) -> None:
+    """Make the evaluation environment show what the policy was trained on."""
+    env, dataset = cfg.env, cfg.dataset
+    env.use_state = dataset.use_state
+    env.cameras = [] if dataset.use_state else dataset.rl_cameras
+    env.episode_length = dataset.eval_episode_len
+    env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
+    env.state_stack = dataset.state_stack
+    if env.suite == "metaworld":
+        env.action_repeat = dataset.action_repeat
+    if cfg.rl_image_size > 0:
+        env.rl_image_size = cfg.rl_image_size
+    cfg.image_size = env.image_size
+
+
+def build_policy(cfg: MainConfig) -> ExplicitPolicy:
+    """A fresh policy from a filled-in config (no environment, no dataset needed)."""
+    if cfg.kind == "state":
+        return StateBcPolicy(cfg.obs_shape, cfg.action_dim, cfg.state_policy)
+    uses_prop = cfg.mw_policy.use_prop if cfg.kind == "metaworld" else cfg.policy.use_prop
+    if uses_prop and not cfg.prop_shape:
+        raise ConfigError(f"policy.use_prop: 1, but '{cfg.dataset.path}' has no proprioception")
+    shapes = (cfg.obs_shape, cfg.prop_shape, cfg.action_dim)
+    if cfg.kind == "metaworld":
+        return MwBcPolicy(*shapes, cfg.mw_policy, camera=cfg.dataset.rl_cameras[0])
+    return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
+
+
+def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """A bare state_dict from a .pt file, on the CPU, read safely."""
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{what}: no file '{path}'; train it: python train_bc.py --config_path "
+            "release/cfgs/robomimic_bc/... or python mw_main/train_bc_mw.py --dataset.path ..."
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The config tree of ``train_bc`` from one in the Meta-World script's names."""
+    out = copy.deepcopy(dict(out))
+    if "policy" in out:
+        out["mw_policy"] = out.pop("policy")
+    use_state = out.get("dataset", {}).get("use_state", 0)
+    out["policy_type"] = "state" if use_state else "metaworld"
+    out["batch_size"] = out.pop("batchsize")
+    robot = out.pop("robot", "")
+    out["robots"] = [robot] if robot else []
+    out.setdefault("env", {})["suite"] = "metaworld"
+    return out
+
+
+def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Shapes for a cfg.yaml of the original program, which does not record them."""
+    heads = [k for k in weights if k.startswith(("net.", "policy.")) and weights[k].dim() == 2]
+    if not heads:
+        raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
+    cfg.action_dim = weights[heads[-1]].shape[0]
+    if cfg.kind == "state":
+        cfg.obs_shape = [weights[heads[0]].shape[1]]
+    else:
+        size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
+        cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
+        # Meta-World: hand position and gripper; robosuite: position, quaternion, two fingers
+        cfg.prop_shape = [(4 if cfg.kind == "metaworld" else 9) * stack]
+    cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
+    cfg.env.task = cfg.task_name
+    _fill_in_env(cfg)
