@@ -78,7 +78,7 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The config tree of ``train_bc`` from one in the Meta-World script's names."""
-    out = copy.deepcopy(dict(out))
+    out = copy.deepcopy(dict(tree))
     if "policy" in out:
         out["mw_policy"] = out.pop("policy")
     use_state = out.get("dataset", {}).get("use_state", 0)
