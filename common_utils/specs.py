@@ -109,7 +109,7 @@ class EnvSpec:
         )
 
     def check_provides(self, needed: Mapping[str, ArraySpec], action_dim: int, who: str) -> None:
-        """Raise SpecError unless every array ``who`` needs is delivered with that shape and dtype."""
+        """Raise SpecError unless all that ``who`` needs is delivered, in that shape and dtype."""
         if action_dim != self.action_dim:
             raise SpecError(
                 f"{who}: action dimension {action_dim}, but {self.suite}/{self.task} takes "
