@@ -11,6 +11,7 @@ section 7). Time line of one transition with nstep 3::
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -166,8 +167,12 @@ class ReplayBuffer:
             raise ReplayError("add: no episode is running, call new_episode first")
         over = bool(terminated or truncated)
         keep_final = self.bootstrap_truncated and truncated and not terminated
-        frames = self._newest_frames(obs) if keep_final or not over else None
-        self._episode.push_action({"action": self._action(action)})
+        # all checks before the first push, so that a refused step leaves the episode as it was
+        frames = self._newest_frames(obs) if keep_final or not over else {}
+        action = self._action(action)
+        if not math.isfinite(reward):
+            raise ValueError(f"add: reward must be finite, got {reward}")
+        self._episode.push_action({"action": action})
         self._episode.push_reward(float(reward))
         self._episode.push_terminal(float(bool(terminated)), bool(truncated))
         if not over:
