@@ -25,7 +25,7 @@ from common_utils import run_config
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
-from common_utils.resources import ResourceError, check_fits
+from common_utils.resources import Need, ResourceError, check_fits
 from common_utils.resume import STATE_DIR, start_or_resume
 from common_utils.run_config import ConfigError, Flag, RunConfig
 from common_utils.run_state import GracefulStop, load_state, save_state
@@ -271,22 +271,18 @@ class Workspace:
 
     # ------------------------------------------------------------------ set-up
 
+    def needs(self) -> dict[str, Need]:
+        """Memory the run will take for its replay, at most."""
+        cfg = self.cfg
+        steps = cfg.replay_buffer_size * cfg.episode_length
+        spec = self.env.spec
+        specs = {k: spec.observations[k] for k in self.agent.input_keys}
+        size = ReplayBuffer.memory_estimate(specs, spec.action_dim, steps, self.agent.num_bc_action)
+        return {"replay": Need(size, "replay_buffer_size")}
+
     def _build_replay(self) -> ReplayBuffer:
         cfg = self.cfg
         specs = {k: self.env.spec.observations[k] for k in self.agent.input_keys}
-        num_bc_action = self.agent.num_bc_action
-        check_fits(
-            memory={
-                f"replay of {cfg.replay_buffer_size} episodes x {cfg.episode_length} steps "
-                "(replay_buffer_size)": ReplayBuffer.memory_estimate(
-                    specs,
-                    self.env.spec.action_dim,
-                    num_bc_action=num_bc_action,
-                    replay_size=cfg.replay_buffer_size,
-                    max_episode_length=cfg.episode_length,
-                )
-            },
-        )
         return ReplayBuffer(
             specs,
             self.env.spec.action_dim,
@@ -296,7 +292,7 @@ class Workspace:
             replay_size=cfg.replay_buffer_size,
             seed=seed_for(cfg.seed, "replay"),
             use_bc=cfg.uses_bc_replay,
-            num_bc_action=num_bc_action,
+            num_bc_action=self.agent.num_bc_action,
             bootstrap_truncated=bool(cfg.bootstrap_truncated),
             save_per_success=cfg.save_per_success,
             save_dir=cfg.save_dir,
@@ -308,6 +304,12 @@ class Workspace:
     def prepare(self) -> None:
         """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0."""
         cfg = self.cfg
+        replay = self.needs()
+        in_ram = replay if cfg.replay_storage == "ram" else {}
+        # the resumable state holds the replay; while one is written the one before it stays
+        on_disk = {"state": Need(2 * replay["replay"].bytes, "replay_buffer_size")}
+        for line in check_fits(in_ram, on_disk, cfg.save_dir):
+            self.log.print(line)
         if cfg.preload_num_data > 0:
             self._preload_demos()
         if cfg.load_pretrained_agent:
@@ -517,7 +519,7 @@ class Workspace:
         """Play ``num_episode`` (default: num_eval_episode) episodes from ``seed`` on."""
         num = num_episode or self.cfg.num_eval_episode
         with self.watch("evaluate"):
-            return self.eval_pool.run_eval(self.agent, num, seed)
+            return self.eval_pool.run(self.agent, num, seed)
 
     def _eval_seed(self) -> int:
         """First episode seed of this evaluation (specification, section 9)."""

@@ -1,0 +1,209 @@
+"""Whole training runs on real Meta-World states, through the command line.
+
+One small run is the reference; the others must reproduce it bit for bit: again with the
+same seed, resumed after SIGKILL at a random step, resumed after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common_utils.run_state import latest_state
+
+REPO = Path(__file__).resolve().parents[2]
+STEPS = 600
+
+
+def env() -> dict[str, str]:
+    return os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+
+
+def python(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args], cwd=REPO, env=env(), text=True, capture_output=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def bc_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three demonstrations and a small BC policy, made by the documented programs."""
+    root = tmp_path_factory.mktemp("assembly")
+    made = python(
+        "mw_main/generate_metaworld_dataset.py",
+        f"--output_path={root / 'demos'}",
+        "--num_episodes=3",
+        "--env_cfg.camera_names=[]",
+        "--env_cfg.end_on_success=1",
+        "--env_cfg.frame_stack=1",
+    )
+    assert made.returncode == 0, made.stderr
+    trained = python(
+        "mw_main/train_bc_mw.py",
+        f"--dataset.path={root / 'demos' / 'dataset.hdf5'}",
+        "--dataset.use_state=1",
+        "--state_policy.hidden_dim=64",
+        "--num_epoch=1",
+        "--epoch_len=200",
+        "--num_eval_episode=2",
+        f"--save_dir={root / 'bc'}",
+    )
+    assert trained.returncode == 0, trained.stderr
+    return root
+
+
+def command(root: Path, save_dir: Path, *more: str) -> list[str]:
+    options = {
+        "suite": "metaworld",
+        "task_name": "",
+        "action_repeat": 0,
+        "use_state": 1,
+        "rl_camera": "corner2",
+        "episode_length": 60,
+        "bc_policy": root / "bc" / "model0.pt",
+        "preload_num_data": 3,
+        "preload_datapath": root / "demos" / "dataset.hdf5",
+        "num_warm_up_episode": 3,
+        "num_train_step": STEPS,
+        "log_per_step": 100,
+        "num_eval_episode": 1,
+        "batch_size": 32,
+        "q_agent.act_method": "ibrl",
+        "q_agent.norm_state": 1,
+        "q_agent.state_critic.hidden_dim": 32,
+        "q_agent.state_actor.hidden_dim": 32,
+        "replay_prefetch": 2,
+        "save_dir": save_dir,
+    }
+    return ["train_rl.py", *(f"--{k}={v}" for k, v in options.items()), *more]
+
+
+@pytest.fixture(scope="module")
+def reference(bc_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save_dir = tmp_path_factory.mktemp("reference") / "run"
+    done = python(*command(bc_run, save_dir))
+    assert done.returncode == 0, done.stderr
+    return save_dir
+
+
+def weights(save_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(save_dir / "latest.pt", weights_only=True)
+
+
+def metrics(save_dir: Path) -> list[dict[str, float]]:
+    lines = [json.loads(x) for x in (save_dir / "metrics.jsonl").read_text().splitlines()]
+    timing = ("wall", "other/speed", "other/elapsed_time")
+    return [{k: v for k, v in x.items() if k not in timing} for x in lines]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    wa, wb = weights(a), weights(b)
+    assert wa.keys() == wb.keys()
+    assert [k for k in wa if not torch.equal(wa[k], wb[k])] == []
+    assert metrics(a) == metrics(b)
+
+
+def test_reference_run_is_complete(reference: Path) -> None:
+    for name in ("cfg.yaml", "train.log", "metrics.jsonl", "model0.pt", "latest.pt"):
+        assert (reference / name).stat().st_size > 0, name
+    assert [m["step"] for m in metrics(reference)] == list(range(100, STEPS + 1, 100))
+    assert metrics(reference)[-1]["other/train_step"] == STEPS / 2
+    state = latest_state(reference / "state")
+    assert state is not None and state.name == f"step_{STEPS:09d}"
+
+
+def test_same_seed_same_run(bc_run: Path, reference: Path, tmp_path: Path) -> None:
+    # prefetch and gather threads change nothing but time
+    again = python(*command(bc_run, tmp_path / "run", "--replay_prefetch=0"))
+    assert again.returncode == 0, again.stderr
+    assert_same_run(reference, tmp_path / "run")
+
+
+def wait_for_step(save_dir: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        file = save_dir / "metrics.jsonl"
+        if file.exists() and f'"step": {step},' in file.read_text():
+            return
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} not reached in 300 s")
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_resumed_run_is_the_uninterrupted_one(
+    sig: signal.Signals, bc_run: Path, reference: Path, tmp_path: Path
+) -> None:
+    save_dir = tmp_path / "run"
+    cmd = [sys.executable, *command(bc_run, save_dir)]
+    process = subprocess.Popen(cmd, cwd=REPO, env=env(), stderr=subprocess.PIPE)
+    wait_for_step(save_dir, random.choice([100, 200, 300, 400]), process)
+    time.sleep(random.random() * 0.5)
+    process.send_signal(sig)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    resumed = python(*command(bc_run, save_dir, "--resume=1"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(reference, save_dir)
+
+
+def test_resume_refuses_another_config(bc_run: Path, reference: Path) -> None:
+    refused = python(*command(bc_run, reference, "--resume=1", "--discount=0.9"))
+    assert refused.returncode == 2
+    assert "discount" in refused.stderr and "0.9" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_run_is_not_overwritten(bc_run: Path, reference: Path) -> None:
+    refused = python(*command(bc_run, reference))
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+
+
+def test_load_model_after_moving_the_run(reference: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import train_rl
+
+    moved = shutil.copytree(reference, tmp_path / "elsewhere")
+    agent, eval_env, params = train_rl.load_model(str(moved / "model0.pt"), "cpu")
+    obs, _ = eval_env.reset(seed=3)
+    action = agent.act({k: torch.from_numpy(v) for k, v in obs.items()}, eval_mode=True)
+    assert action.shape == (eval_env.spec.action_dim,)
+    assert params["suite"] == "metaworld" and params["task"]
+    eval_env.close()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--q_agent.act_method=rl", "--mix_rl_rate=0.5"],  # RLPD
+        [
+            "--q_agent.act_method=rl",
+            "--pretrain_num_epoch=1",
+            "--pretrain_epoch_len=50",
+            "--pretrain_only=0",
+            "--add_bc_loss=1",
+            "--q_agent.bc_loss_dynamic=1",
+        ],  # RFT
+        ["--q_agent.act_method=ibrl_soft", "--q_agent.num_bc_samples=2", "--mp_eval=1"],
+        ["--bootstrap_truncated=1", "--episode_length=30"],
+    ],
+    ids=["rlpd", "rft", "ibrl_soft", "bootstrap_truncated"],
+)
+def test_methods_train(more: list[str], bc_run: Path, tmp_path: Path) -> None:
+    short = ["--num_train_step=120", "--log_per_step=120", *more]
+    done = python(*command(bc_run, tmp_path / "run", *short))
+    assert done.returncode == 0, done.stderr
+    last = metrics(tmp_path / "run")[-1]
+    assert last["step"] == 120 and last["train/critic_loss"] > 0
+    if "--add_bc_loss=1" in more:
+        assert 0 <= last["rft/ratio"] <= 1 and last["rft/bc_loss"] > 0
