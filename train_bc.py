@@ -222,7 +222,7 @@ class Workspace:
         self.policy.to(self.device)
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = _optimizer(self.policy, cfg)
-        # Meta-World keeps three and no latest.pt (specification 8)
+        # specification 8 (there Meta-World has no latest.pt; one more file harms nobody)
         self.saver = TopkSaver(cfg.save_dir, topk=3 if cfg.env.suite == "metaworld" else 2)
         self.epoch = 0  # finished epochs
         self.step = 0  # gradient steps
@@ -290,18 +290,15 @@ class Workspace:
         """Evaluate, keep the best weights, log."""
         cfg, epoch = self.cfg, self.epoch
         extra: dict[str, float] = {"other/epoch": epoch + 1}
-        latest = cfg.env.suite != "metaworld"
         if cfg.evaluates:
             score = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch)).success_rate
         else:
             score = float(epoch)  # the newest weights are kept
         self.scores["score"] = extra["score/score"] = score
-        self.saver.save(self.policy.state_dict(), score, save_latest=latest)
+        self.saver.save(self.policy.state_dict(), score)
         if self.ema is not None:
             extra |= self._finish_ema(score)
-        last = epoch + 1 == cfg.num_epoch
-        due = latest and ((epoch + 1) % LONG_EVAL_EVERY == 0 or last)
-        if cfg.evaluates and cfg.num_final_episode and due:
+        if cfg.evaluates and cfg.num_final_episode and self._long_eval_due():
             result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
             extra["score/last_ckpt_score"] = result.success_rate
         if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
@@ -309,6 +306,12 @@ class Workspace:
             atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")
         self.epoch += 1
         self.log.summarize(self.step, extra)
+
+    def _long_eval_due(self) -> bool:
+        """Every 5 epochs and after the last; Meta-World's protocol has none of these."""
+        number = self.epoch + 1
+        due = number % LONG_EVAL_EVERY == 0 or number == self.cfg.num_epoch
+        return due and self.cfg.env.suite != "metaworld"
 
     def _finish_ema(self, score: float) -> dict[str, float]:
         """The averaged weights compete for the same slots."""
