@@ -54,7 +54,7 @@ class _Worker:
     def __init__(self, number: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
         env = dict(os.environ, OMP_NUM_THREADS="1")
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "evaluate.worker", str(theirs.fileno())],

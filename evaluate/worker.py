@@ -62,7 +62,10 @@ def serve(conn: Connection) -> None:
     except (EOFError, ConnectionResetError, BrokenPipeError):
         pass  # the pool was closed, or its process died
     except Exception:
-        conn.send(("error", traceback.format_exc()))
+        try:
+            conn.send(("error", traceback.format_exc()))
+        except OSError:
+            traceback.print_exc()  # nobody is left to hear it
     finally:
         if env is not None:
             env.close()
