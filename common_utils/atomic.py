@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 TEMP_MARK = ".tmp-"
@@ -64,6 +63,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
 
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` that never leaves a torn file."""
+    import torch  # environment workers import this file and must not pay for torch
+
     with atomic_write(path, "wb") as handle:
         torch.save(obj, handle)
 

@@ -27,14 +27,25 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
-import torch
 import yaml
 from pyrallis.utils import CONFIG_ARG, deflatten, flatten
 from pyrallis.wrappers.docstring import get_attribute_docstring
 
 from common_utils.atomic import atomic_yaml
+
+if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
+    import torch
 
 T = TypeVar("T")
 
@@ -497,6 +508,8 @@ def help_text(config_class: Any) -> str:
 
 def resolve_device(name: str, field: str = "device") -> torch.device:
     """``auto`` (CUDA when present), ``cpu``, ``cuda``, ``cuda:N``; ConfigError if absent."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
