@@ -1,0 +1,81 @@
+"""Making environments by configuration. Simulators are imported only when one is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from common_utils.run_config import Flag
+from env.core import Env, EnvError
+
+SUITES = ("metaworld", "gymnasium")
+
+
+@dataclass
+class EnvConfig:
+    """What an environment is and what it delivers; plain data, so workers can rebuild it."""
+
+    # metaworld or gymnasium
+    suite: str = ""
+    # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
+    task: str = ""
+    # cameras to deliver, "" or none for states only
+    cameras: list[str] = field(default_factory=list)
+    # size at which videos are rendered
+    image_size: int = 224
+    # size of delivered images
+    rl_image_size: int = 96
+    # steps per observation, newest first: images
+    obs_stack: int = 1
+    # proprioception
+    prop_stack: int = 1
+    # state vectors
+    state_stack: int = 1
+    # deliver the state vector
+    use_state: Flag = 0
+    # time limit in control steps
+    episode_length: int = 100
+    # simulator steps per control step
+    action_repeat: int = 1
+    # end the episode at the first success
+    end_on_success: Flag = 1
+    # factor on rewards
+    env_reward_scale: float = 1.0
+    # faithful or fast (docs/environments.md)
+    render_quality: Literal["faithful", "fast"] = "faithful"
+    # deliver the big pictures of every step in info["images"]
+    record_images: Flag = 0
+    # gymnasium: module to import first, so that it registers the id
+    gym_module: str = ""
+    # gymnasium: observation key of the state vector ("" if observations are one vector)
+    gym_state_key: str = ""
+    # gymnasium: observation key of proprioception
+    gym_prop_key: str = ""
+    # gymnasium: info key that says success ("": a reward of at least 1 is success)
+    gym_success_key: str = ""
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "rl_image_size", "obs_stack", "prop_stack", "state_stack")
+        for name in (*sizes, "episode_length", "action_repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+
+
+def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
+    """The environment of a configuration (or of its plain dict)."""
+    if isinstance(cfg, dict):
+        cfg = EnvConfig(**cfg)
+    if cfg.suite == "metaworld":
+        from env.metaworld_wrapper import MetaWorldEnv
+
+        return MetaWorldEnv(cfg)
+    if cfg.suite == "gymnasium":
+        from env.gymnasium_adapter import GymnasiumEnv
+
+        return GymnasiumEnv(cfg)
+    if cfg.suite == "robosuite":
+        raise EnvError(
+            f"suite 'robosuite' (task {cfg.task}): its simulator is not wired in yet; "
+            f"available: {', '.join(SUITES)}"
+        )
+    raise EnvError(f"suite '{cfg.suite}' is unknown; expected one of {', '.join(SUITES)}")

@@ -1,0 +1,123 @@
+"""Offscreen pictures from MuJoCo models: several models side by side in one process.
+
+All renderers of a process share one OpenGL context, and each selects its own framebuffer
+before drawing. (A framebuffer is bound once per context, not per renderer: without the
+selection, the second renderer draws into, and reads from, the other's.) The context is
+created at the first picture, never at import, so that worker processes make their own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from common_utils.gl import APT_LINE, BACKENDS, best_backend
+from env.core import EnvError
+
+_context: Any = None
+_context_pid = -1
+
+
+def _shared_context() -> Any:
+    """The process's one GL context, current; EnvError with advice if there is none to be had."""
+    global _context, _context_pid
+    if _context is None or _context_pid != os.getpid():
+        backend = os.environ.get("MUJOCO_GL", "")
+        if backend not in BACKENDS:
+            backend = "disabled" if backend in ("disabled", "off", "0") else best_backend()
+        if backend == "disabled":
+            raise EnvError(
+                "images are asked for, but OpenGL rendering is not available here (MUJOCO_GL="
+                f"{os.environ.get('MUJOCO_GL', 'unset')}). Install the libraries ({APT_LINE}) and "
+                "export MUJOCO_GL=egl or osmesa, or use states only; "
+                "python -m common_utils.doctor tells more"
+            )
+        try:
+            _context = _open(backend)
+        except Exception as error:  # PyOpenGL raises many kinds
+            raise EnvError(
+                f"OpenGL back end '{backend}' does not start: {error!r}; install {APT_LINE} or "
+                "try the other of egl, osmesa in MUJOCO_GL"
+            ) from error
+        _context_pid = os.getpid()
+    _context.make_current()
+    return _context
+
+
+def _open(backend: str) -> Any:
+    # imported by name: mujoco.GLContext is fixed by MUJOCO_GL when mujoco is first imported
+    if backend == "egl":
+        from mujoco.egl import GLContext
+    else:
+        from mujoco.osmesa import GLContext
+    return GLContext(1024, 1024)
+
+
+class Renderer:
+    """Draws one model at one size.
+
+    Args:
+        model: mujoco.MjModel; its visual quality settings are changed by ``quality``.
+        height, width: pixels.
+        quality: "faithful" leaves the model as it is; "fast" draws without multisampling,
+            shadows and reflections (docs/environments.md has cost and difference).
+    """
+
+    def __init__(self, model: Any, height: int, width: int, quality: str = "faithful") -> None:
+        import mujoco
+
+        self._mj, self._model = mujoco, model
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._gl = _shared_context()
+        visual = model.vis
+        saved = (visual.global_.offwidth, visual.global_.offheight, visual.quality.offsamples)
+        visual.global_.offwidth, visual.global_.offheight = width, height
+        if quality == "fast":
+            visual.quality.offsamples = 0
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        # read when the context is made; other renderers of this model choose their own
+        visual.global_.offwidth, visual.global_.offheight, visual.quality.offsamples = saved
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        if quality == "fast":
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def camera_id(self, name: str) -> int:
+        """Number of a camera; EnvError naming those there are."""
+        mj, model = self._mj, self._model
+        number = mj.mj_name2id(model, mj.mjtObj.mjOBJ_CAMERA, name)
+        if number < 0:
+            known = [model.camera(i).name for i in range(model.ncam)]
+            raise EnvError(f"camera '{name}' does not exist; this model has {', '.join(known)}")
+        return number
+
+    def render(self, data: Any, camera: int) -> np.ndarray:
+        """uint8 [H, W, 3] as the camera sees it, first row at its top."""
+        mj = self._mj
+        self._gl.make_current()
+        self._camera.fixedcamid = camera
+        mj.mjv_updateScene(
+            self._model,
+            data,
+            self._option,
+            None,
+            self._camera,
+            mj.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        mj.mjr_render(self._rect, self._scene, self._context)
+        out = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mj.mjr_readPixels(out, None, self._rect, self._context)
+        return out[::-1]  # OpenGL's first row is the bottom
+
+    def close(self) -> None:
+        """Free the framebuffer and textures; safe to call twice."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._context = None
