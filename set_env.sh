@@ -89,19 +89,22 @@ _setup_requirements() {
     [ "${PIPESTATUS[0]}" -eq 0 ] || _setup_fail "pip install -r requirements.txt failed (see above)"
 }
 
-_setup_build() {
+_setup_tools() { # what the build needs, asked for before the long installation
     local missing=""
     command -v "${CXX:-g++}" >/dev/null 2>&1 || missing="g++"
     command -v make >/dev/null 2>&1 || missing="$missing make"
     if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
-        _setup_apt $missing || _setup_fail "needed to build the C++ module:$missing"
+        _setup_apt $missing || _setup_fail "needed to build the C++ module: ${missing# }"
     fi
     if ! "$_python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
         missing="$("$_python" -c 'import sys; print("python3.%d-dev" % sys.version_info[1])')"
         _setup_apt "$missing" || _setup_fail "Python.h is missing: install $missing"
     fi
+}
+
+_setup_build() {
     _setup_say "building the C++ module (cd common_utils && make)"
     PATH="$(dirname "$_python"):$PATH" make -s -C "$_root/common_utils" ||
         _setup_fail "the C++ module did not build (see above); to retry: cd common_utils && make"
@@ -123,8 +126,7 @@ _setup_gl() { # sets _gl to the back end that really renders
         _setup_apt $missing
     fi
     # the last line only: a driver may print notes of its own
-    _gl="$(cd "$_root" && PYTHONPATH="$_root" "$_python" -c \
-        'from common_utils.gl import best_backend; print(best_backend())' 2>/dev/null | tail -n 1)"
+    _gl="$(cd "$_root" && PYTHONPATH="$_root" "$_python" -m common_utils.gl 2>/dev/null | tail -n 1)"
     case "$_gl" in
         egl | osmesa) _setup_say "rendering with $_gl" ;;
         *)
@@ -170,6 +172,7 @@ _setup_main() {
     else
         _setup_venv
     fi
+    _setup_tools
     _setup_requirements
     _setup_build
     _setup_gl
@@ -253,7 +256,7 @@ _set_env_status=0
 _set_env "$_set_env_file" || _set_env_status=1
 unset _set_env_file
 unset -f _set_env _setup_say _setup_fail _setup_apt _setup_version_ok _setup_venv \
-    _setup_requirements _setup_build _setup_libraries _setup_gl _setup_key _setup_main
+    _setup_requirements _setup_tools _setup_build _setup_libraries _setup_gl _setup_key _setup_main
 if [ "$_set_env_status" -ne 0 ]; then
     unset _set_env_status
     return 1

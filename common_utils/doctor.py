@@ -108,14 +108,13 @@ def check_rendering() -> Finding:
     tried = {backend: gl.probe(backend) for backend in ("egl", "osmesa")}
     working = [b for b, (ok, _) in tried.items() if ok]
     chosen = os.environ.get("MUJOCO_GL", "")
-    found = "; ".join(f"{b}: {message}" for b, (_, message) in tried.items())
+    found = "; ".join(message for _, message in tried.values())
     if not working:
         return Finding(
             "GL rendering",
             NOTE,
             found,
-            "no pixels and no videos (states work): sudo apt-get install -y libosmesa6 libegl1 "
-            "libgl1, then source set_env.sh again",
+            f"states work, pixels and videos do not: sudo {gl.APT_LINE}, then source set_env.sh",
         )
     if chosen not in working:
         set_now = f"MUJOCO_GL={chosen}" if chosen else "MUJOCO_GL is not set"
