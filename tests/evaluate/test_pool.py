@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pendulum_env import PendulumEnv
 
+from bc.bc_policy import StateBcPolicy
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, run_eval
 
@@ -189,6 +190,22 @@ def test_misuse_is_named(pool):
 
 
 def test_workers_do_not_import_torch():
-    code = "import sys, evaluate.worker, pendulum_env; sys.exit('torch' in sys.modules)"
+    # seconds of start-up and 200 MB for each worker
+    code = (
+        "import sys, evaluate.worker, pendulum_env\n"
+        "cfg = dict(suite='metaworld', task='Assembly', use_state=1)\n"
+        "evaluate.worker.make_env(cfg).reset(seed=0)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+def test_metaworld_plays_alike_everywhere():
+    cfg = {"suite": "metaworld", "task": "Assembly", "use_state": 1, "episode_length": 15}
+    agent = StateBcPolicy((39,), 4).eval()
+    with EvalPool(cfg, 0) as here, EvalPool(cfg, 2) as there:
+        want = here.run(agent, 3, 40)
+        assert_same(there.run(agent, 3, 40, one_by_one=True), want)
+        assert len(there.run(agent, 1, 0)) == 1
+    assert (want.lengths == 15).all()
