@@ -13,7 +13,7 @@ RLPD and RFT are this agent with ``act_method = "rl"``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import nn
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import eval_mode as eval_mode_of
 from common_utils.ibrl_utils import soft_update_params
-from common_utils.run_config import Flag, resolve_device
+from common_utils.run_config import ConfigError, Flag, resolve_device
 from common_utils.specs import BC_ACTION, Batch, Obs, Policy
 from networks.encoder import (
     DrQEncoder,
@@ -39,6 +39,8 @@ from networks.normalizer import Normalizer
 from rl.actor import Actor, ActorConfig, FcActor, FcActorConfig
 from rl.critic import Critic, CriticConfig, MultiFcQ, MultiFcQConfig
 from rl.selection import select_candidate, take
+
+ACT_METHODS = ("rl", "ibrl", "ibrl_soft")
 
 
 @dataclass
@@ -88,6 +90,17 @@ class QAgentConfig:
             raise ValueError(f"num_bc_samples: {self.num_bc_samples}, expected at least 1")
         if not 0.0 <= self.ibrl_eps_greedy <= 1.0:
             raise ValueError(f"ibrl_eps_greedy: {self.ibrl_eps_greedy}, expected within [0, 1]")
+        if not 0.0 < self.critic_target_tau <= 1.0:
+            raise ValueError(f"critic_target_tau: {self.critic_target_tau}, expected in (0, 1]")
+        if self.lr <= 0:
+            raise ValueError(f"lr: {self.lr}, expected above 0")
+        for name in ("stddev_clip", "soft_ibrl_beta", "bc_loss_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        # built in Python, a config has not been through run_config's check of Literals
+        _check_choice("enc_type", self.enc_type, tuple(_ENCODERS))
+        _check_choice("act_method", self.act_method, ACT_METHODS)
+        _check_choice("bootstrap_method", self.bootstrap_method, ("", *ACT_METHODS))
 
 
 class QAgent(nn.Module):
@@ -124,8 +137,13 @@ class QAgent(nn.Module):
         self.cfg = cfg
         self.action_dim = action_dim
         self.device = torch.device(resolve_device(cfg.device))
-        self.act_method = cfg.act_method
+        self.act_method: str = cfg.act_method
         self.bootstrap_method = cfg.bootstrap_method or cfg.act_method
+
+        if cfg.norm_state and not self.use_state:
+            raise ConfigError("norm_state: 1 normalises states, but this agent sees pixels")
+        if cfg.use_prop and not self.use_state and sum(prop_shape) < 1:
+            raise ConfigError(f"use_prop: 1, but there is no proprioception: {tuple(prop_shape)}")
 
         self.critic: Critic | MultiFcQ
         self.actor: Actor | FcActor
@@ -135,7 +153,7 @@ class QAgent(nn.Module):
             if cfg.norm_state:
                 self.state_norm = Normalizer(obs_shape[0])
         else:
-            self.encoder = _build_encoder(tuple(obs_shape), cfg)
+            self.encoder = _ENCODERS[cfg.enc_type](tuple(obs_shape), cfg)
             prop_dim = prop_shape[0] if cfg.use_prop else 0
             dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
             self.critic = Critic(*dims, cfg.critic)
@@ -210,6 +228,7 @@ class QAgent(nn.Module):
     @contextmanager
     def override_act_method(self, method: str) -> Iterator[None]:
         """Act by another method inside the block (a soft agent's greedy evaluation)."""
+        _check_choice("act_method", method, ACT_METHODS)
         before, self.act_method = self.act_method, method
         try:
             yield
@@ -568,6 +587,7 @@ class QAgent(nn.Module):
     # ------------------------------------------------------------------- resume
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        opts: dict[str, torch.optim.Optimizer]
         opts = {"critic": self.critic_opt, "actor": self.actor_opt}
         return opts | ({"encoder": self.encoder_opt} if self.encoder_opt is not None else {})
 
@@ -593,14 +613,17 @@ class QAgent(nn.Module):
         self._eval_host_rng.set_state(state["eval_host_rng"].cpu())
 
 
-def _build_encoder(obs_shape: tuple[int, ...], cfg: QAgentConfig) -> Any:
-    if cfg.enc_type == "vit":
-        return VitEncoder(obs_shape, cfg.vit)
-    if cfg.enc_type == "resnet":
-        return ResNetEncoder(obs_shape, cfg.resnet)
-    if cfg.enc_type == "resnet96":
-        return ResNet96Encoder(obs_shape, cfg.resnet96)
-    return DrQEncoder(obs_shape)
+_ENCODERS: dict[str, Callable[[tuple[int, ...], QAgentConfig], Any]] = {
+    "vit": lambda shape, cfg: VitEncoder(shape, cfg.vit),
+    "resnet": lambda shape, cfg: ResNetEncoder(shape, cfg.resnet),
+    "resnet96": lambda shape, cfg: ResNet96Encoder(shape, cfg.resnet96),
+    "drq": lambda shape, cfg: DrQEncoder(shape),
+}
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
 def _adam(module: nn.Module, lr: float) -> torch.optim.Adam:
