@@ -1,0 +1,88 @@
+"""The demonstration file: robomimic's HDF5 layout, the one layout of this framework.
+
+    data.attrs["env_args"]        JSON {"env_name", "env_kwargs"}, also in env_cfg.json beside it
+    data/demo_{i}/actions         float [T, A]
+    data/demo_{i}/rewards         float64 [T]
+    data/demo_{i}/dones           int64 [T], 1 at the end
+    data/demo_{i}/states          float [T, D]
+    data/demo_{i}/obs/{key}       prop, state: float [T, ...]
+    data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
+
+The observation after the last action is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from common_utils.atomic import atomic_json, atomic_write
+
+FILE_NAME = "dataset.hdf5"
+CFG_NAME = "env_cfg.json"
+
+
+@dataclass
+class Recording:
+    """One episode while it is recorded, a step at a time."""
+
+    obs: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    states: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def append(
+        self, obs: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray, reward: float
+    ) -> None:
+        """The observation (and state) that ``action`` answered, and the reward it earned."""
+        for key, value in obs.items():
+            self.obs.setdefault(key, []).append(value)
+        self.states.append(state)
+        self.actions.append(action)
+        self.rewards.append(reward)
+
+
+def write_demos(
+    folder: str | Path,
+    recordings: list[Recording],
+    cameras: list[str],
+    env_args: Mapping[str, Any],
+    attrs: list[Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write ``folder/dataset.hdf5`` and ``folder/env_cfg.json``, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    with atomic_write(path) as temp, h5py.File(temp, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps(env_args)
+        data.attrs["total"] = sum(len(r) for r in recordings)
+        for i, recording in enumerate(recordings):
+            demo = data.create_group(f"demo_{i}")
+            _write_one(demo, recording, cameras)
+            demo.attrs["num_samples"] = len(recording)
+            for key, value in (attrs[i] if attrs else {}).items():
+                demo.attrs[key] = value
+    atomic_json(env_args, folder / CFG_NAME)
+    return path
+
+
+def _write_one(demo: h5py.Group, recording: Recording, cameras: list[str]) -> None:
+    dones = np.zeros(len(recording), np.int64)
+    dones[-1] = 1
+    demo["actions"] = np.stack(recording.actions)
+    demo["rewards"] = np.array(recording.rewards, np.float64)
+    demo["dones"] = dones
+    demo["states"] = np.stack(recording.states)
+    for key, values in recording.obs.items():
+        name = f"obs/{key}_image" if key in cameras else f"obs/{key}"
+        demo[name] = np.stack(values)
