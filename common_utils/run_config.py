@@ -22,36 +22,23 @@ import inspect
 import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pyrallis.utils import CONFIG_ARG, deflatten, flatten
 from pyrallis.wrappers.docstring import get_attribute_docstring
 
 from common_utils.atomic import atomic_yaml
+from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
 
 if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
     import torch
 
 T = TypeVar("T")
-
-_FLAG = "0/1 switch"
-Flag = Annotated[int, _FLAG]
-"""An int that is 0 or 1; ``true``/``false`` are read as 1/0; ``--resume`` alone means 1."""
 
 CFG_NAME = "cfg.yaml"
 
@@ -182,7 +169,7 @@ def _tokens(args: list[str], known: Mapping[str, Any]) -> dict[str, str]:
         if not eq:
             if args and not args[0].startswith("--"):
                 value = args.pop(0)
-            elif _is_switch(known.get(name)):
+            elif is_switch(known.get(name)):
                 value = "1"
             else:
                 raise ConfigError(f"--{name}: a value is missing")
@@ -199,7 +186,7 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{name}: cannot read {text!r}, expected {_expectation(kind)}") from None
+        raise ConfigError(f"{name}: cannot read {text!r}, expected {expectation(kind)}") from None
 
 
 # ---------------------------------------------------------------- types
@@ -220,103 +207,6 @@ def field_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + name] = kind
     return out
-
-
-def _is_switch(kind: Any) -> bool:
-    return kind is bool or (get_origin(kind) is Annotated and _FLAG in get_args(kind))
-
-
-def _expectation(kind: Any) -> str:
-    if _is_switch(kind):
-        return "0 or 1" if kind is not bool else "true or false"
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _expectation(args[0])
-    if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expectation(a) for a in args)
-    if origin in (list, tuple):
-        item = next((a for a in args if a is not ...), Any)
-        return f"a list of {_expectation(item)} such as [a, b]"
-    if origin is dict:
-        return "a mapping"
-    names = {int: "an integer", float: "a number", str: "a string", type(None): "null"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-class _Mismatch(Exception):
-    """The value does not fit the type (turned into a ConfigError with the field's name)."""
-
-
-def _coerce(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, or _Mismatch. Lossless conversions only."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if _is_switch(kind):
-        if value not in (0, 1) or not isinstance(value, (bool, int)):
-            raise _Mismatch
-        return bool(value) if kind is bool else int(value)
-    if origin is Annotated:
-        return _coerce(value, args[0])
-    if origin is Literal:
-        if not any(value == a and type(value) is type(a) for a in args):
-            raise _Mismatch
-        return value
-    if origin in (Union, types.UnionType):
-        for option in args:
-            try:
-                return _coerce(value, option)
-            except _Mismatch:
-                continue
-        raise _Mismatch
-    if origin in (list, tuple):
-        return _coerce_sequence(value, origin, args)
-    if origin is dict or kind is dict:
-        if not isinstance(value, dict):
-            raise _Mismatch
-        key_kind, value_kind = args or (Any, Any)
-        return {_coerce(k, key_kind): _coerce(v, value_kind) for k, v in value.items()}
-    return _coerce_scalar(value, kind)
-
-
-def _coerce_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
-    if not isinstance(value, (list, tuple)):
-        raise _Mismatch
-    if origin is list or (len(args) == 2 and args[1] is ...):
-        return origin(_coerce(v, args[0]) for v in value)
-    if len(value) != len(args):
-        raise _Mismatch
-    return tuple(_coerce(v, a) for v, a in zip(value, args, strict=True))
-
-
-# YAML 1.1 reads 1e-4 (no dot) as a string; configs have always written it so
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
-
-def _coerce_scalar(value: Any, kind: Any) -> Any:
-    if kind is float:
-        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            return float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        raise _Mismatch
-    if kind is int:
-        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            value = float(value)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)  # 2e5
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise _Mismatch
-    if kind is type(None) or kind is None:
-        if value is None:
-            return None
-        raise _Mismatch
-    if isinstance(kind, type) and isinstance(value, kind):
-        return value
-    raise _Mismatch
 
 
 # ---------------------------------------------------------------- checking and building
@@ -360,10 +250,10 @@ def _check_section(
             out[key] = _check_section(kind, value, source, name + ".", known)
             continue
         try:
-            out[key] = _coerce(value, kind)
-        except _Mismatch:
+            out[key] = coerce(value, kind)
+        except Mismatch:
             raise ConfigError(
-                f"{source}: {name}: expected {_expectation(kind)}, got {value!r}"
+                f"{source}: {name}: expected {expectation(kind)}, got {value!r}"
             ) from None
     return out
 
@@ -471,7 +361,7 @@ def describe(config_class: Any) -> list[tuple[str, str, Any, str]]:
     defaults = flatten(to_dict(config_class()))
     docs = _docs(config_class, "")
     return [
-        (name, _expectation(kind), defaults.get(name), docs[name])
+        (name, expectation(kind), defaults.get(name), docs[name])
         for name, kind in field_types(config_class).items()
     ]
 
@@ -496,8 +386,8 @@ def help_text(config_class: Any) -> str:
         "  --config_path FILE.yaml",
         "      fields from a YAML file; options below override it",
     ]
-    for name, expectation, default, doc in describe(config_class):
-        lines.append(f"  --{name}  ({expectation}; default: {_show(default)})")
+    for name, kind, default, doc in describe(config_class):
+        lines.append(f"  --{name}  ({kind}; default: {_show(default)})")
         if doc:
             lines.append(f"      {doc}")
     return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Values of config fields: does one fit its type, and what would have fitted, in words."""
+
+from __future__ import annotations
+
+import re
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+_FLAG = "0/1 switch"
+Flag = Annotated[int, _FLAG]
+"""An int that is 0 or 1; ``true``/``false`` are read as 1/0; ``--resume`` alone means 1."""
+
+
+def is_switch(kind: Any) -> bool:
+    return kind is bool or (get_origin(kind) is Annotated and _FLAG in get_args(kind))
+
+
+def expectation(kind: Any) -> str:
+    if is_switch(kind):
+        return "0 or 1" if kind is not bool else "true or false"
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return expectation(args[0])
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expectation(a) for a in args)
+    if origin in (list, tuple):
+        item = next((a for a in args if a is not ...), Any)
+        return f"a list of {expectation(item)} such as [a, b]"
+    if origin is dict:
+        return "a mapping"
+    names = {int: "an integer", float: "a number", str: "a string", type(None): "null"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+class Mismatch(Exception):
+    """The value does not fit the type (turned into a ConfigError with the field's name)."""
+
+
+def coerce(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, or Mismatch. Lossless conversions only."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_switch(kind):
+        if value not in (0, 1) or not isinstance(value, (bool, int)):
+            raise Mismatch
+        return bool(value) if kind is bool else int(value)
+    if origin is Annotated:
+        return coerce(value, args[0])
+    if origin is Literal:
+        if not any(value == a and type(value) is type(a) for a in args):
+            raise Mismatch
+        return value
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return coerce(value, option)
+            except Mismatch:
+                continue
+        raise Mismatch
+    if origin in (list, tuple):
+        return _coerce_sequence(value, origin, args)
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise Mismatch
+        key_kind, value_kind = args or (Any, Any)
+        return {coerce(k, key_kind): coerce(v, value_kind) for k, v in value.items()}
+    return _coerce_scalar(value, kind)
+
+
+def _coerce_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise Mismatch
+    if origin is list or (len(args) == 2 and args[1] is ...):
+        return origin(coerce(v, args[0]) for v in value)
+    if len(value) != len(args):
+        raise Mismatch
+    return tuple(coerce(v, a) for v, a in zip(value, args, strict=True))
+
+
+# YAML 1.1 reads 1e-4 (no dot) as a string; configs have always written it so
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _coerce_scalar(value: Any, kind: Any) -> Any:
+    if kind is float:
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        raise Mismatch
+    if kind is int:
+        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)  # 2e5
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise Mismatch
+    if kind is type(None) or kind is None:
+        if value is None:
+            return None
+        raise Mismatch
+    if isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise Mismatch
