@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bc.loader import DatasetError, DemoFile
+from common_utils.run_config import Flag
 from common_utils.seeding import generator_state, set_generator_state
 from common_utils.specs import ArraySpec, EnvSpec, Obs
 
@@ -40,12 +41,12 @@ class DatasetConfig:
     num_data: int = -1  # use the first so many demonstrations; -1: all
     max_len: int = -1  # drop demonstrations longer than this many steps; -1: none
     eval_episode_len: int = 300  # time limit at evaluation; no demonstration may be longer
-    use_state: int = 0  # 1: simulator states instead of images
+    use_state: Flag = 0  # 1: simulator states instead of images
     prop_stack: int = 1  # steps of proprioception per observation
-    norm_action: int = 0  # accepted for old configs; has no effect
+    norm_action: Flag = 0  # accepted for old configs; has no effect
     obs_stack: int = 1  # images per observation
     state_stack: int = 1  # states per observation
-    real_data: int = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
+    real_data: Flag = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
     frame_stack: int = 1  # Meta-World's name for obs_stack; set only one of them above 1
     action_repeat: int = 2  # Meta-World: simulator steps per action, checked against the file
     max_ram_gb: float = 8.0  # images are kept in RAM up to this size, read per batch beyond
