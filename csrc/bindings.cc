@@ -131,9 +131,14 @@ struct PyReplay {
     return out;
   }
 
-  py::array read(const std::string& group, const std::string& key, int64_t begin, int64_t end) {
-    const auto [g, column, field] = find(group, key);
-    int64_t live = locked([g = g](Replay& r) { return r.live_rows(g); });
+  Replay::Snapshot snapshot() const {
+    return locked([](Replay& r) { return r.snapshot(); });
+  }
+
+  py::array read(const std::string& group, const std::string& key, int64_t begin, int64_t end) const {
+    const Replay::Snapshot s = snapshot();
+    const auto [g, column, field] = find(s, group, key);
+    const int64_t live = g == Group::obs ? s.obs_rows : s.steps;
     if (end < 0) end = live;
     if (begin < 0 || begin > end || end > live) {
       throw py::index_error("read: rows " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
@@ -145,16 +150,17 @@ struct PyReplay {
     return out;
   }
 
-  std::tuple<Group, size_t, Field> find(const std::string& group, const std::string& key) {
+  static std::tuple<Group, size_t, Field> find(const Replay::Snapshot& s, const std::string& group,
+                                               const std::string& key) {
     if (group == "reward") {
-      if (core->empty_schema()) throw py::key_error("the replay is empty");
+      if (s.obs.empty()) throw py::key_error("the replay is empty");
       return {Group::reward, 0, Field{"reward", DType::f32, {}}};
     }
-    const Group g = group == "action" ? Group::action : Group::obs;
     if (group != "obs" && group != "action") {
       throw py::value_error("read: group must be 'obs', 'action' or 'reward', got '" + group + "'");
     }
-    const Fields& fields = g == Group::obs ? core->obs_fields() : core->action_fields();
+    const Group g = group == "action" ? Group::action : Group::obs;
+    const Fields& fields = g == Group::obs ? s.obs : s.action;
     for (size_t i = 0; i < fields.size(); ++i) {
       if (fields[i].name == key) return {g, i, fields[i]};
     }
@@ -162,40 +168,54 @@ struct PyReplay {
   }
 
   // Everything but the rows themselves.
-  py::dict meta() {
-    const Rng::State s = core->rng.state();
+  py::dict meta_dict(const Replay::Snapshot& s) const {
     std::array<int64_t, 4> bits{};
-    for (size_t i = 0; i < 4; ++i) bits[i] = static_cast<int64_t>(s[i]);
-    const int64_t n = core->size();
-    py::array_t<int64_t> table({n, int64_t{4}});
-    auto t = table.mutable_unchecked<2>();
-    for (int64_t i = 0; i < n; ++i) {
-      const auto& e = core->episode(i);
-      t(i, 0) = e.len;
-      t(i, 1) = e.terminated;
-      t(i, 2) = e.truncated;
-      t(i, 3) = e.has_final;
-    }
+    for (size_t i = 0; i < 4; ++i) bits[i] = static_cast<int64_t>(s.rng[i]);
+    const Field i64{"", DType::i64, {}}, row{"", DType::i64, {4}};
     py::dict d;
     d["version"] = 1;
     d["n_step"] = core->options().nstep;
-    d["gamma"] = core->gamma();
+    d["gamma"] = s.gamma;
     d["bootstrap_truncated"] = core->options().bootstrap_truncated;
-    d["num_add"] = core->num_add();
-    d["rng"] = copy_array({"rng", DType::i64, {}}, 4, reinterpret_cast<const uint8_t*>(bits.data()));
-    d["episodes"] = table;
+    d["num_add"] = s.num_add;
+    d["rng"] = copy_array(i64, 4, reinterpret_cast<const uint8_t*>(bits.data()));
+    d["episodes"] = copy_array(row, static_cast<int64_t>(s.table.size()),
+                               reinterpret_cast<const uint8_t*>(s.table.data()));
     return d;
   }
 
-  py::dict state_dict() {
-    py::dict d = meta();
-    py::dict obs, action;
-    for (const Field& f : core->obs_fields()) obs[py::str(f.name)] = read("obs", f.name, 0, -1);
-    for (const Field& f : core->action_fields()) action[py::str(f.name)] = read("action", f.name, 0, -1);
-    d["obs"] = obs;
-    d["action"] = action;
-    d["reward"] = core->empty_schema() ? new_array({"reward", DType::f32, {}}, 0) : read("reward", "", 0, -1);
-    return d;
+  py::dict meta() const { return meta_dict(snapshot()); }
+
+  py::dict state_dict() const {
+    for (;;) {  // again if another thread changed the contents while the arrays were made
+      Replay::Snapshot s = snapshot();
+      std::vector<std::tuple<Group, size_t, uint8_t*>> targets;
+      auto columns = [&](Group g, const Fields& fields, int64_t rows) {
+        py::dict out;
+        for (size_t i = 0; i < fields.size(); ++i) {
+          py::array a = new_array(fields[i], rows);
+          targets.emplace_back(g, i, static_cast<uint8_t*>(a.mutable_data()));
+          out[py::str(fields[i].name)] = a;
+        }
+        return out;
+      };
+      py::dict d;
+      d["obs"] = columns(Group::obs, s.obs, s.obs_rows);
+      d["action"] = columns(Group::action, s.action, s.steps);
+      d["reward"] = new_array({"", DType::f32, {}}, s.steps);
+      if (s.steps) {
+        targets.emplace_back(Group::reward, 0, static_cast<uint8_t*>(py::array(d["reward"]).mutable_data()));
+      }
+      const bool unchanged = locked([&](Replay& r) {
+        if (r.version != s.version) return false;
+        s.rng = r.rng.state();
+        for (const auto& [g, column, dst] : targets) r.read(g, column, 0, r.live_rows(g), dst);
+        return true;
+      });
+      if (!unchanged) continue;
+      d.attr("update")(meta_dict(s));
+      return d;
+    }
   }
 
   void load_state_dict(const py::dict& d) {
@@ -443,8 +463,8 @@ void bind_replay_methods(C& c) {
       .def("get_range", &PyReplay::get_range, py::arg("start"), py::arg("end"), py::arg("device") = "cpu")
       .def("read", &PyReplay::read, py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
            py::arg("end") = -1)
-      .def_property_readonly("obs_fields", [](PyReplay& r) { return fields_to_list(r.core->obs_fields()); })
-      .def_property_readonly("action_fields", [](PyReplay& r) { return fields_to_list(r.core->action_fields()); })
+      .def_property_readonly("obs_fields", [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
+      .def_property_readonly("action_fields", [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
       .def("meta", &PyReplay::meta)
       .def("state_dict", &PyReplay::state_dict)
       .def("load_state_dict", &PyReplay::load_state_dict, py::arg("state"))

@@ -369,6 +369,23 @@ void Replay::read(Group g, size_t i, int64_t begin, int64_t end, uint8_t* dst) c
   c.read(c.begin() + begin, c.begin() + end, dst);
 }
 
+Replay::Snapshot Replay::snapshot() const {
+  Snapshot s;
+  s.obs = obs_fields_;
+  s.action = action_fields_;
+  s.steps = live_rows(Group::reward);
+  s.obs_rows = live_rows(Group::obs);
+  s.num_add = num_add_;
+  s.version = version;
+  s.gamma = gamma_;
+  s.rng = rng.state();
+  for (size_t i = head_; i < episodes_.size(); ++i) {
+    const EpisodeRow& e = episodes_[i];
+    s.table.push_back({e.len, e.terminated, e.truncated, e.has_final});
+  }
+  return s;
+}
+
 void Replay::clear() {
   const std::unique_lock<std::shared_mutex> lock(data_mutex);
   wipe();

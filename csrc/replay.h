@@ -97,14 +97,24 @@ class Replay {
   const EpisodeRow& episode(int64_t i) const;
   const Fields& obs_fields() const { return obs_fields_; }
   const Fields& action_fields() const { return action_fields_; }
-  float gamma() const { return gamma_; }
   const Options& options() const { return options_; }
   bool empty_schema() const { return obs_fields_.empty(); }
+
+  // What is needed to save everything but the rows.
+  struct Snapshot {
+    Fields obs, action;
+    std::vector<std::array<int64_t, 4>> table;  // {len, terminated, truncated, has_final}
+    int64_t steps = 0, obs_rows = 0, num_add = 0;
+    uint64_t version = 0;
+    float gamma = 0.0F;
+    Rng::State rng{};
+  };
+  Snapshot snapshot() const;
 
   // Raw rows for saving: group obs / action / reward, live rows [begin, end) counted from the oldest.
   int64_t live_rows(Group g) const;
   void read(Group g, size_t column, int64_t begin, int64_t end, uint8_t* dst) const;
-  // Inverse of reading everything: `table` holds {len, terminated, truncated, has_final} per episode.
+  // Inverse of reading everything.
   void restore(const Views& obs, const Views& action, const View& reward,
                const std::vector<std::array<int64_t, 4>>& table, float gamma, int64_t num_add,
                const Rng::State& rng);
