@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from common_utils import gl, run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.logger import read_metrics
 from common_utils.progress import console, format_seconds
+from common_utils.resume import STATE_DIR
 from env.factory import EnvConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult, run_eval
@@ -58,12 +59,17 @@ def say(line: str) -> None:
 
 def make_demos(cfg: QuickstartConfig) -> Path:
     """Three successful scripted episodes, states only."""
-    path = Path(cfg.save_dir) / "demos" / "dataset.hdf5"
-    if not path.exists():
+    folder = Path(cfg.save_dir) / f"demos_seed{cfg.seed}"
+    if not (folder / demos.FILE_NAME).exists():
         config = run_config.load(demos.MainConfig, CFG_DIR / "quickstart_demos.yaml")
-        config.output_path, config.seed = str(path.parent), cfg.seed
+        config.output_path, config.seed = str(folder), cfg.seed
         demos.generate(config)
-    return path
+    return folder / demos.FILE_NAME
+
+
+def can_resume(save_dir: str) -> int:
+    """1 if an interrupted (or finished) run lies there."""
+    return int((Path(save_dir) / STATE_DIR).is_dir())
 
 
 def train_bc_policy(cfg: QuickstartConfig, data: Path) -> Path:
@@ -71,12 +77,9 @@ def train_bc_policy(cfg: QuickstartConfig, data: Path) -> Path:
     config = run_config.load(train_bc.MainConfig, CFG_DIR / "quickstart_bc.yaml")
     config.dataset.path, config.seed = str(data), cfg.seed
     config.save_dir = f"{cfg.save_dir}/bc"
-    weights = Path(config.save_dir) / "latest.pt"
-    if not (Path(config.save_dir) / "done").exists():
-        config.resume = 1
-        train_bc.run(config)
-        (Path(config.save_dir) / "done").touch()
-    return weights
+    config.resume = can_resume(config.save_dir)
+    train_bc.run(config)
+    return Path(config.save_dir) / "model0.pt"
 
 
 def train_ibrl(cfg: QuickstartConfig, data: Path, bc_weights: Path) -> Path:
@@ -86,7 +89,7 @@ def train_ibrl(cfg: QuickstartConfig, data: Path, bc_weights: Path) -> Path:
     config.seed, config.save_dir = cfg.seed, f"{cfg.save_dir}/ibrl"
     config.num_train_step = cfg.num_train_step or config.num_train_step
     config.use_wb = cfg.use_wb
-    config.resume = 1
+    config.resume = can_resume(config.save_dir)
     train_rl.run(config)
     return Path(config.save_dir) / "model0.pt"
 
@@ -166,14 +169,26 @@ def print_table(summary: dict[str, Any], bc: EvalResult, ibrl: EvalResult) -> No
         table.add_column(column)
     for name, result in (("BC", bc), ("IBRL", ibrl)):
         rate = result.rate()
-        table.add_row(name, f"{100 * rate.mean:.0f} %", f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %")
+        interval = f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+        table.add_row(name, f"{100 * rate.mean:.0f} %", interval)
     console().print(table)
     console().print(
-        f"{summary['env_steps']} environment steps, training {format_seconds(summary['train_seconds'])}, "
+        f"{summary['env_steps']} environment steps, "
+        f"training {format_seconds(summary['train_seconds'])}, "
         f"everything {format_seconds(summary['total_seconds'])}"
     )
 
 
+def main() -> int:
+    """Entry point: exit status 0 on success."""
+    cfg = run_config.parse(QuickstartConfig)
+    try:
+        run(cfg)
+    except train_rl.EXPECTED_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    run(run_config.parse(QuickstartConfig))
-    sys.exit(0)
+    sys.exit(main())

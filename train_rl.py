@@ -41,13 +41,15 @@ from common_utils.seeding import (
 from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
-from env.factory import EnvConfig, make_env
+from env.factory import EnvConfig, GymConfig, make_env
 from evaluate.pool import EvalPool
-from evaluate.rollout import EvalResult
+from evaluate.rollout import EvalError, EvalResult
 from rl.q_agent import QAgent, QAgentConfig
 from rl.replay import ReplayBuffer
 
 Suite = Literal["robosuite", "metaworld", "gymnasium"]
+# Errors that are told in a line or two; anything else is a bug and shows its traceback.
+EXPECTED_ERRORS = (ConfigError, SpecError, EnvError, EvalError, DatasetError, ResourceError)
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = ("resume", "num_train_step", "use_wb", "mp_eval", "num_eval_worker")
 
@@ -84,6 +86,7 @@ class MainConfig(RunConfig):
     render_quality: Literal["faithful", "fast"] = "faithful"
     # learn from state vectors (1) or pixels (0)
     use_state: Flag = 0
+    gym: GymConfig = field(default_factory=GymConfig)
     q_agent: QAgentConfig = field(default_factory=QAgentConfig)
     # exploration noise: linear from stddev_max ...
     stddev_max: float = 1.0
@@ -153,6 +156,8 @@ class MainConfig(RunConfig):
     num_train_step: int = 200000
     # environment steps between evaluations, log lines and checkpoints
     log_per_step: int = 5000
+    # threads of torch; 0 leaves it to OMP_NUM_THREADS
+    torch_threads: int = 0
     # continue the run in save_dir from its last checkpoint
     resume: Flag = 0
     save_dir: str = "exps/rl/run1"
@@ -166,8 +171,8 @@ class MainConfig(RunConfig):
     def _validate(self) -> None:
         positive = (
             "episode_length nstep replay_buffer_size batch_size num_critic_update update_freq "
-            "num_train_step log_per_step obs_stack prop_stack state_stack action_repeat "
-            "pretrain_epoch_len num_eval_worker replay_threads rl_image_size"
+            "num_train_step log_per_step obs_stack prop_stack state_stack "
+            "pretrain_epoch_len num_eval_worker replay_threads"
         )
         for name in positive.split():
             if getattr(self, name) < 1:
@@ -237,6 +242,7 @@ def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvCo
         end_on_success=cfg.end_on_success,
         env_reward_scale=cfg.env_reward_scale,
         render_quality=cfg.render_quality,
+        **cfg.gym.env_fields(),
     )
 
 
@@ -645,6 +651,8 @@ def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     inherit_env(cfg)
+    if cfg.torch_threads > 0:
+        torch.set_num_threads(cfg.torch_threads)
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
     work = Workspace(cfg)
     resume_step = int(path.name.split("_")[1]) if path is not None else None
@@ -675,7 +683,7 @@ def main(config_class: type[MainConfig] = MainConfig) -> int:
     cfg = run_config.parse(config_class)
     try:
         run(cfg)
-    except (ConfigError, SpecError, EnvError, DatasetError, ResourceError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
