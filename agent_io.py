@@ -5,16 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import train_bc
+from bc.loader import DatasetError, how_to_make
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
+from policy_io import load_weights, require_weights
 from rl.q_agent import QAgent
 
 if TYPE_CHECKING:
     from train_rl import MainConfig
+
+
+def check_files(cfg: MainConfig) -> None:
+    """Refuse a new run early, before its folder is made, when files it will read are missing."""
+    if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).is_file():
+        raise DatasetError(
+            f"preload_datapath: no file '{cfg.preload_datapath}'; "
+            f"to make it: {how_to_make(cfg.preload_datapath)}"
+        )
+    if cfg.bc_policy and cfg.use_bc:
+        for path in cfg.bc_policy.split("+"):
+            require_weights(path, "bc_policy")
+    if cfg.load_pretrained_agent:
+        require_weights(cfg.load_pretrained_agent, "load_pretrained_agent")
 
 
 def inherit_env(cfg: MainConfig) -> None:
@@ -29,7 +43,9 @@ def inherit_env(cfg: MainConfig) -> None:
         return
     if not cfg.bc_policy:
         raise ConfigError(f"{missing[0]}: not given, and there is no bc_policy to take it from")
-    env = train_bc.load_config(cfg.bc_policy.split("+")[0]).env
+    weights = cfg.bc_policy.split("+")[0]
+    require_weights(weights, "bc_policy")
+    env = train_bc.load_config(weights).env
     for name in missing:
         setattr(cfg, name, getattr(env, fields[name]))
 
@@ -38,7 +54,10 @@ def load_bc_policies(cfg: MainConfig) -> tuple[list[Any], list[str]]:
     """The BC policies of a run and the cameras they look through."""
     if not cfg.bc_policy or not cfg.use_bc:
         return [], []
-    policies = [train_bc.load_policy(p, cfg.q_agent.device)[0] for p in cfg.bc_policy.split("+")]
+    paths = cfg.bc_policy.split("+")
+    for path in paths:
+        require_weights(path, "bc_policy")
+    policies = [train_bc.load_policy(path, cfg.q_agent.device)[0] for path in paths]
     cameras = [k for p in policies for k, s in p.input_specs().items() if len(s.shape) == 3]
     return policies, list(dict.fromkeys(cameras))
 
@@ -56,25 +75,21 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgen
     for policy in bc_policies:
         spec.check_provides(policy.input_specs(), spec.action_dim, f"bc_policy {cfg.bc_policy}")
     prop = spec.observations.get("prop")
-    agent = QAgent(
-        cfg.use_state,
-        spec.observations[obs_key].shape,
-        prop.shape if prop is not None else (0,),
-        spec.action_dim,
-        cfg.rl_camera,
-        cfg.q_agent,
-        seed=seed_for(cfg.seed, "agent", bits=31),
-    )
+    try:
+        agent = QAgent(
+            cfg.use_state,
+            spec.observations[obs_key].shape,
+            prop.shape if prop is not None else (0,),
+            spec.action_dim,
+            cfg.rl_camera,
+            cfg.q_agent,
+            seed=seed_for(cfg.seed, "agent", bits=31),
+        )
+    except ValueError as error:
+        raise ConfigError(f"q_agent: {error}") from None
     for policy in bc_policies:
         agent.add_bc_policy(policy)
     return agent
-
-
-def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """A bare state_dict from a .pt file, read safely."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{what}: no file '{path}'; train it first (README, section Weights)")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
@@ -87,3 +102,5 @@ def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
             "critic_target." + k[7:]: v for k, v in fresh.items() if k.startswith("critic.")
         }
     agent.load_state_dict(weights)
+    # a checkpoint of pretraining holds the actor's target as it was before (sync_actor_target)
+    agent.finish_pretraining()

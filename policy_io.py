@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,13 +67,37 @@ def build_policy(cfg: MainConfig) -> ExplicitPolicy:
     return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
 
 
+def how_to_train(path: str | Path) -> str:
+    """The command that makes missing weights, as far as their documented path tells."""
+    folder = Path(path).parent
+    save = f"--save_dir {folder.as_posix()}"
+    if match := re.match(r"path(\w+?)_num_data", folder.name):
+        return f"python mw_main/train_bc_mw.py --dataset.path {match.group(1)} {save}"
+    if folder.parent.name == "robomimic":
+        task, _, kind = folder.name.partition("_")
+        if kind == "pretrain":
+            epochs = 10 if task == "square" else 5
+            return (
+                f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
+                f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
+            )
+        config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
+        return f"python train_bc.py --config_path {config} {save}"
+    return (
+        "python train_bc.py --config_path release/cfgs/robomimic_bc/... or "
+        "python mw_main/train_bc_mw.py --dataset.path ..."
+    )
+
+
+def require_weights(path: str | Path, what: str) -> None:
+    """ConfigError, with the command that makes them, unless the weights are there."""
+    if not Path(path).is_file():
+        raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
+
+
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """A bare state_dict from a .pt file, on the CPU, read safely."""
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{what}: no file '{path}'; train it: python train_bc.py --config_path "
-            "release/cfgs/robomimic_bc/... or python mw_main/train_bc_mw.py --dataset.path ..."
-        )
+    require_weights(path, what)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agent_io import build_agent, inherit_env, load_bc_policies, load_pretrained, load_weights
+from agent_io import build_agent, check_files, inherit_env, load_bc_policies, load_pretrained
 from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
@@ -44,6 +44,7 @@ from env.core import Env, EnvError
 from env.factory import EnvConfig, GymConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
+from policy_io import load_weights
 from rl.q_agent import QAgent, QAgentConfig
 from rl.replay import ReplayBuffer
 
@@ -650,6 +651,8 @@ def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
 
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
+    if not cfg.resume:
+        check_files(cfg)
     inherit_env(cfg)
     if cfg.torch_threads > 0:
         torch.set_num_threads(cfg.torch_threads)

@@ -35,6 +35,8 @@ class MainConfig(train_rl.MainConfig):
     rl_image_size: int = 0
     # count preloaded demonstrations among the warm-up episodes
     warm_up_counts_demos: train_rl.Flag = 1
+    # stop after BC pretraining (the original's Meta-World script always goes on)
+    pretrain_only: train_rl.Flag = 0
     save_dir: str = "exps/rl/metaworld/run1"
 
     def __post_init__(self) -> None:
