@@ -11,7 +11,8 @@ def metaworld_expert(task: str) -> Any:
     """The scripted policy of ``task`` (assembly-v3): ``get_action(state [39]) -> [4]``."""
     from metaworld.policies import ENV_POLICY_MAP
 
+    policies: dict[str, Any] = ENV_POLICY_MAP
     try:
-        return ENV_POLICY_MAP[task]()
+        return policies[task]()
     except KeyError:
         raise EnvError(f"no scripted policy for Meta-World task '{task}'") from None

@@ -47,11 +47,12 @@ class EnvConfig:
     record_images: Flag = 0
     # gymnasium: module to import first, so that it registers the id
     gym_module: str = ""
-    # gymnasium: observation key of the state vector ("" if observations are one vector)
+    # gymnasium: observation key(s) of the state, joined by "+" ("": observations are one vector)
     gym_state_key: str = ""
-    # gymnasium: observation key of proprioception
+    # gymnasium: observation key(s) of proprioception ("": none)
     gym_prop_key: str = ""
-    # gymnasium: info key that says success ("": a reward of at least 1 is success)
+    # gymnasium: what is success: an info key, "terminated", "truncated" (lasting to the time
+    # limit), or "" for a reward of at least 1
     gym_success_key: str = ""
 
     def __post_init__(self) -> None:
@@ -59,6 +60,24 @@ class EnvConfig:
         for name in (*sizes, "episode_length", "action_repeat"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+
+
+@dataclass
+class GymConfig:
+    """How a run reads an environment of gymnasium (suite gymnasium; docs/environments.md)."""
+
+    # module to import first, so that it registers the id
+    module: str = ""
+    # observation key(s) of the state, joined by "+" ("": observations are one vector)
+    state_key: str = ""
+    # observation key(s) of proprioception ("": none)
+    prop_key: str = ""
+    # what is success: an info key, terminated, truncated, or "" for a reward of at least 1
+    success_key: str = ""
+
+    def env_fields(self) -> dict[str, Any]:
+        """The fields of EnvConfig that these are."""
+        return {f"gym_{name}": value for name, value in vars(self).items()}
 
 
 def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
-from env.core import Env, EnvError, ObsDict
+from env.core import EnvError, ObsDict
 from env.original_api import OriginalApi
+from env.seeded import SeededEnv
 from env.stacking import Stacker
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def task_id(name: str) -> str:
     return f"{words}-v3"
 
 
-class MetaWorldEnv(Env):
+class MetaWorldEnv(SeededEnv):
     """One Meta-World task.
 
     Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] upright, ``prop`` (hand position and
@@ -64,9 +65,6 @@ class MetaWorldEnv(Env):
         self._move_corner2()
         if cfg.cameras:
             self._picture(cfg.cameras[0], cfg.rl_image_size)  # no GL, wrong camera: say so now
-        self._seed: int | None = None
-        self._actions: list[list[float]] = []
-        self._running = False
         self.raw_state = np.zeros(STATE_DIM)
 
     def _make_spec(self) -> EnvSpec:
@@ -135,52 +133,23 @@ class MetaWorldEnv(Env):
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Reset, then one step of zero action, as the original program did."""
-        if seed < 0:
-            raise EnvError(f"seed is {seed}, expected 0 or more")
-        self._seed, self._actions, self._running = int(seed), [], True
+        seed = self._begin(seed)
         for stacker in self._stackers.values():
             stacker.reset()
-        self._sim.seed(self._seed)
+        self._sim.seed(seed)
         self._sim.reset()
         state = self._sim.step(np.zeros(ACTION_DIM))[0]
         return self._observe(state), self._info(False)
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
         """One control step; success is judged after its last simulator step."""
-        if not self._running:
-            raise EnvError("step: no episode is running; call reset first")
-        action = self._checked(action)
-        self._actions.append([float(a) for a in action])
+        action = self._take(action)
         for _ in range(self.cfg.action_repeat):
             state, _, _, _, sim_info = self._sim.step(action)
         success = bool(sim_info["success"])
-        terminated = success and bool(self.cfg.end_on_success)
-        truncated = not terminated and len(self._actions) >= self.cfg.episode_length
-        self._running = not (terminated or truncated)
+        terminated, truncated = self._end(success and bool(self.cfg.end_on_success))
         reward = float(success) * self.cfg.env_reward_scale
         return self._observe(state), reward, terminated, truncated, self._info(success)
-
-    @staticmethod
-    def _checked(action: np.ndarray) -> np.ndarray:
-        array = np.asarray(action, np.float64)
-        if array.shape != (ACTION_DIM,) or not np.isfinite(array).all():
-            raise EnvError(f"action must be {ACTION_DIM} finite numbers, got {action!r}")
-        if np.abs(array).max() > 1.0 + 1e-6:
-            raise EnvError(f"action must lie in [-1, 1], got {array.tolist()}")
-        return array
-
-    def state_dict(self) -> dict[str, Any]:
-        """The episode so far: its seed and the actions since."""
-        return {"seed": self._seed, "actions": [list(a) for a in self._actions]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> ObsDict | None:
-        """Play the episode again up to that point."""
-        if state["seed"] is None:
-            return None
-        obs, _ = self.reset(seed=state["seed"])
-        for action in state["actions"]:
-            obs = self.step(np.array(action, np.float64))[0]
-        return obs
 
     def close(self) -> None:
         """Free the renderers and the simulator."""
