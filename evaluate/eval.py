@@ -29,6 +29,9 @@ from evaluate.stats import Rate, wilson
 # named here, never imported by this package: whoever adds a trainer adds a name.
 LOADERS = {"bc": "train_bc", "rl": "train_rl"}
 
+# RuntimeError: weights that do not fit their cfg.yaml (torch's own message names the keys)
+_UNUSABLE = (ConfigError, SpecError, EnvError, EvalError, RuntimeError)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -169,25 +172,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--include goes with --folder")
     evaluator = Evaluator(args)
     try:
-        _run(args, evaluator)
-    except (ConfigError, SpecError, EnvError, EvalError) as error:
+        return _run(args, evaluator)
+    except _UNUSABLE as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
         evaluator.close()
-    return 0
 
 
-def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
+def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
     if args.weight:
         result = evaluator.evaluate(Path(args.weight))
         print(f"{args.weight}: success {result.rate()}, score {result.mean_score:.3f}")
-        return
-    results = {}
+        return 0
+    results, failed = {}, 0
     for path in find_weights(args.folder, args.include):
-        results[path] = evaluator.evaluate(path)
+        try:
+            results[path] = evaluator.evaluate(path)
+        except _UNUSABLE as error:  # the others are still worth their table
+            failed += 1
+            print(f"error: {path}: {error}", file=sys.stderr)
+            continue
         print(f"{path}: success {results[path].rate()}", flush=True)
-    print(table(results, Path(args.folder)))
+    if results:
+        print(table(results, Path(args.folder)))
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -70,6 +70,15 @@ def test_folder_is_ranked(tmp_path, capsys):
     assert "per episode seed" in out
 
 
+def test_an_unusable_checkpoint_does_not_hide_the_others(tmp_path, capsys):
+    bc_checkpoint(tmp_path / "run", "model0.pt")
+    torch.save({"net.0.weight": torch.zeros(3, 3)}, tmp_path / "run" / "model1.pt")
+    args = ["--mode", "bc", "--folder", str(tmp_path), "--num_game", "1", "--mp", "0"]
+    status, out, err = run(capsys, *args)
+    assert status == 2 and "model1.pt" in err and "size mismatch" in err
+    assert "average over 1 checkpoints" in out
+
+
 def test_table_ranks_and_combines():
     def result(*successes: int) -> EvalResult:
         wins = np.array(successes, bool)
