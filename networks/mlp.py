@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from networks import fast
+
 
 def build_fc(
     in_dim: int, hidden_dim: int, out_dim: int, num_layer: int, layer_norm: int, dropout: float
@@ -23,11 +25,11 @@ def build_fc(
         raise ValueError(f"layer_norm must be 0, 1 or 2, got {layer_norm}")
     layers: list[nn.Module] = []
     for i in range(num_layer):
-        layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
+        layers.append(fast.Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
         if layer_norm == 1 or (layer_norm == 2 and i == num_layer - 1):
             layers.append(nn.LayerNorm(hidden_dim))
         layers += [nn.Dropout(dropout), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden_dim, out_dim), nn.Tanh())
+    return fast.Sequential(*layers, fast.Linear(hidden_dim, out_dim), nn.Tanh())
 
 
 class EnsembleLinear(nn.Module):

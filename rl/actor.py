@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
+from networks import fast
 from networks.mlp import build_fc
 
 
@@ -57,19 +58,23 @@ class SpatialEmb(nn.Module):
     ) -> None:
         super().__init__()
         self.prop_dim = prop_dim
-        self.input_proj = nn.Sequential(
-            nn.Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
+        self.input_proj = fast.Sequential(
+            fast.Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, patch_dim, emb_dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, feat: torch.Tensor, prop: torch.Tensor | None = None) -> torch.Tensor:
         """[B, patches, dim] (and [B, P]) -> [B, emb]."""
-        rows = feat.transpose(1, 2)
+        proj, norm = self.input_proj[0], self.input_proj[1]
+        assert isinstance(proj, nn.Linear) and isinstance(norm, nn.LayerNorm)
+        num_patch = feat.size(1)
+        shared = fast.linear(feat.transpose(1, 2), proj.weight[:, :num_patch])
+        own = proj.bias.expand(feat.size(0), -1)  # what all rows have in common
         if self.prop_dim > 0:
             assert prop is not None  # the owner checks its observation dict
-            rows = torch.cat([rows, prop.unsqueeze(1).expand(-1, rows.size(1), -1)], dim=-1)
-        z = (self.input_proj(rows) * self.weight).sum(1)
+            own = fast.linear(prop, proj.weight[:, num_patch:], proj.bias)
+        z = fast.spatial_embed(shared, own.unsqueeze(1), norm, self.weight).squeeze(1)
         return self.dropout(z)
 
 
@@ -103,8 +108,8 @@ class Actor(nn.Module):
             )
         else:
             feature_dim = cfg.feature_dim
-            self.compress = nn.Sequential(
-                nn.Linear(repr_dim, feature_dim),
+            self.compress = fast.Sequential(
+                fast.Linear(repr_dim, feature_dim),
                 nn.LayerNorm(feature_dim),
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
@@ -112,12 +117,12 @@ class Actor(nn.Module):
         layers: list[nn.Module] = []
         for in_dim in (feature_dim + prop_dim, cfg.hidden_dim):
             layers += [
-                nn.Linear(in_dim, cfg.hidden_dim),
+                fast.Linear(in_dim, cfg.hidden_dim),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
             ]
-        self.policy = nn.Sequential(*layers, nn.Linear(cfg.hidden_dim, action_dim), nn.Tanh())
+        self.policy = fast.Sequential(*layers, fast.Linear(cfg.hidden_dim, action_dim), nn.Tanh())
         if cfg.orth:
             self.compress.apply(orth_weight_init)
             self.policy.apply(orth_weight_init)

@@ -12,10 +12,10 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common_utils.ibrl_utils import orth_weight_init
+from networks import fast
 from networks.mlp import EnsembleLinear
 
 
@@ -66,7 +66,7 @@ class MultiFcQConfig:
 
 def _cut(linear: nn.Linear, x: torch.Tensor, start: int) -> torch.Tensor:
     """The share of ``linear`` that input columns [start, start + x.size(-1)) contribute."""
-    return F.linear(x, linear.weight[:, start : start + x.size(-1)])
+    return fast.linear(x, linear.weight[:, start : start + x.size(-1)])
 
 
 class _QNet(nn.Module):
@@ -75,8 +75,8 @@ class _QNet(nn.Module):
     def __init__(self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig) -> None:
         super().__init__()
         self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
-        self.obs_proj = nn.Sequential(
-            nn.Linear(repr_dim, cfg.feature_dim),
+        self.obs_proj = fast.Sequential(
+            fast.Linear(repr_dim, cfg.feature_dim),
             nn.Dropout(cfg.drop),
             nn.LayerNorm(cfg.feature_dim),
             nn.ReLU(),
@@ -84,12 +84,12 @@ class _QNet(nn.Module):
         layers: list[nn.Module] = []
         for in_dim in (cfg.feature_dim + action_dim + prop_dim, cfg.hidden_dim):
             layers += [
-                nn.Linear(in_dim, cfg.hidden_dim),
+                fast.Linear(in_dim, cfg.hidden_dim),
                 nn.Dropout(cfg.drop),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]
-        self.q = nn.Sequential(*layers, nn.Linear(cfg.hidden_dim, 1))
+        self.q = fast.Sequential(*layers, fast.Linear(cfg.hidden_dim, 1))
         if cfg.orth:
             self.apply(orth_weight_init)
 
@@ -103,7 +103,7 @@ class _QNet(nn.Module):
         if prop is not None:
             shared = shared + _cut(first, prop, self.feature_dim + self.action_dim)
         x = shared.unsqueeze(1) + _cut(first, actions, self.feature_dim)
-        return self.q[1:](x).squeeze(-1)
+        return fast.run_layers(list(self.q)[1:], x).squeeze(-1)
 
 
 class _SpatialEmbQNet(nn.Module):
@@ -122,18 +122,18 @@ class _SpatialEmbQNet(nn.Module):
         rows, self.row_dim = (patch_dim, num_patch) if self.fuse_patch else (num_patch, patch_dim)
         self.action_dim = action_dim
         emb = cfg.spatial_emb
-        self.input_proj = nn.Sequential(
-            nn.Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
+        self.input_proj = fast.Sequential(
+            fast.Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, rows, emb))
-        self.q = nn.Sequential(
-            nn.Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
+        self.q = fast.Sequential(
+            fast.Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
-            nn.Linear(cfg.hidden_dim, cfg.hidden_dim),
+            fast.Linear(cfg.hidden_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
-            nn.Linear(cfg.hidden_dim, 1),
+            fast.Linear(cfg.hidden_dim, 1),
         )
         if cfg.orth:
             self.q.apply(orth_weight_init)
@@ -142,15 +142,14 @@ class _SpatialEmbQNet(nn.Module):
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
         """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
-        proj, norm_act = cast(nn.Linear, self.input_proj[0]), self.input_proj[1:]
+        proj = cast(nn.Linear, self.input_proj[0])
+        norm = cast(nn.LayerNorm, self.input_proj[1])
         rows = feat.transpose(1, 2) if self.fuse_patch else feat
         shared = _cut(proj, rows, 0)  # [B, rows, emb]
         per_action = _cut(proj, actions, self.row_dim) + proj.bias  # [B, N, emb]
         if prop is not None:
             per_action = per_action + _cut(proj, prop, self.row_dim + self.action_dim)[:, None]
-        # one candidate at a time: [B, rows, emb] is the largest tensor of an update
-        zs = [(norm_act(shared + a[:, None]) * self.weight).sum(1) for a in per_action.unbind(1)]
-        parts = [torch.stack(zs, dim=1)]
+        parts = [fast.spatial_embed(shared, per_action, norm, self.weight)]
         if prop is not None:
             parts.append(prop.unsqueeze(1).expand(-1, actions.size(1), -1))
         return self.q(torch.cat([*parts, actions], dim=-1)).squeeze(-1)
@@ -200,6 +199,17 @@ class Critic(nn.Module):
         return torch.stack([q(feat, prop, actions) for q in (self.q1, self.q2)], dim=-1)
 
 
+def _runs(members: Sequence[int]) -> list[slice]:
+    """Members as slices of neighbours, so that taking their weights copies nothing."""
+    runs: list[slice] = []
+    for m in members:
+        if runs and runs[-1].stop == m:
+            runs[-1] = slice(runs[-1].start, m + 1)
+        else:
+            runs.append(slice(m, m + 1))
+    return runs
+
+
 class MultiFcQ(nn.Module):
     """Ensemble of num_q state critics, evaluated together or in part."""
 
@@ -217,17 +227,19 @@ class MultiFcQ(nn.Module):
         self.state_dim, self.action_dim = obs_shape[0], action_dim
         extra = action_dim if cfg.append_action else 0
         layers: list[nn.Module] = []
+        # the same modules as evaluated: linear, norm, dropout of each hidden layer
+        hidden: list[tuple[EnsembleLinear, nn.LayerNorm | None, nn.Dropout | None]] = []
         in_dim = self.state_dim + action_dim
         for _ in range(cfg.num_layer):
-            layers.append(self._linear(in_dim, cfg.hidden_dim))
-            if cfg.layer_norm == 1:
-                layers.append(nn.LayerNorm(cfg.hidden_dim))
-            if cfg.dropout > 0:
-                layers.append(nn.Dropout(cfg.dropout))
-            layers.append(nn.ReLU())
+            linear = self._linear(in_dim, cfg.hidden_dim)
+            norm = nn.LayerNorm(cfg.hidden_dim) if cfg.layer_norm == 1 else None
+            drop = nn.Dropout(cfg.dropout) if cfg.dropout > 0 else None
+            hidden.append((linear, norm, drop))
+            layers += [m for m in (linear, norm, drop) if m is not None] + [nn.ReLU()]
             in_dim = cfg.hidden_dim + extra
-        layers.append(self._linear(in_dim, 1))
-        self.net = nn.Sequential(*layers)
+        last = self._linear(in_dim, 1)
+        self.net = nn.Sequential(*layers, last)
+        self._hidden, self._last = hidden, (last,)  # in containers: not registered twice
 
     def _linear(self, in_dim: int, out_dim: int) -> EnsembleLinear:
         layer = EnsembleLinear(self.cfg.num_q, in_dim, out_dim, bool(self.cfg.bias_per_unit))
@@ -247,23 +259,26 @@ class MultiFcQ(nn.Module):
     ) -> torch.Tensor:
         """state [B, S], actions [B, N, A] -> [B, N, M], only the given members (None: all)."""
         b, n, _ = actions.shape
+        obs = state.unsqueeze(1).expand(-1, n, -1)
         flat = actions.reshape(b * n, -1)
-        first, *rest = cast("list[nn.Module]", list(self.net))
-        assert isinstance(first, EnsembleLinear)
-        w, bias = first.select(members)
-        s = torch.matmul(state, w[:, : self.state_dim]) + bias  # [M, B, H]
-        a = torch.matmul(flat, w[:, self.state_dim :])  # [M, B * N, H]
-        m, hidden = s.size(0), s.size(-1)
-        x = (s.unsqueeze(2) + a.view(m, b, n, hidden)).view(m, b * n, hidden)
-        for layer in rest:
-            if isinstance(layer, EnsembleLinear):
-                if self.cfg.append_action:
-                    x = torch.cat([x, flat.expand(m, -1, -1)], dim=-1)
-                w, bias = layer.select(members)
-                x = torch.bmm(x, w) + bias
-            else:
-                x = layer(x)
-        return x.view(m, b, n).permute(1, 2, 0)
+        x = torch.cat([obs.reshape(b * n, -1), flat], dim=-1)
+        runs = _runs(range(self.cfg.num_q) if members is None else members)
+        parts = [self._evaluate(x, flat, run).squeeze(-1) for run in runs]  # [run, B * N] each
+        q = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return q.view(-1, b, n).permute(1, 2, 0)
+
+    def _evaluate(self, x: torch.Tensor, action: torch.Tensor, run: slice) -> torch.Tensor:
+        """x [R, S + A], action [R, A] -> [M, R, 1] for a run of neighbouring members."""
+        for i, (linear, norm, drop) in enumerate(self._hidden):
+            if self.cfg.append_action and i > 0:
+                x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
+            x = fast.ensemble_matmul(x, linear.weights[run])
+            p = drop.p if drop is not None and drop.training else 0.0
+            x = fast.norm_relu(x, norm, linear.biases[0, run], p)
+        if self.cfg.append_action:
+            x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
+        (last,) = self._last
+        return fast.ensemble_matmul(x, last.weights[run]) + last.biases[0, run].unsqueeze(1)
 
     def sample_members(self, rng: np.random.Generator) -> list[int]:
         """num_k member indices, without replacement (all of them when num_k == num_q)."""

@@ -1,0 +1,265 @@
+// The loops of kernels.h for one instruction set: compiled several times with another KERNELS_ISA
+// and other machine flags. Nothing from the standard library with external linkage may be used
+// here, or the linker could pick a copy that the running CPU cannot execute.
+#include "kernels.h"
+
+#ifndef KERNELS_ISA
+#define KERNELS_ISA base
+#endif
+#define STRINGIFY_(x) #x
+#define STRINGIFY(x) STRINGIFY_(x)
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(...) _Pragma(STRINGIFY(omp simd reduction(+ : __VA_ARGS__)))
+
+namespace kernels {
+namespace KERNELS_ISA {
+namespace {
+
+// relu that keeps NaN, as torch does
+inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+
+// 32 random bits of element (row, col): two rounds of multiply and shift on a counter
+inline uint32_t mix(uint32_t h) {
+    h ^= h >> 16;
+    h *= 0x7feb352dU;
+    h ^= h >> 15;
+    h *= 0x846ca68bU;
+    return h ^ (h >> 16);
+}
+
+inline uint32_t row_key(uint64_t seed, int64_t row) {
+    return mix(static_cast<uint32_t>(seed) + mix(static_cast<uint32_t>(row) ^
+                                                 static_cast<uint32_t>(seed >> 32)));
+}
+
+inline void moments(const float* x, int64_t n, float eps, float& mean, float& rstd) {
+    float sum = 0.0f;
+    SIMD_SUM(sum) for (int64_t i = 0; i < n; ++i) sum += x[i];
+    const float m = sum / static_cast<float>(n);
+    float square = 0.0f;
+    SIMD_SUM(square) for (int64_t i = 0; i < n; ++i) square += (x[i] - m) * (x[i] - m);
+    mean = m;
+    rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
+}
+
+// out = x + the row's bias; returns where the sum is (x itself when there is no bias)
+inline const float* biased(const NormRelu& a, const float* x, int64_t row, float* out) {
+    if (a.bias == nullptr) return x;
+    const int64_t n = a.width, group = row / a.rows;
+    if (a.bias_per_unit) {
+        const float* b = a.bias + group * n;
+        SIMD for (int64_t i = 0; i < n; ++i) out[i] = x[i] + b[i];
+    } else {
+        const float b = a.bias[group];
+        SIMD for (int64_t i = 0; i < n; ++i) out[i] = x[i] + b;
+    }
+    return out;
+}
+
+void norm_relu(const NormRelu& a, float* y, int64_t begin, int64_t end) {
+    const int64_t n = a.width;
+    for (int64_t row = begin; row < end; ++row) {
+        float* out = y + row * n;
+        const float* x = biased(a, a.x + row * n, row, out);
+        if (a.gamma != nullptr) {
+            float mean, rstd;
+            moments(x, n, a.eps, mean, rstd);
+            a.mean[row] = mean;
+            a.rstd[row] = rstd;
+            const float *g = a.gamma, *b = a.beta;
+            SIMD for (int64_t i = 0; i < n; ++i)
+                out[i] = relu((x[i] - mean) * rstd * g[i] + b[i]);
+        } else {
+            SIMD for (int64_t i = 0; i < n; ++i) out[i] = relu(x[i]);
+        }
+        if (a.keep != 0) {
+            const uint32_t key = row_key(a.seed, row), keep = a.keep;
+            const float scale = a.scale;
+            SIMD for (int64_t i = 0; i < n; ++i)
+                out[i] *= mix(key + static_cast<uint32_t>(i)) < keep ? scale : 0.0f;
+        }
+    }
+}
+
+// One block lies within one group. dbias, dgamma and dbeta point to the block's own sums.
+template <bool kParams, bool kUnit>
+void norm_relu_grad_(const NormRelu& a, const NormReluGrad& g, int64_t begin, int64_t end) {
+    const int64_t n = a.width;
+    const float inv = 1.0f / static_cast<float>(n);
+    float bias_sum = 0.0f;
+    for (int64_t row = begin; row < end; ++row) {
+        const float* dy = g.dy + row * n;
+        float* dx = g.dx + row * n;
+        const float* x = a.x + row * n;
+        const float* bu = nullptr;
+        float shift = 0.0f;
+        if (a.bias != nullptr) {
+            const int64_t group = row / a.rows;
+            if (kUnit) bu = a.bias + group * n;
+            else shift = a.bias[group];
+        }
+        if (a.keep != 0) {
+            const uint32_t key = row_key(a.seed, row), keep = a.keep;
+            const float scale = a.scale;
+            SIMD for (int64_t i = 0; i < n; ++i) {
+                const float d = dy[i] * scale;
+                dx[i] = mix(key + static_cast<uint32_t>(i)) < keep ? d : 0.0f;
+            }
+            dy = dx;
+        }
+        if (a.gamma == nullptr) {
+            SIMD for (int64_t i = 0; i < n; ++i) {
+                const float xi = x[i] + (kUnit ? bu[i] : shift), d = dy[i];
+                dx[i] = xi <= 0.0f ? 0.0f : d;
+            }
+        } else {
+            const float mean = a.mean[row] - shift, rstd = a.rstd[row];
+            const float *ga = a.gamma, *be = a.beta;
+            float *dg = g.dgamma, *db = g.dbeta;
+            float s0 = 0.0f, s1 = 0.0f;
+            SIMD_SUM(s0, s1) for (int64_t i = 0; i < n; ++i) {
+                const float xi = kUnit ? x[i] + bu[i] : x[i];
+                const float hat = (xi - mean) * rstd;
+                const float y = hat * ga[i] + be[i], dyi = dy[i];
+                const float d = y <= 0.0f ? 0.0f : dyi;
+                dx[i] = d;
+                if (kParams) {
+                    dg[i] += d * hat;
+                    db[i] += d;
+                }
+                s0 += d * ga[i];
+                s1 += d * ga[i] * hat;
+            }
+            const float m0 = s0 * inv, m1 = s1 * inv;
+            SIMD for (int64_t i = 0; i < n; ++i) {
+                const float xi = kUnit ? x[i] + bu[i] : x[i];
+                dx[i] = rstd * (dx[i] * ga[i] - m0 - (xi - mean) * rstd * m1);
+            }
+        }
+        if (g.dbias != nullptr) {
+            if (kUnit) {
+                float* db = g.dbias;
+                SIMD for (int64_t i = 0; i < n; ++i) db[i] += dx[i];
+            } else {
+                float sum = 0.0f;
+                SIMD_SUM(sum) for (int64_t i = 0; i < n; ++i) sum += dx[i];
+                bias_sum += sum;
+            }
+        }
+    }
+    if (g.dbias != nullptr && !kUnit) g.dbias[0] += bias_sum;
+}
+
+void norm_relu_grad(const NormRelu& a, const NormReluGrad& g, int64_t begin, int64_t end) {
+    const bool params = g.dgamma != nullptr, unit = a.bias != nullptr && a.bias_per_unit;
+    if (params && unit) norm_relu_grad_<true, true>(a, g, begin, end);
+    else if (params) norm_relu_grad_<true, false>(a, g, begin, end);
+    else if (unit) norm_relu_grad_<false, true>(a, g, begin, end);
+    else norm_relu_grad_<false, false>(a, g, begin, end);
+}
+
+void spatial(const Spatial& a, float* out, int64_t begin, int64_t end) {
+    const int64_t n = a.width;
+    for (int64_t b = begin; b < end; ++b) {
+        float* z = out + b * a.num * n;
+        for (int64_t i = 0; i < a.num * n; ++i) z[i] = 0.0f;
+        for (int64_t r = 0; r < a.rows; ++r) {
+            const float* s = a.shared + (b * a.rows + r) * n;
+            const float *w = a.weight + r * n, *g = a.gamma, *be = a.beta;
+            for (int64_t k = 0; k < a.num; ++k) {
+                const float* p = a.action + (b * a.num + k) * n;
+                float sum = 0.0f;
+                SIMD_SUM(sum) for (int64_t i = 0; i < n; ++i) sum += s[i] + p[i];
+                const float mean = sum / static_cast<float>(n);
+                float square = 0.0f;
+                SIMD_SUM(square) for (int64_t i = 0; i < n; ++i) {
+                    const float d = s[i] + p[i] - mean;
+                    square += d * d;
+                }
+                const float rstd =
+                    1.0f / __builtin_sqrtf(square / static_cast<float>(n) + a.eps);
+                a.mean[(b * a.rows + r) * a.num + k] = mean;
+                a.rstd[(b * a.rows + r) * a.num + k] = rstd;
+                float* zk = z + k * n;
+                SIMD for (int64_t i = 0; i < n; ++i)
+                    zk[i] += relu((s[i] + p[i] - mean) * rstd * g[i] + be[i]) * w[i];
+            }
+        }
+    }
+}
+
+// dgamma, dbeta and dweight point to the block's own sums (zero at first).
+template <bool kParams>
+void spatial_grad_(const Spatial& a, const SpatialGrad& g, int64_t begin, int64_t end) {
+    const int64_t n = a.width;
+    const float inv = 1.0f / static_cast<float>(n);
+    for (int64_t b = begin; b < end; ++b) {
+        float* da = g.daction + b * a.num * n;
+        for (int64_t i = 0; i < a.num * n; ++i) da[i] = 0.0f;
+        for (int64_t r = 0; r < a.rows; ++r) {
+            const float* s = a.shared + (b * a.rows + r) * n;
+            const float *w = a.weight + r * n, *ga = a.gamma, *be = a.beta;
+            float* ds = g.dshared != nullptr ? g.dshared + (b * a.rows + r) * n : nullptr;
+            float* dw = kParams ? g.dweight + r * n : nullptr;
+            float *dg = g.dgamma, *db = g.dbeta;
+            for (int64_t k = 0; k < a.num; ++k) {
+                const float* p = a.action + (b * a.num + k) * n;
+                const float* dz = g.dz + (b * a.num + k) * n;
+                const float mean = a.mean[(b * a.rows + r) * a.num + k];
+                const float rstd = a.rstd[(b * a.rows + r) * a.num + k];
+                float s0 = 0.0f, s1 = 0.0f;
+                SIMD_SUM(s0, s1) for (int64_t i = 0; i < n; ++i) {
+                    const float hat = (s[i] + p[i] - mean) * rstd;
+                    const float y = hat * ga[i] + be[i];
+                    const float full = dz[i] * w[i];
+                    const float d = y <= 0.0f ? 0.0f : full;
+                    if (kParams) {
+                        dw[i] += relu(y) * dz[i];
+                        dg[i] += d * hat;
+                        db[i] += d;
+                    }
+                    s0 += d * ga[i];
+                    s1 += d * ga[i] * hat;
+                }
+                const float m0 = s0 * inv, m1 = s1 * inv;
+                float* dk = da + k * n;
+                const bool first = k == 0;
+                if (ds == nullptr) {
+                    SIMD for (int64_t i = 0; i < n; ++i) {
+                        const float hat = (s[i] + p[i] - mean) * rstd;
+                        const float y = hat * ga[i] + be[i], full = dz[i] * w[i] * ga[i];
+                        const float d = y <= 0.0f ? 0.0f : full;
+                        dk[i] += rstd * (d - m0 - hat * m1);
+                    }
+                } else {
+                    SIMD for (int64_t i = 0; i < n; ++i) {
+                        const float hat = (s[i] + p[i] - mean) * rstd;
+                        const float y = hat * ga[i] + be[i], full = dz[i] * w[i] * ga[i];
+                        const float d = y <= 0.0f ? 0.0f : full;
+                        const float dx = rstd * (d - m0 - hat * m1);
+                        dk[i] += dx;
+                        const float before = ds[i];
+                        ds[i] = first ? dx : before + dx;
+                    }
+                }
+            }
+        }
+    }
+}
+
+void spatial_grad(const Spatial& a, const SpatialGrad& g, int64_t begin, int64_t end) {
+    if (g.dweight != nullptr) spatial_grad_<true>(a, g, begin, end);
+    else spatial_grad_<false>(a, g, begin, end);
+}
+
+void add(float* into, const float* from, int64_t n) {
+    SIMD for (int64_t i = 0; i < n; ++i) into[i] += from[i];
+}
+
+}  // namespace
+
+extern const Table table;
+const Table table = {STRINGIFY(KERNELS_ISA), norm_relu, norm_relu_grad, spatial, spatial_grad, add};
+
+}  // namespace KERNELS_ISA
+}  // namespace kernels
