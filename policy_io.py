@@ -35,6 +35,10 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
                 f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
             )
     cfg.env.suite = data.suite or cfg.env.suite
+    # what the policy sees at evaluation must look like what it learned from
+    quality = (data.env_args.get("env_kwargs") or {}).get("render_quality")
+    if quality in ("faithful", "fast"):
+        cfg.env.render_quality = quality
     cfg.env.task = data.task_name or cfg.env.task
     _fill_in_env(cfg)
 
@@ -97,8 +101,24 @@ def require_weights(path: str | Path, what: str) -> None:
 
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """A bare state_dict from a .pt file, on the CPU, read safely."""
-    require_weights(path, what)
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{what}: no file '{path}'; to make it: {_how_to_train(path)}")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _how_to_train(path: Path) -> str:
+    """The command that makes a missing BC checkpoint, as far as its path tells."""
+    folder = path.parent.as_posix()
+    task = re.match(r"path(\w+?)_num_data", path.parent.name)
+    if task:
+        return f"python mw_main/train_bc_mw.py --dataset.path {task[1]} --save_dir {folder}"
+    if "robomimic" in folder:
+        return (
+            f"python train_bc.py --config_path release/cfgs/robomimic_bc/{path.parent.name}.yaml "
+            f"--save_dir {folder}"
+        )
+    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 --save_dir {folder}"
 
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,14 @@ from test_dataset import write_metaworld, write_robomimic
 
 import train_bc
 from bc.bc_policy import BcPolicy, StateBcPolicy
+from bc.dataset import DemoDataset, read_demos
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from common_utils import run_config
 from common_utils.logger import read_metrics
 from common_utils.run_config import ConfigError
+from env.factory import make_env
+from mw_main import generate_metaworld_dataset as demos
 from mw_main import train_bc_mw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,9 +215,21 @@ def test_impossible_configs_name_the_field(tmp_path, data, args, message):
         config(tmp_path, data, *args)
 
 
-def test_missing_weights_name_the_command(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere.pt.*train_bc"):
-        train_bc.load_policy(tmp_path / "nowhere.pt")
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("nowhere", "train_bc.py --dataset.path"),
+        ("release/model/robomimic/can_state", "release/cfgs/robomimic_bc/can_state.yaml"),
+        (
+            "release/model/metaworld/pathBoxClose_num_data3_num_epoch2_seed1",
+            "mw_main/train_bc_mw.py --dataset.path BoxClose --save_dir release/model/metaworld/",
+        ),
+    ],
+)
+def test_missing_weights_name_the_command(folder, command):
+    with pytest.raises(ConfigError) as error:
+        train_bc.load_policy(f"{folder}/none.pt")
+    assert f"no file '{folder}/none.pt'" in str(error.value) and command in str(error.value)
 
 
 def test_evaluation_protocol_seeds():
@@ -262,6 +277,22 @@ def test_evaluation_in_the_real_simulator(tmp_path, mw_data):
     action = policy.act({k: torch.from_numpy(v) for k, v in obs.items()})
     assert action.shape == (work.cfg.action_dim,)
     assert params["suite"] == "metaworld"
+    env.close()
+
+
+def test_generated_demonstrations_fit_the_environment(tmp_path):
+    config = run_config.load(demos.MainConfig, RELEASE / "metaworld" / "quickstart_demos.yaml")
+    config.num_episodes, config.output_path = 1, str(tmp_path / "demos")
+    path = demos.generate(config)
+    cfg = run_config.parse_args(train_bc_mw.MainConfig, ["--dataset.path", str(path)])
+    cfg.dataset.use_state, cfg.dataset.num_data = 1, 1
+    data = DemoDataset(cfg.dataset)
+    main = train_bc_mw.to_train_bc(cfg)
+    train_bc.fill_in(main, data)
+    env = make_env(main.env)
+    data.check_env(env.spec)
+    demo = next(iter(read_demos(path, use_state=True)))
+    assert len(demo) == data.num_steps and demo.rewards[-1] == 1
     env.close()
 
 
