@@ -8,7 +8,6 @@ import pytest
 
 import train_rl
 from common_utils import run_config
-from common_utils.ibrl_utils import schedule
 from mw_main import train_rl_mw
 
 CFGS = Path(__file__).resolve().parents[2] / "release" / "cfgs"
