@@ -372,10 +372,11 @@ def _docs(config_class: Any, prefix: str) -> dict[str, str]:
         if dataclasses.is_dataclass(kind):
             out.update(_docs(kind, f"{prefix}{name}."))
             continue
-        owner = next(c for c in config_class.__mro__ if name in inspect.get_annotations(c))
-        doc = get_attribute_docstring(owner, name)
-        text = doc.comment_inline or doc.docstring_below or doc.comment_above
-        out[prefix + name] = " ".join(text.split())
+        # a subclass that only changes a default need not repeat the documentation
+        owners = [c for c in config_class.__mro__ if name in inspect.get_annotations(c)]
+        docs = (get_attribute_docstring(owner, name) for owner in owners)
+        texts = (d.comment_inline or d.docstring_below or d.comment_above for d in docs)
+        out[prefix + name] = " ".join(next((t for t in texts if t), "").split())
     return out
 
 
