@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 STATE_DIM, PROP_DIM, ACTION_DIM = 39, 4, 4
 # corner2 as the original program moved it; Meta-World's own is closer to the table's corner
 CORNER2_POS = (0.75, 0.075, 0.7)
-# Meta-World's corner2 hangs upside down: rolled by 180 degrees about its viewing axis
-ROLLED_CAMERAS = ("corner2",)
+# Meta-World's corner cameras hang upside down: rolled by 180 degrees about their viewing axes
+ROLLED_CAMERAS = ("corner", "corner2", "corner3", "corner4")
 
 
 def task_id(name: str) -> str:
@@ -53,7 +53,8 @@ class MetaWorldEnv(SeededEnv):
 
         self.cfg = cfg
         self.task = task_id(cfg.task)
-        self._sim: Any = TASKS[f"{self.task}-goal-observable"]()
+        # without a seed, its constructor would draw from numpy's global generator
+        self._sim: Any = TASKS[f"{self.task}-goal-observable"](seed=0)
         self._sim._freeze_rand_vec = False  # a random goal at each reset ...
         self._sim.seeded_rand_vec = True  # ... from the seed of that reset
         # Meta-World's own limit counts simulator steps; ours ends the episode before it

@@ -1,0 +1,32 @@
+"""What the environment tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python in the repository, with the given MUJOCO_GL."""
+
+    def run(*args: str, gl: str = "disabled", **more: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"MUJOCO_GL": gl, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)} | more
+        env.pop("PYOPENGL_PLATFORM", None)
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=REPO,
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+
+    return run
