@@ -87,10 +87,7 @@ def how_to_train(path: str | Path) -> str:
             )
         config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
         return f"python train_bc.py --config_path {config} {save}"
-    return (
-        "python train_bc.py --config_path release/cfgs/robomimic_bc/... or "
-        "python mw_main/train_bc_mw.py --dataset.path ..."
-    )
+    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
 
 
 def require_weights(path: str | Path, what: str) -> None:
@@ -101,24 +98,8 @@ def require_weights(path: str | Path, what: str) -> None:
 
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """A bare state_dict from a .pt file, on the CPU, read safely."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{what}: no file '{path}'; to make it: {_how_to_train(path)}")
+    require_weights(path, what)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _how_to_train(path: Path) -> str:
-    """The command that makes a missing BC checkpoint, as far as its path tells."""
-    folder = path.parent.as_posix()
-    task = re.match(r"path(\w+?)_num_data", path.parent.name)
-    if task:
-        return f"python mw_main/train_bc_mw.py --dataset.path {task[1]} --save_dir {folder}"
-    if "robomimic" in folder:
-        return (
-            f"python train_bc.py --config_path release/cfgs/robomimic_bc/{path.parent.name}.yaml "
-            f"--save_dir {folder}"
-        )
-    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 --save_dir {folder}"
 
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
