@@ -54,7 +54,8 @@ class MetaWorldEnv(SeededEnv):
         self.cfg = cfg
         self.task = task_id(cfg.task)
         # without a seed, its constructor would draw from numpy's global generator
-        self._sim: Any = TASKS[f"{self.task}-goal-observable"](seed=0)
+        constructors: dict[str, Any] = TASKS  # their types hide the seed argument
+        self._sim: Any = constructors[f"{self.task}-goal-observable"](seed=0)
         self._sim._freeze_rand_vec = False  # a random goal at each reset ...
         self._sim.seeded_rand_vec = True  # ... from the seed of that reset
         # Meta-World's own limit counts simulator steps; ours ends the episode before it
