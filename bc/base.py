@@ -10,6 +10,7 @@ from torch import nn
 
 from common_utils.ibrl_utils import require_key
 from common_utils.specs import ArraySpec, Obs
+from networks.fast import keep_freed_memory
 
 
 def batch_action(batch: Any) -> torch.Tensor:
@@ -23,6 +24,10 @@ class ExplicitPolicy(nn.Module, ABC):
 
     Subclasses say what they read (:meth:`input_specs`) and compute :meth:`forward`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        keep_freed_memory()
 
     @abstractmethod
     def input_specs(self) -> dict[str, ArraySpec]:

@@ -66,20 +66,24 @@ class ResNet96EncoderConfig:
     shallow: int = 0
 
 
-def scale_image(obs: torch.Tensor) -> torch.Tensor:
+def scale_image(obs: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
     """0..255 -> [-0.5, 0.5] float.
 
     Float images on the CPU are checked not to be scaled already (ValueError when their maximum
     is 5 or less); uint8 needs no check, and on a GPU looking would stall the queue.
+    channels_last: lay the result out so, on the CPU.
     """
+    layout = torch.contiguous_format
+    if channels_last and obs.device.type == "cpu":
+        layout = torch.channels_last
     if not obs.is_floating_point():
-        obs = obs.float()
-    elif obs.device.type == "cpu" and obs.numel() and float(obs.detach().max()) <= 5:
+        return obs.to(torch.float32, memory_format=layout).div_(255.0).sub_(0.5)
+    if obs.device.type == "cpu" and obs.numel() and float(obs.detach().max()) <= 5:
         raise ValueError(
             f"images must be 0..255, but the maximum of this float batch is "
             f"{float(obs.detach().max()):.3f}: was it scaled already?"
         )
-    return obs / 255.0 - 0.5
+    return (obs / 255.0 - 0.5).contiguous(memory_format=layout)
 
 
 class _ConvEncoder(nn.Module):
@@ -88,6 +92,8 @@ class _ConvEncoder(nn.Module):
     repr_dim: int
     num_patch: int
     patch_repr_dim: int
+    # A quarter faster for plain convolutions on the CPU, but slower with GroupNorm between them.
+    channels_last = False
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Scaled images [B, C, H, W] -> [B, dim, h, w]."""
@@ -107,7 +113,7 @@ class _ConvEncoder(nn.Module):
 
     def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
         """[B, C, H, W] in 0..255 -> [B, repr_dim], or [B, num_patch, patch_repr_dim]."""
-        h = self.features(scale_image(obs)).flatten(2)
+        h = self.features(scale_image(obs, self.channels_last)).flatten(2)
         return h.flatten(1) if flatten else h.transpose(1, 2)
 
 
@@ -134,7 +140,7 @@ class VitEncoder(nn.Module):
 
     def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
         """[B, C, S, S] in 0..255 -> [B, repr_dim], or [B, num_patch, embed_dim]."""
-        h = self.vit(scale_image(obs))
+        h = self.vit(scale_image(obs, channels_last=True))
         return h.flatten(1) if flatten else h
 
 
@@ -177,13 +183,14 @@ class DrQEncoder(_ConvEncoder):
     """Four 3 x 3 convolutions on 84 x 84 images (others are resized): 1225 patches of 32."""
 
     IMAGE_SIZE = 84
+    channels_last = True
 
     def __init__(self, obs_shape: Sequence[int]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(4):
             c_in, stride = (obs_shape[0], 2) if i == 0 else (32, 1)
-            layers += [nn.Conv2d(c_in, 32, kernel_size=3, stride=stride), nn.ReLU()]
+            layers += [nn.Conv2d(c_in, 32, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
         self.convnet = nn.Sequential(*layers)
         self.apply(orth_weight_init)
         self._measure(obs_shape)

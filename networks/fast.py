@@ -158,9 +158,12 @@ class Linear(nn.Linear):
 
 
 def _fits(*tensors: torch.Tensor | None) -> bool:
-    return kernels is not None and all(
-        t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
-    )
+    if kernels is None:
+        return False
+    for t in tensors:
+        if t is not None and not (t.is_cpu and t.dtype is torch.float32):
+            return False
+    return True
 
 
 def _address(t: torch.Tensor | None) -> int:
@@ -168,7 +171,9 @@ def _address(t: torch.Tensor | None) -> int:
 
 
 def _needs_graph(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 class _NormRelu(torch.autograd.Function):
@@ -222,7 +227,7 @@ class _NormRelu(torch.autograd.Function):
             base + 4 * width if base else 0,
             torch.get_num_threads(),
         )
-        dgamma, dbeta = dnorm if dnorm is not None else (None, None)
+        dgamma, dbeta = (None, None) if dnorm is None else (dnorm[0], dnorm[1])
         return dx, dbias, dgamma, dbeta, None, None
 
 

@@ -33,7 +33,7 @@ class PatchEmbed2(nn.Module):
         self.embed = nn.Sequential(
             nn.Conv2d(in_channels, embed_dim, kernel_size=8, stride=4),
             nn.GroupNorm(embed_dim, embed_dim) if use_norm else nn.Identity(),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(embed_dim, embed_dim, kernel_size=3, stride=2),
         )
         side = ((image_size - 8) // 4 + 1 - 3) // 2 + 1

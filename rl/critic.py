@@ -210,6 +210,11 @@ def _runs(members: Sequence[int]) -> list[slice]:
     return runs
 
 
+def _part(x: torch.Tensor, run: slice) -> torch.Tensor:
+    """x[run]; x itself when that is all of it, so that its gradient is not copied either."""
+    return x if run == slice(0, x.size(0)) else x[run]
+
+
 class MultiFcQ(nn.Module):
     """Ensemble of num_q state critics, evaluated together or in part."""
 
@@ -272,13 +277,14 @@ class MultiFcQ(nn.Module):
         for i, (linear, norm, drop) in enumerate(self._hidden):
             if self.cfg.append_action and i > 0:
                 x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
-            x = fast.ensemble_matmul(x, linear.weights[run])
+            x = fast.ensemble_matmul(x, _part(linear.weights, run))
             p = drop.p if drop is not None and drop.training else 0.0
-            x = fast.norm_relu(x, norm, linear.biases[0, run], p)
+            x = fast.norm_relu(x, norm, _part(linear.biases.squeeze(0), run), p)
         if self.cfg.append_action:
             x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
         (last,) = self._last
-        return fast.ensemble_matmul(x, last.weights[run]) + last.biases[0, run].unsqueeze(1)
+        bias = _part(last.biases.squeeze(0), run).unsqueeze(1)
+        return fast.ensemble_matmul(x, _part(last.weights, run)) + bias
 
     def sample_members(self, rng: np.random.Generator) -> list[int]:
         """num_k member indices, without replacement (all of them when num_k == num_q)."""

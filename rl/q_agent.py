@@ -35,6 +35,7 @@ from networks.encoder import (
     VitEncoder,
     VitEncoderConfig,
 )
+from networks.fast import keep_freed_memory
 from networks.normalizer import Normalizer
 from rl.actor import Actor, ActorConfig, FcActor, FcActorConfig
 from rl.critic import Critic, CriticConfig, MultiFcQ, MultiFcQConfig
@@ -131,6 +132,7 @@ class QAgent(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         self._shapes = (use_state, tuple(obs_shape), tuple(prop_shape), action_dim, rl_camera)
         self.use_state = bool(use_state)
         self.rl_camera = rl_camera
