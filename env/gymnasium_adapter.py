@@ -76,7 +76,8 @@ class GymnasiumEnv(SeededEnv):
         code of one's own.
         """
         self = cls.__new__(cls)
-        made = env() if not hasattr(env, "step") else env
+        # a class has a step too
+        made = env() if isinstance(env, type) or not hasattr(env, "step") else env
         self._open(cfg, lambda _: made)  # type: ignore[arg-type, return-value]
         return self
 

@@ -1,0 +1,85 @@
+"""Scripted demonstrations: real episodes in the documented layout."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from common_utils.run_config import ConfigError
+from env.core import EnvError
+from env.factory import EnvConfig, make_env
+from mw_main.generate_metaworld_dataset import MainConfig, MetaWorldEnvConfig, generate
+
+
+def config(folder, task: str = "CoffeePush", **options) -> MainConfig:
+    env_cfg = MetaWorldEnvConfig(
+        env_name=task, frame_stack=1, end_on_success=1, camera_names=[], device="cpu"
+    )
+    return MainConfig(output_path=str(folder), env_cfg=env_cfg, **options)
+
+
+def test_layout_lengths_and_replay(tmp_path):
+    path = generate(config(tmp_path, num_episodes=2, seed=1))
+    assert path == tmp_path / "dataset.hdf5"
+    stored = json.loads((tmp_path / "env_cfg.json").read_text())
+    assert stored["env_name"] == "CoffeePush" and stored["env_kwargs"]["action_repeat"] == 2
+    task = EnvConfig(suite="metaworld", task="CoffeePush", use_state=1, action_repeat=2)
+    env = make_env(task)
+    with h5py.File(path) as file:
+        assert sorted(file["data"]) == ["demo_0", "demo_1"]
+        assert json.loads(file["data"].attrs["env_args"]) == stored
+        total = 0
+        for demo in file["data"].values():
+            length = demo.attrs["num_samples"]
+            total += length
+            assert 20 <= length <= 40
+            shapes = {k: demo[k].shape for k in ("actions", "states", "obs/prop", "obs/state")}
+            assert shapes == {
+                "actions": (length, 4),
+                "states": (length, 39),
+                "obs/prop": (length, 4),
+                "obs/state": (length, 39),
+            }
+            assert demo["rewards"].dtype == np.float64 and demo["dones"].dtype == np.int64
+            np.testing.assert_array_equal(demo["rewards"], [0.0] * (length - 1) + [1.0])
+            np.testing.assert_array_equal(demo["dones"], [0] * (length - 1) + [1])
+            # what is stored is what the environment does for that seed and those actions
+            obs, _ = env.reset(seed=int(demo.attrs["seed"]))
+            for state, action in zip(demo["obs/state"], demo["actions"], strict=True):
+                np.testing.assert_array_equal(obs["state"], state)
+                obs, *_, info = env.step(action)
+            assert info["success"]
+        assert file["data"].attrs["total"] == total
+    env.close()
+
+
+def test_seeds_noise_and_overwriting(tmp_path):
+    def recorded(name: str, **options) -> np.ndarray:
+        with h5py.File(generate(config(tmp_path / name, **options))) as file:
+            return file["data/demo_0/actions"][:]
+
+    first = recorded("a", seed=3)
+    np.testing.assert_array_equal(recorded("b", seed=3), first)
+    other = recorded("c", seed=4)
+    assert other.shape != first.shape or (other != first).any()
+    noisy = recorded("d", seed=3, action_noise=0.1)
+    assert np.abs(noisy).max() <= 1.0 and (noisy[:5] != first[:5]).any()
+    with pytest.raises(ConfigError, match="exists; --overwrite 1 replaces it"):
+        generate(config(tmp_path / "a"))
+    np.testing.assert_array_equal(recorded("a", seed=4, overwrite=1), other)
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_only_successes_are_kept_and_hopeless_settings_are_told(tmp_path):
+    hopeless = config(tmp_path)
+    hopeless.env_cfg.episode_length = 5
+    with pytest.raises(ConfigError, match=r"20 of 20 scripted episodes of CoffeePush failed"):
+        generate(hopeless)
+    assert not (tmp_path / "dataset.hdf5").exists()
+    with pytest.raises(EnvError, match="no task 'Tea'"):
+        generate(config(tmp_path, task="Tea"))
+    with pytest.raises(ConfigError, match="save_gifs: 1 needs a camera"):
+        generate(config(tmp_path, save_gifs=1))
