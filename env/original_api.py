@@ -74,7 +74,8 @@ class OriginalApi:
         self, action: torch.Tensor | np.ndarray
     ) -> tuple[dict[str, torch.Tensor], float, bool, bool, dict[str, np.ndarray]]:
         """One action [A], or several [n, A] played open loop until the episode ends."""
-        actions = np.atleast_2d(np.asarray(action, np.float32))
+        array = action if isinstance(action, np.ndarray) else action.detach().cpu().numpy()
+        actions = np.atleast_2d(np.asarray(array, np.float32))
         total, success, terminal = 0.0, False, False
         for single in actions:
             obs, reward, terminated, truncated, info = self.env.step(single)
