@@ -29,6 +29,10 @@ void terminate_all() {
   for (Sampler* s : samplers) s->terminate();
 }
 
+void after_fork_in_child() {
+  for (Sampler* s : live_samplers()) s->after_fork_in_child();
+}
+
 class OwnedSampler {
  public:
   OwnedSampler(std::vector<std::shared_ptr<Replay>> replays, int prefetch, int num_threads, bool episodes)
@@ -519,5 +523,7 @@ PYBIND11_MODULE(rela, m) {
       });
 
   m.def("_terminate_all", &terminate_all);
+  m.def("_after_fork_in_child", &after_fork_in_child);
   py::module_::import("atexit").attr("register")(m.attr("_terminate_all"));
+  py::module_::import("os").attr("register_at_fork")(py::arg("after_in_child") = m.attr("_after_fork_in_child"));
 }

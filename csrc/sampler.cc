@@ -1,7 +1,5 @@
 #include "sampler.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -79,16 +77,10 @@ void Pool::put(std::unique_ptr<Block> block) {
 
 void Team::start() {
   stopping_ = false;
-  pid_ = getpid();
   for (int i = 0; i < helpers_wanted_; ++i) helpers_.emplace_back([this] { help(); });
 }
 
 void Team::stop() {
-  if (pid_ != 0 && pid_ != getpid()) {  // threads do not survive a fork: nothing to wake or join
-    for (std::thread& t : helpers_) t.detach();
-    helpers_.clear();
-    return;
-  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
@@ -96,6 +88,14 @@ void Team::stop() {
   wake_.notify_all();
   for (std::thread& t : helpers_) t.join();
   helpers_.clear();
+}
+
+void Team::after_fork_in_child() {
+  new (&busy_) std::mutex;
+  new (&mutex_) std::mutex;
+  new (&wake_) std::condition_variable;
+  new (&done_) std::condition_variable;
+  new (&helpers_) std::vector<std::thread>;  // the old one is leaked: its threads cannot be joined
 }
 
 void Team::help() {
@@ -124,7 +124,6 @@ void Team::work() {
 void Team::run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   const std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
   if (!busy || helpers_wanted_ < 1 || n <= grain) return body(0, n);
-  if (pid_ != 0 && pid_ != getpid()) return body(0, n);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_) return body(0, n);
@@ -169,13 +168,7 @@ Sampler::Sampler(std::vector<std::shared_ptr<Replay>> replays, int depth, int nu
 
 Sampler::~Sampler() { terminate(); }
 
-bool Sampler::forked() const { return pid_ != 0 && pid_ != getpid(); }
-
 void Sampler::terminate() {
-  if (forked()) {
-    if (thread_.joinable()) thread_.detach();
-    return team_.stop();
-  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
@@ -184,6 +177,19 @@ void Sampler::terminate() {
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
   team_.stop();
+}
+
+void Sampler::after_fork_in_child() {
+  for (Replay* r : lock_order_) {
+    new (&r->call_mutex) std::mutex;
+    new (&r->data_mutex) std::shared_mutex;  // a thread that is gone may have held it
+  }
+  new (&mutex_) std::mutex;
+  new (&wake_) std::condition_variable;
+  new (&done_) std::condition_variable;
+  new (&thread_) std::thread;
+  drop_queue();
+  team_.after_fork_in_child();
 }
 
 void Sampler::drop_queue() {
@@ -270,7 +276,7 @@ JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
   }
 
   JobPtr job;
-  if (depth_ > 0 && !forked()) {
+  if (depth_ > 0) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!ahead_.empty() && still_valid(*ahead_.front(), batches)) {
       job = ahead_.front();
@@ -289,7 +295,7 @@ JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
       mine = true;
     }
   }
-  if (depth_ > 0 && !forked()) top_up(batches, *job);
+  if (depth_ > 0) top_up(batches, *job);
   if (mine) {
     gather(*job, false);
   } else {
@@ -316,7 +322,6 @@ void Sampler::top_up(const std::vector<int64_t>& batches, const Job& last) {
 }
 
 void Sampler::start_worker() {
-  pid_ = getpid();
   thread_ = std::thread([this] { worker(); });
 }
 

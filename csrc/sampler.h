@@ -52,6 +52,7 @@ class Team {
   ~Team() { stop(); }
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
   void stop();
+  void after_fork_in_child();
 
  private:
   void start();
@@ -63,7 +64,6 @@ class Team {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> helpers_;
-  long pid_ = 0;
   bool stopping_ = false;
   uint64_t generation_ = 0;
   int active_ = 0;
@@ -106,6 +106,8 @@ class Sampler {
   JobPtr collect(Rows rows, Shape lead);
   // Stops all threads; sampling goes on without them.
   void terminate();
+  // Threads do not survive a fork: forget them and their locks, start afresh when needed.
+  void after_fork_in_child();
   Pool& pool() { return *pool_; }
   int depth() const { return depth_; }
 
@@ -117,7 +119,6 @@ class Sampler {
   void drop_queue();
   void start_worker();
   void worker();
-  bool forked() const;
 
   std::vector<std::shared_ptr<Replay>> replays_;
   std::vector<Replay*> lock_order_;
@@ -130,7 +131,6 @@ class Sampler {
   std::condition_variable wake_, done_;
   std::deque<JobPtr> ahead_;  // in the order they will be asked for
   std::thread thread_;
-  long pid_ = 0;
   bool stopping_ = false;
 };
 
