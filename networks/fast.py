@@ -158,12 +158,9 @@ class Linear(nn.Linear):
 
 
 def _fits(*tensors: torch.Tensor | None) -> bool:
-    if kernels is None:
-        return False
-    for t in tensors:
-        if t is not None and not (t.is_cpu and t.dtype is torch.float32):
-            return False
-    return True
+    return kernels is not None and all(
+        t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors
+    )
 
 
 def _address(t: torch.Tensor | None) -> int:

@@ -1,0 +1,216 @@
+"""What an update, an action and a BC step cost, for every released configuration.
+
+    python -m benchmarks.update [--case NAME] [--repeat N] [--json FILE]
+
+Agents and policies are built from ``release/cfgs`` and fed random batches of the sizes that the
+tasks give, so that neither simulator nor data are needed. Batches carry the BC action of the
+next observation, as those of the replay do; acting includes the BC policy.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bc.base import ExplicitPolicy
+from bc.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
+from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from benchmarks import common
+from common_utils import run_config
+from common_utils.specs import Batch, Obs
+from networks.fast import gemm_backend, kernels
+from rl.q_agent import QAgent
+from train_bc import MainConfig as BcConfig
+from train_rl import MainConfig
+
+CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs"
+IMAGE = (3, 96, 96)
+
+# Process CPU ms of the original programs on one thread of a Zen 5 core (docs/performance.md):
+# critic update, critic and actor update, act.
+REFERENCE = {
+    "robomimic_rl/can_ibrl": (8076.0, 9944.0, 30.6),
+    "robomimic_rl/can_state_ibrl": (517.0, 790.0, 5.9),
+    "small_state": (45.0, 72.0, 0.62),
+    "metaworld/ibrl_basic": (4273.0, 4612.0, 27.0),
+}
+# RLPD's JAX program on the same sizes: per critic update, and critic, actor and temperature.
+JAX_REFERENCE = {"robomimic_rl/can_state_ibrl": (203.1, 283.8), "small_state": (13.2, 21.0)}
+BC_REFERENCE = {"robomimic_bc/can": 4118.0, "robomimic_bc/can_state": 61.0}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One step of a task: widths of proprioception, state and action."""
+
+    prop: int
+    state: int
+    action: int
+
+
+ROBOMIMIC = Sizes(prop=9, state=23, action=7)
+METAWORLD = Sizes(prop=4, state=39, action=4)
+
+
+def config_of(case: str) -> MainConfig:
+    """The configuration of a case: a file under release/cfgs, or the small state agent."""
+    if case != "small_state":
+        return run_config.load(MainConfig, CFGS / f"{case}.yaml")
+    cfg = run_config.load(MainConfig, CFGS / "robomimic_rl" / "can_state_ibrl.yaml")
+    cfg.q_agent.act_method = "ibrl"
+    cfg.q_agent.state_critic.hidden_dim = cfg.q_agent.state_actor.hidden_dim = 256
+    cfg.num_critic_update = 1
+    return cfg
+
+
+def rl_cases() -> list[str]:
+    """Every released RL configuration; "small_state" has a reference figure but no file."""
+    found = sorted([*CFGS.glob("robomimic_rl/*.yaml"), *CFGS.glob("metaworld/*.yaml")])
+    return ["small_state", *(str(p.relative_to(CFGS).with_suffix("")) for p in found)]
+
+
+def bc_cases() -> list[str]:
+    """Every released BC configuration."""
+    return [str(p.relative_to(CFGS).with_suffix("")) for p in sorted(CFGS.glob("*_bc/*.yaml"))]
+
+
+def sizes_of(case: str) -> Sizes:
+    """The task's sizes; the small state agent has Meta-World's state and 7-dim actions."""
+    if case == "small_state":
+        return Sizes(prop=9, state=13, action=7)  # x 3 steps = 39
+    return METAWORLD if case.startswith("metaworld") else ROBOMIMIC
+
+
+def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]]:
+    """An agent on the CPU with its BC policy, and a maker of random observation batches."""
+    sizes, q_cfg = sizes_of(case), cfg.q_agent
+    q_cfg.device = "cpu"
+    camera = cfg.rl_camera
+    prop, state = (sizes.prop * cfg.prop_stack,), (sizes.state * cfg.state_stack,)
+    shape = state if cfg.use_state else IMAGE
+    agent = QAgent(cfg.use_state, shape, prop, sizes.action, camera, q_cfg)
+
+    def obs(n: int) -> Obs:
+        if cfg.use_state:
+            return {"state": torch.randn(n, *state)}
+        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
+        return {camera: image, "prop": torch.randn(n, *prop)}
+
+    if q_cfg.act_method != "rl":
+        policy: ExplicitPolicy
+        if cfg.use_state:
+            width = q_cfg.state_actor.hidden_dim
+            policy = StateBcPolicy(state, sizes.action, StateBcPolicyConfig(hidden_dim=width))
+        elif case.startswith("metaworld"):
+            policy = MwBcPolicy(IMAGE, prop, sizes.action, camera=camera)
+        else:
+            policy = BcPolicy(IMAGE, prop, sizes.action, [camera])
+        agent.add_bc_policy(policy)
+    return agent, obs
+
+
+def make_batch(agent: QAgent, obs: Callable[[int], Obs], n: int) -> Batch:
+    """Random transitions."""
+
+    def actions(*shape: int) -> torch.Tensor:
+        return 2 * torch.rand(*shape, agent.action_dim) - 1
+
+    k = agent.num_bc_action
+    return Batch(
+        obs=obs(n),
+        next_obs=obs(n),
+        action=actions(n),
+        reward=torch.rand(n),
+        bootstrap=torch.full((n,), 0.97),
+        bc_action=actions(n, k) if k else None,
+        next_bc_action=actions(n, k) if k else None,
+    )
+
+
+def bench_agent(report: common.Report, case: str, timing: dict[str, Any]) -> None:
+    """Critic update, critic and actor update, act of one RL configuration."""
+    cfg = config_of(case)
+    torch.manual_seed(0)
+    agent, obs = make_agent(case, cfg)
+    batch = make_batch(agent, obs, cfg.batch_size)
+    extra: dict[str, Any] = {}
+    if cfg.add_bc_loss:
+        extra = {"bc_batch": batch, "ref_agent": agent.reference_copy()}
+    reference = REFERENCE.get(case, (None, None, None))
+    jax = JAX_REFERENCE.get(case, (None, None))
+    for actor, name in ((False, "critic update"), (True, "critic + actor update")):
+        update = partial(agent.update, batch, 0.1, actor, **extra)
+        t = common.measure(update, **timing)
+        report.add_timing(f"{case}: {name}", t, reference[int(actor)])
+        if jax[0] is not None:
+            report.add(f"{case}: {name}, RLPD in JAX", "cpu_time", t.cpu_ms, "ms", jax[int(actor)])
+    agent.eval()
+    one = {k: v[0] for k, v in obs(1).items()}
+    report.add_timing(
+        f"{case}: act", common.measure(lambda: agent.act(one, stddev=0.1), **timing), reference[2]
+    )
+
+
+def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
+    """One gradient step of a BC configuration: loss, backward, clip, Adam."""
+    cfg = run_config.load(BcConfig, CFGS / f"{case}.yaml")
+    torch.manual_seed(0)
+    sizes, n = sizes_of(case), cfg.batch_size
+    policy: ExplicitPolicy
+    if cfg.dataset.use_state:
+        shape = (sizes.state * cfg.dataset.state_stack,)
+        policy = StateBcPolicy(shape, sizes.action, cfg.state_policy)
+        obs = {"state": torch.randn(n, *shape)}
+    else:
+        camera, prop = cfg.dataset.rl_camera, (sizes.prop * cfg.dataset.prop_stack,)
+        policy = BcPolicy(IMAGE, prop, sizes.action, [camera], cfg.policy)
+        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
+        obs = {camera: image, "prop": torch.randn(n, *prop)}
+    batch = Namespace(obs=obs, action={"action": 2 * torch.rand(n, sizes.action) - 1})
+    opt = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+
+    def step() -> None:
+        opt.zero_grad(set_to_none=True)
+        policy.loss(batch).backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), cfg.grad_clip)
+        opt.step()
+
+    report.add_timing(f"{case}: step", common.measure(step, **timing), BC_REFERENCE.get(case))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--case", action="append", help="only these (shell pattern, may be repeated)"
+    )
+    parser.add_argument("--repeat", type=int, help="repeats whose median is taken (default 5)")
+    args = parser.parse_args(argv)
+    if args.repeat is not None and args.repeat < 1:
+        parser.error(f"--repeat must be at least 1, got {args.repeat}")
+    timing = common.timing_options(args)
+    if args.repeat is not None:
+        timing["repeats"] = args.repeat
+    jobs = [(c, bench_agent) for c in rl_cases()] + [(c, bench_bc) for c in bc_cases()]
+    if args.case:
+        jobs = [j for j in jobs if any(fnmatch.fnmatch(j[0], f"*{p}*") for p in args.case)]
+        if not jobs:
+            parser.error(f"--case: none of {rl_cases() + bc_cases()} matches {args.case}")
+    report = common.start(args)
+    isa = kernels.isa() if kernels is not None else "not built"
+    print(f"matrix products: {gemm_backend()}; fused kernels: {isa}; batch 256 unless configured")
+    for case, bench in jobs:
+        bench(report, case, timing)
+    report.write(args.json)
+
+
+if __name__ == "__main__":
+    main()
