@@ -75,6 +75,9 @@ _setup_venv() { # creates or repairs .venv
     [ -e "$_root/.venv" ] && _setup_say "$_root/.venv is broken or was moved: making it anew"
     _setup_say "creating $_root/.venv with $("$python" --version 2>&1)"
     "$python" -m venv --clear "$_root/.venv" || _setup_fail "$python -m venv failed"
+    # the pip that Python 3.10 brings along takes many minutes to choose among versions
+    "$_root/.venv/bin/python" -m pip install -q --disable-pip-version-check --retries 1 \
+        --upgrade 'pip>=24' 2>/dev/null || _setup_say "could not upgrade pip, going on with the old one"
 }
 
 _setup_requirements() {
