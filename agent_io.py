@@ -10,7 +10,7 @@ from bc.loader import DatasetError, how_to_make
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
-from policy_io import load_weights, require_weights
+from policy_io import load_weights, put_weights, require_weights
 from rl.q_agent import QAgent
 
 if TYPE_CHECKING:
@@ -101,6 +101,6 @@ def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
         weights |= {
             "critic_target." + k[7:]: v for k, v in fresh.items() if k.startswith("critic.")
         }
-    agent.load_state_dict(weights)
+    put_weights(agent, weights, path, "load_pretrained_agent")
     # a checkpoint of pretraining holds the actor's target as it was before (sync_actor_target)
     agent.finish_pretraining()

@@ -99,7 +99,26 @@ def require_weights(path: str | Path, what: str) -> None:
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """A bare state_dict from a .pt file, on the CPU, read safely."""
     require_weights(path, what)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+        raise ConfigError(f"{what}: '{path}' is no readable weight file: {error}") from error
+    if not isinstance(weights, dict):
+        raise ConfigError(f"{what}: '{path}' holds a {type(weights).__name__}, not a state_dict")
+    return weights
+
+
+def put_weights(
+    module: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, what: str
+) -> None:
+    """``module.load_state_dict``, all keys and shapes exact; ConfigError naming the file."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{what}: '{path}' does not fit the {type(module).__name__} its config describes: "
+            f"{error}"
+        ) from error
 
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,14 @@ from env.core import Env, EnvError
 from env.factory import EnvConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
-from policy_io import build_policy, fill_in, infer_shapes, load_weights, metaworld_names
+from policy_io import (
+    build_policy,
+    fill_in,
+    infer_shapes,
+    load_weights,
+    metaworld_names,
+    put_weights,
+)
 
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = ("resume", "num_epoch", "use_wb", "mp_eval", "num_eval_worker")
@@ -180,7 +187,7 @@ def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[Explicit
     if not cfg.action_dim:
         infer_shapes(cfg, weights)
     policy = build_policy(cfg)
-    policy.load_state_dict(weights)
+    put_weights(policy, weights, weight_file, "weight_file")
     return policy.to(resolve_device(device)).eval(), cfg
 
 
@@ -215,7 +222,8 @@ class Workspace:
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
         if cfg.load_model != "none":
-            self.policy.load_state_dict(load_weights(cfg.load_model, "load_model"))
+            weights = load_weights(cfg.load_model, "load_model")
+            put_weights(self.policy, weights, cfg.load_model, "load_model")
         elif isinstance(self.policy, StateBcPolicy) and self.policy.normalizer is not None:
             every = data.batch_at(torch.arange(data.num_steps).numpy())
             self.policy.normalizer.fit(every.obs["state"])
@@ -335,7 +343,7 @@ class Workspace:
         if not cfg.evaluates or not cfg.num_final_episode or best is None:
             return
         policy = copy.deepcopy(self.policy)
-        policy.load_state_dict(load_weights(best, "best checkpoint"))
+        put_weights(policy, load_weights(best, "best checkpoint"), best, "best checkpoint")
         result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED, policy.eval())
         self.scores["best_ckpt_score"] = result.success_rate
         self.log.log(self.step, {"score/best_ckpt_score": result.success_rate})

@@ -44,7 +44,7 @@ from env.core import Env, EnvError
 from env.factory import EnvConfig, GymConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
-from policy_io import load_weights
+from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent, QAgentConfig
 from rl.replay import ReplayBuffer
 
@@ -188,6 +188,11 @@ class MainConfig(RunConfig):
                     f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
                     "and preload_datapath"
                 )
+        if self.q_agent.norm_state and self.preload_num_data == 0:
+            raise ValueError(
+                "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
+                "preload_num_data and preload_datapath"
+            )
         if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
             raise ValueError(
                 f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
@@ -639,7 +644,7 @@ def load_model(weight_file: str, device: str = "auto") -> tuple[QAgent, Env, dic
     env_cfg = rl_env_config(cfg, bc_cameras)
     env = make_env(env_cfg)
     agent = build_agent(cfg, env.spec, bc_policies)
-    agent.load_state_dict(weights)
+    put_weights(agent, weights, weight_file, "weight_file")
     return agent.eval(), env, asdict(env_cfg)
 
 

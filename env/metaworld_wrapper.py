@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_utils.gl import load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
 from env.core import EnvError, ObsDict
 from env.original_api import OriginalApi
@@ -49,6 +50,7 @@ class MetaWorldEnv(SeededEnv):
     """
 
     def __init__(self, cfg: EnvConfig) -> None:
+        load_triton_before_mesa(rendering=bool(cfg.cameras))
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as TASKS
 
         self.cfg = cfg
@@ -100,6 +102,8 @@ class MetaWorldEnv(SeededEnv):
         """uint8 [size, size, 3], upright."""
         from env.rendering import Renderer
 
+        if self._blind:
+            return np.zeros((size, size, 3), np.uint8)
         if size not in self._renderers:
             quality = self.cfg.render_quality
             self._renderers[size] = Renderer(self._sim.model, size, size, quality)

@@ -18,6 +18,9 @@ class SeededEnv(Env):
     _seed: int | None = None
     _actions: list[list[float]]
     _running = False
+    # while an episode is played again: leave out what only costs time (pictures of steps
+    # that are in no stack of the last observation)
+    _blind = False
 
     def _begin(self, seed: int) -> int:
         """A new episode starts; returns its seed, checked."""
@@ -57,7 +60,14 @@ class SeededEnv(Env):
         if state["seed"] is None:
             self._seed, self._running = None, False
             return None
-        obs, _ = self.reset(seed=state["seed"])
-        for action in state["actions"]:
-            obs = self.step(np.array(action, np.float64))[0]
+        actions = state["actions"]
+        stack = max(s.stack for s in self.spec.observations.values())
+        self._blind = len(actions) >= stack
+        try:
+            obs, _ = self.reset(seed=state["seed"])
+            for i, action in enumerate(actions, start=1):
+                self._blind = i <= len(actions) - stack
+                obs = self.step(np.array(action, np.float64))[0]
+        finally:
+            self._blind = False
         return obs
