@@ -9,6 +9,9 @@ libraries change.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -85,6 +88,19 @@ def best_backend(use_cache: bool = True) -> str:
     except OSError:
         pass  # a read-only checkout only costs the probe each time
     return found
+
+
+def load_triton_before_mesa(rendering: bool = False) -> None:
+    """Call before OpenGL libraries are loaded: with ``MUJOCO_GL=osmesa`` before mujoco is
+    imported, else before a context is made (``rendering``).
+
+    torch imports triton when an optimiser is made, and triton's LLVM crashes the process if
+    Mesa's (the software renderer) was loaded before it; the other order is harmless.
+    """
+    needed = rendering or os.environ.get("MUJOCO_GL") == "osmesa"
+    if needed and importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
 
 
 if __name__ == "__main__":

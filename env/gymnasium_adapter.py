@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common_utils.gl import best_backend
+from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
@@ -84,10 +84,9 @@ class GymnasiumEnv(SeededEnv):
     def _open(self, cfg: EnvConfig, make: Callable[[str | None], gymnasium.Env]) -> None:
         self.cfg, self._make = cfg, make
         # pictures cost, and may need GL: only where they are asked for
-        pictures = RENDER in cfg.cameras or cfg.record_images
+        pictures = RENDER in cfg.cameras or bool(cfg.record_images)
+        load_triton_before_mesa(rendering=pictures)
         self._sim: Any = make("rgb_array" if pictures else None)
-        if pictures:
-            _choose_gl()
         self._action_low, self._action_high = self._action_bounds()
         spaces = self._spaces()
         self._state_keys = self._state_names(spaces) if cfg.use_state else []
@@ -97,6 +96,8 @@ class GymnasiumEnv(SeededEnv):
         self._stackers = {k: Stacker(s.stack) for k, s in self.spec.observations.items()}
         self._raw: Mapping[str, np.ndarray] = {}
         self._success_seen = False
+        if pictures:
+            self._first_picture()  # no GL: say so now
 
     # ------------------------------------------------------------------- spaces
 
@@ -198,7 +199,11 @@ class GymnasiumEnv(SeededEnv):
         """uint8 [H, W, 3] at the environment's own size."""
         if camera != RENDER:
             return self._raw[camera]
+        # gymnasium's MuJoCo viewers each have a GL context, but select it only when made
+        viewer = getattr(getattr(self._sim.unwrapped, "mujoco_renderer", None), "viewer", None)
         try:
+            if viewer is not None:
+                viewer.make_context_current()
             picture = self._sim.render()
         except Exception as error:  # whatever its renderer raises
             raise EnvError(
@@ -232,12 +237,21 @@ class GymnasiumEnv(SeededEnv):
     def _start_rendering(self) -> None:
         episode = self.state_dict()
         sim = self._make("rgb_array")
-        _choose_gl()
         if sim is not self._sim:
             self._sim.close()
             self._sim = sim
-            self.load_state_dict(episode)
+        self._first_picture()
+        self.load_state_dict(episode)
+
+    def _first_picture(self) -> None:
+        """Gymnasium's MuJoCo camera looks for good at the middle of what it first sees: let that
+        be the same in every environment, whatever it plays first.
+        """
         self._check_render()
+        load_triton_before_mesa(rendering=True)
+        _choose_gl()
+        self._sim.reset(seed=0)
+        self._picture(RENDER)
 
     # ------------------------------------------------------------------ episode
 

@@ -8,15 +8,12 @@ created at the first picture, never at import, so that worker processes make the
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import os
 from typing import Any
 
 import numpy as np
 
-from common_utils.gl import APT_LINE, BACKENDS, best_backend
+from common_utils.gl import APT_LINE, BACKENDS, best_backend, load_triton_before_mesa
 from env.core import EnvError
 
 _context: Any = None
@@ -49,17 +46,8 @@ def _shared_context() -> Any:
     return _context
 
 
-def _load_triton_first() -> None:
-    """torch imports triton when an optimiser is made, and triton's LLVM crashes the process if
-    Mesa's (the software renderer) was loaded before it; the other order is harmless.
-    """
-    if importlib.util.find_spec("triton") is not None:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("triton._C.libtriton")
-
-
 def _open(backend: str) -> Any:
-    _load_triton_first()
+    load_triton_before_mesa(rendering=True)
     # imported by name: mujoco.GLContext is fixed by MUJOCO_GL when mujoco is first imported
     if backend == "egl":
         from mujoco.egl import GLContext
