@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import h5py
+import imageio.v2 as imageio
 import numpy as np
 import pytest
+import torch
 
+from bc.dataset import read_demos
+from common_utils.gl import best_backend
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.factory import EnvConfig, make_env
@@ -83,3 +87,44 @@ def test_only_successes_are_kept_and_hopeless_settings_are_told(tmp_path):
         generate(config(tmp_path, task="Tea"))
     with pytest.raises(ConfigError, match="save_gifs: 1 needs a camera"):
         generate(config(tmp_path, save_gifs=1))
+
+
+@pytest.mark.skipif(
+    best_backend() == "disabled", reason="no OpenGL back end renders on this machine"
+)
+def test_pictures_and_videos(python, tmp_path):
+    command = [
+        "mw_main/generate_metaworld_dataset.py",
+        f"--output_path={tmp_path}",
+        "--env_cfg.env_name=CoffeePush",
+        "--env_cfg.frame_stack=2",
+        "--env_cfg.rl_image_size=48",
+        "--env_cfg.end_on_success=1",
+        "--env_cfg.render_quality=fast",
+        "--save_gifs=1",
+        "--add_modem_format=1",
+    ]
+    done = python(*command, gl=best_backend())
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "dataset.hdf5") as file:
+        images = file["data/demo_0/obs/corner2_image"][:]
+        prop = file["data/demo_0/obs/prop"][:]
+    assert images.dtype == np.uint8 and images.shape == (len(prop), 6, 48, 48)
+    assert not images[0, 3:].any(), "newest first, zeros before the start"
+    np.testing.assert_array_equal(images[1:, 3:], images[:-1, :3])
+    for suffix in ("gif", "mp4"):
+        frames = imageio.mimread(tmp_path / f"episode_0.{suffix}", memtest=False)
+        assert len(frames) == len(images) and frames[0].shape[:2] == (224, 224)
+    episode = torch.load(tmp_path / "episode_0.pt", weights_only=True)
+    assert episode["actions"].shape == (len(prop), 4)
+
+
+def test_the_readers_of_bc_and_rl_take_it(tmp_path):
+    path = generate(config(tmp_path, num_episodes=2))
+    demos = list(read_demos(path, use_state=True))
+    assert len(demos) == 2
+    with h5py.File(path) as file:
+        for i, demo in enumerate(demos):
+            stored = file[f"data/demo_{i}"]
+            np.testing.assert_array_equal(demo.observations["state"], stored["obs/state"])
+            np.testing.assert_array_equal(demo.actions, stored["actions"])

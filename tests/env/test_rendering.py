@@ -17,8 +17,9 @@ import numpy as np
 from env.factory import EnvConfig, make_env
 
 def make(task, size=64, **options):
-    options = {"cameras": ["corner2"], "rl_image_size": size, "image_size": size} | options
-    env = make_env(EnvConfig(suite="metaworld", task=task, render_quality="fast", **options))
+    options = {"cameras": ["corner2"], "rl_image_size": size, "image_size": size,
+               "render_quality": "fast", **options}
+    env = make_env(EnvConfig(suite="metaworld", task=task, **options))
     env.reset(seed=3)
     return env
 """
@@ -127,3 +128,62 @@ def test_unknown_camera_names_the_cameras(python):
     )
     done = python("-c", code, gl=best_backend())
     assert "camera 'corner9' does not exist; this model has topview, corner, corner2" in done.stdout
+
+
+REFERENCE = (
+    HEAD
+    + """
+import time
+import mujoco
+
+fast, faithful = make("Assembly"), make("Assembly", render_quality="faithful")
+def cpu(env):
+    env.render()
+    start = time.process_time()
+    for _ in range(5):
+        env.render()
+    return time.process_time() - start
+samples = [next(iter(e._renderers.values()))._context.offSamples for e in (fast, faithful)]
+own = faithful.render()
+model, data = faithful._sim.model, faithful._sim.data
+theirs = mujoco.Renderer(model, 64, 64)
+theirs.update_scene(data, camera="corner2")
+reference = theirs.render()[::-1, ::-1]  # this camera hangs upside down
+assert np.array_equal(faithful.render(), own), "another program's renderer disturbed ours"
+np.savez(sys.argv[1], samples=samples, times=[cpu(fast), cpu(faithful)], own=own,
+         fast=fast.render(), reference=reference, model=model.vis.quality.offsamples)
+"""
+)
+
+
+def test_faithful_is_mujocos_own_picture_and_fast_is_cheaper(python, tmp_path):
+    seen = run(python, tmp_path, REFERENCE, best_backend())
+    np.testing.assert_array_equal(seen["own"], seen["reference"])
+    assert seen["samples"][0] == 0 and seen["model"] > 0, "the model keeps its setting"
+    assert seen["times"][0] < 0.5 * seen["times"][1]
+    difference = np.abs(seen["fast"].astype(int) - seen["own"]).mean()
+    assert 0.5 < difference < 20
+
+
+MIXED = (
+    HEAD
+    + """
+from env.metaworld_wrapper import PixelMetaWorld
+
+env = PixelMetaWorld("CoffeePush", ["Sawyer"], 20, 2, 1, 2, rl_image_size=48, device="cpu",
+                     camera_names=["corner2", "corner3"], render_quality="fast", image_size=96)
+obs, images = env.reset(seed=2)
+assert env.observation_shape == (6, 48, 48) == tuple(obs["obs"].shape)
+assert set(obs) == {"obs", "corner3", "prop"} and set(images) == {"corner2", "corner3"}
+obs, reward, terminal, success, images = env.step(env.get_heuristic_action())
+assert images["corner2"].shape == (3, 96, 96) and not terminal and reward == 0.0
+np.savez(sys.argv[1], big=images["corner3"].transpose(1, 2, 0),
+         small=obs["corner3"][:3].numpy().transpose(1, 2, 0))
+"""
+)
+
+
+def test_the_originals_class_delivers_pictures(python, tmp_path):
+    seen = run(python, tmp_path, MIXED, best_backend())
+    shrunk = seen["big"].reshape(48, 2, 48, 2, 3).mean((1, 3))
+    assert np.abs(shrunk - seen["small"]).mean() < 8
