@@ -26,7 +26,7 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
             env=env,
             text=True,
             capture_output=True,
-            timeout=300,
+            timeout=600,  # seconds; a busy machine is slow
         )
 
     return run
