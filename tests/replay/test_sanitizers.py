@@ -12,11 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STRESS = Path(__file__).with_name("stress.py")
+SUPPRESSIONS = Path(__file__).with_name("tsan.supp")
 CXX = os.environ.get("CXX", "g++")
 
 VARIANTS = {
     "asan": (["libasan.so", "libubsan.so"], {"ASAN_OPTIONS": "detect_leaks=0"}),
-    "tsan": (["libtsan.so"], {"TSAN_OPTIONS": "halt_on_error=1"}),
+    "tsan": (["libtsan.so"], {"TSAN_OPTIONS": f"halt_on_error=1:suppressions={SUPPRESSIONS}"}),
 }
 
 
