@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from common_utils.gl import best_backend
+from common_utils.gl import BACKENDS, probe
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = """
+import sys
 from env.factory import EnvConfig, make_env
-env = make_env(EnvConfig(suite="metaworld", task="Assembly", cameras=["corner2"]))
+env = make_env(EnvConfig(suite="metaworld", task="Assembly", cameras=sys.argv[1:]))
 env.reset(seed=0)
 import torch
 torch.optim.Adam(torch.nn.Linear(2, 2).parameters())
@@ -24,16 +25,20 @@ print("alive")
 """
 
 
-def test_rendering_before_the_first_optimizer_does_not_crash() -> None:
-    backend = best_backend()
-    if backend == "disabled":
-        pytest.skip("no OpenGL back end renders here")
+@pytest.mark.parametrize("cameras", [["corner2"], []], ids=["pixels", "states"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_environment_before_the_first_optimizer_does_not_crash(
+    backend: str, cameras: list[str]
+) -> None:
+    works, message = probe(backend)
+    if not works:
+        pytest.skip(message)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, *cameras],
         cwd=REPO,
         env=os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0 and "alive" in done.stdout, (done.returncode, done.stderr)
