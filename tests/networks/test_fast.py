@@ -11,6 +11,7 @@ from torch import nn
 
 from common_utils import kernels
 from networks import fast
+from networks.mlp import EnsembleLinear
 from rl.actor import SpatialEmb
 from rl.critic import MultiFcQ, MultiFcQConfig, _runs
 
@@ -105,7 +106,7 @@ def test_spatial_embedding_is_torchs(isa: str, num: int, width: int) -> None:
     assert exact_norm is not None
 
     z = fast.spatial_embed(shared, action, norm, weight)
-    exact = fast.spatial_embed(*exact_inputs[:2], exact_norm, exact_inputs[2])
+    exact = fast.spatial_embed(exact_inputs[0], exact_inputs[1], exact_norm, exact_inputs[2])
     torch.testing.assert_close(z.double(), exact, rtol=1e-4, atol=1e-4)
     dz = torch.randn_like(z)
     for a, b in zip(
@@ -232,7 +233,7 @@ def test_members_alone_or_together(backend: str, append_action: int, layer_norm_
     )
     critic = MultiFcQ((6,), 3, cfg)
     for linear in critic.modules():
-        if hasattr(linear, "biases"):
+        if isinstance(linear, EnsembleLinear):
             nn.init.normal_(linear.biases)
     state, actions = torch.randn(20, 6), torch.randn(20, 2, 3)
     every = critic.q_candidates(state, actions)
