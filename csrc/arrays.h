@@ -41,4 +41,6 @@ struct Batch {
 // device None: numpy arrays; otherwise torch tensors there (for "cpu" without a copy).
 Batch to_batch(const JobPtr& job, const py::object& device);
 
+void bind_episode(py::module_& m);  // bind_episode.cc
+
 }  // namespace rela
