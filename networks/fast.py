@@ -31,8 +31,10 @@ try:
 except ImportError:  # not built: everything works, slower
     kernels = None  # type: ignore[assignment]
 
-# Rows below which a matrix product is bound by reading the weights: no library is faster.
+# Products with a side below these are bound by memory, and oneDNN's preparations cost more than
+# it gains.
 _MIN_GEMM_ROWS = 16
+_MIN_GEMM_WIDTH = 64
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +86,7 @@ def _wants_onednn(x: torch.Tensor, w: torch.Tensor, rows: int) -> bool:
     return (
         gemm_backend() == "onednn"
         and rows >= _MIN_GEMM_ROWS
+        and min(w.shape[-2:]) >= _MIN_GEMM_WIDTH
         and x.dtype == w.dtype == torch.float32
         and x.device.type == w.device.type == "cpu"
     )

@@ -31,6 +31,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=["mkl", "onednn"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
+    monkeypatch.setattr(fast, "_MIN_GEMM_WIDTH", 1)  # these tests are small
     fast.gemm_backend.cache_clear()
     assert fast.gemm_backend() == request.param
     yield request.param
