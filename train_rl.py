@@ -270,6 +270,7 @@ class Workspace:
         self.train_step = 0
         self.env_episode = 0
         self.episode_len = 0
+        self.episode_success = False
         self.obs: Obs = {}
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
@@ -286,11 +287,19 @@ class Workspace:
     def needs(self) -> dict[str, Need]:
         """Memory the run will take for its replay, at most."""
         cfg = self.cfg
-        steps = cfg.replay_buffer_size * cfg.episode_length
         spec = self.env.spec
         specs = {k: spec.observations[k] for k in self.agent.input_keys}
-        size = ReplayBuffer.memory_estimate(specs, spec.action_dim, steps, self.agent.num_bc_action)
-        return {"replay": Need(size, "replay_buffer_size")}
+
+        def size(episodes: int) -> int:
+            return ReplayBuffer.memory_estimate(
+                specs, spec.action_dim, episodes * cfg.episode_length, self.agent.num_bc_action
+            )
+
+        needs = {"replay": Need(size(cfg.replay_buffer_size), "replay_buffer_size")}
+        if cfg.uses_bc_replay:  # demonstrations (and successes) are held a second time
+            episodes = cfg.preload_num_data if cfg.freeze_bc_replay else cfg.replay_buffer_size
+            needs["demonstration replay"] = Need(size(episodes), "preload_num_data")
+        return needs
 
     def _build_replay(self) -> ReplayBuffer:
         cfg = self.cfg
@@ -319,7 +328,8 @@ class Workspace:
         replay = self.needs()
         in_ram = replay if cfg.replay_storage == "ram" else {}
         # the resumable state holds the replay; while one is written the one before it stays
-        on_disk = {"state": Need(2 * replay["replay"].bytes, "replay_buffer_size")}
+        total = sum(need.bytes for need in replay.values())
+        on_disk = {"state": Need(2 * total, "replay_buffer_size")}
         for line in check_fits(in_ram, on_disk, cfg.save_dir):
             self.log.print(line)
         if cfg.preload_num_data > 0:
@@ -438,14 +448,16 @@ class Workspace:
             obs, reward, terminated, truncated, info = self.env.step(action.numpy())
         with self.watch("act"):
             self.obs = self._observe(obs)
-        with self.watch("add"):
-            self.replay.add(self.obs, action, reward, terminated, truncated, info["success"])
         self.episode_len += 1
+        self.episode_success = self.episode_success or bool(info["success"])
+        with self.watch("add"):
+            self.replay.add(self.obs, action, reward, terminated, truncated, self.episode_success)
         if terminated or truncated:
             self.env_episode += 1
             self.log.meters.append("data/episode_len", self.episode_len)
             self.episode_len = 0
-            self.log.meters.append("score/train_score", float(info["success"]))
+            self.log.meters.append("score/train_score", float(self.episode_success))
+            self.episode_success = False
         return terminated or truncated
 
     # ----------------------------------------------------------------- training
@@ -569,7 +581,8 @@ class Workspace:
     # ------------------------------------------------------- checkpoint, resume
 
     def _counters(self) -> dict[str, Any]:
-        names = ("global_step", "train_step", "env_episode", "episode_len", "train_seconds")
+        names = ("global_step", "train_step", "env_episode", "episode_len", "episode_success")
+        names += ("train_seconds",)
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ The observation after the last action is not stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def write_demos(
     recordings: list[Recording],
     cameras: list[str],
     env_args: Mapping[str, Any],
-    attrs: list[Mapping[str, Any]] | None = None,
+    attrs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write ``folder/dataset.hdf5`` and ``folder/env_cfg.json``, each whole or not at all."""
     folder = Path(folder)

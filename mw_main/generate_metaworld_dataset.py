@@ -181,7 +181,7 @@ def _save_extras(
         fps = 80 // cfg.env_cfg.action_repeat
         for suffix, options in ((".gif", {"fps": fps, "loop": 0}), (".mp4", {"fps": fps})):
             with atomic_write(out / f"episode_{number}{suffix}") as temp:
-                imageio.mimwrite(temp, pictures, format=suffix[1:], **options)
+                imageio.mimwrite(temp, list[Any](pictures), format=suffix[1:], **options)
     if cfg.add_modem_format:
         import torch
 
