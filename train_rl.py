@@ -581,8 +581,9 @@ class Workspace:
     # ------------------------------------------------------- checkpoint, resume
 
     def _counters(self) -> dict[str, Any]:
-        names = ("global_step", "train_step", "env_episode", "episode_len", "episode_success")
-        names += ("train_seconds",)
+        names = (
+            "global_step train_step env_episode episode_len episode_success train_seconds".split()
+        )
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
