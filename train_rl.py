@@ -53,6 +53,15 @@ Suite = Literal["robosuite", "metaworld", "gymnasium"]
 EXPECTED_ERRORS = (ConfigError, SpecError, EnvError, EvalError, DatasetError, ResourceError)
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = ("resume", "num_train_step", "use_wb", "mp_eval", "num_eval_worker")
+# Plain numbers of a run that its resumption needs.
+COUNTERS = (
+    "global_step",
+    "train_step",
+    "env_episode",
+    "episode_len",
+    "episode_success",
+    "train_seconds",
+)
 
 
 @dataclass
@@ -581,10 +590,7 @@ class Workspace:
     # ------------------------------------------------------- checkpoint, resume
 
     def _counters(self) -> dict[str, Any]:
-        names = (
-            "global_step train_step env_episode episode_len episode_success train_seconds".split()
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the replay (which writes its own files)."""
