@@ -1,0 +1,81 @@
+"""Environment steps per second of whole training runs, and where their time goes.
+
+    python -m benchmarks.loop [--json FILE] [--config FILE ...] [--steps N]
+
+Each case is a real run of ``train_rl`` from states on Meta-World: scripted demonstrations, a
+short BC run, warm-up, then ``--steps`` training steps (without evaluation), repeated; medians.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+import train_bc
+import train_rl
+from benchmarks import common
+from common_utils import run_config
+from mw_main import generate_metaworld_dataset as demos
+
+CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
+SECTIONS = ("act", "env", "add", "sample", "update")
+
+
+def prepare(root: Path) -> tuple[Path, Path]:
+    """Demonstrations and BC weights for all cases."""
+    config = run_config.load(demos.MainConfig, CFGS / "quickstart_demos.yaml")
+    config.output_path = str(root / "demos")
+    data = demos.generate(config)
+    bc = run_config.load(train_bc.MainConfig, CFGS / "quickstart_bc.yaml")
+    bc.dataset.path, bc.save_dir = str(data), str(root / "bc")
+    bc.epoch_len, bc.num_eval_episode = 200, 0
+    train_bc.run(bc)
+    return data, root / "bc" / "model0.pt"
+
+
+def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> train_rl.Workspace:
+    """Train ``steps`` environment steps; the workspace knows where the time went."""
+    cfg = run_config.load(train_rl.MainConfig, config)
+    cfg.preload_datapath, cfg.bc_policy, cfg.save_dir = str(data), str(bc), str(save_dir)
+    cfg.num_train_step = cfg.log_per_step = steps
+    cfg.num_eval_episode = 0
+    cfg.num_warm_up_episode = min(cfg.num_warm_up_episode, 10)
+    cfg.torch_threads = torch.get_num_threads()
+    return train_rl.run(cfg)
+
+
+def main() -> None:
+    """Command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--config", action="append", help="configs to run (default: quickstart)")
+    parser.add_argument("--steps", type=int, default=500, help="environment steps per run")
+    parser.add_argument("--repeat", type=int, default=3, help="runs whose median is taken")
+    args = parser.parse_args()
+    steps, repeat = (50, 1) if args.quick else (args.steps, args.repeat)
+    report = common.start(args)
+    with tempfile.TemporaryDirectory() as temp:
+        root = Path(temp)
+        data, bc = prepare(root)
+        for config in args.config or [str(CFGS / "quickstart_rl.yaml")]:
+            case = Path(config).stem
+            runs = [
+                one_run(Path(config), data, bc, root / f"{case}_{i}", steps) for i in range(repeat)
+            ]
+            # the sections, not the wall: progress lines and the final checkpoint are left out
+            rates, shares = [], []
+            for run in runs:
+                spent = {k: run.watch.seconds.get(k, 0.0) for k in SECTIONS}
+                total = sum(spent.values())
+                rates.append(steps / total)
+                shares.append({k: v / total for k, v in spent.items()})
+            report.add(case, "env_steps_per_second", common.median(rates), "1/s")
+            for k in SECTIONS:
+                share = common.median([s[k] for s in shares])
+                report.add(case, f"share_{k}", 100 * share, "%")
+    report.write(args.json)
+
+
+if __name__ == "__main__":
+    main()
