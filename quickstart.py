@@ -29,6 +29,7 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.logger import read_metrics
 from common_utils.progress import console, format_seconds
 from common_utils.resume import STATE_DIR
+from env.core import EnvError
 from env.factory import EnvConfig, make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult, run_eval
@@ -100,7 +101,8 @@ def plot_curve(run_dir: Path, bc: EvalResult, out: Path) -> None:
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     steps = [r["step"] for r in records]
     ax.plot(steps, [r["score/score"] for r in records], marker="o", label="IBRL (evaluations)")
-    ax.plot(steps, [r["score/train_score"] for r in records], alpha=0.5, label="IBRL (exploring)")
+    exploring = [r.get("score/train_score", float("nan")) for r in records]
+    ax.plot(steps, exploring, alpha=0.5, label="IBRL (exploring)")
     ax.axhline(bc.success_rate, ls="--", color="gray", label="BC")
     ax.set(xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
     ax.set_title("Meta-World Assembly from states, 3 demonstrations")
@@ -119,6 +121,8 @@ def record_video(agent: Any, env_cfg: EnvConfig, out_dir: Path) -> str:
     env = make_env(env_cfg)
     try:
         run_eval(env, agent, 1, EVAL_SEED, record=out_dir)
+    except EnvError as error:  # the result must not be lost with the picture
+        return f"no video: {error}"
     finally:
         env.close()
     return f"video in {out_dir}"

@@ -1,6 +1,6 @@
 """IBRL, RLPD and RFT: the one training loop, for every suite, from pixels or states.
 
-    python train_rl.py --config_path release/cfgs/metaworld/ibrl_state.yaml --save_dir exps/rl/run1
+    python train_rl.py --config_path release/cfgs/robomimic_rl/can_ibrl.yaml --save_dir exps/rl/1
 
 Per environment step (paper algorithm 1): act, step, store; every ``update_freq`` steps
 ``num_critic_update`` critic updates and one actor update; every ``log_per_step`` steps
@@ -28,7 +28,7 @@ from common_utils.progress import RunProgress, format_seconds
 from common_utils.resources import Need, ResourceError, check_fits
 from common_utils.resume import STATE_DIR, start_or_resume
 from common_utils.run_config import ConfigError, Flag, RunConfig
-from common_utils.run_state import GracefulStop, load_state, save_state
+from common_utils.run_state import GracefulStop, StateError, load_state, save_state
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
@@ -46,13 +46,31 @@ from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent, QAgentConfig
-from rl.replay import ReplayBuffer
+from rl.replay import ReplayBuffer, ReplayError
 
 Suite = Literal["robosuite", "metaworld", "gymnasium"]
 # Errors that are told in a line or two; anything else is a bug and shows its traceback.
-EXPECTED_ERRORS = (ConfigError, SpecError, EnvError, EvalError, DatasetError, ResourceError)
+EXPECTED_ERRORS = (
+    ConfigError,
+    SpecError,
+    EnvError,
+    EvalError,
+    DatasetError,
+    ReplayError,
+    ResourceError,
+    StateError,
+)
 # What may differ between a run and its resumption without changing what was done so far.
-RESUMABLE_CHANGES = ("resume", "num_train_step", "use_wb", "mp_eval", "num_eval_worker")
+RESUMABLE_CHANGES = (
+    "resume",
+    "save_dir",
+    "num_train_step",
+    "use_wb",
+    "mp_eval",
+    "num_eval_worker",
+    "replay_threads",
+    "replay_prefetch",
+)
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
     "global_step",
@@ -60,6 +78,9 @@ COUNTERS = (
     "env_episode",
     "episode_len",
     "episode_success",
+    "loaded",
+    "pretrain_step",
+    "prepared",
     "train_seconds",
 )
 
@@ -197,6 +218,21 @@ class MainConfig(RunConfig):
                     f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
                     "and preload_datapath"
                 )
+        for name in ("num_eval_episode", "num_warm_up_episode", "preload_num_data"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        if max(self.warm_up_target, self.preload_num_data) > self.replay_buffer_size:
+            raise ValueError(
+                f"replay_buffer_size: {self.replay_buffer_size} episodes cannot hold the "
+                f"{self.warm_up_target} that warm-up fills it with (num_warm_up_episode, "
+                "preload_num_data)"
+            )
+        dynamic = self.add_bc_loss and self.q_agent.bc_loss_dynamic
+        if dynamic and not (self.pretrain_num_epoch or self.load_pretrained_agent):
+            raise ValueError(
+                "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent: set "
+                "pretrain_num_epoch or load_pretrained_agent"
+            )
         if self.q_agent.norm_state and self.preload_num_data == 0:
             raise ValueError(
                 "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
@@ -280,6 +316,10 @@ class Workspace:
         self.env_episode = 0
         self.episode_len = 0
         self.episode_success = False
+        self.loaded = False  # demonstrations and pretrained weights
+        self.pretrain_step = 0
+        self.prepared = False
+        self.stop: GracefulStop | None = None
         self.obs: Obs = {}
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
@@ -331,29 +371,39 @@ class Workspace:
             storage=cfg.replay_storage,
         )
 
+    def check_fits(self) -> list[str]:
+        """What the run will take, in words; ResourceError if memory or disk cannot hold it."""
+        cfg, needs = self.cfg, self.needs()
+        total = sum(need.bytes for need in needs.values())
+        # the state holds the replay; while one is written the one before it stays
+        state = {"state": Need(2 * total, "replay_buffer_size")}
+        if cfg.replay_storage == "ram":
+            return check_fits(needs, state, cfg.save_dir)
+        return check_fits({}, needs, cfg.replay_storage) + check_fits({}, state, cfg.save_dir)
+
     def prepare(self) -> None:
-        """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0."""
+        """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0.
+
+        Interrupted and resumed, it continues where it was.
+        """
         cfg = self.cfg
-        replay = self.needs()
-        in_ram = replay if cfg.replay_storage == "ram" else {}
-        # the resumable state holds the replay; while one is written the one before it stays
-        total = sum(need.bytes for need in replay.values())
-        on_disk = {"state": Need(2 * total, "replay_buffer_size")}
-        for line in check_fits(in_ram, on_disk, cfg.save_dir):
-            self.log.print(line)
-        if cfg.preload_num_data > 0:
-            self._preload_demos()
-        if cfg.load_pretrained_agent:
-            load_pretrained(self.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
+        if not self.loaded:
+            if cfg.preload_num_data > 0:
+                self._preload_demos()
+            if cfg.load_pretrained_agent:
+                load_pretrained(self.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
+            self.loaded = True
         if cfg.pretrain_num_epoch > 0:
             self._pretrain()
             if cfg.pretrain_only:
                 return
-        if cfg.add_bc_loss:
+        if cfg.add_bc_loss and self.ref_agent is None:
             # After pretraining, so that the reference is the pretrained agent.
             self.ref_agent = self.agent.reference_copy()
         self.replay.freeze_bc_replay = bool(cfg.freeze_bc_replay)
         self._warm_up()
+        self.prepared = True
+        self.save_state()
 
     def _preload_demos(self) -> None:
         """Demonstrations into both replays, each step's BC actions computed here, once."""
@@ -401,13 +451,18 @@ class Workspace:
         if have >= total:
             return
         self.log.print(f"warm-up: {have} of {total} episodes are there")
-        with RunProgress(total, "warm-up", have) as progress, self.watch("warm-up"):
+        started = time.perf_counter()
+        with RunProgress(total, "warm-up", have) as progress:
             while self.replay.size() < total:
                 self._reset_env()
                 while not self._step_env(self._warm_up_action()):
                     pass
                 progress.update(self.replay.size(), success=self.replay.num_success)
+                self._stop_if_asked()
         self.obs = {}
+        # what follows is the agent's own doing: its times and scores start afresh
+        self.watch.seconds = {"warm-up": time.perf_counter() - started}
+        self.log.meters.summary()
 
     def _warm_up_action(self) -> torch.Tensor:
         if BC_ACTION in self.obs:
@@ -419,21 +474,28 @@ class Workspace:
         return torch.from_numpy(action.astype(np.float32))
 
     def _pretrain(self) -> None:
-        """RFT's first phase: BC on the actor (and encoder)."""
+        """RFT's first phase: BC on the actor (and encoder). Logged at step 0."""
         cfg = self.cfg
-        total, done = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len, 0
-        with RunProgress(total, "BC pretraining") as progress:
-            for epoch in range(1, cfg.pretrain_num_epoch + 1):
-                for _ in range(cfg.pretrain_epoch_len):
-                    batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
-                    self.log.meters.update(self.agent.pretrain_actor_with_bc(batch))
-                    done += 1
-                    progress.update(done)
-                step = epoch * cfg.pretrain_epoch_len
-                score = self.evaluate(seed=step).success_rate
-                self.saver.save(self.agent.state_dict(), score)
-                self.log.summarize(step, {"pretrain/score": score})
+        total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
+        with RunProgress(total, "BC pretraining", self.pretrain_step) as progress:
+            while self.pretrain_step < total:
+                batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
+                self.log.meters.update(self.agent.pretrain_actor_with_bc(batch))
+                self.pretrain_step += 1
+                progress.update(self.pretrain_step)
+                if self.pretrain_step % cfg.pretrain_epoch_len == 0:
+                    self._finish_pretrain_epoch()
+                self._stop_if_asked()
+
+    def _finish_pretrain_epoch(self) -> None:
         self.agent.finish_pretraining()
+        extra: dict[str, float] = {"pretrain/step": self.pretrain_step}
+        score = float(self.pretrain_step)  # without an evaluation the newest counts as the best
+        if self.cfg.num_eval_episode > 0:
+            score = extra["pretrain/score"] = self.evaluate(self.pretrain_step).success_rate
+        self.saver.save(self.agent.state_dict(), score)
+        self.log.summarize(0, extra)
+        self.save_state()
 
     # -------------------------------------------------------------- environment
 
@@ -479,10 +541,7 @@ class Workspace:
             self._reset_env()
         before, started = self.train_seconds, time.monotonic()
         first_step, told = self.global_step, False
-        with (
-            GracefulStop() as stop,
-            RunProgress(cfg.num_train_step, "training", self.global_step) as progress,
-        ):
+        with RunProgress(cfg.num_train_step, "training", self.global_step) as progress:
             while self.global_step < cfg.num_train_step:
                 self._train_one_step()
                 elapsed = time.monotonic() - started
@@ -495,14 +554,19 @@ class Workspace:
                 if not told and elapsed > 60:
                     told = True
                     self._say_pace((self.global_step - first_step) / elapsed)
-                if stop.requested and not last:
-                    self.save_state()
-                    raise SystemExit(
-                        f"{stop.signal_name} at step {self.global_step}: state saved; "
-                        "the same command with --resume 1 continues"
-                    )
+                if not last:
+                    self._stop_if_asked()
         self.agent.set_stats(None)
         self.log.print(f"time: {self.watch.report()}")
+
+    def _stop_if_asked(self) -> None:
+        """After SIGINT or SIGTERM: save everything and leave."""
+        if self.stop is not None and self.stop.requested:
+            self.save_state()
+            raise SystemExit(
+                f"{self.stop.signal_name} at step {self.global_step}: state saved; "
+                "the same command with --resume 1 continues"
+            )
 
     def _say_pace(self, per_second: float) -> None:
         left = (self.cfg.num_train_step - self.global_step) / per_second
@@ -572,8 +636,10 @@ class Workspace:
                     greedy = self.evaluate(seed).success_rate
                 extra["score/greedy_score"] = greedy
                 extra["score_diff/greedy-soft"] = greedy - score
-            self.saver.save(self.agent.state_dict(), score)
             self.headline["score"] = score
+        else:  # the newest counts as the best
+            score = float(self.global_step)
+        self.saver.save(self.agent.state_dict(), score)
         extra |= {
             "score/num_success": self.replay.num_success,
             "other/speed": self.global_step / max(self.train_seconds, 1e-9),
@@ -636,6 +702,7 @@ class Workspace:
         state = load_state(path)
         self.replay.load(state.part("replay"))
         self.load_state_dict(state.tree)
+        self.replay.freeze_bc_replay = self.prepared and bool(self.cfg.freeze_bc_replay)
         self.log.print(f"resumed from {path} at step {self.global_step}")
 
     def close(self) -> None:
@@ -681,8 +748,9 @@ def run(cfg: MainConfig) -> Workspace:
     inherit_env(cfg)
     if cfg.torch_threads > 0:
         torch.set_num_threads(cfg.torch_threads)
-    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
     work = Workspace(cfg)
+    needs = work.check_fits()  # before anything is written
+    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
     resume_step = int(path.name.split("_")[1]) if path is not None else None
     with RunLogger(
         cfg.save_dir,
@@ -694,13 +762,16 @@ def run(cfg: MainConfig) -> Workspace:
         resume_step=resume_step,
     ) as log:
         work.log = log
+        for line in needs:
+            log.print(line)
         try:
-            if path is not None:
-                work.resume(path)
-            else:
-                work.prepare()
-            if not (cfg.pretrain_num_epoch > 0 and cfg.pretrain_only):
-                work.train()
+            with GracefulStop() as work.stop:
+                if path is not None:
+                    work.resume(path)
+                if not work.prepared:
+                    work.prepare()
+                if work.prepared:
+                    work.train()
         finally:
             work.close()
     return work

@@ -39,4 +39,5 @@ def start_or_resume(cfg: RunConfig, resume: bool, may_change: Collection[str]) -
             f"resume: the config is not that of the run in {cfg.save_dir}:\n  "
             + "\n  ".join(changed)
         )
+    run_config.dump(cfg, cfg.cfg_path)
     return path

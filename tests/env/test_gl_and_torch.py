@@ -33,10 +33,12 @@ def test_environment_before_the_first_optimizer_does_not_crash(
     works, message = probe(backend)
     if not works:
         pytest.skip(message)
+    env = os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": str(REPO)}
+    env.pop("PYOPENGL_PLATFORM", None)  # set by this process's own back end, if it rendered
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *cameras],
         cwd=REPO,
-        env=os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": str(REPO)},
+        env=env,
         capture_output=True,
         text=True,
         timeout=600,

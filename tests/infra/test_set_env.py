@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAKEFILE = 'all:\n\ttest -z "$$BREAK_BUILD"\n\ttouch $(dir $(lastword $(MAKEFILE_LIST)))rela.so\n'
+MAKEFILE = """
+here := $(dir $(lastword $(MAKEFILE_LIST)))
+all:
+\ttest -z "$$BREAK_BUILD"
+\ttouch $(here)rela.so $(here)kernels.so
+"""
 SHELLS = [
     "bash",
     pytest.param("zsh", marks=pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")),

@@ -156,6 +156,37 @@ def test_resumed_run_is_the_uninterrupted_one(
     assert_same_run(reference, save_dir)
 
 
+RFT = (
+    "--q_agent.act_method=rl",
+    "--pretrain_num_epoch=2",
+    "--pretrain_epoch_len=300",
+    "--pretrain_only=0",
+    "--add_bc_loss=1",
+    "--q_agent.bc_loss_dynamic=1",
+    "--num_train_step=100",
+)
+
+
+def test_rft_killed_while_pretraining_is_the_uninterrupted_one(
+    bc_run: Path, tmp_path: Path
+) -> None:
+    whole, save_dir = tmp_path / "whole", tmp_path / "killed"
+    done = python(*command(bc_run, whole, *RFT))
+    assert done.returncode == 0, done.stderr
+    cmd = [sys.executable, *command(bc_run, save_dir, *RFT)]
+    process = subprocess.Popen(cmd, cwd=REPO, env=env(), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (save_dir / "state").is_dir() or latest_state(save_dir / "state") is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    resumed = python(*command(bc_run, save_dir, *RFT, "--resume=1"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stdout
+    assert_same_run(whole, save_dir)
+
+
 def test_resume_refuses_another_config(bc_run: Path, reference: Path) -> None:
     refused = python(*command(bc_run, reference, "--resume=1", "--discount=0.9"))
     assert refused.returncode == 2
@@ -186,14 +217,7 @@ def test_load_model_after_moving_the_run(reference: Path, tmp_path: Path) -> Non
     "more",
     [
         ["--q_agent.act_method=rl", "--mix_rl_rate=0.5"],  # RLPD
-        [
-            "--q_agent.act_method=rl",
-            "--pretrain_num_epoch=1",
-            "--pretrain_epoch_len=50",
-            "--pretrain_only=0",
-            "--add_bc_loss=1",
-            "--q_agent.bc_loss_dynamic=1",
-        ],  # RFT
+        [*RFT[:-1]],  # RFT
         ["--q_agent.act_method=ibrl_soft", "--q_agent.num_bc_samples=2", "--mp_eval=1"],
         ["--bootstrap_truncated=1", "--episode_length=30"],
     ],
