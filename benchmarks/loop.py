@@ -4,19 +4,21 @@
 
 Each case is a real run of ``train_rl`` from states on Meta-World: scripted demonstrations, a
 short BC run, warm-up, then ``--steps`` training steps (without evaluation), repeated; medians.
+``cpu_ms_per_env_step`` is process CPU time of the training steps, robust against other load.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
-
-import torch
 
 import train_bc
 import train_rl
+from agent_io import inherit_env
 from benchmarks import common
 from common_utils import run_config
+from common_utils.logger import RunLogger
 from mw_main import generate_metaworld_dataset as demos
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
@@ -35,15 +37,33 @@ def prepare(root: Path) -> tuple[Path, Path]:
     return data, root / "bc" / "model0.pt"
 
 
-def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> train_rl.Workspace:
+class TimedWorkspace(train_rl.Workspace):
+    """Also adds up the process CPU time of training steps, checkpoints and logs left out."""
+
+    cpu_seconds = 0.0
+
+    def _train_one_step(self) -> None:
+        start = time.process_time()
+        super()._train_one_step()
+        self.cpu_seconds += time.process_time() - start
+
+
+def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> TimedWorkspace:
     """Train ``steps`` environment steps; the workspace knows where the time went."""
     cfg = run_config.load(train_rl.MainConfig, config)
     cfg.preload_datapath, cfg.bc_policy, cfg.save_dir = str(data), str(bc), str(save_dir)
     cfg.num_train_step = cfg.log_per_step = steps
     cfg.num_eval_episode = 0
     cfg.num_warm_up_episode = min(cfg.num_warm_up_episode, 10)
-    cfg.torch_threads = torch.get_num_threads()
-    return train_rl.run(cfg)
+    inherit_env(cfg)
+    work = TimedWorkspace(cfg)
+    with RunLogger(save_dir, False, run_config.to_dict(cfg)) as work.log:
+        try:
+            work.prepare()
+            work.train()
+        finally:
+            work.close()
+    return work
 
 
 def main() -> None:
@@ -71,6 +91,8 @@ def main() -> None:
                 rates.append(steps / total)
                 shares.append({k: v / total for k, v in spent.items()})
             report.add(case, "env_steps_per_second", common.median(rates), "1/s")
+            cpu = common.median([1e3 * run.cpu_seconds / steps for run in runs])
+            report.add(case, "cpu_ms_per_env_step", cpu, "ms")
             for k in SECTIONS:
                 share = common.median([s[k] for s in shares])
                 report.add(case, f"share_{k}", 100 * share, "%")

@@ -26,6 +26,7 @@ from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from benchmarks import common
 from common_utils import run_config
 from common_utils.specs import Batch, Obs
+from mw_main import train_bc_mw
 from networks.fast import gemm_backend, kernels
 from rl.q_agent import QAgent
 from train_bc import MainConfig as BcConfig
@@ -45,6 +46,7 @@ REFERENCE = {
 # RLPD's JAX program on the same sizes: per critic update, and critic, actor and temperature.
 JAX_REFERENCE = {"robomimic_rl/can_state_ibrl": (203.1, 283.8), "small_state": (13.2, 21.0)}
 BC_REFERENCE = {"robomimic_bc/can": 4118.0, "robomimic_bc/can_state": 61.0}
+METAWORLD_BC = "metaworld/train_bc_mw"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,22 @@ def config_of(case: str) -> MainConfig:
 def rl_cases() -> list[str]:
     """Every released RL configuration; "small_state" has a reference figure but no file."""
     found = sorted([*CFGS.glob("robomimic_rl/*.yaml"), *CFGS.glob("metaworld/*.yaml")])
+    # the quickstart's other stages lie beside its RL configuration
+    found = [p for p in found if not p.stem.endswith(("_bc", "_demos"))]
     return ["small_state", *(str(p.relative_to(CFGS).with_suffix("")) for p in found)]
 
 
 def bc_cases() -> list[str]:
-    """Every released BC configuration."""
-    return [str(p.relative_to(CFGS).with_suffix("")) for p in sorted(CFGS.glob("*_bc/*.yaml"))]
+    """Every released BC configuration, and Meta-World's, which are its script's defaults."""
+    found = sorted([*CFGS.glob("*_bc/*.yaml"), *CFGS.glob("metaworld/*_bc.yaml")])
+    return [*(str(p.relative_to(CFGS).with_suffix("")) for p in found), METAWORLD_BC]
+
+
+def bc_config_of(case: str) -> BcConfig:
+    """The BC configuration of a case."""
+    if case == METAWORLD_BC:
+        return train_bc_mw.to_train_bc(train_bc_mw.MainConfig())
+    return run_config.load(BcConfig, CFGS / f"{case}.yaml")
 
 
 def sizes_of(case: str) -> Sizes:
@@ -161,7 +173,7 @@ def bench_agent(report: common.Report, case: str, timing: dict[str, Any]) -> Non
 
 def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
     """One gradient step of a BC configuration: loss, backward, clip, Adam."""
-    cfg = run_config.load(BcConfig, CFGS / f"{case}.yaml")
+    cfg = bc_config_of(case)
     torch.manual_seed(0)
     sizes, n = sizes_of(case), cfg.batch_size
     policy: ExplicitPolicy
@@ -171,7 +183,10 @@ def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
         obs = {"state": torch.randn(n, *shape)}
     else:
         camera, prop = cfg.dataset.rl_camera, (sizes.prop * cfg.dataset.prop_stack,)
-        policy = BcPolicy(IMAGE, prop, sizes.action, [camera], cfg.policy)
+        if cfg.kind == "metaworld":
+            policy = MwBcPolicy(IMAGE, prop, sizes.action, cfg.mw_policy, camera=camera)
+        else:
+            policy = BcPolicy(IMAGE, prop, sizes.action, [camera], cfg.policy)
         image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
         obs = {camera: image, "prop": torch.randn(n, *prop)}
     batch = Namespace(obs=obs, action={"action": 2 * torch.rand(n, sizes.action) - 1})
@@ -209,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"matrix products: {gemm_backend()}; fused kernels: {isa}; batch 256 unless configured")
     for case, bench in jobs:
         bench(report, case, timing)
-    report.write(args.json)
+        report.write(args.json)  # after each case: a long run that is cut off keeps what it has
 
 
 if __name__ == "__main__":
