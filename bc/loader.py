@@ -5,6 +5,7 @@
     data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first
     data/demo_{i}/obs/prop           float [T, P]   (or robomimic's separate keys)
     data/demo_{i}/obs/state          float [T, S]   (or robomimic's separate keys)
+                                     with an attribute "stack" k > 1: k steps, newest first
     data.attrs["env_args"] and/or env_cfg.json beside the file: how the environment was built
 
 Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
@@ -28,6 +29,13 @@ class DatasetError(ValueError):
     """A demonstration file is missing, damaged, or not what the configuration asks for."""
 
 
+RAW_ROBOMIMIC = (
+    "converting robomimic's raw recordings needs the robosuite tools, which are not part of this "
+    "version; expected is a converted file with data/demo_N/actions, rewards and "
+    "obs/{prop or robot0_eef_pos..., object, CAMERA_image (uint8, channels first)}"
+)
+
+
 def how_to_make(path: str | Path) -> str:
     """The command that creates a missing demonstration file, as far as its path tells."""
     path = Path(path)
@@ -40,10 +48,7 @@ def how_to_make(path: str | Path) -> str:
             f"--env_cfg.end_on_success True --output_path {path.parent.as_posix()}"
         )
     if "robomimic" in text:
-        return (
-            f"download robomimic's raw 'demo.hdf5' (ph) into {path.parent.as_posix()}/ and run "
-            f"python tools/dataset_states_to_obs.py --dataset {path.parent.as_posix()}/demo.hdf5"
-        )
+        return RAW_ROBOMIMIC
     return "python mw_main/generate_metaworld_dataset.py --help (or give another --dataset.path)"
 
 
@@ -211,9 +216,8 @@ class DemoFile:
         keys = self._vector_keys(name, kind)
         if "obs" not in self._data[name]:
             raise self.error(
-                name, "obs", "missing: a raw recording without observations; replay it with "
-                f"python tools/dataset_states_to_obs.py --dataset {self.path}"
-            )  # fmt: skip
+                name, "obs", f"missing: a raw recording without observations; {RAW_ROBOMIMIC}"
+            )
         if not keys:
             raise self.error(
                 name, f"obs/{kind}", f"missing, and the environment '{self.env_name}' (env_args or "
@@ -222,7 +226,19 @@ class DemoFile:
         parts = [
             self._same_length(name, f"obs/{k}", self._float(name, f"obs/{k}", 2)) for k in keys
         ]
+        parts = [
+            self._newest_columns(name, f"obs/{k}", p) for k, p in zip(keys, parts, strict=True)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _newest_columns(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
+        """The newest frame of a vector that was saved stacked (attribute "stack"; newest first)."""
+        stack = self._dataset(name, key).attrs.get("stack", 1)
+        if not isinstance(stack, (int, np.integer)) or stack < 1 or array.shape[1] % stack:
+            raise self.error(
+                name, key, f"attribute 'stack' is {stack}, expected a divisor of {array.shape[1]}"
+            )
+        return array[:, : array.shape[1] // int(stack)]
 
     def image_shape(self, name: str, camera: str) -> tuple[int, int, int]:
         """(3, H, W) of one unstacked frame."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,14 +33,19 @@ def write_hdf5(
     path: str | os.PathLike[str],
     episodes: Iterable[Mapping[str, Any]],
     stacks: Mapping[str, int],
+    env_args: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``data/demo_{i}/{actions, rewards, obs/{key}}`` (spec section 7), raw rewards.
 
     ``episodes``: dicts with frames ``obs`` {key: [T or T+1, ...]}, ``action`` [T, A],
     ``reward`` [T]. Observations are stored stacked; image keys get the suffix ``_image``.
+    A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
+    the newest. ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
     with atomic_write(path) as temp, h5py.File(temp, "w") as f:
         data = f.create_group("data")
+        if env_args is not None:
+            data.attrs["env_args"] = json.dumps(env_args)
         total = 0
         for i, e in enumerate(episodes):
             demo = data.create_group(f"demo_{i}")
@@ -52,7 +58,10 @@ def write_hdf5(
             for key, frames in e["obs"].items():
                 is_image = frames.ndim == 4
                 name = f"obs/{key}_image" if is_image else f"obs/{key}"
-                demo.create_dataset(name, data=stack_frames(frames[:length], stacks.get(key, 1)))
+                k = stacks.get(key, 1)
+                written = demo.create_dataset(name, data=stack_frames(frames[:length], k))
+                if k > 1:
+                    written.attrs["stack"] = k
             demo.attrs["num_samples"] = length
             total += length
         data.attrs["total"] = total

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from bc.dataset import read_demos
+from bc.loader import DatasetError, DemoFile
 from common_utils import rela
 from common_utils.specs import ArraySpec, Batch
 from rl.replay import ReplayBuffer, ReplayError, split_flat
-from rl.replay_io import stack_frames
+from rl.replay_io import stack_frames, write_hdf5
 
 SPECS = {"state": ArraySpec((6,), "float32", 3), "cam": ArraySpec((3, 8, 8), "uint8")}
 K, A = 2, 3
@@ -279,6 +281,42 @@ def test_saved_successes_have_raw_rewards_and_extra_keys(tmp_path: Path) -> None
     with h5py.File(tmp_path / "all.h5") as f:
         assert [f[f"data/demo_{i}"].attrs["num_samples"] for i in range(5)] == [2, 3, 4, 5, 6]
         assert f["data"].attrs["total"] == 20
+
+
+def test_saved_stacks_are_read_back_as_frames(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episodes = [
+        {
+            "obs": {
+                "state": rng.normal(size=(n + 1, 4)).astype(np.float32),
+                "prop": rng.normal(size=(n + 1, 2)).astype(np.float32),
+                "cam": rng.integers(0, 256, (n + 1, 3, 8, 8), np.uint8),
+            },
+            "action": rng.uniform(-1, 1, (n, A)).astype(np.float32),
+            "reward": np.eye(n, dtype=np.float32)[-1],
+        }
+        for n in (5, 2)
+    ]
+    env_args = {"env_name": "Assembly", "env_kwargs": {"action_repeat": 2}}
+    path = tmp_path / "saved.h5"
+    write_hdf5(path, episodes, {"state": 3, "prop": 1, "cam": 3}, env_args)
+    with h5py.File(path) as f:
+        assert f["data/demo_0/obs/state"].shape == (5, 12)
+    for use_state, keys in ((True, ("state",)), (False, ("prop", "cam"))):
+        back = list(read_demos(path, cameras=["cam"], use_state=use_state))
+        assert len(back) == 2
+        for e, demo in zip(episodes, back, strict=True):
+            n = len(demo)
+            np.testing.assert_array_equal(demo.actions, e["action"])
+            np.testing.assert_array_equal(demo.rewards, e["reward"])
+            for key in keys:
+                np.testing.assert_array_equal(demo.observations[key], e["obs"][key][:n])
+    with DemoFile(path) as file:
+        assert (file.env_args, file.suite) == (env_args, "metaworld")
+    with h5py.File(path, "r+") as f:
+        f["data/demo_1/obs/state"].attrs["stack"] = 5
+    with pytest.raises(DatasetError, match="demo_1, 'obs/state'.*'stack' is 5.*divisor of 12"):
+        list(read_demos(path, use_state=True))
 
 
 def test_misuse_is_refused_and_changes_nothing() -> None:
