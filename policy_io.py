@@ -86,7 +86,8 @@ def how_to_train(path: str | Path) -> str:
                 f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
             )
         config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
-        return f"python train_bc.py --config_path {config} {save}"
+        # their simulator is not part of this version, so nothing can be played
+        return f"python train_bc.py --config_path {config} {save} --num_eval_episode 0 --use_wb 0"
     return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
 
 

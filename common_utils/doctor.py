@@ -101,6 +101,15 @@ def check_replay_core() -> Finding:
     return Finding("C++ replay core", OK, built.name)
 
 
+def check_kernels() -> Finding:
+    try:
+        module = importlib.import_module("common_utils.kernels")
+    except ImportError as error:
+        found = f"not usable, plain torch takes their place: {error}"
+        return Finding("C++ kernels", NOTE, found, "for faster training: cd common_utils && make")
+    return Finding("C++ kernels", OK, f"{Path(str(module.__file__)).name} ({module.isa()})")
+
+
 def check_rendering() -> Finding:
     """Renders a real picture with each back end, each in a process of its own."""
     from common_utils import gl
@@ -175,6 +184,7 @@ def examine() -> list[Finding]:
         check_cuda,
         check_compiler,
         check_replay_core,
+        check_kernels,
         check_rendering,
         check_resources,
         check_shell,

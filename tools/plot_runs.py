@@ -1,6 +1,7 @@
 """Learning curves over runs and seeds, from their ``metrics.jsonl``, as a PNG.
 
     python tools/plot_runs.py exps/rl/can_* [--key score/score] [--out curves.png]
+    python -m tools.plot_runs exps/rl       # every run directly in that folder
 
 Runs whose names differ only in their seed (``can_ibrl_seed1``, ``can_ibrl_seed2``) form one
 group. Each group is drawn with the mean and the interquartile mean over its runs, and a band
@@ -55,11 +56,20 @@ def group_name(run: str) -> str:
     return "_".join(p for p in run.split("_") if "seed" not in p) or run
 
 
+def expand(folders: Sequence[Path]) -> list[Path]:
+    """Run folders as given; a folder of runs is replaced by those in it, in name order."""
+    runs: list[Path] = []
+    for folder in folders:
+        inside = sorted(p.parent for p in folder.glob("*/metrics.jsonl"))
+        runs += [folder] if (folder / "metrics.jsonl").is_file() or not inside else inside
+    return list(dict.fromkeys(runs))
+
+
 def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
     """A run's curve; ValueError if it never logged ``key``, or its name has no task."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: not a run (it has no metrics.jsonl)")
+        raise ValueError(f"{folder}: not a run (neither it nor a folder in it has metrics.jsonl)")
     records = read_metrics(path)
     pairs = {r["step"]: r[key] for r in records if isinstance(r.get(key), (int, float))}
     if not pairs:
@@ -161,7 +171,7 @@ def draw(bands: dict[str, Band], key: str, confidence: float, out: Path, title: 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    p.add_argument("runs", nargs="+", type=Path, help="run folders (with metrics.jsonl)")
+    p.add_argument("runs", nargs="+", type=Path, help="runs, or folders of runs")
     p.add_argument("--key", default="score/score", help="metric to plot (%(default)s)")
     p.add_argument("--out", type=Path, default=Path("learning_curves.png"), help="%(default)s")
     p.add_argument("--title", default="")
@@ -182,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.bootstrap < 1 or args.smooth < 1:
             raise ValueError("--bootstrap and --smooth: expected at least 1")
         groups: dict[str, list[Curve]] = {}
-        for run in args.runs:
+        for run in expand(args.runs):
             curve = smooth(read_curve(run, args.key, args.task_from), args.smooth)
             # with tasks given, runs of the same method on different tasks belong together
             name = curve.name.replace(curve.task, "").strip("_") if curve.task else curve.name

@@ -30,7 +30,8 @@ def test_this_machine_is_usable_and_everything_is_looked_at() -> None:
     findings = {f["name"]: f for f in json.loads(done.stdout)}
     assert {
         "Python", "torch", "mujoco", "metaworld", "robosuite", "CUDA", "C++ compiler",
-        "C++ replay core", "GL rendering", "Memory", "Disk", "OMP_NUM_THREADS", "PYTHONPATH",
+        "C++ replay core", "C++ kernels", "GL rendering", "Memory", "Disk",
+        "OMP_NUM_THREADS", "PYTHONPATH",
     } <= set(findings)  # fmt: skip
     assert findings["C++ replay core"]["status"] != "problem"
     assert all(f["advice"] for f in findings.values() if f["status"] == "problem")
@@ -58,6 +59,13 @@ def test_a_missing_package_is_a_problem_with_its_remedy(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "problem  torch: not installed -> source set_env.sh" in done.stdout
     assert "Not usable yet: numpy; torch;" in done.stdout
+
+
+def test_missing_kernels_are_slower_but_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "common_utils.kernels", None)  # as if it were not built
+    found = doctor.check_kernels()
+    assert found.status == doctor.NOTE
+    assert "make" in found.advice
 
 
 def test_a_check_that_fails_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 from tools.plot_runs import (
     Curve,
     aggregate,
+    expand,
     group_name,
     iqm,
     main,
@@ -97,6 +98,20 @@ def test_command_line_makes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     picture = np.asarray(Image.open(out).convert("RGB"))
     assert picture.shape[0] > 300
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50  # lines and bands, not a blank
+
+
+def test_a_folder_of_runs_stands_for_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    parent = tmp_path / "metaworld"
+    parent.mkdir()
+    runs = [_run(parent / f"ibrl_seed{s}", [0.0, 0.5]) for s in (2, 1)]
+    (parent / "not_a_run").mkdir()
+    assert expand([parent, runs[0]]) == sorted(runs)
+    assert main([str(parent), "--out", str(tmp_path / "o.png"), "--bootstrap", "50"]) == 0
+    assert "ibrl: 2 runs, at step 10" in capsys.readouterr().out
+    assert main([str(parent / "not_a_run")]) == 2
+    assert "not_a_run: not a run" in capsys.readouterr().err
 
 
 def test_tasks_are_strata(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
