@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 def check_files(cfg: MainConfig) -> None:
     """Refuse a new run early, before its folder is made, when files it will read are missing."""
+    if cfg.preload_num_data > 0 and not cfg.preload_datapath:
+        raise DatasetError(
+            f"preload_datapath: empty, but preload_num_data is {cfg.preload_num_data}; give an "
+            f"HDF5 file of demonstrations; to make one: {how_to_make('')}"
+        )
     if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).is_file():
         raise DatasetError(
             f"preload_datapath: no file '{cfg.preload_datapath}'; "

@@ -253,8 +253,10 @@ class Workspace:
             self.pool = EvalPool(asdict(cfg.env), workers)
             who = f"policy on {cfg.dataset.path}"
             self.pool.spec.check_provides(self.policy.input_specs(), cfg.action_dim, who)
-        except EnvError as error:
-            raise EnvError(f"{error}\n(or train without playing: --num_eval_episode 0)") from error
+        except (EnvError, EvalError) as error:  # EvalError: told by a worker process
+            raise type(error)(
+                f"{error}\n(or train without playing: --num_eval_episode 0)"
+            ) from error
 
     def train(self) -> None:
         """All remaining epochs."""

@@ -49,7 +49,10 @@ def how_to_make(path: str | Path) -> str:
         )
     if "robomimic" in text:
         return RAW_ROBOMIMIC
-    return "python mw_main/generate_metaworld_dataset.py --help (or give another --dataset.path)"
+    return (
+        "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name TASK --output_path "
+        f"{path.parent.as_posix() if path.name else 'FOLDER'} (writes dataset.hdf5 there)"
+    )
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

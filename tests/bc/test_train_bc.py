@@ -25,7 +25,9 @@ from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from common_utils import run_config
 from common_utils.logger import read_metrics
 from common_utils.run_config import ConfigError
+from env.core import EnvError
 from env.factory import make_env
+from evaluate.rollout import EvalError
 from mw_main import generate_metaworld_dataset as demos
 from mw_main import train_bc_mw
 
@@ -199,9 +201,22 @@ def test_released_robomimic_configs_load():
     assert (cfg.state_policy.hidden_dim, cfg.state_policy.dropout) == (1024, 0.5)
 
 
+@pytest.mark.parametrize("mp_eval", ["0", "1"])
+def test_a_missing_simulator_tells_how_to_train_without(tmp_path, data, mp_eval):
+    # robomimic's data with an environment that cannot be built, here or in a worker
+    more = ["--dataset.use_state", "1", "--num_eval_episode", "1", "--num_eval_worker", "1"]
+    cfg = config(tmp_path / "run", data, *more, "--mp_eval", mp_eval)
+    with pytest.raises((EnvError, EvalError), match="--num_eval_episode 0"):
+        train_bc.run(cfg)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--policy.dropout", "1"], r"policy: dropout: 1.0, expected .*\[0, 1\)"),
+        (["--state_policy.dropout", "-0.1"], "state_policy: dropout: -0.1"),
+        (["--mw_policy.dropout", "1.5"], "mw_policy: dropout: 1.5"),
+        (["--policy.use_prop", "2"], "policy.use_prop.*0 or 1"),
         (["--lr", "0"], "lr: 0"),
         (["--num_epoch", "0"], "num_epoch: 0"),
         (["--policy_type", "state"], "policy_type"),

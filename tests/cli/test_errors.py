@@ -83,6 +83,15 @@ DEMO_COMMAND = "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name 
             ("preload_datapath", NO_DATA, DEMO_COMMAND),
         ),
         (
+            # a BC policy given by file says nothing about demonstrations
+            [
+                "mw_main/train_rl_mw.py",
+                "--bc_policy=no/model0.pt",
+                "--preload_num_data=3",
+            ],
+            ("preload_datapath: empty", "python mw_main/generate_metaworld_dataset.py"),
+        ),
+        (
             ["mw_main/train_bc_mw.py", f"--dataset.path={NO_DATA}"],
             (NO_DATA, DEMO_COMMAND),
         ),
@@ -115,7 +124,14 @@ DEMO_COMMAND = "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name 
             ),
         ),
     ],
-    ids=["rl data", "bc data", "bc policy", "metaworld bc policy", "pretrained agent"],
+    ids=[
+        "rl data",
+        "no rl data",
+        "bc data",
+        "bc policy",
+        "metaworld bc policy",
+        "pretrained agent",
+    ],
 )
 def test_missing_files_are_named_with_the_command_that_makes_them(
     args: list[str], said: tuple[str, ...], tmp_path: Path
