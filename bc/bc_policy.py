@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from bc.base import ExplicitPolicy
+from bc.base import ExplicitPolicy, check_dropout
 from bc.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
+from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
 from common_utils.specs import ArraySpec, Obs
@@ -24,7 +25,7 @@ class BcPolicyConfig:
     # one ResNet per camera, and how their features are joined
     encoder: MultiViewEncoderConfig = field(default_factory=MultiViewEncoderConfig)
     # 1: append proprioception to the visual feature
-    use_prop: int = 0
+    use_prop: Flag = 0
     # half width of the uniform noise put on proprioception in training
     prop_noise: float = 0
     # width of the hidden layers
@@ -34,7 +35,10 @@ class BcPolicyConfig:
     # dropout probability after each hidden layer
     dropout: float = 0
     # 1: orthogonal initialisation of the hidden layers
-    orth_init: int = 0
+    orth_init: Flag = 0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
 
 
 @dataclass
@@ -50,7 +54,10 @@ class StateBcPolicyConfig:
     # LayerNorm: 0 none, 1 every hidden layer, 2 last hidden layer only
     layer_norm: int = 0
     # 1: normalise the state with statistics kept in the weights (not in the original)
-    norm_state: int = 0
+    norm_state: Flag = 0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
 
 
 class BcPolicy(ExplicitPolicy):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from bc.base import check_dropout
 from common_utils.specs import Obs
 from networks.encoder import ResNetEncoder, ResNetEncoderConfig
 
@@ -26,6 +27,9 @@ class MultiViewEncoderConfig:
     feat_dim: int = 512
     # dropout probability in the compression
     dropout: float = 0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
 
 
 class MultiViewEncoder(nn.Module):

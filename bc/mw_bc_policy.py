@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from bc.base import ExplicitPolicy
+from bc.base import ExplicitPolicy, check_dropout
+from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
 from common_utils.specs import ArraySpec, Obs
@@ -28,13 +29,16 @@ class BcPolicyConfig:
     # dropout probability in the hidden layers
     dropout: float = 0
     # 1: orthogonal initialisation of the head
-    orth_init: int = 1
+    orth_init: Flag = 1
     # 1: compress the visual feature to feature_dim and append proprioception
-    use_prop: int = 0
+    use_prop: Flag = 0
     # width of the compressed feature (use_prop 1 only)
     feature_dim: int = 256
     # unused, kept so that the original's configs load
     proj_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
 
 
 class BcPolicy(ExplicitPolicy):

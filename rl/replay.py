@@ -49,6 +49,7 @@ class ReplayBuffer:
     bc_max_len: successes longer than this stay out of the BC replay (-1: no limit).
     save_per_success: every k-th success writes the last k to ``save_dir/data{n}.h5``.
     save_only_keys: observations stored for ``save_replay`` but never sampled.
+    env_args: how the environment was built ({"env_name", "env_kwargs"}), told in saved files.
     prefetch: batches made ahead in a thread; changes nothing but time.
     storage: "ram", or a folder for a memory-mapped scratch file.
 
@@ -72,6 +73,7 @@ class ReplayBuffer:
         save_per_success: int = -1,
         save_dir: str | None = None,
         save_only_keys: Sequence[str] = (),
+        env_args: Mapping[str, Any] | None = None,
         prefetch: int = 0,
         num_threads: int = 1,
         storage: str = "ram",
@@ -95,6 +97,7 @@ class ReplayBuffer:
         self.bc_max_len = bc_max_len
         self.save_per_success, self.save_dir = save_per_success, save_dir
         self.save_only_keys = tuple(save_only_keys)
+        self.env_args = env_args
         self.freeze_bc_replay = False
         self.num_episode = 0
         self.num_success = 0
@@ -371,7 +374,7 @@ class ReplayBuffer:
             obs = {k: v for k, v in e["obs"].items() if k != BC_ACTION}
             return {"obs": obs, "action": e["action"]["action"], "reward": e["reward"]}
 
-        write_hdf5(path, (plain(e) for e in episodes), self._stacks)
+        write_hdf5(path, (plain(e) for e in episodes), self._stacks, self.env_args)
 
     def _episode_frames(self, i: int) -> dict[str, Any]:
         table = self._core.meta()["episodes"]

@@ -260,7 +260,12 @@ def test_a_demonstration_is_the_same_stepwise_and_at_once() -> None:
 
 
 def test_saved_successes_have_raw_rewards_and_extra_keys(tmp_path: Path) -> None:
-    buffer = make(save_per_success=2, save_dir=str(tmp_path), save_only_keys=["sim_state"])
+    buffer = make(
+        save_per_success=2,
+        save_dir=str(tmp_path),
+        save_only_keys=["sim_state"],
+        env_args={"env_name": "fake"},
+    )
     task = FakeTask(0)
     for length in (2, 3, 4, 5, 6):
         buffer.new_episode({**task.reset(), "sim_state": np.zeros(9)})
@@ -281,6 +286,10 @@ def test_saved_successes_have_raw_rewards_and_extra_keys(tmp_path: Path) -> None
     with h5py.File(tmp_path / "all.h5") as f:
         assert [f[f"data/demo_{i}"].attrs["num_samples"] for i in range(5)] == [2, 3, 4, 5, 6]
         assert f["data"].attrs["total"] == 20
+    with DemoFile(tmp_path / "data2.h5") as file:
+        assert file.env_name == "fake"
+        newest = file.vector("demo_1", "state")
+    assert newest[:, 1].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_saved_stacks_are_read_back_as_frames(tmp_path: Path) -> None:
