@@ -43,7 +43,7 @@ EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations us
 class QuickstartConfig(run_config.RunConfig):
     """What may be changed about the quickstart."""
 
-    # source of all randomness
+    # source of the randomness of BC and IBRL
     seed: int = 1
     # environment steps of IBRL; 0 takes the config's
     num_train_step: int = 0
@@ -59,11 +59,11 @@ def say(line: str) -> None:
 
 
 def make_demos(cfg: QuickstartConfig) -> Path:
-    """Three successful scripted episodes, states only."""
-    folder = Path(cfg.save_dir) / f"demos_seed{cfg.seed}"
+    """Three successful scripted episodes, states only; the same ones for every ``seed``."""
+    folder = Path(cfg.save_dir) / "demos"
     if not (folder / demos.FILE_NAME).exists():
         config = run_config.load(demos.MainConfig, CFG_DIR / "quickstart_demos.yaml")
-        config.output_path, config.seed = str(folder), cfg.seed
+        config.output_path = str(folder)
         demos.generate(config)
     return folder / demos.FILE_NAME
 
