@@ -14,7 +14,7 @@ from policy_io import load_weights, put_weights, require_weights
 from rl.q_agent import QAgent
 
 if TYPE_CHECKING:
-    from train_rl import MainConfig
+    from rl_config import MainConfig
 
 
 def check_files(cfg: MainConfig) -> None:

@@ -17,14 +17,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_rl
+from common_utils.run_config import Flag
 from mw_main.names import BC_DATASETS, BC_POLICIES
+from rl_config import Suite
 
 
 @dataclass
 class MainConfig(train_rl.MainConfig):
     """train_rl.MainConfig with Meta-World's defaults; "" means: as the BC policy's run."""
 
-    suite: train_rl.Suite = "metaworld"
+    suite: Suite = "metaworld"
     # task; "" takes the BC policy's
     task_name: str = ""
     # camera of the agent
@@ -34,9 +36,9 @@ class MainConfig(train_rl.MainConfig):
     # size of the images that the agent sees; 0 takes the BC policy's
     rl_image_size: int = 0
     # count preloaded demonstrations among the warm-up episodes
-    warm_up_counts_demos: train_rl.Flag = 1
+    warm_up_counts_demos: Flag = 1
     # stop after BC pretraining (the original's Meta-World script always goes on)
-    pretrain_only: train_rl.Flag = 0
+    pretrain_only: Flag = 0
     save_dir: str = "exps/rl/metaworld/run1"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,224 @@
+"""The configuration of an RL run: every field of ``train_rl.py`` with its documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common_utils.run_config import Flag, RunConfig
+from env.factory import EnvConfig, GymConfig
+from rl.q_agent import QAgentConfig
+
+Suite = Literal["robosuite", "metaworld", "gymnasium"]
+
+
+@dataclass
+class MainConfig(RunConfig):
+    """Defaults are those of the paper's release; departures are named options."""
+
+    # source of all randomness of the run
+    seed: int = 1
+    # robosuite, metaworld or gymnasium
+    suite: Suite = "robosuite"
+    # task of the suite; "" takes the BC policy's
+    task_name: str = "Lift"
+    # time limit in control steps
+    episode_length: int = 200
+    # end the episode at the first success
+    end_on_success: Flag = 1
+    # size at which robosuite renders (videos use it)
+    image_size: int = 224
+    # size of the images that the agent sees; 0 takes the BC policy's
+    rl_image_size: int = 96
+    # camera(s) of the agent; several joined by "+"
+    rl_camera: str = "robot0_eye_in_hand"
+    # steps per observation, newest first: images
+    obs_stack: int = 1
+    # proprioception
+    prop_stack: int = 1
+    # state vectors
+    state_stack: int = 1
+    # simulator repeats of each action (Meta-World); 0 takes the BC policy's
+    action_repeat: int = 1
+    # rendering: faithful or fast (see docs/environments.md)
+    render_quality: Literal["faithful", "fast"] = "faithful"
+    # learn from state vectors (1) or pixels (0)
+    use_state: Flag = 0
+    gym: GymConfig = field(default_factory=GymConfig)
+    q_agent: QAgentConfig = field(default_factory=QAgentConfig)
+    # exploration noise: linear from stddev_max ...
+    stddev_max: float = 1.0
+    # ... to stddev_min (clamped to stddev_max) ...
+    stddev_min: float = 0.1
+    # ... over that many environment steps
+    stddev_step: int = 500000
+    # n-step returns
+    nstep: int = 3
+    # discount gamma per step
+    discount: float = 0.99
+    # value states at the time limit by bootstrapping (0 = as released: time limit is terminal)
+    bootstrap_truncated: Flag = 0
+    # capacity of the replay, in episodes
+    replay_buffer_size: int = 500
+    # "ram", or a folder for memory-mapped files
+    replay_storage: str = "ram"
+    # threads that gather a batch
+    replay_threads: int = 1
+    # batches gathered ahead of time (changes nothing but time)
+    replay_prefetch: int = 0
+    # transitions per update
+    batch_size: int = 256
+    # critic updates per update step; the actor is updated in the last
+    num_critic_update: int = 1
+    # environment steps between update steps
+    update_freq: int = 2
+    # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
+    bc_policy: str = ""
+    # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)
+    use_bc: Flag = 1
+    # share of each batch that comes from the replay; the rest from demonstrations (RLPD: 0.5)
+    mix_rl_rate: float = 1.0
+    # demonstrations loaded into the replay
+    preload_num_data: int = 0
+    # their HDF5 file
+    preload_datapath: str = ""
+    # keep successful online episodes out of the demonstration replay
+    freeze_bc_replay: Flag = 1
+    # stop after BC pretraining
+    pretrain_only: Flag = 1
+    # BC pretraining of the actor (RFT): epochs ...
+    pretrain_num_epoch: int = 0
+    # ... of that many steps
+    pretrain_epoch_len: int = 10000
+    # weights to start the agent from
+    load_pretrained_agent: str = ""
+    # of those keep only encoder and actor; the critics start fresh
+    load_policy_only: Flag = 1
+    # RFT: add the BC regulariser to the actor's loss
+    add_bc_loss: Flag = 0
+    # factor on environment rewards
+    env_reward_scale: float = 1.0
+    # episodes collected before training (by BC, else the pretrained agent, else at random)
+    num_warm_up_episode: int = 50
+    # count preloaded demonstrations among them (0: they come on top)
+    warm_up_counts_demos: Flag = 0
+    # episodes per evaluation
+    num_eval_episode: int = 10
+    # write the last k successes to HDF5 at every k-th success (-1: never)
+    save_per_success: int = -1
+    # evaluate in worker processes
+    mp_eval: Flag = 0
+    # how many
+    num_eval_worker: int = 2
+    # environment steps of the run (after warm-up)
+    num_train_step: int = 200000
+    # environment steps between evaluations, log lines and checkpoints
+    log_per_step: int = 5000
+    # threads of torch; 0 leaves it to OMP_NUM_THREADS
+    torch_threads: int = 0
+    # continue the run in save_dir from its last checkpoint
+    resume: Flag = 0
+    save_dir: str = "exps/rl/run1"
+
+    def __post_init__(self) -> None:
+        if self.bc_policy in ("none", "None"):
+            self.bc_policy = ""
+        self.stddev_min = min(self.stddev_max, self.stddev_min)
+        self._validate()
+
+    def _validate(self) -> None:
+        positive = (
+            "episode_length nstep replay_buffer_size batch_size num_critic_update update_freq "
+            "num_train_step log_per_step obs_stack prop_stack state_stack "
+            "pretrain_epoch_len num_eval_worker replay_threads"
+        )
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if not 0.0 <= self.mix_rl_rate <= 1.0:
+            raise ValueError(f"mix_rl_rate: {self.mix_rl_rate}, expected within [0, 1]")
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"discount: {self.discount}, expected within (0, 1]")
+        for name in ("pretrain_num_epoch", "add_bc_loss"):
+            if getattr(self, name) > 0 and self.preload_num_data == 0:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
+                    "and preload_datapath"
+                )
+        for name in ("num_eval_episode", "num_warm_up_episode", "preload_num_data"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        if max(self.warm_up_target, self.preload_num_data) > self.replay_buffer_size:
+            raise ValueError(
+                f"replay_buffer_size: {self.replay_buffer_size} episodes cannot hold the "
+                f"{self.warm_up_target} that warm-up fills it with (num_warm_up_episode, "
+                "preload_num_data)"
+            )
+        dynamic = self.add_bc_loss and self.q_agent.bc_loss_dynamic
+        if dynamic and not (self.pretrain_num_epoch or self.load_pretrained_agent):
+            raise ValueError(
+                "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent: set "
+                "pretrain_num_epoch or load_pretrained_agent"
+            )
+        if self.q_agent.norm_state and self.preload_num_data == 0:
+            raise ValueError(
+                "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
+                "preload_num_data and preload_datapath"
+            )
+        if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
+            raise ValueError(
+                f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
+                "but preload_num_data is 0 and freeze_bc_replay is 1, so there will be none"
+            )
+        if not self.use_state and "+" in self.rl_camera:
+            raise ValueError(
+                f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"
+            )
+
+    @property
+    def rl_cameras(self) -> list[str]:
+        """Cameras of the agent; none for states."""
+        return [] if self.use_state else self.rl_camera.split("+")
+
+    @property
+    def stddev_schedule(self) -> str:
+        """Exploration noise over environment steps, as ``common_utils.ibrl_utils.schedule``."""
+        return f"linear({self.stddev_max},{self.stddev_min},{self.stddev_step})"
+
+    @property
+    def warm_up_target(self) -> int:
+        """Episodes in the replay when training starts, demonstrations included."""
+        demos = self.preload_num_data if self.preload_datapath else 0
+        return self.num_warm_up_episode + (0 if self.warm_up_counts_demos else demos)
+
+    @property
+    def uses_bc_replay(self) -> bool:
+        """Whether demonstrations are sampled on their own (RLPD, RFT, pretraining, saving)."""
+        return (
+            self.mix_rl_rate < 1
+            or self.save_per_success > 0
+            or self.pretrain_num_epoch > 0
+            or self.add_bc_loss > 0
+        )
+
+
+def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvConfig:
+    """The environment of a run: what the agent sees, plus the BC policy's cameras."""
+    cameras = list(dict.fromkeys(cfg.rl_cameras + (bc_cameras or [])))
+    return EnvConfig(
+        suite=cfg.suite,
+        task=cfg.task_name,
+        cameras=cameras,
+        image_size=cfg.image_size,
+        rl_image_size=cfg.rl_image_size,
+        obs_stack=cfg.obs_stack,
+        prop_stack=cfg.prop_stack,
+        state_stack=cfg.state_stack,
+        use_state=cfg.use_state,
+        episode_length=cfg.episode_length,
+        action_repeat=cfg.action_repeat,
+        end_on_success=cfg.end_on_success,
+        env_reward_scale=cfg.env_reward_scale,
+        render_quality=cfg.render_quality,
+        **cfg.gym.env_fields(),
+    )
