@@ -1,0 +1,161 @@
+"""robosuite 1.5 simulations as robomimic's data (robosuite 1.4) knows them: made, seeded, saved.
+
+The differences between the two versions that matter to data and policies are handled here and
+in ``env.robosuite_wrapper``; docs/environments.md lists them. Nothing here renders: pictures
+are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from env.core import EnvError
+
+CONTROL_FREQ = 20  # Hz
+ARM_ACTION_DIM = 7  # position 3, rotation 3 (axis-angle), gripper 1 (-1 opens, +1 closes)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A robosuite task: its robots, robomimic's time limit and what success is."""
+
+    name: str
+    robots: tuple[str, ...]
+    horizon: int
+    success: str
+
+    @property
+    def action_dim(self) -> int:
+        """7 for each arm."""
+        return ARM_ACTION_DIM * len(self.robots)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("Lift", ("Panda",), 200, "the cube is 4 cm above the table"),
+        Task("PickPlaceCan", ("Panda",), 200, "the can lies in its compartment, the hand away"),
+        Task("NutAssemblySquare", ("Panda",), 300, "the nut is on the square peg, the hand away"),
+        Task(
+            "TwoArmTransport",
+            ("Panda", "Panda"),
+            800,
+            "the hammer lies in the target bin, the trash in the trash bin",
+        ),
+        Task("ToolHang", ("Panda",), 700, "the frame stands in its mount, the tool hangs on it"),
+    )
+}
+
+
+def task_named(name: str) -> Task:
+    """The task, or EnvError naming those there are."""
+    try:
+        return TASKS[name]
+    except KeyError:
+        known = ", ".join(TASKS)
+        raise EnvError(f"robosuite task '{name}' is unknown; expected one of {known}") from None
+
+
+def _quiet_macros() -> types.ModuleType:
+    """robosuite's settings: no notes about missing optional parts, MUJOCO_GL left as it is.
+
+    robosuite reads them from ``robosuite.macros_private``, where a user may have put some too.
+    Its default sets MUJOCO_GL to egl when it is imported, even where there is no OpenGL.
+    """
+    macros = types.ModuleType("robosuite.macros_private")
+    macros.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
+    spec = importlib.util.find_spec("robosuite")
+    if spec is not None and spec.origin is not None:
+        own = Path(spec.origin).with_name("macros_private.py")
+        if own.exists():
+            exec(compile(own.read_text(), str(own), "exec"), macros.__dict__)
+    macros.MUJOCO_GPU_RENDERING = False  # type: ignore[attr-defined]
+    return macros
+
+
+def import_robosuite() -> Any:
+    """The robosuite module; EnvError if it cannot be had.
+
+    Its OpenCV is used for windows alone, which nothing here opens, and needs libGL: where it
+    does not load, robosuite is imported without it.
+    """
+    if "robosuite" in sys.modules:
+        return sys.modules["robosuite"]
+    if importlib.util.find_spec("robosuite") is None:
+        raise EnvError("robosuite is not installed: pip install robosuite==1.5.2")
+    sys.modules.setdefault("robosuite.macros_private", _quiet_macros())
+    gl_backend = os.environ.get("MUJOCO_GL")
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        sys.modules["cv2"] = types.ModuleType("cv2")
+        without_cv2 = True
+    else:
+        without_cv2 = False
+    try:
+        import robosuite
+    except Exception as error:
+        raise EnvError(f"robosuite does not import: {error!r}; python -m common_utils.doctor")
+    finally:
+        if without_cv2:
+            del sys.modules["cv2"]
+        if gl_backend is None:
+            os.environ.pop("MUJOCO_GL", None)
+        else:
+            os.environ["MUJOCO_GL"] = gl_backend
+    return robosuite
+
+
+def make_sim(task: str, *, hard_reset: bool = False) -> Any:
+    """The robosuite environment of ``task``, without any camera or renderer.
+
+    Sparse reward (1 at success), 20 Hz, the OSC_POSE controller that robosuite 1.4 had by
+    default; it never ends an episode by itself. Actions: float [7] (TwoArmTransport [14]:
+    robot0, robot1) in [-1, 1], see ARM_ACTION_DIM. Call ``reset_sim`` before the first step.
+
+    Args:
+        task: one of TASKS.
+        hard_reset: compile the model anew at each reset, as robosuite does by default (200
+            times slower; the episodes are the same).
+    """
+    kind = task_named(task)
+    robosuite = import_robosuite()
+    # a configuration for each robot: the environment writes into it
+    controllers = [robosuite.load_composite_controller_config(robot=r) for r in kind.robots]
+    more = {"env_configuration": "opposed"} if len(kind.robots) == 2 else {}
+    return robosuite.make(
+        kind.name,
+        robots=list(kind.robots),
+        controller_configs=controllers,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        use_object_obs=True,
+        reward_shaping=False,
+        control_freq=CONTROL_FREQ,
+        horizon=kind.horizon,
+        ignore_done=True,
+        hard_reset=hard_reset,
+        renderer="mujoco",  # the other one would be looked for at every reset
+        seed=0,
+        **more,
+    )
+
+
+def reset_sim(env: Any, seed: int) -> None:
+    """Start the episode that belongs to ``seed``, whatever was played before."""
+    generator = np.random.default_rng(seed)
+    env.rng = generator
+    initializer = env.placement_initializer
+    initializer.rng = generator
+    for sampler in getattr(initializer, "samplers", {}).values():
+        sampler.rng = generator
+    env.reset()
