@@ -6,7 +6,9 @@
 ``obs``   dict of numpy arrays exactly as ``env.spec.observations`` says (see common_utils.specs)
 ``action`` float32 [A] in [-1, 1]
 ``reward`` float (scaled by the configured reward scale)
-``info``  {"success": bool, "images": {camera: uint8 [H, W, 3]}} ("images" only when asked for)
+``info``  {"success": bool, "images": {camera: uint8 [H, W, 3]}} ("images" only when asked for);
+          at an episode's last step a task may add "metrics": {name: float}, which evaluations
+          average
 
 An environment holds no generator of its own: what is random in an episode follows from the
 seed given to ``reset``, so an episode is (seed, actions), which is also how it is resumed.

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from common_utils.run_config import Flag
 from env.core import Env, EnvError
+from env.stacking import StackPad
 
-SUITES = ("metaworld", "gymnasium")
+SUITES = ("metaworld", "gymnasium", "particle")
 
 
 @dataclass
@@ -31,6 +32,8 @@ class EnvConfig:
     prop_stack: int = 1
     # state vectors
     state_stack: int = 1
+    # what fills stacks before the episode's start: zeros, or repeat (the first frame)
+    stack_pad: StackPad = "zeros"
     # deliver the state vector
     use_state: Flag = 0
     # time limit in control steps
@@ -55,7 +58,14 @@ class EnvConfig:
     # limit), or "" for a reward of at least 1
     gym_success_key: str = ""
 
+    # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
+    goal_tolerance: float = 0.0
+    # particle: leave the velocity out of the state
+    hide_velocity: Flag = 0
+
     def __post_init__(self) -> None:
+        if self.goal_tolerance < 0:
+            raise ValueError(f"goal_tolerance: {self.goal_tolerance}, expected 0 or more")
         sizes = ("image_size", "rl_image_size", "obs_stack", "prop_stack", "state_stack")
         for name in (*sizes, "episode_length", "action_repeat"):
             if getattr(self, name) < 1:
@@ -92,6 +102,10 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
         from env.gymnasium_adapter import GymnasiumEnv
 
         return GymnasiumEnv(cfg)
+    if cfg.suite == "particle":
+        from env.particle import ParticleEnv
+
+        return ParticleEnv(cfg)
     if cfg.suite == "robosuite":
         raise EnvError(
             f"suite 'robosuite' (task {cfg.task}): its simulator is not wired in yet; "

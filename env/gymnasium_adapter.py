@@ -93,7 +93,9 @@ class GymnasiumEnv(SeededEnv):
         self._prop_keys = [k for k in cfg.gym_prop_key.split("+") if k]
         self._check_keys(spaces)
         self.spec = self._make_spec(spaces)
-        self._stackers = {k: Stacker(s.stack) for k, s in self.spec.observations.items()}
+        self._stackers = {
+            k: Stacker(s.stack, cfg.stack_pad) for k, s in self.spec.observations.items()
+        }
         self._raw: Mapping[str, np.ndarray] = {}
         self._success_seen = False
         if pictures:

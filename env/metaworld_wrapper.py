@@ -62,8 +62,10 @@ class MetaWorldEnv(SeededEnv):
         self._sim.seeded_rand_vec = True  # ... from the seed of that reset
         # Meta-World's own limit counts simulator steps; ours ends the episode before it
         self._sim.max_path_length = cfg.episode_length * cfg.action_repeat + 2
-        self._stackers = {c: Stacker(cfg.obs_stack) for c in cfg.cameras}
-        self._stackers |= {"prop": Stacker(cfg.prop_stack), "state": Stacker(cfg.state_stack)}
+        pad = cfg.stack_pad
+        self._stackers = {c: Stacker(cfg.obs_stack, pad) for c in cfg.cameras}
+        self._stackers |= {"prop": Stacker(cfg.prop_stack, pad)}
+        self._stackers |= {"state": Stacker(cfg.state_stack, pad)}
         self.spec = self._make_spec()
         self._renderers: dict[int, Any] = {}
         self._move_corner2()

@@ -1,23 +1,27 @@
-"""Stacks of the last steps: newest first, zeros before the episode's start.
+"""Stacks of the last steps: newest first, for images, proprioception and states alike.
 
-The one convention of the framework (``concat_obs`` of the original), for images,
-proprioception and states alike.
+Before the episode's start come zeros, the framework's convention (``concat_obs`` of the
+original), or copies of the first frame (the history of Implicit Behavioral Cloning).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 import numpy as np
+
+StackPad = Literal["zeros", "repeat"]
 
 
 class Stacker:
     """Holds the last ``stack`` frames of one observation key."""
 
-    def __init__(self, stack: int) -> None:
+    def __init__(self, stack: int, pad: StackPad = "zeros") -> None:
         if stack < 1:
             raise ValueError(f"stack is {stack}, expected at least 1")
         self.stack = stack
+        self.pad = pad
         self._frames: deque[np.ndarray] = deque(maxlen=stack)
 
     def reset(self) -> None:
@@ -28,4 +32,5 @@ class Stacker:
         """frame [C, ...] -> [C * stack, ...], newest first."""
         self._frames.appendleft(frame)
         missing = self.stack - len(self._frames)
-        return np.concatenate([*self._frames, *[np.zeros_like(frame)] * missing])
+        before = self._frames[-1] if self.pad == "repeat" else np.zeros_like(frame)
+        return np.concatenate([*self._frames, *[before] * missing])

@@ -126,8 +126,16 @@ class Evaluator:
 
 def merge(results: Sequence[EvalResult]) -> EvalResult:
     """Several evaluations of one checkpoint as one, in the given order."""
-    fields = ("scores", "successes", "lengths", "seeds")
-    return EvalResult(*(np.concatenate([getattr(r, f) for r in results]) for f in fields))
+
+    def joined(field: str) -> np.ndarray:
+        return np.concatenate([getattr(r, field) for r in results])
+
+    metrics = {
+        name: np.concatenate([r.metrics[name] for r in results]) for name in results[0].metrics
+    }
+    return EvalResult(
+        joined("scores"), joined("successes"), joined("lengths"), joined("seeds"), metrics
+    )
 
 
 def table(results: dict[Path, EvalResult], root: Path) -> str:
@@ -183,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
     if args.weight:
         result = evaluator.evaluate(Path(args.weight))
-        print(f"{args.weight}: success {result.rate()}, score {result.mean_score:.3f}")
+        extra = "".join(f", {k} {v:.4g}" for k, v in result.mean_metrics.items())
+        print(f"{args.weight}: success {result.rate()}, score {result.mean_score:.3f}{extra}")
         return 0
     results, failed = {}, 0
     for path in find_weights(args.folder, args.include):

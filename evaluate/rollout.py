@@ -7,10 +7,11 @@ generator made from that seed. The global generators are left as they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,22 +29,28 @@ class EvalError(RuntimeError):
 
 
 class Episode(NamedTuple):
-    """Outcome of one game: sum of rewards, success flag, control steps."""
+    """Outcome of one game: sum of rewards, success flag, control steps, the task's own metrics."""
 
     seed: int
     score: float
     success: bool
     length: int
+    # info["metrics"] of the last step: final distances and the like, by name
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Outcomes of N games, sorted by seed: float64, bool, int64, int64, each [N]."""
+    """Outcomes of N games, sorted by seed: float64, bool, int64, int64, each [N].
+
+    ``metrics`` holds what the task measures besides, by name, float64 [N] each.
+    """
 
     scores: np.ndarray
     successes: np.ndarray
     lengths: np.ndarray
     seeds: np.ndarray
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EvalResult:
@@ -54,6 +61,10 @@ class EvalResult:
             successes=np.array([e.success for e in ordered], bool),
             lengths=np.array([e.length for e in ordered], np.int64),
             seeds=np.array([e.seed for e in ordered], np.int64),
+            metrics={
+                name: np.array([e.metrics[name] for e in ordered], np.float64)
+                for name in (ordered[0].metrics if ordered else ())
+            },
         )
 
     def __len__(self) -> int:
@@ -68,6 +79,11 @@ class EvalResult:
     def mean_score(self) -> float:
         """Mean sum of rewards."""
         return float(self.scores.mean())
+
+    @property
+    def mean_metrics(self) -> dict[str, float]:
+        """Mean over the games of each of the task's metrics."""
+        return {name: float(values.mean()) for name, values in self.metrics.items()}
 
     def rate(self, confidence: float = 0.95) -> Rate:
         """Success rate with its Wilson interval."""
@@ -153,7 +169,7 @@ def play_episode(
     if frames is not None:
         last = annotate(env.render(), f"seed {seed}  step {length}", success)
         frames += [last] * 10  # hold the outcome for half a second
-    return Episode(seed, score, success, length)
+    return Episode(seed, score, success, length, info.get("metrics", {}))
 
 
 def run_eval(
