@@ -42,6 +42,7 @@ from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
 from env.factory import make_env
+from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from policy_io import load_weights, put_weights
@@ -94,7 +95,9 @@ class Workspace:
         set_all_seeds(cfg.seed)
         bc_policies, bc_cameras = load_bc_policies(cfg)
         self.env_cfg = rl_env_config(cfg, bc_cameras)
-        self.env: Env = make_env(self.env_cfg)
+        self.env: Env = (
+            RemoteEnv(asdict(self.env_cfg)) if cfg.overlap_env else make_env(self.env_cfg)
+        )
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: QAgent | None = None
         self.replay = self._build_replay()
@@ -208,6 +211,8 @@ class Workspace:
                 cameras=cameras,
                 use_state=bool(cfg.use_state),
                 num_data=cfg.preload_num_data,
+                spec=self.env.spec,
+                keys=list(self.agent.input_keys),
             )
         )
         if cfg.q_agent.norm_state:
@@ -309,7 +314,12 @@ class Workspace:
     def _step_env(self, action: torch.Tensor) -> bool:
         """One environment step, stored; returns whether the episode ended."""
         with self.watch("env"):
-            obs, reward, terminated, truncated, info = self.env.step(action.numpy())
+            result = self.env.step(action.numpy())
+        return self._store(action, result)
+
+    def _store(self, action: torch.Tensor, result: StepResult) -> bool:
+        """The outcome of a step into the replay; returns whether the episode ended."""
+        obs, reward, terminated, truncated, info = result
         with self.watch("act"):
             self.obs = self._observe(obs)
         self.episode_len += 1
@@ -374,17 +384,35 @@ class Workspace:
         stddev = schedule(cfg.stddev_schedule, self.global_step)
         with self.watch("act"), eval_mode(self.agent):
             action = self.agent.act(self.obs, eval_mode=False, stddev=stddev)
-        done = self._step_env(action)
+        if isinstance(self.env, RemoteEnv):
+            done = self._step_env_and_update(self.env, action, stddev)
+        else:
+            done = self._step_env(action)
         self.global_step += 1
         if done:
             with self.watch("env"):
                 self._reset_env()
-        if self.global_step % cfg.update_freq == 0:
-            self._update(stddev)
+        if not cfg.overlap_env and self.global_step % cfg.update_freq == 0:
+            self._update(stddev, range(cfg.num_critic_update))
 
-    def _update(self, stddev: float) -> None:
+    def _step_env_and_update(self, env: RemoteEnv, action: torch.Tensor, stddev: float) -> bool:
+        """Update while the environment steps: this step's share of the update_freq steps' work.
+
+        What is updated and from what does not depend on which of the two is done first.
+        """
         cfg = self.cfg
-        for i in range(cfg.num_critic_update):
+        env.send_step(action.numpy())
+        phase = self.global_step % cfg.update_freq
+        first, last = (p * cfg.num_critic_update // cfg.update_freq for p in (phase, phase + 1))
+        self._update(stddev, range(first, last))
+        with self.watch("env"):  # what is left to wait for
+            result = env.receive_step()
+        return self._store(action, result)
+
+    def _update(self, stddev: float, updates: range) -> None:
+        """These of the ``num_critic_update`` updates; the actor is updated in the last."""
+        cfg = self.cfg
+        for i in updates:
             update_actor = i == cfg.num_critic_update - 1
             with self.watch("sample"):
                 batch = self._sample()
@@ -394,7 +422,7 @@ class Workspace:
             with self.watch("update"):
                 metrics = self.agent.update(batch, stddev, update_actor, bc_batch, self.ref_agent)
             self.log.meters.update(metrics)
-        self.train_step += 1
+            self.train_step += update_actor
 
     def _sample(self) -> Any:
         cfg = self.cfg

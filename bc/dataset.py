@@ -7,8 +7,9 @@ gather. Images stay uint8, in RAM while they fit, otherwise they are read per ba
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 
 from bc.loader import DatasetError, DemoFile
+from common_utils.resources import available_memory
 from common_utils.run_config import Flag
 from common_utils.seeding import generator_state, set_generator_state
-from common_utils.specs import ArraySpec, EnvSpec, Obs
+from common_utils.specs import ArraySpec, EnvSpec, Obs, SpecError
 
 __all__ = [
     "BcBatch",
@@ -49,7 +51,8 @@ class DatasetConfig:
     real_data: Flag = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
     frame_stack: int = 1  # Meta-World's name for obs_stack; set only one of them above 1
     action_repeat: int = 2  # Meta-World: simulator steps per action, checked against the file
-    max_ram_gb: float = 8.0  # images are kept in RAM up to this size, read per batch beyond
+    # images are kept in RAM up to this size (and half of what is free), read per batch beyond
+    max_ram_gb: float = 8.0
 
     def __post_init__(self) -> None:
         for name in ("prop_stack", "obs_stack", "state_stack", "frame_stack", "action_repeat"):
@@ -130,6 +133,11 @@ def cut_at_success(demo: Demo, *, need_success: bool = True) -> Demo:
     end = int(hits[0]) + 1
     observations = {k: v[:end] for k, v in demo.observations.items()}
     return Demo(demo.name, observations, demo.actions[:end], demo.rewards[:end])
+
+
+def _plain(name: str) -> str:
+    """A task's name without what its spellings differ in: HandInsert = hand-insert-v3."""
+    return re.sub(r"[^a-z0-9]|v\d+$", "", name.lower())
 
 
 @dataclass
@@ -220,6 +228,8 @@ class DemoDataset:
         file, names = self._file, self._table.names
         self._actions = self._concat("actions", [file.actions(n) for n in names])
         self._rewards = np.concatenate([file.rewards(n) for n in names])
+        for name in names:
+            file.check(name)
         self._bounds = np.concatenate([[0], np.cumsum(self._table.lengths)]).astype(np.int64)
         self._starts = np.repeat(self._bounds[:-1], self._table.lengths)
         self._columns: dict[str, _Column] = {}
@@ -228,9 +238,14 @@ class DemoDataset:
         elif file.has_prop(names[0]):
             self._add_vector("prop", self.cfg.prop_stack)
         image_bytes = self._add_cameras()
-        self.lazy = image_bytes > self.cfg.max_ram_gb * 2**30
+        # half of what is free: the run has other needs
+        self.lazy = image_bytes > min(self.cfg.max_ram_gb * 2**30, available_memory() / 2)
         for camera in () if self.lazy else self.cameras:
-            self._columns[camera].array = np.concatenate([file.images(n, camera) for n in names])
+            column = self._columns[camera]
+            column.array = np.empty((self.num_steps, *column.frame_shape), np.uint8)
+            for number, name in enumerate(names):  # one by one: no second copy of the data
+                rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
+                column.array[rows] = file.images(name, camera)
 
     def _concat(self, key: str, parts: Sequence[np.ndarray]) -> np.ndarray:
         for name, part in zip(self._table.names, parts, strict=True):
@@ -295,7 +310,31 @@ class DemoDataset:
 
     def check_env(self, spec: EnvSpec) -> None:
         """Raise SpecError unless the environment delivers what these demonstrations hold."""
+        self._check_task(spec)
         spec.check_provides(self.observation_specs, self.action_dim, f"dataset {self.cfg.path}")
+
+    def check_frames(self, spec: EnvSpec, keys: Sequence[str]) -> None:
+        """Raise SpecError unless task, actions and single frames of ``keys`` fit ``spec``."""
+        self._check_task(spec)
+        holds = self.observation_specs
+        for key in keys:
+            if key not in holds:
+                raise SpecError(
+                    f"dataset {self.cfg.path}: holds no observation '{key}' (asked for were "
+                    f"{sorted(holds)}), which {spec.suite}/{spec.task} is trained on"
+                )
+        frames = {k: ArraySpec(holds[k].frame_shape, holds[k].dtype) for k in keys}
+        single = {k: ArraySpec(v.frame_shape, v.dtype) for k, v in spec.observations.items()}
+        unstacked = replace(spec, observations=single)
+        unstacked.check_provides(frames, self.action_dim, f"dataset {self.cfg.path}")
+
+    def _check_task(self, spec: EnvSpec) -> None:
+        for told, want in ((self.suite, spec.suite), (self.task_name, spec.task)):
+            if told and _plain(told) != _plain(want):
+                raise SpecError(
+                    f"dataset {self.cfg.path}: demonstrations of {self.suite or '?'}/"
+                    f"{self.task_name or '?'}, but the environment is {spec.suite}/{spec.task}"
+                )
 
     def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:
         column = self._columns[key]
@@ -364,11 +403,14 @@ def read_demos(
     num_data: int = -1,
     max_len: int = -1,
     need_success: bool = True,
+    spec: EnvSpec | None = None,
+    keys: Sequence[str] = (),
 ) -> Iterator[Demo]:
     """Demonstrations for a replay: unstacked, each cut at its first success (specification 7).
 
     Images are read episode by episode, so that no second copy of the data is held. Raises
-    DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``.
+    DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``;
+    SpecError where task, actions or the frames of ``keys`` do not fit ``spec``, if given.
     """
     cfg = DatasetConfig(
         path=str(path),
@@ -384,6 +426,8 @@ def read_demos(
         cfg.action_repeat = int(kwargs.get("action_repeat", cfg.action_repeat))
     dataset = DemoDataset(cfg)
     try:
+        if spec is not None:
+            dataset.check_frames(spec, keys)
         for demo in dataset.episodes():
             yield cut_at_success(demo, need_success=need_success)
     finally:

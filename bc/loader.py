@@ -2,6 +2,7 @@
 
     data/demo_{i}/actions            float [T, A]
     data/demo_{i}/rewards            float [T]
+    data/demo_{i}/dones              0 or 1 [T] (optional)
     data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first
     data/demo_{i}/obs/prop           float [T, P]   (or robomimic's separate keys)
     data/demo_{i}/obs/state          float [T, S]   (or robomimic's separate keys)
@@ -9,13 +10,16 @@
     data.attrs["env_args"] and/or env_cfg.json beside the file: how the environment was built
 
 Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
+A damaged HDF5 file makes h5py raise almost anything, so every access to it is guarded.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +34,18 @@ class DatasetError(ValueError):
 
 
 RAW_ROBOMIMIC = (
-    "converting robomimic's raw recordings needs the robosuite tools, which are not part of this "
-    "version; expected is a converted file with data/demo_N/actions, rewards and "
-    "obs/{prop or robot0_eef_pos..., object, CAMERA_image (uint8, channels first)}"
+    "robomimic's raw recordings are replayed and rendered by "
+    "'python -m tools.dataset_states_to_obs --dataset RAW.hdf5 --output_folder FOLDER'"
 )
+ROBOMIMIC_FOLDERS = {
+    "lift": "Lift",
+    "can": "PickPlaceCan",
+    "square": "NutAssemblySquare",
+    "transport": "TwoArmTransport",
+    "tool_hang": "ToolHang",
+}
+# What h5py was seen to raise on files with damaged bytes.
+H5_FAULTS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError, SystemError)
 
 
 def how_to_make(path: str | Path) -> str:
@@ -48,7 +60,11 @@ def how_to_make(path: str | Path) -> str:
             f"--env_cfg.end_on_success True --output_path {path.parent.as_posix()}"
         )
     if "robomimic" in text:
-        return RAW_ROBOMIMIC
+        task = ROBOMIMIC_FOLDERS.get(path.parent.name, "TASK")
+        return (
+            f"python -m tools.generate_demos --task {task} --num 200 --noise 0.1 --seed 1 "
+            f"--out {path.parent.as_posix()}; {RAW_ROBOMIMIC}"
+        )
     return (
         "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name TASK --output_path "
         f"{path.parent.as_posix() if path.name else 'FOLDER'} (writes dataset.hdf5 there)"
@@ -79,28 +95,34 @@ class DemoFile:
             self._file = h5py.File(self.path, "r")
         except OSError as err:
             raise DatasetError(
-                f"'{path}' cannot be read as HDF5 (damaged or cut off?): {err}; "
-                f"to make it again: {how_to_make(path)}"
+                f"'{path}' cannot be read as HDF5 (damaged, cut off, or still being written?): "
+                f"{err}; to make it again: {how_to_make(path)}"
             ) from err
+        self._fd: int | None = None
         try:
-            data = self._file.get("data")
-            if not isinstance(data, h5py.Group):
-                raise self.error(None, "data", "no group 'data'; expected the robomimic layout")
-            self._data = data
-            self.names = sorted((n for n in data if n.startswith("demo")), key=_natural)
-            if not self.names:
-                raise self.error(None, "data", "no demonstration 'demo_*' in it")
-            self.env_args = self._read_env_args()
+            with self._guard(None, "data"):
+                data = self._file.get("data")
+                if not isinstance(data, h5py.Group):
+                    raise self.error(None, "data", "no group 'data'; expected the robomimic layout")
+                self._data = data
+                self.names = sorted((n for n in data if n.startswith("demo")), key=_natural)
+                if not self.names:
+                    raise self.error(None, "data", "no demonstration 'demo_*' in it")
+                self.env_args = self._read_env_args()
         except BaseException:
             self._file.close()
             raise
         self.env_name = str(self.env_args.get("env_name", ""))
         self.suite = self._suite()
         self._newest: dict[tuple[str, str], slice] = {}
+        self._image_sets: dict[tuple[str, str], h5py.Dataset] = {}
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._file.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def __enter__(self) -> DemoFile:
         return self
@@ -112,6 +134,24 @@ class DemoFile:
         """A DatasetError that says where the fault is."""
         where = f"'{self.path}'" + (f", {name}" if name else "") + f", '{key}'"
         return DatasetError(f"{where}: {what}")
+
+    @contextmanager
+    def _guard(self, name: str | None, key: str) -> Iterator[None]:
+        """Turn what h5py raises on damaged bytes into a DatasetError that says where."""
+        try:
+            yield
+        except DatasetError:
+            raise
+        except H5_FAULTS as err:
+            raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
+
+    def group(self, name: str) -> h5py.Group:
+        """One demonstration's group, for what this class does not read itself."""
+        with self._guard(name, "actions"):
+            found = self._data.get(name)
+        if not isinstance(found, h5py.Group):
+            raise self.error(None, name, "missing or not a group; expected a demonstration")
+        return found
 
     def _read_env_args(self) -> dict[str, Any]:
         # data.attrs wins: it travels with the file, env_cfg.json may have been left behind.
@@ -150,11 +190,13 @@ class DemoFile:
         return bool(controllers.get("control_delta", True))
 
     def _dataset(self, name: str, key: str) -> h5py.Dataset:
-        found = self._data[name].get(key)
-        if not isinstance(found, h5py.Dataset):
-            have = ", ".join(sorted(self._data[name].get("obs", {}))) or "no observations"
-            raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
-        return found
+        group = self.group(name)
+        with self._guard(name, key):
+            found = group.get(key)
+            if not isinstance(found, h5py.Dataset):
+                have = ", ".join(sorted(group.get("obs", {}))) or "no observations"
+                raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
+            return found
 
     def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
         dset = self._dataset(name, key)
@@ -162,24 +204,39 @@ class DemoFile:
             raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
         if dset.dtype.kind not in "fiu":
             raise self.error(name, key, f"expected numbers, got {dset.dtype}")
-        array = self._read(dset, name, key).astype(np.float32)
+        with np.errstate(all="ignore"):  # what overflows float32 is told as infinity below
+            array = self._read(dset, name, key).astype(np.float32)
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise self.error(name, key, f"holds NaN or infinity, first at step {row}")
         return array
 
     def _read(self, dset: h5py.Dataset, name: str, key: str, rows: Any = ()) -> np.ndarray:
-        try:
+        with self._guard(name, key):
             return dset[rows]
-        except OSError as err:
-            raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
 
     def length(self, name: str) -> int:
         """Number of steps T of one demonstration."""
-        steps = int(self._dataset(name, "actions").shape[0])
-        if steps == 0:
+        shape = self._dataset(name, "actions").shape
+        if not shape or shape[0] == 0:
             raise self.error(name, "actions", "the demonstration has no steps")
-        return steps
+        return int(shape[0])
+
+    def check(self, name: str) -> None:
+        """Raise DatasetError where ``dones`` or ``num_samples`` contradict ``actions``."""
+        with self._guard(name, "num_samples"):
+            told = self.group(name).attrs.get("num_samples")
+        if told is not None and (np.ndim(told) or int(told) != self.length(name)):
+            raise self.error(
+                name, "num_samples", f"says {told}, but 'actions' has {self.length(name)} steps"
+            )
+        with self._guard(name, "dones"):
+            if "dones" not in self.group(name):
+                return
+        dones = self._same_length(name, "dones", self._float(name, "dones", 1))
+        if not np.isin(dones, (0, 1)).all():
+            wrong = dones[~np.isin(dones, (0, 1))][0]
+            raise self.error(name, "dones", f"holds {wrong:g}, expected 0 and 1 only")
 
     def actions(self, name: str) -> np.ndarray:
         """float32 [T, A]; within [-1, 1] when the controller is relative."""
@@ -206,18 +263,23 @@ class DemoFile:
         return array
 
     def _vector_keys(self, name: str, kind: str) -> Sequence[str]:
-        if f"obs/{kind}" in self._data[name]:
-            return (kind,)
+        with self._guard(name, f"obs/{kind}"):
+            if f"obs/{kind}" in self.group(name):
+                return (kind,)
         return PROP_KEYS if kind == "prop" else STATE_KEYS.get(self.env_name, ())
 
     def has_prop(self, name: str) -> bool:
         """Whether proprioception is stored."""
-        return all(f"obs/{k}" in self._data[name] for k in self._vector_keys(name, "prop"))
+        keys, group = self._vector_keys(name, "prop"), self.group(name)
+        with self._guard(name, "obs"):
+            return all(f"obs/{k}" in group for k in keys)
 
     def vector(self, name: str, kind: str) -> np.ndarray:
         """``kind`` "prop" or "state": float32 [T, D], concatenated in the specified key order."""
         keys = self._vector_keys(name, kind)
-        if "obs" not in self._data[name]:
+        with self._guard(name, "obs"):
+            raw = "obs" not in self.group(name)
+        if raw:
             raise self.error(
                 name, "obs", f"missing: a raw recording without observations; {RAW_ROBOMIMIC}"
             )
@@ -236,7 +298,9 @@ class DemoFile:
 
     def _newest_columns(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
         """The newest frame of a vector that was saved stacked (attribute "stack"; newest first)."""
-        stack = self._dataset(name, key).attrs.get("stack", 1)
+        dset = self._dataset(name, key)
+        with self._guard(name, key):
+            stack = dset.attrs.get("stack", 1)
         if not isinstance(stack, (int, np.integer)) or stack < 1 or array.shape[1] % stack:
             raise self.error(
                 name, key, f"attribute 'stack' is {stack}, expected a divisor of {array.shape[1]}"
@@ -249,14 +313,20 @@ class DemoFile:
         return (3, int(dset.shape[2]), int(dset.shape[3]))
 
     def _images(self, name: str, camera: str) -> h5py.Dataset:
+        if (name, camera) not in self._image_sets:
+            self._image_sets[name, camera] = self._checked_images(name, camera)
+        return self._image_sets[name, camera]
+
+    def _checked_images(self, name: str, camera: str) -> h5py.Dataset:
         key = f"obs/{camera}_image"
         dset = self._dataset(name, key)
         if dset.dtype != np.uint8:
             raise self.error(name, key, f"expected uint8 images, got {dset.dtype}")
-        if dset.ndim != 4 or dset.shape[1] % 3 or dset.shape[1] == 0:
+        if dset.ndim != 4 or dset.shape[1] % 3 or 0 in dset.shape:
             raise self.error(
                 name, key, f"expected [T, 3*stack, H, W] (channels first), got {list(dset.shape)}"
-            )
+                + (f"; {RAW_ROBOMIMIC}" if dset.ndim == 4 and dset.shape[3] == 3 else "")
+            )  # fmt: skip
         if dset.shape[0] != self.length(name):
             raise self.error(
                 name, key, f"has {dset.shape[0]} steps, but 'actions' has {self.length(name)}"
@@ -267,8 +337,28 @@ class DemoFile:
         """uint8 [N, 3, H, W], the newest frame of each step; rows ascending, unique."""
         dset, key = self._images(name, camera), f"obs/{camera}_image"
         newest = self._newest_channels(name, camera)
-        index = (slice(None) if rows is None else rows, newest)
-        return self._read(dset, name, key, index)
+        if rows is None:
+            return self._read(dset, name, key, (slice(None), newest))
+        with self._guard(name, key):
+            offset = None if dset.external or dset.is_virtual else dset.id.get_offset()
+            if offset is None:  # chunked or compressed: through HDF5
+                return dset[rows, newest]
+            return self._read_frames(dset, offset, rows, newest)
+
+    def _read_frames(
+        self, dset: h5py.Dataset, offset: int, rows: np.ndarray, newest: slice
+    ) -> np.ndarray:
+        """Frames that lie in one piece in the file, read straight from there (h5py's own
+        selection of single rows costs several times more)."""
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        pixels = int(dset.shape[2] * dset.shape[3])
+        out = np.empty((len(rows), 3, *dset.shape[2:]), np.uint8)
+        for frame, row in zip(out, rows.tolist(), strict=True):
+            start = offset + (row * dset.shape[1] + newest.start) * pixels
+            if os.preadv(self._fd, [frame.reshape(-1).data], start) != frame.nbytes:
+                raise OSError(f"step {row} lies beyond the end of the file")
+        return out
 
     def _newest_channels(self, name: str, camera: str) -> slice:
         """Where the newest frame is in a stack; the original stacks oldest first, we newest."""

@@ -21,6 +21,7 @@ from bc.dataset import (
     gather_stack,
     read_demos,
 )
+from bc.loader import DemoFile
 from common_utils.robomimic_keys import PROP_KEYS, STATE_DIMS, STATE_KEYS
 from common_utils.specs import ArraySpec, EnvSpec, SpecError
 
@@ -227,7 +228,18 @@ FAULTS = {
     "width": ("data/demo_2/actions", np.zeros((9, 6)), {}, r"demo_2, 'actions'.*\[6\]"),
     "axes": ("data/demo_0/actions", np.zeros(7), {}, "demo_0, 'actions': expected 2 axes"),
     "missing_key": ("data/demo_1/obs/object", None, {}, "demo_1, 'obs/object': missing.*agentview"),
-    "no_obs": ("data/demo_1/obs", None, {}, "demo_1, 'obs': missing.*not part of this"),
+    "no_obs": ("data/demo_1/obs", None, {}, "demo_1, 'obs': missing.*dataset_states_to_obs"),
+    "dones": ("data/demo_1/dones", np.zeros(4), {}, "demo_1, 'dones': has 4.*has 5"),
+    "dones_range": ("data/demo_1/dones", np.full(5, 2), {}, "demo_1, 'dones': holds 2.*0 and 1"),
+    "text": ("data/demo_1/rewards", [b"x"] * 5, {}, "demo_1, 'rewards': expected numbers"),
+    "huge": ("data/demo_1/rewards", np.full(5, 1e300), {}, "demo_1, 'rewards'.*infinity.*step 0"),
+    "no_group": ("data/demo_1", np.zeros(3), {}, "'demo_1': missing or not a group"),
+    "no_frames": (
+        "data/demo_0/obs/agentview_image",
+        np.zeros((7, 3, 0, 8), np.uint8),
+        {"use_state": 0, "rl_camera": "agentview"},
+        r"demo_0, 'obs/agentview_image'.*\[7, 3, 0, 8\]",
+    ),
     "empty": ("data/demo_1/actions", np.zeros((0, 7)), {}, "demo_1.*no steps"),
     "float_image": (
         "data/demo_0/obs/agentview_image",
@@ -239,7 +251,7 @@ FAULTS = {
         "data/demo_0/obs/agentview_image",
         np.zeros((7, 8, 8, 3), np.uint8),
         {"use_state": 0, "rl_camera": "agentview"},
-        "channels first",
+        "channels first.*tools.dataset_states_to_obs",
     ),
     "image_size": (
         "data/demo_1/obs/agentview_image",
@@ -266,6 +278,85 @@ def test_faults_name_file_demo_and_key(tmp_path, fault):
     assert "faulty.hdf5" in str(err.value)
 
 
+def test_num_samples_must_agree(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data/demo_2"].attrs["num_samples"] = 8
+    with pytest.raises(DatasetError, match="demo_2, 'num_samples': says 8, but 'actions' has 9"):
+        DemoDataset(DatasetConfig(path=str(path), use_state=1))
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}])
+def test_single_frames_of_any_file_layout(tmp_path, layout):
+    frames = np.random.default_rng(0).integers(0, 255, (9, 3, 6, 7), np.uint8)
+    stacked = np.concatenate([frames, np.concatenate([frames[:1], frames[:-1]])], axis=1)
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(9,))
+    with h5py.File(path, "r+") as file:
+        obs = file["data/demo_0/obs"]
+        obs.create_dataset("single_image", data=frames, **layout)
+        obs.create_dataset("stacked_image", data=stacked, **layout)
+    rows = np.array([1, 4, 8])
+    with DemoFile(path) as file:
+        for camera in ("single", "stacked"):
+            np.testing.assert_array_equal(file.images("demo_0", camera, rows), frames[rows])
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1), size=st.integers(1, 2000), seed=st.integers(0, 2**31 - 1))
+def test_damaged_bytes_never_end_in_a_foreign_error(damaged_source, place, size, seed):
+    whole, folder = damaged_source
+    raw = bytearray(whole)
+    start = int(place * (len(raw) - 1))
+    noise = np.random.default_rng(seed).integers(0, 256, size, np.uint8).tobytes()
+    raw[start : start + size] = noise[: len(raw) - start]
+    path = folder / "damaged.hdf5"
+    path.write_bytes(raw)
+    messages = []
+    for options in ({"use_state": 1}, {"rl_camera": "agentview"}, {"max_ram_gb": 0.0}):
+        try:
+            data = DemoDataset(DatasetConfig(path=str(path), **options))
+            data.sample_bc(8)
+            data.close()
+        except DatasetError as error:
+            messages.append(str(error))
+    assert all("damaged.hdf5" in message for message in messages)
+
+
+@pytest.fixture(scope="module")
+def damaged_source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    return write_robomimic(folder / "whole.hdf5", lengths=(4, 3), size=4).read_bytes(), folder
+
+
+def test_file_that_shrinks_while_it_is_read(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", size=64)
+    cfg = DatasetConfig(path=str(path), rl_camera="agentview", max_ram_gb=0)
+    data = DemoDataset(cfg)
+    os.truncate(path, 20_000)
+    with pytest.raises(DatasetError, match="d.hdf5', demo_2, 'obs/agentview_image'.*end of the"):
+        data.batch_at(np.array([20]))
+    data.close()
+
+
+def test_demonstrations_of_another_task_are_refused(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    state = DemoDataset(DatasetConfig(path=str(path), use_state=1, state_stack=2))
+    specs = {"state": ArraySpec((69,), "float32", 3)}
+    can = EnvSpec("robosuite", "PickPlaceCan", specs, 7, 200)
+    state.check_frames(can, ["state"])  # the numbers of stacked steps may differ
+    square = EnvSpec("robosuite", "NutAssemblySquare", specs, 7, 200)
+    with pytest.raises(SpecError, match="robosuite/PickPlaceCan, but.*robosuite/NutAssemblySq"):
+        state.check_frames(square, ["state"])
+    with pytest.raises(SpecError, match="d.hdf5: holds no observation 'prop'"):
+        state.check_frames(can, ["state", "prop"])
+    two_arms = EnvSpec("robosuite", "PickPlaceCan", specs, 14, 200)
+    with pytest.raises(SpecError, match=r"d.hdf5: action dimension 7.*takes 14"):
+        next(read_demos(path, use_state=True, spec=two_arms, keys=["state"]))
+    wide = EnvSpec("robosuite", "PickPlaceCan", {"state": ArraySpec((19,))}, 7, 200)
+    with pytest.raises(SpecError, match=r"d.hdf5.*'state' must be float32\[23\].*\[19\]"):
+        next(read_demos(path, use_state=True, spec=wide, keys=["state"]))
+
+
 def test_absolute_actions_may_exceed_one(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5")
     edit(path, "data/demo_0/actions", np.full((7, 7), 1.5))
@@ -281,7 +372,7 @@ def test_missing_file_names_the_command():
     with pytest.raises(DatasetError, match="generate_metaworld_dataset.py.*BoxClose") as err:
         DemoDataset(DatasetConfig(path=path))
     assert path in str(err.value)
-    with pytest.raises(DatasetError, match="does not exist.*robosuite tools.*expected.*demo_N"):
+    with pytest.raises(DatasetError, match="does not exist.*generate_demos --task PickPlaceCan"):
         DemoDataset(DatasetConfig(path="release/data/robomimic/can/nowhere.hdf5"))
     with pytest.raises(DatasetError, match="dataset.path is empty"):
         DemoDataset(DatasetConfig())
@@ -291,7 +382,7 @@ def test_cut_off_and_foreign_files(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", size=32)
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DatasetError, match=r"cut.hdf5.*damaged or cut off"):
+    with pytest.raises(DatasetError, match=r"cut.hdf5.*cut off.*truncated file"):
         DemoDataset(DatasetConfig(path=str(cut), use_state=1))
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["x"] = 1
