@@ -78,7 +78,7 @@ _LEAVES = {
     "moving_variance": "running_var",
 }
 # places in our modules where a layer of the original may sit
-_PARENTS = ("", "trunk.", "head.", "encoder.", "net.")
+_PARENTS = ("", "trunk.", "head.", "encoder.", "net.encoder.", "net.trunk.")
 
 
 def torch_name(name: str, keys: Any) -> str:

@@ -1,0 +1,383 @@
+"""Networks of Implicit Behavioral Cloning over images (Florence et al., CoRL 2021, appendix).
+
+:class:`PixelEBM` encodes the images once and scores many actions against the code ("late
+fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies. Every one takes
+``images`` [B, T, C, H, W], **oldest frame first**, uint8 0..255 or float32 0..1, resizes and
+normalises them itself (:class:`FrameStack`), and runs its convolutions channels-last, 1.7 times
+faster than channels-first on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.ibc_mlp import (
+    Dense,
+    MDNConfig,
+    MDNHead,
+    MLPConfig,
+    Trunk,
+    check_last_dim,
+    make_dense,
+)
+from networks.mixture import GaussianMixture
+
+StackOrder = Literal["scrambled", "channels"]
+
+
+@dataclass
+class ImageConfig:
+    """What is done to the camera's frames, and the encoder's arithmetic."""
+
+    # rows and columns that the frames are resized to
+    target_height: int = 180
+    target_width: int = 240
+    # how T frames become one image. scrambled: the original's reshape of [T, H, W, C] memory to
+    # [H, W, T * C], which lays the frames one above the other with interleaved rows; channels:
+    # frame t is channels t * C .. t * C + C - 1
+    stack_order: StackOrder = "scrambled"
+    # arithmetic of the convolutions; weights and the code stay float32
+    conv_precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass
+class PixelEBMConfig:
+    """Energy network over images."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    # image encoder: conv_maxpool (256 features) or spatial_attention (2 * num_heads)
+    encoder: Literal["conv_maxpool", "spatial_attention"] = "conv_maxpool"
+    # spatial_attention: channels, residual blocks, and keypoints
+    filters: int = 64
+    num_blocks: int = 8
+    num_heads: int = 64
+    # width and residual blocks of the value network (DenseResnetValue)
+    value_width: int = 512
+    value_blocks: int = 2
+
+
+@dataclass
+class ConvMLPConfig(MLPConfig):
+    """Explicit regression over images: conv_maxpool and a trunk."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    # 1: append each pixel's (row, column) in [-1, 1] to the image
+    coord_conv: bool = True
+
+
+@dataclass
+class ConvMDNConfig(MDNConfig):
+    """Mixture density network over images: conv_maxpool, a trunk and its mixture."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    # 1: append each pixel's (row, column) in [-1, 1] to the image
+    coord_conv: bool = True
+
+
+def unstack_frames(images: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """The framework's stacks [B, T * C, H, W], newest first -> [B, T, C, H, W], oldest first."""
+    if images.dim() != 4 or images.size(1) % num_frames:
+        raise ValueError(f"images must be [B, {num_frames} * C, H, W], got {list(images.shape)}")
+    return images.unflatten(1, (num_frames, -1)).flip(1)
+
+
+def stack_frames(images: torch.Tensor, order: StackOrder) -> torch.Tensor:
+    """[B, T, C, H, W] -> one image [B, T * C, H, W] in channels-last memory.
+
+    In both orders channel k holds colour k % C. Raises ValueError for an unknown order.
+    """
+    batch, frames, colours, height, width = images.shape
+    if order == "scrambled":
+        pixels = images.permute(0, 1, 3, 4, 2)
+    elif order == "channels":
+        pixels = images.permute(0, 3, 4, 1, 2)
+    else:
+        raise ValueError(f"stack_order is {order!r}, must be 'scrambled' or 'channels'")
+    return pixels.reshape(batch, height, width, frames * colours).permute(0, 3, 1, 2)
+
+
+class FrameStack(nn.Module):
+    """[B, T, C, H, W] -> float32 [B, T * C, target_height, target_width].
+
+    uint8 becomes 0..1; the frames are stacked, resized bilinearly without anti-aliasing
+    (half-pixel centres) and normalised per colour with the buffers ``mean`` and ``std`` [C] (of
+    0..1 values; 0 and 1 until somebody sets them). Normalising comes last because it commutes
+    with the rest and there are fewer pixels left.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, num_frames: int, channels: int, cfg: ImageConfig) -> None:
+        super().__init__()
+        if min(cfg.target_height, cfg.target_width) < 1:
+            size = (cfg.target_height, cfg.target_width)
+            raise ValueError(f"target_height and target_width must be at least 1, got {size}")
+        self.num_frames, self.channels, self.cfg = num_frames, channels, cfg
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        expected = (self.num_frames, self.channels)
+        if images.dim() != 5 or images.shape[1:3] != expected:
+            raise ValueError(f"images must be [B, {expected}, H, W], got {list(images.shape)}")
+        cfg, size = self.cfg, (self.cfg.target_height, self.cfg.target_width)
+        x = stack_frames(images, cfg.stack_order).float()
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        # one fused multiply-add for the scale to 0..1 and the normaliser
+        scale = 1 / (self.std * (255.0 if images.dtype == torch.uint8 else 1.0))
+        scale, offset = (
+            v.repeat(self.num_frames).view(1, -1, 1, 1) for v in (scale, -self.mean / self.std)
+        )
+        return torch.addcmul(offset, x, scale)
+
+
+class CoordConv(nn.Module):
+    """Append two channels: each pixel's row and column in [-1, 1]. [B, C, H, W] -> C + 2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        pixels = [x.permute(0, 2, 3, 1), grid.expand(batch, -1, -1, -1)]
+        return torch.cat(pixels, dim=-1).permute(0, 3, 1, 2)  # channels-last memory
+
+
+class Conv(nn.Conv2d):
+    """A same-size convolution as Keras starts it: Glorot uniform kernel, zero bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.to(memory_format=torch.channels_last)
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+
+class ConvMaxpoolEncoder(nn.Module):
+    """Four times convolution, relu, 2x2 max pooling; then the mean over pixels.
+
+    float32 [B, C, H, W] -> [B, 256]; H and W at least 16. ValueError for smaller images.
+    """
+
+    widths = (32, 64, 128, 256)
+    out_dim = 256
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        inputs = (in_channels, *self.widths[:-1])
+        for i, (cin, cout) in enumerate(zip(inputs, self.widths, strict=True), start=1):
+            self.add_module(f"conv{i}", Conv(cin, cout))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if min(x.shape[-2:]) < 16:
+            raise ValueError(f"conv_maxpool needs images of at least 16x16, got {list(x.shape)}")
+        for conv in self.children():
+            # pooling first gives the same values and gradients, on a quarter of the pixels
+            x = F.relu(F.max_pool2d(conv(x), 2))
+        return x.float().mean((2, 3))
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected (row, column) under a softmax over the pixels of each channel.
+
+    float32 [B, K, H, W] -> [B, 2K] as (row, column) pairs in [-1, 1]; the temperature is trained.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        attention = (x.flatten(2) / self.temperature).softmax(-1).view(x.shape)
+        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        row = (attention.sum(3) * rows).sum(-1)
+        column = (attention.sum(2) * columns).sum(-1)
+        return torch.stack([row, column], dim=-1).flatten(1)
+
+
+class BottleneckBlock(nn.Module):
+    """x + 1x1(relu(3x3(relu(1x1(relu(x)))))), a quarter of the channels inside."""
+
+    def __init__(self, filters: int) -> None:
+        super().__init__()
+        inner = filters // 4
+        self.conv0 = Conv(filters, inner, 1)
+        self.conv1 = Conv(inner, inner, 3)
+        self.conv2 = Conv(inner, filters, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv0(F.relu(x))
+        y = self.conv1(F.relu(y))
+        return x + self.conv2(F.relu(y))
+
+
+class SpatialAttentionEncoder(nn.Module):
+    """Keypoints of residual features: float32 [B, C, H, W] -> [B, 2 * num_heads].
+
+    ValueError unless ``filters`` is a positive multiple of 4.
+    """
+
+    def __init__(self, in_channels: int, filters: int, num_blocks: int = 8, num_heads: int = 64):
+        super().__init__()
+        if filters < 4 or filters % 4:
+            raise ValueError(f"filters must be a positive multiple of 4, got {filters}")
+        self.coords = CoordConv()
+        self.conv0 = Conv(in_channels + 2, filters)
+        self.blocks = nn.ModuleList(BottleneckBlock(filters) for _ in range(num_blocks))
+        self.conv1 = Conv(filters, num_heads, 1)
+        self.softmax = SpatialSoftmax()
+        self.out_dim = 2 * num_heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv0(self.coords(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.softmax(self.conv1(x).float())
+
+
+class ValueBlock(nn.Module):
+    """x + dense(relu(dense(relu(dense(relu(x)))))), a quarter of the width inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense0 = Dense(width, width // 4)
+        self.dense1 = Dense(width // 4, width // 4)
+        self.dense2 = Dense(width // 4, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dense2(F.relu(self.dense1(F.relu(self.dense0(F.relu(x))))))
+
+
+class DenseResnetValue(nn.Module):
+    """A residual value network, [..., in_dim] -> [..., 1]. ValueError for a width not 4k."""
+
+    def __init__(self, in_dim: int, width: int = 512, num_blocks: int = 2) -> None:
+        super().__init__()
+        if width < 4 or width % 4:
+            raise ValueError(f"width must be a positive multiple of 4, got {width}")
+        self.dense0 = Dense(in_dim, width)
+        self.blocks = nn.ModuleList(ValueBlock(width) for _ in range(num_blocks))
+        self.dense1 = Dense(width, 1)
+
+    def rest(self, h: torch.Tensor) -> torch.Tensor:
+        """Everything after the first layer, [..., width] -> [..., 1]."""
+        for block in self.blocks:
+            h = block(h)
+        return self.dense1(h)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.dense0(x))
+
+
+def run_encoder(
+    encoder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, cfg: ImageConfig
+) -> torch.Tensor:
+    """``encoder(x)`` with convolutions in the configured precision; the result is float32."""
+    bfloat16 = cfg.conv_precision == "bfloat16"
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        return encoder(x)
+
+
+class PixelEBM(nn.Module):
+    """f(images, a), minus the energy, with late fusion: the images are encoded once.
+
+    ``images`` [B, T, C, H, W] (see the module), actions [B, N, A]. The code is concatenated with
+    the action and goes through :class:`DenseResnetValue`, whose first layer is split so that the
+    code's share is computed once as well.
+    """
+
+    def __init__(
+        self, num_frames: int, action_dim: int, cfg: PixelEBMConfig, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.action_dim, self.cfg = action_dim, cfg
+        self.frames = FrameStack(num_frames, channels, cfg.image)
+        self.encoder: ConvMaxpoolEncoder | SpatialAttentionEncoder
+        if cfg.encoder == "conv_maxpool":
+            self.encoder = ConvMaxpoolEncoder(num_frames * channels)
+        elif cfg.encoder == "spatial_attention":
+            self.encoder = SpatialAttentionEncoder(
+                num_frames * channels, cfg.filters, cfg.num_blocks, cfg.num_heads
+            )
+        else:
+            raise ValueError(f"encoder is {cfg.encoder!r}: conv_maxpool or spatial_attention")
+        width = self.encoder.out_dim + action_dim
+        self.value = DenseResnetValue(width, cfg.value_width, cfg.value_blocks)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The images' code, [B, 256] (conv_maxpool) or [B, 2 * num_heads]."""
+        return run_encoder(self.encoder, self.frames(images), self.cfg.image)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """The code's share of the value network's first layer, [B, value_width]."""
+        first = self.value.dense0
+        return F.linear(self.features(images), first.weight[:, : -self.action_dim], first.bias)
+
+    def score(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """encoded [B, value_width] and actions [B, N, A] -> f [B, N]."""
+        check_last_dim("actions", actions, self.action_dim, 3)
+        share = F.linear(actions, self.value.dense0.weight[:, -self.action_dim :])
+        return self.value.rest(encoded.unsqueeze(1) + share).squeeze(-1)
+
+    def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """images [B, T, C, H, W] and actions [B, N, A] -> f [B, N]."""
+        return self.score(self.encode(images), actions)
+
+
+class ConvTrunk(nn.Module):
+    """Frames, coordinates, conv_maxpool and a trunk: [B, T, C, H, W] -> [B, width]."""
+
+    def __init__(self, num_frames: int, channels: int, cfg: ConvMLPConfig | ConvMDNConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.frames = FrameStack(num_frames, channels, cfg.image)
+        self.coords = CoordConv() if cfg.coord_conv else nn.Identity()
+        self.encoder = ConvMaxpoolEncoder(num_frames * channels + 2 * bool(cfg.coord_conv))
+        self.trunk = Trunk(ConvMaxpoolEncoder.out_dim, cfg)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.coords(self.frames(images))
+        return self.trunk(run_encoder(self.encoder, x, self.cfg.image))
+
+
+class ConvMLPMSE(nn.Module):
+    """Explicit regression: images [B, T, C, H, W] -> normalised action [B, A]."""
+
+    def __init__(
+        self, num_frames: int, action_dim: int, cfg: ConvMLPConfig, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.net = ConvTrunk(num_frames, channels, cfg)
+        self.out = make_dense(cfg.width, action_dim, cfg)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.out(self.net(images))
+
+
+class ConvMLPMDN(nn.Module):
+    """Mixture density network: images [B, T, C, H, W] -> mixture over normalised actions."""
+
+    def __init__(
+        self, num_frames: int, action_dim: int, cfg: ConvMDNConfig, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.net = ConvTrunk(num_frames, channels, cfg)
+        self.head = MDNHead(action_dim, cfg)
+
+    def forward(self, images: torch.Tensor) -> GaussianMixture:
+        return self.head(self.net(images))
