@@ -72,6 +72,9 @@ class MainConfig(RunConfig):
     num_critic_update: int = 1
     # environment steps between update steps
     update_freq: int = 2
+    # step the environment in a process of its own while this one updates: the updates see the
+    # replay as it was one step before, spread over update_freq steps; reproducible as well
+    overlap_env: Flag = 0
     # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
     bc_policy: str = ""
     # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)

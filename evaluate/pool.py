@@ -8,16 +8,11 @@ and every game is the same episode that :func:`evaluate.rollout.run_eval` plays.
 from __future__ import annotations
 
 import copy
-import os
-import socket
-import struct
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,8 @@ import torch
 
 from common_utils.specs import EnvSpec
 from env.core import Env
+from env.remote import DEFAULT_MAKER, WorkerProcess
+from env.worker import resolve
 from evaluate.rollout import (
     Episode,
     EvalError,
@@ -35,9 +32,6 @@ from evaluate.rollout import (
     print_episode,
     run_eval,
 )
-from evaluate.worker import resolve
-
-DEFAULT_MAKER = "evaluate.worker:make_env"
 
 
 @dataclass
@@ -48,72 +42,12 @@ class _Game:
     generator: torch.Generator | None
 
 
-class _Worker:
-    """A worker process and the connection to it."""
+class _Worker(WorkerProcess):
+    """A worker of the pool, and the game it plays."""
 
     def __init__(self, number: int, timeout: float) -> None:
-        ours, theirs = socket.socketpair()
-        env = dict(os.environ, OMP_NUM_THREADS="1")
-        env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "evaluate.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=env,
-                # Ctrl-C is for the trainer to handle; the worker ends with its connection
-                start_new_session=True,
-            )
-        # a worker that stalls in the middle of a message must not stall this process
-        ours.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout) + 1, 0)
-        )
-        self.conn = Connection(ours.detach())
-        self.number = number
+        super().__init__(f"evaluation worker {number}", timeout, EvalError)
         self.game: _Game | None = None
-        self.deadline = 0.0
-        self.what = "starting"
-
-    def send(self, message: tuple[Any, ...], timeout: float) -> None:
-        self.deadline = time.monotonic() + timeout
-        try:
-            self.conn.send(message)
-        except OSError:
-            raise EvalError(self.obituary()) from None
-
-    def receive(self) -> tuple[Any, ...]:
-        try:
-            message = self.conn.recv()
-        except (EOFError, OSError):
-            raise EvalError(self.obituary()) from None
-        if message[0] == "error":
-            raise EvalError(
-                f"evaluation worker {self.number} failed while {self.what}:\n{message[1]}"
-            )
-        return message
-
-    def obituary(self) -> str:
-        try:
-            code: int | None = self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is None:
-            how = "stopped answering"
-        else:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        hint = "; out of memory? try fewer workers" if code == -9 else ""
-        return (
-            f"evaluation worker {self.number} (process {self.process.pid}) {how} "
-            f"while {self.what}{hint}"
-        )
-
-    def kill(self) -> None:
-        self.conn.close()
-        try:
-            self.process.wait(timeout=0.5)  # the closed connection ends a healthy worker
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 class EvalPool:
@@ -175,8 +109,7 @@ class EvalPool:
             for number in range(self.num_proc):
                 self._workers.append(_Worker(number, self.timeout))
             for worker in self._workers:
-                worker.what = "building its environment"
-                worker.send(("env", self.maker, self.env_cfg), self.timeout)
+                worker.build(self.maker, self.env_cfg)
             waiting = list(self._workers)
             while waiting:
                 for worker in self._ready(waiting):
@@ -194,10 +127,7 @@ class EvalPool:
         now = time.monotonic()
         for worker in workers:
             if worker.deadline < now and worker not in ready:
-                raise EvalError(
-                    f"evaluation worker {worker.number} (process {worker.process.pid}) did not "
-                    f"answer for {self.timeout:g} s while {worker.what}; it was ended"
-                )
+                raise EvalError(worker.overdue())
         return ready
 
     def run(
@@ -267,8 +197,8 @@ class EvalPool:
 
     def _assign(self, worker: _Worker, seed: int, runner: PolicyRunner) -> None:
         worker.game = _Game(seed, runner.generator(seed))
-        worker.what = f"playing seed {seed}"
-        worker.send(("play", seed), self.timeout)
+        worker.what, worker.timeout = f"playing seed {seed}", self.timeout
+        worker.send(("play", seed))
 
     def _answer(
         self, asking: list[tuple[_Worker, Any]], runner: PolicyRunner, one_by_one: bool
@@ -278,11 +208,11 @@ class EvalPool:
         if one_by_one or runner.stochastic:
             for worker, obs in asking:
                 assert worker.game is not None
-                worker.send(("act", runner.act(obs, worker.game.generator)), self.timeout)
+                worker.send(("act", runner.act(obs, worker.game.generator)))
             return
         actions = runner.act_batch([obs for _, obs in asking])
         for (worker, _), action in zip(asking, actions, strict=True):
-            worker.send(("act", action), self.timeout)
+            worker.send(("act", action))
 
     def close(self) -> None:
         """End the workers and free the environment; safe to call twice."""

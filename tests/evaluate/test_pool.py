@@ -192,9 +192,9 @@ def test_misuse_is_named(pool):
 def test_workers_do_not_import_torch():
     # seconds of start-up and 200 MB for each worker
     code = (
-        "import sys, evaluate.worker, pendulum_env\n"
+        "import sys, env.worker, pendulum_env\n"
         "cfg = dict(suite='metaworld', task='Assembly', use_state=1)\n"
-        "evaluate.worker.make_env(cfg).reset(seed=0)\n"
+        "env.worker.make_env(cfg).reset(seed=0)\n"
         "sys.exit('torch' in sys.modules)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

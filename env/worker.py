@@ -1,11 +1,14 @@
-"""The environment side of the evaluation pool: one environment, driven over a socket.
+"""The environment side of a worker process: one environment, driven over a socket.
 
-Started as ``python -m evaluate.worker FD`` and not by multiprocessing, which would import the
+Started as ``python -m env.worker FD`` and not by multiprocessing, which would import the
 parent's main module (and torch with it) again in every worker. Messages, first item the kind:
 
     -> ("env", maker, env_cfg)          <- ("ready", spec dict)
+    -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned)
     -> ("play", seed)                   <- ("obs", obs)
-    -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length)
+    -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
+                                                   metrics)
+                                        <- ("misuse", text)       an EnvError; the worker lives on
                                         <- ("error", traceback)   and the worker ends
 
 The end of the connection ends the worker, so none outlives its pool.
@@ -45,7 +48,18 @@ def _play(conn: Connection, env: Any, seed: int) -> None:
         length += 1
         success = success or bool(info["success"])
         done = terminated or truncated
-    conn.send(("done", score, success, length))
+    conn.send(("done", score, success, length, dict(info.get("metrics", {}))))
+
+
+def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> None:
+    from env.core import EnvError
+
+    try:
+        result = getattr(env, method)(*args, **kwargs)
+    except EnvError as error:  # a refused action or seed: the caller's, not ours
+        conn.send(("misuse", str(error)))
+    else:
+        conn.send(("result", result))
 
 
 def serve(conn: Connection) -> None:
@@ -57,6 +71,8 @@ def serve(conn: Connection) -> None:
             if message[0] == "env":
                 env = resolve(message[1])(message[2])
                 conn.send(("ready", env.spec.to_dict()))
+            elif message[0] == "call":
+                _call(conn, env, *message[1:])
             else:
                 _play(conn, env, message[1])
     except (EOFError, ConnectionResetError, BrokenPipeError):

@@ -1,0 +1,193 @@
+"""An environment in a process of its own, so that it steps while this process computes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from common_utils.specs import EnvSpec
+from env.core import Env, EnvError, ObsDict
+
+DEFAULT_MAKER = "env.worker:make_env"
+StepResult = tuple[ObsDict, float, bool, bool, dict[str, Any]]
+
+
+class WorkerProcess:
+    """A process that runs ``env.worker``, and the connection to it.
+
+    Args:
+        name: how messages call it.
+        timeout: seconds it may take for one answer before it counts as hung.
+        error: what is raised when it dies, fails or hangs.
+    """
+
+    def __init__(self, name: str, timeout: float, error: type[Exception]) -> None:
+        ours, theirs = socket.socketpair()
+        env = dict(os.environ, OMP_NUM_THREADS="1")
+        env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "env.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=env,
+                # Ctrl-C is for the trainer to handle; the worker ends with its connection
+                start_new_session=True,
+            )
+        # a worker that stalls in the middle of a message must not stall this process
+        ours.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout) + 1, 0)
+        )
+        self.conn = Connection(ours.detach())
+        self.name, self.timeout, self.error = name, timeout, error
+        self.deadline = 0.0
+        self.what = "starting"
+
+    def build(self, maker: str, env_cfg: Mapping[str, Any]) -> None:
+        """Have it make its environment; it answers ("ready", spec)."""
+        self.what = "building its environment"
+        self.send(("env", maker, env_cfg))
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Start waiting for an answer to ``message``."""
+        self.deadline = time.monotonic() + self.timeout
+        try:
+            self.conn.send(message)
+        except OSError:
+            raise self.error(self.obituary()) from None
+
+    def receive(self) -> tuple[Any, ...]:
+        """Its next message; raises ``error`` when it died, failed, or is overdue."""
+        if not self.conn.poll(max(0.0, self.deadline - time.monotonic())):
+            raise self.error(self.overdue())
+        try:
+            message = self.conn.recv()
+        except (EOFError, OSError):
+            raise self.error(self.obituary()) from None
+        if message[0] == "error":
+            raise self.error(f"{self.name} failed while {self.what}:\n{message[1]}")
+        return message
+
+    def overdue(self) -> str:
+        """What is said of a hung worker."""
+        return (
+            f"{self.name} (process {self.process.pid}) did not answer for {self.timeout:g} s "
+            f"while {self.what}; it was ended"
+        )
+
+    def obituary(self) -> str:
+        """What is said of a dead one."""
+        try:
+            code: int | None = self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is None:
+            how = "stopped answering"
+        else:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        hint = "; out of memory? try fewer workers" if code == -9 else ""
+        return f"{self.name} (process {self.process.pid}) {how} while {self.what}{hint}"
+
+    def kill(self) -> None:
+        """End it; safe to call twice."""
+        self.conn.close()
+        try:
+            self.process.wait(timeout=0.5)  # the closed connection ends a healthy worker
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class RemoteEnv(Env):
+    """The environment of a plain ``asdict(EnvConfig)``, in a worker process.
+
+    Besides the interface of every environment: :meth:`send_step` returns at once, and
+    :meth:`receive_step` waits for that step's result. Raises EnvError when the worker dies or
+    hangs; it is ended then.
+    """
+
+    def __init__(
+        self,
+        env_cfg: Mapping[str, Any],
+        *,
+        timeout: float = 120.0,
+        maker: str = DEFAULT_MAKER,
+    ) -> None:
+        self._worker = WorkerProcess("the environment's worker", timeout, EnvError)
+        self._stepping = False
+        try:
+            self._worker.build(maker, dict(env_cfg))
+            self.spec = EnvSpec.from_dict(self._worker.receive()[1])
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._stepping:
+            raise EnvError(f"{method}: a step is under way; call receive_step first")
+        self._worker.what = f"doing {method}"
+        try:
+            self._worker.send(("call", method, args, kwargs))
+        except EnvError:
+            self.close()
+            raise
+
+    def _receive(self) -> Any:
+        try:
+            message = self._worker.receive()
+        except EnvError:
+            self.close()
+            raise
+        if message[0] == "misuse":
+            raise EnvError(message[1])
+        return message[1]
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self._send(method, args, kwargs)
+        return self._receive()
+
+    def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
+        """As the environment's."""
+        return self._call("reset", seed=seed)
+
+    def send_step(self, action: np.ndarray) -> None:
+        """Start a step; its result is fetched by :meth:`receive_step`."""
+        self._send("step", (action,), {})
+        self._stepping = True
+
+    def receive_step(self) -> StepResult:
+        """The result of the step that was started."""
+        if not self._stepping:
+            raise EnvError("receive_step: no step is under way; call send_step first")
+        self._stepping = False
+        return self._receive()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """As the environment's."""
+        self.send_step(action)
+        return self.receive_step()
+
+    def render(self, camera: str | None = None) -> np.ndarray:
+        """As the environment's."""
+        return self._call("render", camera)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the environment's."""
+        return self._call("state_dict")
+
+    def load_state_dict(self, state: dict[str, Any]) -> ObsDict | None:
+        """As the environment's."""
+        return self._call("load_state_dict", state)
+
+    def close(self) -> None:
+        """End the worker; safe to call twice."""
+        self._worker.kill()
