@@ -74,7 +74,8 @@ class Arm:
         self._site = robot.eef_site_id["right"]
         pads = robot.gripper["right"].important_geoms
         self._fingers = [
-            env.sim.model.geom_name2id(pads[name][0]) for name in ("left_fingerpad", "right_fingerpad")
+            env.sim.model.geom_name2id(pads[name][0])
+            for name in ("left_fingerpad", "right_fingerpad")
         ]
         axis = self.rotation.T @ self.opening_axis
         # the pads are a little uneven at rest; the fingers move along one axis of the hand
