@@ -81,8 +81,8 @@ def weights_of(net: MLPEBM) -> Weights:
     first, kind = net.trunk.first, net.cfg.layers
     sigma = first.sigma()
     w_a = first.weight[:, net.obs_dim :]
-    dense = [d for block in net.trunk.blocks for d in (block.w1, block.w2)]
-    dense = [*dense, *net.trunk.hidden]
+    dense: list[Any] = [d for block in net.trunk.blocks for d in (block.w1, block.w2)]
+    dense += net.trunk.hidden
     layers, biases = [_divided(d) for d in dense], [d.bias for d in dense]
     out, const = _divided(net.energy)[0], net.energy.bias[0]
     head, head_stream = out, None

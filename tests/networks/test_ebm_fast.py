@@ -44,9 +44,7 @@ def check(value: torch.Tensor, want: torch.Tensor, precision: str, what: str = "
 
 
 CASES = [
-    (kind, width, depth)
-    for kind in KINDS
-    for width, depth in ((1, 2), (7, 2), (33, 4), (128, 8), (256, 2))
+    (kind, width, depth) for kind in KINDS for width, depth in ((3, 2), (33, 4), (128, 8), (256, 2))
 ]
 
 
