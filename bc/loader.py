@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common_utils.robomimic_keys import PROP_KEYS, STATE_KEYS
+from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 
 
 class DatasetError(ValueError):
@@ -99,6 +99,7 @@ class DemoFile:
                 f"{err}; to make it again: {how_to_make(path)}"
             ) from err
         self._fd: int | None = None
+        self._bytes = self.path.stat().st_size
         try:
             with self._guard(None, "data"):
                 data = self._file.get("data")
@@ -196,6 +197,12 @@ class DemoFile:
             if not isinstance(found, h5py.Dataset):
                 have = ", ".join(sorted(group.get("obs", {}))) or "no observations"
                 raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
+            plain = found.chunks is None and not found.external and not found.is_virtual
+            if plain and found.nbytes > self._bytes:  # also reads dtype and shape under guard
+                raise self.error(
+                    name, key, f"shape {list(found.shape)} of {found.dtype} does not fit into the "
+                    "file (damaged file?)"
+                )  # fmt: skip
             return found
 
     def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
@@ -238,10 +245,34 @@ class DemoFile:
             wrong = dones[~np.isin(dones, (0, 1))][0]
             raise self.error(name, "dones", f"holds {wrong:g}, expected 0 and 1 only")
 
-    def actions(self, name: str) -> np.ndarray:
-        """float32 [T, A]; within [-1, 1] when the controller is relative."""
+    def boundary_rows(self, name: str) -> int:
+        """1 if the last row is a terminal observation, whose action was not played, else 0.
+
+        Files made from recordings of tf-agents say so in ``step_type`` (2: last).
+        """
+        if "step_type" not in self._data[name]:
+            return 0
+        kinds = self._same_length(name, "step_type", self._float(name, "step_type", 1))
+        return int(len(kinds) > 1 and kinds[-1] == 2)
+
+    def actions(
+        self, name: str, limits: tuple[Sequence[float], Sequence[float]] | None = None
+    ) -> np.ndarray:
+        """float32 [T, A]; within [-1, 1] when the controller is relative.
+
+        ``limits``: the stored actions' range (low, high), one number or one per dimension,
+        which becomes [-1, 1].
+        """
         actions = self._float(name, "actions", 2)
-        if self.delta_control and actions.size:
+        if limits is not None:
+            low, high = (np.asarray(x, np.float64) for x in limits)
+            if low.size not in (1, actions.shape[1]):
+                raise self.error(
+                    name, "actions", f"have {actions.shape[1]} dimensions, dataset.action_low "
+                    f"{low.size}"
+                )  # fmt: skip
+            actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+        if (limits is not None or self.delta_control) and actions.size:
             worst = float(np.abs(actions).max())
             if worst > 1 + 1e-5:  # the margin is for float rounding only
                 step = int(np.argwhere(np.abs(actions) > 1 + 1e-5)[0][0])
@@ -266,7 +297,11 @@ class DemoFile:
         with self._guard(name, f"obs/{kind}"):
             if f"obs/{kind}" in self.group(name):
                 return (kind,)
-        return PROP_KEYS if kind == "prop" else STATE_KEYS.get(self.env_name, ())
+        if kind == "prop":
+            return PROP_KEYS
+        if self.env_name.startswith(ALPHABETICAL):
+            return sorted(k for k in self._data[name].get("obs", {}) if not k.endswith("_image"))
+        return STATE_KEYS.get(self.env_name, ())
 
     def has_prop(self, name: str) -> bool:
         """Whether proprioception is stored."""
