@@ -9,14 +9,14 @@ from common_utils.run_config import Flag
 from env.core import Env, EnvError
 from env.stacking import StackPad
 
-SUITES = ("metaworld", "gymnasium", "particle")
+SUITES = ("robosuite", "metaworld", "gymnasium", "particle")
 
 
 @dataclass
 class EnvConfig:
     """What an environment is and what it delivers; plain data, so workers can rebuild it."""
 
-    # metaworld or gymnasium
+    # robosuite, metaworld or gymnasium
     suite: str = ""
     # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
     task: str = ""
@@ -48,6 +48,10 @@ class EnvConfig:
     render_quality: Literal["faithful", "fast"] = "faithful"
     # deliver the big pictures of every step in info["images"]
     record_images: Flag = 0
+    # robosuite: actions are relative (1), or the hand's pose in the world (0)
+    ctrl_delta: Flag = 1
+    # robosuite: deliver the simulator's state in info["sim_state"]
+    record_sim_state: Flag = 0
     # gymnasium: module to import first, so that it registers the id
     gym_module: str = ""
     # gymnasium: observation key(s) of the state, joined by "+" ("": observations are one vector)
@@ -107,8 +111,7 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 
         return ParticleEnv(cfg)
     if cfg.suite == "robosuite":
-        raise EnvError(
-            f"suite 'robosuite' (task {cfg.task}): its simulator is not wired in yet; "
-            f"available: {', '.join(SUITES)}"
-        )
+        from env.robosuite_wrapper import RobosuiteEnv
+
+        return RobosuiteEnv(cfg)
     raise EnvError(f"suite '{cfg.suite}' is unknown; expected one of {', '.join(SUITES)}")

@@ -57,8 +57,7 @@ class OriginalApi:
 
         return {self._rename.get(k, k): torch.from_numpy(v).to(self.device) for k, v in obs.items()}
 
-    @staticmethod
-    def _images(info: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _images(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
         return {k: v.transpose(2, 0, 1) for k, v in info.get("images", {}).items()}
 
     def reset(

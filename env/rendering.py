@@ -8,7 +8,9 @@ created at the first picture, never at import, so that worker processes make the
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,9 +66,17 @@ class Renderer:
         height, width: pixels.
         quality: "faithful" leaves the model as it is; "fast" draws without multisampling,
             shadows and reflections (docs/environments.md has cost and difference).
+        hidden_groups: geometry groups that are not drawn (robosuite: 0, the collision shapes).
     """
 
-    def __init__(self, model: Any, height: int, width: int, quality: str = "faithful") -> None:
+    def __init__(
+        self,
+        model: Any,
+        height: int,
+        width: int,
+        quality: str = "faithful",
+        hidden_groups: Sequence[int] = (),
+    ) -> None:
         import mujoco
 
         self._mj, self._model = mujoco, model
@@ -85,6 +95,8 @@ class Renderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
+        for group in hidden_groups:
+            self._option.geomgroup[group] = 0
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def camera_id(self, name: str) -> int:
@@ -122,3 +134,28 @@ class Renderer:
             self._gl.make_current()
             self._context.free()
             self._context = None
+
+
+@functools.lru_cache
+def _resize_weights(old: int, new: int) -> np.ndarray:
+    """float32 [new, old]: the anti-aliased bicubic filter (a = -0.5) along one axis."""
+    scale = max(old / new, 1.0)
+    centre = (np.arange(new)[:, None] + 0.5) * (old / new)
+    x = np.abs(np.arange(old) + 0.5 - centre) / scale
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], as ``common_utils.ibrl_utils.resize_images``.
+
+    In NumPy, because worker processes that only simulate do not load torch.
+    """
+    height, width = picture.shape[:2]
+    if (height, width) == (size, size):
+        return picture
+    rows = _resize_weights(height, size) @ picture.reshape(height, -1).astype(np.float32)
+    columns = _resize_weights(width, size) @ rows.reshape(size, width, 3)
+    return columns.clip(0, 255).round().astype(np.uint8)

@@ -7,6 +7,7 @@ are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -103,7 +104,9 @@ def import_robosuite() -> Any:
     try:
         import robosuite
     except Exception as error:
-        raise EnvError(f"robosuite does not import: {error!r}; python -m common_utils.doctor")
+        raise EnvError(
+            f"robosuite does not import: {error!r}; python -m common_utils.doctor"
+        ) from error
     finally:
         if without_cv2:
             del sys.modules["cv2"]
@@ -114,7 +117,7 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-def make_sim(task: str, *, hard_reset: bool = False) -> Any:
+def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
     """The robosuite environment of ``task``, without any camera or renderer.
 
     Sparse reward (1 at success), 20 Hz, the OSC_POSE controller that robosuite 1.4 had by
@@ -125,11 +128,20 @@ def make_sim(task: str, *, hard_reset: bool = False) -> Any:
         task: one of TASKS.
         hard_reset: compile the model anew at each reset, as robosuite does by default (200
             times slower; the episodes are the same).
+        delta: actions are shares of the largest steps (5 cm, 0.5 rad). False: the arm's part of
+            an action is the hand's pose in the world, metres and axis-angle.
     """
     kind = task_named(task)
     robosuite = import_robosuite()
+    _seed_hammer(np.random.default_rng(0))
     # a configuration for each robot: the environment writes into it
     controllers = [robosuite.load_composite_controller_config(robot=r) for r in kind.robots]
+    if not delta:
+        for controller in controllers:
+            controller["body_parts"]["right"] |= {
+                "input_type": "absolute",
+                "input_ref_frame": "world",
+            }
     more = {"env_configuration": "opposed"} if len(kind.robots) == 2 else {}
     return robosuite.make(
         kind.name,
@@ -150,12 +162,51 @@ def make_sim(task: str, *, hard_reset: bool = False) -> Any:
     )
 
 
+def _seed_hammer(generator: np.random.Generator) -> None:
+    """TwoArmTransport's hammers get this generator; robosuite leaves theirs unseeded."""
+    import robosuite.environments.manipulation.two_arm_transport as module
+    from robosuite.models.objects import HammerObject
+
+    module.HammerObject = functools.partial(HammerObject, rng=generator)
+
+
 def reset_sim(env: Any, seed: int) -> None:
     """Start the episode that belongs to ``seed``, whatever was played before."""
     generator = np.random.default_rng(seed)
     env.rng = generator
+    _seed_hammer(generator)
+    if hasattr(env, "transport"):
+        env.transport.payload.rng = generator
     initializer = env.placement_initializer
     initializer.rng = generator
     for sampler in getattr(initializer, "samplers", {}).values():
         sampler.rng = generator
     env.reset()
+
+
+def step_sim(env: Any, action: np.ndarray) -> bool:
+    """One control step (25 physics steps); whether the task is solved after it.
+
+    The same as ``env.step(action)`` without robosuite's observations, which
+    ``env.robosuite_obs.observe`` replaces.
+    """
+    sim = env.sim
+    for number in range(round(env.control_timestep / env.model_timestep)):
+        sim.step1()
+        env._pre_action(action, number == 0)
+        sim.step2()
+    env.timestep += 1
+    env.cur_time += env.control_timestep
+    return bool(env._check_success())
+
+
+def sim_state(env: Any) -> np.ndarray:
+    """Flattened state float64 [1 + nq + nv] (time, positions, velocities), as robomimic stores."""
+    state: np.ndarray = env.sim.get_state().flatten()
+    return state
+
+
+def camera_names(env: Any) -> list[str]:
+    """The model's cameras."""
+    model = env.sim.model._model
+    return [model.camera(i).name for i in range(model.ncam)]

@@ -18,6 +18,8 @@ class SeededEnv(Env):
     _seed: int | None = None
     _actions: list[list[float]]
     _running = False
+    # largest magnitude of an action's entries (infinite where they are no shares of a range)
+    _action_limit = 1.0
     # while an episode is played again: leave out what only costs time (pictures of steps
     # that are in no stack of the last observation)
     _blind = False
@@ -37,7 +39,7 @@ class SeededEnv(Env):
         array = np.asarray(action, np.float64)
         if array.shape != (dim,) or not np.isfinite(array).all():
             raise EnvError(f"action must be {dim} finite numbers, got {action!r}")
-        if np.abs(array).max() > 1.0 + 1e-6:
+        if np.abs(array).max() > self._action_limit + 1e-6:
             raise EnvError(f"action must lie in [-1, 1], got {array.tolist()}")
         self._actions.append(array.tolist())
         return array
