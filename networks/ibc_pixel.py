@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common_utils.config_types import Flag
 from networks.ibc_mlp import (
     Dense,
     MDNConfig,
@@ -35,8 +36,9 @@ StackOrder = Literal["scrambled", "channels"]
 class ImageConfig:
     """What is done to the camera's frames, and the encoder's arithmetic."""
 
-    # rows and columns that the frames are resized to
+    # rows that the frames are resized to
     target_height: int = 180
+    # columns that the frames are resized to
     target_width: int = 240
     # how T frames become one image. scrambled: the original's reshape of [T, H, W, C] memory to
     # [H, W, T * C], which lays the frames one above the other with interleaved rows; channels:
@@ -53,12 +55,15 @@ class PixelEBMConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     # image encoder: conv_maxpool (256 features) or spatial_attention (2 * num_heads)
     encoder: Literal["conv_maxpool", "spatial_attention"] = "conv_maxpool"
-    # spatial_attention: channels, residual blocks, and keypoints
+    # spatial_attention: channels of the residual blocks
     filters: int = 64
+    # spatial_attention: residual blocks
     num_blocks: int = 8
+    # spatial_attention: keypoints
     num_heads: int = 64
-    # width and residual blocks of the value network (DenseResnetValue)
+    # width of the value network (DenseResnetValue)
     value_width: int = 512
+    # residual blocks of the value network
     value_blocks: int = 2
 
 
@@ -68,7 +73,7 @@ class ConvMLPConfig(MLPConfig):
 
     image: ImageConfig = field(default_factory=ImageConfig)
     # 1: append each pixel's (row, column) in [-1, 1] to the image
-    coord_conv: bool = True
+    coord_conv: Flag = 1
 
 
 @dataclass
@@ -77,7 +82,7 @@ class ConvMDNConfig(MDNConfig):
 
     image: ImageConfig = field(default_factory=ImageConfig)
     # 1: append each pixel's (row, column) in [-1, 1] to the image
-    coord_conv: bool = True
+    coord_conv: Flag = 1
 
 
 def unstack_frames(images: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -99,7 +104,8 @@ def stack_frames(images: torch.Tensor, order: StackOrder) -> torch.Tensor:
         pixels = images.permute(0, 3, 4, 1, 2)
     else:
         raise ValueError(f"stack_order is {order!r}, must be 'scrambled' or 'channels'")
-    return pixels.reshape(batch, height, width, frames * colours).permute(0, 3, 1, 2)
+    image = pixels.reshape(batch, height, width, frames * colours)
+    return image.contiguous().permute(0, 3, 1, 2)
 
 
 class FrameStack(nn.Module):
@@ -119,6 +125,8 @@ class FrameStack(nn.Module):
         if min(cfg.target_height, cfg.target_width) < 1:
             size = (cfg.target_height, cfg.target_width)
             raise ValueError(f"target_height and target_width must be at least 1, got {size}")
+        if cfg.conv_precision not in ("float32", "bfloat16"):
+            raise ValueError(f"conv_precision is {cfg.conv_precision!r}: float32 or bfloat16")
         self.num_frames, self.channels, self.cfg = num_frames, channels, cfg
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
@@ -185,7 +193,7 @@ class ConvMaxpoolEncoder(nn.Module):
         for conv in self.children():
             # pooling first gives the same values and gradients, on a quarter of the pixels
             x = F.relu(F.max_pool2d(conv(x), 2))
-        return x.float().mean((2, 3))
+        return x.to(torch.promote_types(x.dtype, torch.float32)).mean((2, 3))
 
 
 class SpatialSoftmax(nn.Module):
@@ -347,7 +355,7 @@ class ConvTrunk(nn.Module):
         self.cfg = cfg
         self.frames = FrameStack(num_frames, channels, cfg.image)
         self.coords = CoordConv() if cfg.coord_conv else nn.Identity()
-        self.encoder = ConvMaxpoolEncoder(num_frames * channels + 2 * bool(cfg.coord_conv))
+        self.encoder = ConvMaxpoolEncoder(num_frames * channels + 2 * cfg.coord_conv)
         self.trunk = Trunk(ConvMaxpoolEncoder.out_dim, cfg)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from tests.parity import recipes
 from tests.parity.recipes import Fixture
 
 # which module of this folder runs the cases of a family; test_ibc_families checks that every
-# case in the folder is of a family named here, and that the module reads it
+# case in the folder is of a family named here, and that the module has a test for it
 IBC_FAMILIES = {
     "mlpebm_": "test_ibc_nets",
     "mlp_mse_mdn_": "test_ibc_nets",
@@ -41,6 +41,9 @@ IBC_FAMILIES = {
 
 ATOL = 1e-5
 
+# names of the cases that tests have been parametrised over, filled in by `cases`
+CLAIMED: set[str] = set()
+
 
 def family_of(case: Fixture) -> str | None:
     """The family of a case, None when no test module claims it."""
@@ -54,6 +57,7 @@ def cases(family: str, prefix: str = "") -> pytest.MarkDecorator:
     """
     found = [f for f in recipes.all_fixtures("ibc") if family_of(f) == family]
     found = [f for f in found if f.name.startswith(prefix)]
+    CLAIMED.update(f.name for f in found)
     return pytest.mark.parametrize("case", found, ids=lambda c: c.name)
 
 
