@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bc.base import ExplicitPolicy
+from bc.base import BasePolicy
 from bc.bc_policy import BcPolicy, StateBcPolicy
 from bc.dataset import DemoDataset
+from bc.ibc.base import IbcPolicy
+from bc.ibc.ebm_policy import EbmPolicy
+from bc.ibc.mdn_policy import MdnPolicy
+from bc.ibc.mse_policy import MsePolicy
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from common_utils.run_config import ConfigError
@@ -39,7 +43,8 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
     quality = (data.env_args.get("env_kwargs") or {}).get("render_quality")
     if quality in ("faithful", "fast"):
         cfg.env.render_quality = quality
-    cfg.env.task = data.task_name or cfg.env.task
+    if data.suite or not cfg.env.task:
+        cfg.env.task = data.task_name or cfg.env.task
     _fill_in_env(cfg)
 
 
@@ -51,6 +56,7 @@ def _fill_in_env(cfg: MainConfig) -> None:
     env.episode_length = dataset.eval_episode_len
     env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
     env.state_stack = dataset.state_stack
+    env.stack_pad = dataset.stack_pad
     if env.suite == "metaworld":
         env.action_repeat = dataset.action_repeat
     if cfg.rl_image_size > 0:
@@ -58,8 +64,10 @@ def _fill_in_env(cfg: MainConfig) -> None:
     cfg.image_size = env.image_size
 
 
-def build_policy(cfg: MainConfig) -> ExplicitPolicy:
+def build_policy(cfg: MainConfig) -> BasePolicy:
     """A fresh policy from a filled-in config (no environment, no dataset needed)."""
+    if cfg.kind in ("ebm", "mse", "mdn"):
+        return _build_ibc(cfg)
     if cfg.kind == "state":
         return StateBcPolicy(cfg.obs_shape, cfg.action_dim, cfg.state_policy)
     uses_prop = cfg.mw_policy.use_prop if cfg.kind == "metaworld" else cfg.policy.use_prop
@@ -69,6 +77,19 @@ def build_policy(cfg: MainConfig) -> ExplicitPolicy:
     if cfg.kind == "metaworld":
         return MwBcPolicy(*shapes, cfg.mw_policy, camera=cfg.dataset.rl_cameras[0])
     return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
+
+
+def _build_ibc(cfg: MainConfig) -> IbcPolicy:
+    """The EBM, MSE or MDN policy over the state or one camera."""
+    dataset = cfg.dataset
+    key = "state" if dataset.use_state else dataset.rl_cameras[0]
+    stack = dataset.state_stack if dataset.use_state else dataset.image_stack
+    shapes = (key, cfg.obs_shape, stack, cfg.action_dim)
+    if cfg.kind == "ebm":
+        return EbmPolicy(*shapes, cfg.ebm)
+    if cfg.kind == "mse":
+        return MsePolicy(*shapes, cfg.mse)
+    return MdnPolicy(*shapes, cfg.mdn)
 
 
 def how_to_train(path: str | Path) -> str:

@@ -19,14 +19,19 @@ from typing import Any, Literal
 
 import torch
 
-from bc.base import ExplicitPolicy
+from bc.base import BasePolicy
 from bc.bc_policy import BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
 from bc.dataset import DatasetConfig, DemoDataset
+from bc.ibc.base import IbcPolicy
+from bc.ibc.ebm_policy import EbmPolicyConfig
+from bc.ibc.mdn_policy import MdnPolicyConfig
+from bc.ibc.mse_policy import MsePolicyConfig
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
 from common_utils.ibrl_utils import count_parameters, soft_update_params
+from common_utils.keras_optim import KerasAdam, exponential_decay, set_lr, warmup
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.resume import STATE_DIR, start_or_resume
@@ -58,6 +63,13 @@ RESUMABLE_CHANGES = ("resume", "num_epoch", "use_wb", "mp_eval", "num_eval_worke
 # The long evaluation's first seed, and how often it is done (specification 9).
 LONG_EVAL_SEED = 1
 LONG_EVAL_EVERY = 5
+# the policies of Implicit BC, and its suites, whose evaluations play seeds 0, 1, ... every time
+IBC_KINDS = ("ebm", "mse", "mdn")
+IBC_SUITES = ("particle", "block_pushing", "d4rl")
+
+
+class TrainingError(RuntimeError):
+    """Training broke down; the message says at which step and how."""
 
 
 @dataclass
@@ -71,8 +83,14 @@ class MainConfig(RunConfig):
     policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
     # the Meta-World policy on images
     mw_policy: MwBcPolicyConfig = field(default_factory=MwBcPolicyConfig)
-    # which of the three: auto takes state_policy or policy after dataset.use_state
-    policy_type: Literal["auto", "state", "pixel", "metaworld"] = "auto"
+    # the policies of Implicit BC: energy-based ...
+    ebm: EbmPolicyConfig = field(default_factory=EbmPolicyConfig)
+    # ... explicit
+    mse: MsePolicyConfig = field(default_factory=MsePolicyConfig)
+    # ... and mixture density
+    mdn: MdnPolicyConfig = field(default_factory=MdnPolicyConfig)
+    # which of them: auto takes state_policy or policy after dataset.use_state
+    policy_type: Literal["auto", "state", "pixel", "metaworld", "ebm", "mse", "mdn"] = "auto"
     # source of all randomness of the run
     seed: int = 1
     # weights to start from (a .pt file), or "none"
@@ -85,7 +103,13 @@ class MainConfig(RunConfig):
     batch_size: int = 256
     # Adam step size
     lr: float = 1e-4
-    # the gradient's norm is clipped to this
+    # exponential: lr * 0.99^(step / lr_decay_steps); warmup: Keras's inverse square root
+    lr_schedule: Literal["constant", "exponential", "warmup"] = "constant"
+    # steps in which the exponential schedule loses one percent
+    lr_decay_steps: float = 100
+    # keras_adam: epsilon 1e-7, added before the bias correction, as Implicit BC was trained
+    optimizer: Literal["adam", "keras_adam"] = "adam"
+    # the gradient's norm is clipped to this; 0: not at all
     grad_clip: float = 5
     # 0: Adam, else AdamW with this decay
     weight_decay: float = 0
@@ -129,15 +153,20 @@ class MainConfig(RunConfig):
         for name in ("num_epoch", "epoch_len", "batch_size", "num_eval_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        for name in ("num_eval_episode", "num_final_episode", "weight_decay"):
+        for name in ("num_eval_episode", "num_final_episode", "weight_decay", "grad_clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
-        for name in ("lr", "grad_clip"):
+        for name in ("lr", "lr_decay_steps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
         if self.ema > 1:
             raise ValueError(f"ema: {self.ema}, expected a rate up to 1, or -1 for none")
-        if (self.kind == "state") != bool(self.dataset.use_state):
+        if self.optimizer == "keras_adam" and self.weight_decay:
+            raise ValueError(f"weight_decay: {self.weight_decay}, but keras_adam has none")
+        if self.kind in IBC_KINDS:
+            if not self.dataset.use_state and len(self.dataset.rl_cameras) != 1:
+                raise ValueError(f"policy_type: {self.kind} takes one camera in dataset.rl_camera")
+        elif (self.kind == "state") != bool(self.dataset.use_state):
             raise ValueError(
                 f"policy_type: {self.policy_type} does not go with dataset.use_state "
                 f"{self.dataset.use_state}"
@@ -147,7 +176,7 @@ class MainConfig(RunConfig):
 
     @property
     def kind(self) -> str:
-        """ "state", "pixel" or "metaworld"."""
+        """ "state", "pixel", "metaworld", or one of IBC_KINDS."""
         if self.policy_type != "auto":
             return self.policy_type
         return "state" if self.dataset.use_state else "pixel"
@@ -161,7 +190,17 @@ class MainConfig(RunConfig):
         """First game's seed after ``epoch`` (from 0), by the published protocols."""
         if self.env.suite == "metaworld":
             return epoch * 1991991991 % 9997
+        if self.env.suite in IBC_SUITES:
+            return 0
         return epoch * self.num_eval_episode + 1
+
+    def lr_at(self, step: int) -> float:
+        """Step size of gradient step ``step`` (from 0)."""
+        if self.lr_schedule == "exponential":
+            return exponential_decay(self.lr, step, self.lr_decay_steps)
+        if self.lr_schedule == "warmup":
+            return warmup(self.lr, step)
+        return self.lr
 
 
 # ------------------------------------------------------------------------- loading
@@ -176,7 +215,7 @@ def load_config(weight_file: str | Path) -> MainConfig:
     return run_config.from_dict(MainConfig, tree, str(path))
 
 
-def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[ExplicitPolicy, MainConfig]:
+def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[BasePolicy, MainConfig]:
     """The policy of a checkpoint, in eval mode, and its config; builds no environment.
 
     ``cfg.env`` describes the environment it was trained for. The run folder may have been
@@ -193,7 +232,7 @@ def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[Explicit
 
 def load_model(
     weight_file: str | Path, device: str = "auto"
-) -> tuple[ExplicitPolicy, Env, dict[str, Any]]:
+) -> tuple[BasePolicy, Env, dict[str, Any]]:
     """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
     Args:
@@ -224,10 +263,14 @@ class Workspace:
         if cfg.load_model != "none":
             weights = load_weights(cfg.load_model, "load_model")
             put_weights(self.policy, weights, cfg.load_model, "load_model")
+        elif isinstance(self.policy, IbcPolicy):
+            self.policy.fit(*data.first_samples(self.policy.norm.num_samples))
         elif isinstance(self.policy, StateBcPolicy) and self.policy.normalizer is not None:
             every = data.batch_at(torch.arange(data.num_steps).numpy())
             self.policy.normalizer.fit(every.obs["state"])
         self.policy.to(self.device)
+        if isinstance(self.policy, IbcPolicy):
+            self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = _optimizer(self.policy, cfg)
         # specification 8 (there Meta-World has no latest.pt; one more file harms nobody)
@@ -285,15 +328,22 @@ class Workspace:
     def _train_step(self) -> None:
         cfg = self.cfg
         loss = self.policy.loss(self.data.sample_bc(cfg.batch_size, self.device))
+        if isinstance(self.policy, IbcPolicy) and not bool(torch.isfinite(loss)):
+            raise TrainingError(f"step {self.step}: the loss is {loss.item()}")
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
+        if cfg.grad_clip > 0:
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
+            self.log.meters.append("train/grad_norm", norm)
+        if cfg.lr_schedule != "constant":
+            set_lr(self.optim, cfg.lr_at(self.step))
         self.optim.step()
         if self.ema is not None:
             soft_update_params(self.policy, self.ema, cfg.ema)
         # kept on the device; read once per epoch
         self.log.meters.append("train/loss", loss)
-        self.log.meters.append("train/grad_norm", norm)
+        for name, value in self.policy.metrics.items():
+            self.log.meters.append(f"train/{name}", value)
         self.step += 1
 
     def _finish_epoch(self) -> None:
@@ -301,7 +351,10 @@ class Workspace:
         cfg, epoch = self.cfg, self.epoch
         extra: dict[str, float] = {"other/epoch": epoch + 1}
         if cfg.evaluates:
-            score = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch)).success_rate
+            result = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch))
+            score = result.success_rate
+            extra["score/return"] = result.mean_score
+            extra |= {f"score/{k}": v for k, v in result.mean_metrics.items()}
         else:
             score = float(epoch)  # the newest weights are kept
         self.scores["score"] = extra["score/score"] = score
@@ -334,7 +387,7 @@ class Workspace:
         self.saver.save(self.ema.state_dict(), score, save_latest=False)
         return {"score/ema_score": score}
 
-    def evaluate(self, num: int, seed: int, policy: ExplicitPolicy | None = None) -> EvalResult:
+    def evaluate(self, num: int, seed: int, policy: BasePolicy | None = None) -> EvalResult:
         """Play ``num`` games from ``seed`` on."""
         assert self.pool is not None  # only called when cfg.evaluates
         return self.pool.run(policy or self.policy, num, seed)
@@ -360,6 +413,7 @@ class Workspace:
             "step": self.step,
             "scores": dict(self.scores),
             "policy": self.policy.state_dict(),
+            "policy_rng": self.policy.rng_state(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optim": self.optim.state_dict(),
             "data": self.data.state_dict(),
@@ -373,6 +427,7 @@ class Workspace:
         self.epoch, self.step = state["epoch"], state["step"]
         self.scores = dict(state["scores"])
         self.policy.load_state_dict(state["policy"])
+        self.policy.set_rng_state(state["policy_rng"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.optim.load_state_dict(state["optim"])
@@ -392,7 +447,9 @@ class Workspace:
         self.data.close()
 
 
-def _optimizer(policy: ExplicitPolicy, cfg: MainConfig) -> torch.optim.Optimizer:
+def _optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimizer:
+    if cfg.optimizer == "keras_adam":
+        return KerasAdam(policy.parameters(), lr=cfg.lr)
     if cfg.weight_decay == 0:
         return torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     return torch.optim.AdamW(
@@ -446,7 +503,7 @@ def main(cfg: MainConfig | None = None) -> int:
     cfg = run_config.parse(MainConfig) if cfg is None else cfg
     try:
         run(cfg)
-    except (ConfigError, SpecError, EnvError, DatasetError, EvalError) as error:
+    except (ConfigError, SpecError, EnvError, DatasetError, EvalError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -25,27 +25,43 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout: {dropout}, expected a probability in [0, 1)")
 
 
-class ExplicitPolicy(nn.Module, ABC):
-    """A policy that maps an observation to one action; implements ``common_utils.specs.Policy``.
+class BasePolicy(nn.Module, ABC):
+    """What explicit and implicit policies share; implements ``common_utils.specs.Policy``.
 
-    Subclasses say what they read (:meth:`input_specs`) and compute :meth:`forward`.
+    Subclasses say what they read (:meth:`input_specs`), act, propose and have a loss.
     """
+
+    # act draws random numbers also in eval mode, and then takes ``generator=``
+    stochastic_eval = False
 
     def __init__(self) -> None:
         super().__init__()
         keep_freed_memory()
+        # detached scalars of the last loss, by name, for the logs
+        self.metrics: dict[str, torch.Tensor] = {}
 
     @abstractmethod
     def input_specs(self) -> dict[str, ArraySpec]:
         """The observations it reads, as an environment must deliver them (no batch axis)."""
 
     @abstractmethod
-    def forward(self, obs: Obs) -> torch.Tensor:
-        """Batched observations -> actions [B, A] in [-1, 1]."""
+    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``."""
 
-    def augment(self, obs: Obs) -> Obs:
-        """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
-        return obs
+    @abstractmethod
+    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+        """Candidate actions float32 [B, n, A] for batched observations."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Training loss, a scalar with graph."""
+
+    def rng_state(self) -> dict[str, Any]:
+        """State of the policy's own generators; empty for one that draws nothing itself."""
+        return {}
+
+    def set_rng_state(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`rng_state`."""
 
     def _read(self, obs: Obs) -> tuple[Obs, bool]:
         """The inputs alone, on our device and batched, and whether they came batched."""
@@ -67,6 +83,30 @@ class ExplicitPolicy(nn.Module, ABC):
             return inputs, True
         return {k: x.unsqueeze(0) for k, x in inputs.items()}, False
 
+    def _require_eval(self, what: str) -> None:
+        if self.training:
+            raise RuntimeError(f"{type(self).__name__}.{what} needs eval mode: call .eval() first")
+
+
+def check_proposal(n: int, batched: bool) -> None:
+    """ValueError unless ``propose`` was asked for n >= 1 actions for batched observations."""
+    if n < 1:
+        raise ValueError(f"propose: n must be at least 1, got {n}")
+    if not batched:
+        raise ValueError("propose needs batched observations")
+
+
+class ExplicitPolicy(BasePolicy):
+    """A policy that maps an observation to one action; subclasses compute :meth:`forward`."""
+
+    @abstractmethod
+    def forward(self, obs: Obs) -> torch.Tensor:
+        """Batched observations -> actions [B, A] in [-1, 1]."""
+
+    def augment(self, obs: Obs) -> Obs:
+        """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
+        return obs
+
     @torch.no_grad()
     def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
         """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``.
@@ -74,8 +114,7 @@ class ExplicitPolicy(nn.Module, ABC):
         The policy is deterministic, so ``eval_mode`` changes nothing. Raises RuntimeError
         while the module is in training mode (dropout would make it random).
         """
-        if self.training:
-            raise RuntimeError(f"{type(self).__name__}.act needs eval mode: call .eval() first")
+        self._require_eval("act")
         inputs, batched = self._read(obs)
         action = self(inputs).detach()
         if not batched:
@@ -84,11 +123,9 @@ class ExplicitPolicy(nn.Module, ABC):
 
     def propose(self, obs: Obs, n: int) -> torch.Tensor:
         """Candidates [B, n, A] for batched observations: the one action, n times."""
-        if n < 1:
-            raise ValueError(f"propose: n must be at least 1, got {n}")
+        check_proposal(n, True)
         action = self.act(obs, cpu=False)
-        if action.dim() != 2:
-            raise ValueError("propose needs batched observations")
+        check_proposal(n, action.dim() == 2)
         return action.unsqueeze(1).expand(-1, n, -1)
 
     def loss(self, batch: Any) -> torch.Tensor:

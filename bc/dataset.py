@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,11 @@ class DatasetConfig:
     state_stack: int = 1  # states per observation
     real_data: Flag = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
     frame_stack: int = 1  # Meta-World's name for obs_stack; set only one of them above 1
+    stack_pad: Literal["zeros", "repeat"] = "zeros"  # before the start: zeros or the first step
+    action_low: list[float] = field(default_factory=list)  # the file's action range, mapped to
+    action_high: list[float] = field(default_factory=list)  # [-1, 1]: one number, or one per dim
+    boundary_rows: Flag = 1  # 0: drop rows at terminal observations, whose action was not played
+    sampling: Literal["replacement", "epochs"] = "replacement"  # epochs: each step once per pass
     action_repeat: int = 2  # Meta-World: simulator steps per action, checked against the file
     # images are kept in RAM up to this size (and half of what is free), read per batch beyond
     max_ram_gb: float = 8.0
@@ -58,6 +63,16 @@ class DatasetConfig:
         for name in ("prop_stack", "obs_stack", "state_stack", "frame_stack", "action_repeat"):
             if getattr(self, name) < 1:
                 raise DatasetError(f"dataset.{name} is {getattr(self, name)}; must be at least 1")
+        if len(self.action_low) != len(self.action_high):
+            raise DatasetError(
+                f"dataset.action_low {self.action_low} and dataset.action_high "
+                f"{self.action_high}: give both, of the same length"
+            )
+        if any(a >= b for a, b in zip(self.action_low, self.action_high, strict=True)):
+            raise DatasetError(
+                f"dataset.action_low {self.action_low} must be below dataset.action_high "
+                f"{self.action_high}"
+            )
         if self.num_data == 0 or self.num_data < -1:
             raise DatasetError(f"dataset.num_data is {self.num_data}; must be -1 or at least 1")
         if not self.use_state and not self.rl_cameras:
@@ -101,18 +116,24 @@ class BcBatch(NamedTuple):
 
 
 def gather_stack(
-    frames: np.ndarray, rows: np.ndarray, starts: np.ndarray, stack: int
+    frames: np.ndarray,
+    rows: np.ndarray,
+    starts: np.ndarray,
+    stack: int,
+    pad: Literal["zeros", "repeat"] = "zeros",
 ) -> np.ndarray:
     """Stacked observations of ``rows``: [B, stack * frames.shape[1], ...], newest first.
 
-    ``starts[b]`` is the first row of the episode of ``rows[b]``; what lies before it is zero.
+    ``starts[b]`` is the first row of the episode of ``rows[b]``; what lies before it is zero,
+    or the first row again.
     """
     if stack == 1:
         return frames[rows]
     index = rows[:, None] - np.arange(stack)
     before = index < starts[:, None]
     out = frames[np.where(before, starts[:, None], index)]
-    out[before] = 0
+    if pad == "zeros":
+        out[before] = 0
     return out.reshape(len(rows), stack * frames.shape[1], *frames.shape[2:])
 
 
@@ -168,7 +189,12 @@ class DemoDataset:
     def __init__(self, cfg: DatasetConfig, *, seed: int = 0) -> None:
         self.cfg = cfg
         self.cameras: tuple[str, ...] = () if cfg.use_state else tuple(cfg.rl_cameras)
+        self._seed = seed
         self._rng = np.random.default_rng(seed)
+        # sampling "epochs": the present pass, its generator's state before it, place in it
+        self._order: np.ndarray | None = None
+        self._epoch_rng: dict[str, Any] = {}
+        self._position = 0
         self._file = DemoFile(cfg.path)
         self.env_args, self.suite = self._file.env_args, self._file.suite
         self.task_name = self._file.env_name
@@ -207,17 +233,18 @@ class DemoDataset:
         table = _Table()
         for name in names if cfg.num_data < 0 else names[: cfg.num_data]:
             length = self._file.length(name)
-            if 0 < cfg.max_len < length:
+            played = length - self._file.boundary_rows(name)
+            if 0 < cfg.max_len < played:
                 continue
-            if 0 < cfg.eval_episode_len < length:
+            if 0 < cfg.eval_episode_len < played:
                 raise self._file.error(
                     name,
                     "actions",
-                    f"{length} steps, longer than dataset.eval_episode_len "
+                    f"{played} steps, longer than dataset.eval_episode_len "
                     f"{cfg.eval_episode_len}: no policy could imitate it within the time limit",
                 )
             table.names.append(name)
-            table.lengths.append(length)
+            table.lengths.append(length if cfg.boundary_rows else played)
         if not table.names:
             raise self._file.error(
                 None, "data", f"no demonstration is left with dataset.max_len {cfg.max_len}"
@@ -225,9 +252,10 @@ class DemoDataset:
         return table
 
     def _load(self) -> None:
-        file, names = self._file, self._table.names
-        self._actions = self._concat("actions", [file.actions(n) for n in names])
-        self._rewards = np.concatenate([file.rewards(n) for n in names])
+        file, names, cfg = self._file, self._table.names, self.cfg
+        limits = (cfg.action_low, cfg.action_high) if cfg.action_low else None
+        self._actions = self._concat("actions", [file.actions(n, limits) for n in names])
+        self._rewards = np.concatenate(self._cut([file.rewards(n) for n in names]))
         for name in names:
             file.check(name)
         self._bounds = np.concatenate([[0], np.cumsum(self._table.lengths)]).astype(np.int64)
@@ -247,6 +275,10 @@ class DemoDataset:
                 rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
                 column.array[rows] = file.images(name, camera)
 
+    def _cut(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Each demonstration's rows that are in use (boundary rows are at its end)."""
+        return [p[:n] for p, n in zip(parts, self._table.lengths, strict=True)]
+
     def _concat(self, key: str, parts: Sequence[np.ndarray]) -> np.ndarray:
         for name, part in zip(self._table.names, parts, strict=True):
             if part.shape[1:] != parts[0].shape[1:]:
@@ -254,7 +286,7 @@ class DemoDataset:
                     name, key, f"step shape {list(part.shape[1:])}, but "
                     f"{self._table.names[0]} has {list(parts[0].shape[1:])}"
                 )  # fmt: skip
-        return np.concatenate(parts)
+        return np.concatenate(self._cut(parts))
 
     def _add_vector(self, kind: str, stack: int) -> None:
         array = self._concat(f"obs/{kind}", [self._file.vector(n, kind) for n in self._table.names])
@@ -339,7 +371,9 @@ class DemoDataset:
     def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:
         column = self._columns[key]
         if column.array is not None:
-            return gather_stack(column.array, rows, self._starts[rows], column.stack)
+            return gather_stack(
+                column.array, rows, self._starts[rows], column.stack, self.cfg.stack_pad
+            )
         # not in RAM: read each needed frame once, then stack within that small array
         starts = self._starts[rows]
         wanted = np.maximum(rows[:, None] - np.arange(column.stack), starts[:, None])
@@ -352,7 +386,8 @@ class DemoDataset:
             frames[mine] = self._file.images(self._table.names[number], key, local)
         inverse = inverse.reshape(wanted.shape)
         out = frames[inverse]
-        out[rows[:, None] - np.arange(column.stack) < starts[:, None]] = 0
+        if self.cfg.stack_pad == "zeros":
+            out[rows[:, None] - np.arange(column.stack) < starts[:, None]] = 0
         return out.reshape(len(rows), -1, *column.frame_shape[1:])
 
     def batch_at(self, rows: np.ndarray, device: str | torch.device = "cpu") -> BcBatch:
@@ -369,26 +404,60 @@ class DemoDataset:
         return BcBatch(obs, to_torch(self._actions[rows]))
 
     def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> BcBatch:
-        """A batch drawn uniformly over all steps, with replacement."""
-        return self.batch_at(self._rng.integers(self.num_steps, size=batch_size), device)
+        """A batch drawn over all steps: uniformly, or each once per pass (``cfg.sampling``)."""
+        if self.cfg.sampling == "replacement":
+            rows = self._rng.integers(self.num_steps, size=batch_size)
+        else:
+            rows = self._next_rows(batch_size)
+        return self.batch_at(rows, device)
+
+    def _next_rows(self, num: int) -> np.ndarray:
+        """The next ``num`` rows of an endless stream of permutations."""
+        parts: list[np.ndarray] = []
+        while num > 0:
+            if self._order is None or self._position == self.num_steps:
+                self._epoch_rng, self._position = generator_state(self._rng), 0
+                self._order = self._rng.permutation(self.num_steps)
+            part = self._order[self._position : self._position + num]
+            self._position += len(part)
+            num -= len(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def first_samples(self, num: int) -> BcBatch:
+        """``num`` shuffled steps (0, or more than there are: all), for statistics.
+
+        Always the same ones for a seed; the batches drawn later do not depend on this.
+        """
+        rows = np.random.default_rng(self._seed).permutation(self.num_steps)
+        return self.batch_at(rows[:num] if num else rows)
 
     def episodes(self) -> Iterator[Demo]:
         """The demonstrations in file order, unstacked; images are read one episode at a time."""
         for number, name in enumerate(self._table.names):
             rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
+            length = self._table.lengths[number]
             observations = {
-                key: self._file.images(name, key) if column.array is None else column.array[rows]
+                key: self._file.images(name, key)[:length]
+                if column.array is None
+                else column.array[rows]
                 for key, column in self._columns.items()
             }
             yield Demo(name, observations, self._actions[rows], self._rewards[rows])
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampling generator's state: all that changes while training."""
-        return {"rng": generator_state(self._rng)}
+        """Where sampling stands: all that changes while training."""
+        if self._order is None:
+            return {"rng": generator_state(self._rng)}
+        # a pass is its generator's state at its beginning and the position in it
+        return {"rng": self._epoch_rng, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue sampling exactly where :meth:`state_dict` was taken."""
         set_generator_state(self._rng, state["rng"])
+        self._order = None
+        if "position" in state:
+            self._next_rows(state["position"])
 
     def close(self) -> None:
         """Close the file of a lazily read dataset; safe to call twice."""

@@ -146,8 +146,13 @@ class DemoFile:
         except H5_FAULTS as err:
             raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
 
+    @property
+    def root(self) -> h5py.File:
+        """The file itself, for what this class does not read."""
+        return self._file
+
     def group(self, name: str) -> h5py.Group:
-        """One demonstration's group, for what this class does not read itself."""
+        """One demonstration's group."""
         with self._guard(name, "actions"):
             found = self._data.get(name)
         if not isinstance(found, h5py.Group):

@@ -26,3 +26,7 @@ STATE_DIMS: dict[str, int] = {
     "TwoArmTransport": 59,
     "ToolHang": 53,
 }
+
+# environments (by how their names begin) whose state is all their observations, by name: the
+# order in which the recordings of Implicit BC are flattened
+ALPHABETICAL = ("Particle", "PARTICLE", "BlockPush", "PUSH", "REACH", "INSERT")

@@ -1,0 +1,346 @@
+"""The implicit policy: argmin over actions of an energy (specification 1.1, 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from bc.ibc import losses, samplers
+from bc.ibc.base import IbcPolicy, NormConfig
+from bc.ibc.losses import GradPenaltyConfig, LossType
+from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
+from common_utils.config_types import Flag
+from common_utils.specs import Obs
+from networks import ebm_fast
+from networks.ibc_mlp import MLPEBM, MLPConfig
+
+# actions scored at a time when acting, so that many observations do not exhaust the memory
+_MAX_ROWS = 2**16
+
+
+@dataclass
+class EbmPolicyConfig:
+    """The energy-based policy: network, training, inference."""
+
+    # its network
+    net: MLPConfig = field(default_factory=MLPConfig)
+    # normalisation; the published EBMs scale the actions' range to [-1, 1]
+    norm: NormConfig = field(default_factory=lambda: NormConfig(min_max_actions=1))
+    # arithmetic of the trunk's products; the rest stays float32
+    precision: Precision = "float32"
+    # samples are drawn within the actions' range, widened by this share of it on each side
+    uniform_boundary_buffer: float = 0.05
+    # 1: the first dimension's bounds serve all dimensions, as published; 0: each its own
+    scalar_box: Flag = 1
+    # what is minimised
+    loss_type: LossType = "info_nce"
+    # counter-examples per demonstrated action
+    num_counter_examples: int = 256
+    # InfoNCE divides the logits by this
+    softmax_temperature: float = 1.0
+    # InfoNCE clips probabilities to this, as Keras does; 0: exact cross entropy
+    prob_clip: float = 1e-7
+    # share of counter-examples made by derivative-free optimisation ...
+    fraction_dfo_samples: float = 0.0
+    # ... and by Langevin dynamics; the others are uniform
+    fraction_langevin_samples: float = 1.0
+    # 1: log the mean squared distance of counter-examples from the demonstrated action
+    compute_mse: Flag = 0
+    # penalty on the energy's action gradient
+    grad_penalty: GradPenaltyConfig = field(default_factory=GradPenaltyConfig)
+    # Langevin chains, in training and when acting
+    langevin: LangevinConfig = field(default_factory=LangevinConfig)
+    # derivative-free optimisation, in training and when acting
+    dfo: DfoConfig = field(default_factory=DfoConfig)
+    # acting: actions drawn uniformly at first
+    num_action_samples: int = 16384
+    # acting: improve them by derivative-free optimisation
+    use_dfo: Flag = 0
+    # acting: improve them by a Langevin chain
+    use_langevin: Flag = 1
+    # acting: noise of the first chain (the published program ignores langevin.noise_scale here)
+    first_noise_scale: float = 1.0
+    # acting: run a second chain from where the first ended ...
+    optimize_again: Flag = 0
+    # ... with this first step size
+    again_stepsize_init: float = 0.1
+    # ... and this last one
+    again_stepsize_final: float = 1e-5
+    # ... and this noise
+    inference_langevin_noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_counter_examples", "num_action_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in ("softmax_temperature", "again_stepsize_init", "again_stepsize_final"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        dfo, langevin = self.fraction_dfo_samples, self.fraction_langevin_samples
+        if dfo < 0 or langevin < 0 or dfo + langevin > 1:
+            raise ValueError(
+                f"fraction_dfo_samples: {dfo} and fraction_langevin_samples {langevin}, "
+                "expected shares whose sum is at most 1"
+            )
+        if not 0 <= self.prob_clip < 1:
+            raise ValueError(f"prob_clip: {self.prob_clip}, expected 0 or a small probability")
+
+
+def score(
+    net: nn.Module, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
+) -> torch.Tensor:
+    """Logits [B, N] with graph, by the fast kernels where they know the network."""
+    if isinstance(net, MLPEBM):
+        return ebm_fast.fast_score(net, encoded, actions, precision)
+    return net.score(encoded, actions)  # type: ignore[operator]
+
+
+def score_and_grad(
+    net: nn.Module, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, N] and df/da [B, N, A], both differentiable by weights and ``encoded``."""
+    if isinstance(net, MLPEBM):
+        return ebm_fast.fast_score_and_action_grad(net, encoded, actions, precision)
+    actions = actions.detach().requires_grad_()
+    logits = net.score(encoded, actions)  # type: ignore[operator]
+    return logits, torch.autograd.grad(logits.sum(), actions, create_graph=True)[0]
+
+
+class Draws(NamedTuple):
+    """Random numbers of one training step, to repeat recorded ones (None: drawn).
+
+    uniform [B, n, A] in the box; langevin_noise [iterations, B, n, A]; dfo_counts
+    int64 [iterations, B, n]; dfo_noise [iterations - 1, B, n, A].
+    """
+
+    uniform: torch.Tensor | None = None
+    langevin_noise: torch.Tensor | None = None
+    dfo_counts: torch.Tensor | None = None
+    dfo_noise: torch.Tensor | None = None
+
+
+class EbmPolicy(IbcPolicy):
+    """A network that says how good an action is, and samplers that look for the best one."""
+
+    stochastic_eval = True
+    box_low: torch.Tensor
+    box_high: torch.Tensor
+
+    def __init__(
+        self,
+        obs_key: str,
+        obs_shape: Sequence[int],
+        stack: int,
+        action_dim: int,
+        cfg: EbmPolicyConfig | None = None,
+    ) -> None:
+        self.cfg = cfg = cfg if cfg is not None else EbmPolicyConfig()
+        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
+        self.net = MLPEBM(self.obs_dim, action_dim, cfg.net)
+        # whether the loss and the gradient penalty may come from one evaluation
+        self._one_pass = cfg.net.dense_layer_type != "spectral_norm"
+        # where actions are looked for, in normalised space
+        self.register_buffer("box_low", -torch.ones(action_dim))
+        self.register_buffer("box_high", torch.ones(action_dim))
+
+    # ------------------------------------------------------------- statistics
+
+    def fit(self, obs: Obs, actions: torch.Tensor) -> None:
+        """Normalisers, and the box of actions to look in."""
+        super().fit(obs, actions)
+        low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
+        low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
+        if self.cfg.scalar_box:
+            low, high = low[:1].expand_as(low), high[:1].expand_as(high)
+        with torch.no_grad():
+            self.box_low.copy_(low)
+            self.box_high.copy_(high)
+
+    # ------------------------------------------------------------- training
+
+    def loss(self, batch: Any, draws: Draws | None = None) -> torch.Tensor:
+        """The chosen loss plus gradient penalty, averaged over the batch; sets ``metrics``."""
+        cfg = self.cfg
+        inputs, _ = self._read(batch.obs)
+        features = self.features(inputs)
+        true = self.target(batch, features.device)
+        encoded = self.net.encode(features)
+        chain = None
+        if not cfg.grad_penalty.only_apply_final_grad_penalty:
+            chain = Chain(cfg.grad_penalty.grad_norm_type)
+        counter = self._counter_examples(encoded, draws or Draws(), chain)
+        actions = torch.cat([counter, true.unsqueeze(1)], dim=1)
+        logits, penalty = self._logits_and_penalty(encoded, actions, chain)
+        loss = losses.ebm_loss(
+            cfg.loss_type,
+            logits,
+            counter,
+            true,
+            temperature=cfg.softmax_temperature,
+            prob_clip=cfg.prob_clip,
+            copied_logits=logits[:, :-1].detach() if cfg.loss_type == "cd_kl" else None,
+        ).mean()
+        self.metrics = {"ebm_loss": loss.detach()}
+        if cfg.compute_mse:
+            self.metrics["mse_counter_examples"] = (counter - true.unsqueeze(1)).square().mean()
+        if penalty is None:
+            return loss
+        self.metrics["grad_penalty"] = penalty.mean().detach()
+        return loss + penalty.mean()
+
+    def _logits_and_penalty(
+        self, encoded: torch.Tensor, actions: torch.Tensor, chain: Chain | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [B, n+1] and the gradient penalty [B] (None without), both with graph."""
+        cfg, net = self.cfg.grad_penalty, self.net
+        if not cfg.add_grad_penalty:
+            return score(net, encoded, actions, self.cfg.precision), None
+        where = actions if chain is None else torch.cat(chain.before, dim=1)
+        if chain is None and self._one_pass:
+            logits, grad = score_and_grad(net, encoded, actions, self.cfg.precision)
+        else:
+            # every call in training mode does a power iteration of its own, as published
+            logits = score(net, encoded, actions, self.cfg.precision)
+            _, grad = score_and_grad(net, encoded, where, self.cfg.precision)
+        return logits, losses.grad_penalty(grad, cfg)
+
+    @torch.no_grad()
+    def _counter_examples(
+        self, encoded: torch.Tensor, draws: Draws, chain: Chain | None
+    ) -> torch.Tensor:
+        """[B, n, A]: uniform ones, then those of DFO, then those of Langevin chains."""
+        cfg, num, rng = self.cfg, self.cfg.num_counter_examples, self.generator
+        low, high = self.box_low, self.box_high
+        out = draws.uniform
+        if out is None:
+            out = samplers.uniform(len(encoded), num, low, high, rng)
+        num_dfo = int(cfg.fraction_dfo_samples * num)
+        num_langevin = int(cfg.fraction_langevin_samples * num)
+        if not num_dfo and not num_langevin:
+            return out
+        parts = [out[:, : num - num_dfo - num_langevin]]
+        with _eval_mode(self.net):
+            energy = Energy(self.net, encoded, cfg.precision)
+            if num_dfo:
+                found = samplers.iterative_dfo(
+                    energy, out, low, high, cfg.dfo,
+                    generator=rng, counts=draws.dfo_counts, noise=draws.dfo_noise,
+                ).actions  # fmt: skip
+                parts.append(found[:, num - num_dfo - num_langevin : num - num_langevin])
+            if num_langevin:
+                noise = draws.langevin_noise
+                parts.append(
+                    # chains do not see each other, so only those that are used are run
+                    samplers.langevin(
+                        energy, out[:, num - num_langevin :], low, high, cfg.langevin,
+                        generator=rng, chain=chain,
+                        noise=None if noise is None else noise[:, :, num - num_langevin :],
+                    )
+                )  # fmt: skip
+        return torch.cat(parts, dim=1)
+
+    # ------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def sample(
+        self, features: torch.Tensor, rng: torch.Generator, *, aligned: bool = False
+    ) -> Samples:
+        """Improved samples [B, num_action_samples, A] and their probabilities.
+
+        ``aligned`` makes the probabilities those of the samples, whatever ``dfo.aligned`` says.
+        """
+        cfg, low, high = self.cfg, self.box_low, self.box_high
+        encoded = self.net.encode(features)
+        energy = Energy(self.net, encoded, cfg.precision)
+        actions = samplers.uniform(len(encoded), cfg.num_action_samples, low, high, rng)
+        return self.improve(energy, actions, rng, aligned=aligned)
+
+    def improve(
+        self,
+        energy: Energy,
+        actions: torch.Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        aligned: bool = False,
+        draws: Draws | None = None,
+        again_noise: torch.Tensor | None = None,
+    ) -> Samples:
+        """DFO and Langevin chains, as configured, from ``actions`` [B, N, A] on."""
+        cfg, low, high = self.cfg, self.box_low, self.box_high
+        draws = draws or Draws()
+        samples = None
+        if cfg.use_dfo:
+            dfo = replace(cfg.dfo, aligned=1) if aligned else cfg.dfo
+            samples = samplers.iterative_dfo(
+                energy, actions, low, high, dfo,
+                generator=rng, counts=draws.dfo_counts, noise=draws.dfo_noise,
+            )  # fmt: skip
+            actions = samples.actions
+        if cfg.use_langevin:
+            first = replace(cfg.langevin, noise_scale=cfg.first_noise_scale)
+            actions = samplers.langevin(
+                energy, actions, low, high, first, generator=rng, noise=draws.langevin_noise
+            )
+            if cfg.optimize_again:
+                second = replace(
+                    cfg.langevin,
+                    schedule="polynomial",
+                    sampler_stepsize_init=cfg.again_stepsize_init,
+                    sampler_stepsize_final=cfg.again_stepsize_final,
+                    noise_scale=cfg.inference_langevin_noise_scale,
+                )
+                actions = samplers.langevin(
+                    energy, actions, low, high, second, generator=rng, noise=again_noise
+                )
+            samples = None
+        if samples is None:
+            samples = Samples(actions, energy.probabilities(actions))
+        return samples
+
+    def _in_chunks(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield from features.split(max(1, _MAX_ROWS // self.cfg.num_action_samples))
+
+    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+        out = []
+        for part in self._in_chunks(features):
+            actions, probs = self.sample(part, rng)
+            if greedy:
+                index = probs.argmax(1, keepdim=True)
+            else:
+                index = torch.multinomial(probs, 1, generator=rng)
+            out.append(samplers.take_samples(actions, index).squeeze(1))
+        return torch.cat(out)
+
+    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+        """Samples drawn by their probability, that is by exp(-energy)."""
+        out = []
+        for part in self._in_chunks(features):
+            actions, probs = self.sample(part, rng, aligned=True)
+            index = torch.multinomial(probs, n, replacement=True, generator=rng)
+            out.append(samplers.take_samples(actions, index))
+        return torch.cat(out)
+
+
+def sampling_box(
+    actions: torch.Tensor, buffer: float, low: float = -1.0, high: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bounds [A] of actions [N, A], widened by ``buffer`` of the range, within [low, high]."""
+    least, most = actions.amin(0), actions.amax(0)
+    margin = buffer * (most - least)
+    return (least - margin).clamp(low, high), (most + margin).clamp(low, high)
+
+
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    """No dropout, no updates of running statistics."""
+    was = net.training
+    net.train(False)
+    try:
+        yield
+    finally:
+        net.train(was)

@@ -1,0 +1,58 @@
+"""A mixture of Gaussians over actions (specification 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bc.ibc.base import IbcPolicy, NormConfig
+from common_utils.config_types import Flag
+from networks.ibc_mlp import MLPMDN, MDNConfig
+
+
+@dataclass
+class MdnPolicyConfig:
+    """The mixture density policy."""
+
+    # its network
+    net: MDNConfig = field(default_factory=MDNConfig)
+    # normalisation
+    norm: NormConfig = field(default_factory=NormConfig)
+    # 0: evaluation samples from the mixture, as published; 1: it takes the densest centre
+    greedy_eval: Flag = 0
+
+
+class MdnPolicy(IbcPolicy):
+    """Trained by likelihood of the normalised action; acts by sampling."""
+
+    stochastic_eval = True
+
+    def __init__(
+        self,
+        obs_key: str,
+        obs_shape: Sequence[int],
+        stack: int,
+        action_dim: int,
+        cfg: MdnPolicyConfig | None = None,
+    ) -> None:
+        self.cfg = cfg = cfg if cfg is not None else MdnPolicyConfig()
+        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
+        self.net = MLPMDN(self.obs_dim, action_dim, cfg.net)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Negative log likelihood of the normalised action, averaged over the batch."""
+        inputs, _ = self._read(batch.obs)
+        features = self.features(inputs)
+        return -self.net(features).log_prob(self.target(batch, features.device)).mean()
+
+    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+        mixture = self.net(features)
+        if greedy and self.cfg.greedy_eval:
+            return mixture.greedy()
+        return mixture.sample(1, generator=rng).squeeze(1)
+
+    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+        return self.net(features).sample(n, generator=rng)

@@ -1,0 +1,50 @@
+"""Explicit regression with the networks and normalisation of Implicit BC (specification 1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bc.ibc.base import IbcPolicy, NormConfig
+from networks.ibc_mlp import MLPMSE, MLPConfig
+
+
+@dataclass
+class MsePolicyConfig:
+    """The explicit policy."""
+
+    # its network
+    net: MLPConfig = field(default_factory=MLPConfig)
+    # normalisation
+    norm: NormConfig = field(default_factory=NormConfig)
+
+
+class MsePolicy(IbcPolicy):
+    """One action by squared error in normalised action space; deterministic."""
+
+    def __init__(
+        self,
+        obs_key: str,
+        obs_shape: Sequence[int],
+        stack: int,
+        action_dim: int,
+        cfg: MsePolicyConfig | None = None,
+    ) -> None:
+        self.cfg = cfg = cfg if cfg is not None else MsePolicyConfig()
+        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
+        self.net = MLPMSE(self.obs_dim, action_dim, cfg.net)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Squared error averaged over action dimensions and the batch."""
+        inputs, _ = self._read(batch.obs)
+        pred = self.net(self.features(inputs))
+        return (pred - self.target(batch, pred.device)).square().mean()
+
+    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+        return self.net(features)
+
+    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+        return self.net(features).unsqueeze(1).expand(-1, n, -1)

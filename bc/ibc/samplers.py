@@ -1,0 +1,271 @@
+"""Drawing actions from an energy: uniform box, derivative-free, Langevin (specification 2).
+
+All of it works in normalised action space, on actions [B, N, A] within the box [low, high]
+(tensors [A]), and never builds a graph. Observations are encoded once per call of
+:class:`Energy`. Randomness comes from the given generator alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from bc.ibc.losses import NormType, grad_norm
+from common_utils.config_types import Flag
+from networks import ebm_fast
+from networks.ebm_fast import Precision
+from networks.ibc_mlp import MLPEBM
+
+
+@dataclass
+class DfoConfig:
+    """Derivative-free optimisation (appendix B.1, algorithm 1)."""
+
+    # divides the logits when samples are drawn again
+    temperature: float = 1.0
+    # scorings; between them the samples are disturbed
+    num_iterations: int = 3
+    # standard deviation of the first disturbance, halved at each further one
+    iteration_std: float = 0.33
+    # 0: probabilities and samples are misaligned by one resampling, as published;
+    # 1: the samples before the last resampling, to which the probabilities belong
+    aligned: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations: {self.num_iterations}, expected at least 1")
+        for name in ("temperature", "iteration_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+
+
+@dataclass
+class LangevinConfig:
+    """Langevin dynamics (appendix B.2; noise is scaled by the step size itself)."""
+
+    # steps of a chain
+    num_iterations: int = 25
+    # step sizes: polynomial falls from init to final, exponential multiplies by the decay
+    schedule: Literal["polynomial", "exponential"] = "polynomial"
+    # first step size
+    sampler_stepsize_init: float = 0.1
+    # last step size (polynomial)
+    sampler_stepsize_final: float = 1e-5
+    # exponent of the polynomial
+    sampler_stepsize_power: float = 2.0
+    # factor per step (exponential)
+    sampler_stepsize_decay: float = 0.8
+    # standard deviation of the noise before it is multiplied by the step size
+    noise_scale: float = 1.0
+    # clips each component of the gradient; null: no clipping
+    grad_clip: float | None = None
+    # clips each component of a step, as a share of half the box
+    delta_action_clip: float = 0.1
+    # 1: follow the gradient of exp(f) instead of f
+    apply_exp: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations: {self.num_iterations}, expected at least 1")
+        for name in ("sampler_stepsize_init", "sampler_stepsize_final", "delta_action_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        if self.noise_scale < 0:
+            raise ValueError(f"noise_scale: {self.noise_scale}, expected 0 or more")
+
+    def step_sizes(self) -> list[float]:
+        """s_0 .. s_{N-1}."""
+        init, final, last = (
+            self.sampler_stepsize_init,
+            self.sampler_stepsize_final,
+            max(self.num_iterations - 1, 1),
+        )
+        if self.schedule == "exponential":
+            return [init * self.sampler_stepsize_decay**k for k in range(self.num_iterations)]
+        return [
+            (init - final) * (1 - k / last) ** self.sampler_stepsize_power + final
+            for k in range(self.num_iterations)
+        ]
+
+
+class Energy:
+    """A network with one batch of observations, encoded once: logits of actions [B, N, A].
+
+    Args:
+        net: has ``score(encoded, actions) -> [B, N]``; later changes are not followed.
+        encoded: what ``net.encode`` made of the observations.
+        precision: arithmetic of an MLPEBM's products.
+    """
+
+    def __init__(
+        self, net: nn.Module, encoded: torch.Tensor, precision: Precision = "float32"
+    ) -> None:
+        self.net, self.encoded = net, encoded.detach()
+        self._fast = ebm_fast.Prepared(net, precision) if isinstance(net, MLPEBM) else None
+
+    @torch.no_grad()
+    def logits(self, actions: torch.Tensor) -> torch.Tensor:
+        """[B, N, A] -> float32 [B, N], no graph."""
+        if self._fast is not None:
+            return self._fast.logits(self.encoded, actions)
+        return self.net.score(self.encoded, actions)  # type: ignore[operator]
+
+    def logits_and_grad(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, N] and their gradients with respect to the actions [B, N, A], no graph."""
+        if self._fast is not None:
+            return self._fast.logits_and_action_grad(self.encoded, actions)
+        with torch.enable_grad():
+            actions = actions.detach().requires_grad_()
+            logits = self.net.score(self.encoded, actions)  # type: ignore[operator]
+            (grad,) = torch.autograd.grad(logits.sum(), actions)
+        return logits.detach(), grad
+
+    @torch.no_grad()
+    def probabilities(self, actions: torch.Tensor) -> torch.Tensor:
+        """softmax over the N actions of each row: [B, N]."""
+        return torch.softmax(self.logits(actions), dim=1)
+
+
+class Samples(NamedTuple):
+    """actions float32 [B, N, A] (normalised) and a probability for each, [B, N]."""
+
+    actions: torch.Tensor
+    probs: torch.Tensor
+
+
+def uniform(
+    batch: int,
+    num: int,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """[batch, num, A], uniform in the box."""
+    u = torch.rand(batch, num, low.numel(), generator=generator, device=low.device)
+    return low + u * (high - low)
+
+
+# ------------------------------------------------------------------ derivative-free
+
+
+def draw_counts(probs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """N categorical draws per row of probs [B, N] -> indices int64 [B, N], ascending."""
+    num = probs.shape[1]
+    # the inverse distribution function at sorted uniforms gives the sorted draws
+    cdf = probs.double().cumsum(1)
+    u = torch.rand(probs.shape, generator=generator, device=probs.device, dtype=torch.float64)
+    u = u.sort(1).values * cdf[:, -1:]
+    return torch.searchsorted(cdf, u, right=True).clamp_(max=num - 1)
+
+
+def take_samples(actions: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """actions [B, N, A] at index [B, M] -> [B, M, A]."""
+    return actions.gather(1, index.unsqueeze(-1).expand(-1, -1, actions.shape[2]))
+
+
+def _expand_counts(counts: torch.Tensor) -> torch.Tensor:
+    """counts int64 [B, N], each row summing to N -> the indices [B, N] they mean."""
+    numbers = torch.arange(counts.shape[1], device=counts.device)
+    return torch.stack([numbers.repeat_interleave(row) for row in counts])
+
+
+def iterative_dfo(
+    energy: Energy,
+    actions: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    cfg: DfoConfig,
+    *,
+    generator: torch.Generator | None = None,
+    counts: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+) -> Samples:
+    """Draw again by probability, disturb, repeat; the disturbance halves each time.
+
+    Args:
+        actions: where to start, [B, N, A].
+        counts: int64 [iterations, B, N], how often each sample is drawn, instead of drawing.
+        noise: standard normal [iterations - 1, B, N, A], instead of drawing.
+
+    Returns:
+        Samples; unless ``cfg.aligned``, ``probs`` belong to the samples *before* the last
+        drawing and ``actions`` are those after it, as in the published program.
+    """
+    std = cfg.iteration_std
+    for k in range(cfg.num_iterations):
+        if k:
+            z = (
+                noise[k - 1]
+                if noise is not None
+                else torch.randn(actions.shape, generator=generator, device=actions.device)
+            )
+            actions = torch.clamp(actions + z * std, low, high)
+            std *= 0.5
+        probs = torch.softmax(energy.logits(actions) / cfg.temperature, dim=1)
+        if cfg.aligned and k == cfg.num_iterations - 1:
+            break
+        index = draw_counts(probs, generator) if counts is None else _expand_counts(counts[k])
+        actions = take_samples(actions, index)
+    return Samples(actions, probs)
+
+
+# ------------------------------------------------------------------ Langevin
+
+
+@dataclass
+class Chain:
+    """What a chain passed through, one entry per step: actions after it, and before it the
+    energies -f and the norms of its gradient."""
+
+    norm_type: NormType = "inf"
+    actions: list[torch.Tensor] = field(default_factory=list)
+    before: list[torch.Tensor] = field(default_factory=list)
+    energies: list[torch.Tensor] = field(default_factory=list)
+    grad_norms: list[torch.Tensor] = field(default_factory=list)
+
+
+def langevin(
+    energy: Energy,
+    actions: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    cfg: LangevinConfig,
+    *,
+    generator: torch.Generator | None = None,
+    noise: torch.Tensor | None = None,
+    chain: Chain | None = None,
+) -> torch.Tensor:
+    """Run a chain from ``actions`` [B, N, A]; returns where it ends.
+
+    One step: a <- clip(a - clip(s * (g / 2 + noise_scale * z))), g the gradient of the energy.
+
+    Args:
+        noise: standard normal [iterations, B, N, A], instead of drawing.
+        chain: filled with what the chain passed through.
+    """
+    limit = cfg.delta_action_clip * 0.5 * (high - low)
+    for k, step in enumerate(cfg.step_sizes()):
+        logits, grad = energy.logits_and_grad(actions)
+        if cfg.apply_exp:
+            logits = logits.exp()
+            grad = grad * logits.unsqueeze(-1)
+        grad = -grad
+        if chain is not None:
+            chain.before.append(actions)
+            chain.energies.append(-logits)
+            chain.grad_norms.append(grad_norm(grad, chain.norm_type))
+        if cfg.grad_clip is not None:
+            grad = grad.clamp(-cfg.grad_clip, cfg.grad_clip)
+        z = (
+            noise[k]
+            if noise is not None
+            else torch.randn(actions.shape, generator=generator, device=actions.device)
+        )
+        delta = torch.clamp(step * (0.5 * grad + cfg.noise_scale * z), -limit, limit)
+        actions = torch.clamp(actions - delta, low, high)
+        if chain is not None:
+            chain.actions.append(actions)
+    return actions
