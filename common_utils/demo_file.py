@@ -68,15 +68,15 @@ def write_demos(
         data.attrs["total"] = sum(len(r) for r in recordings)
         for i, recording in enumerate(recordings):
             demo = data.create_group(f"demo_{i}")
-            _write_one(demo, recording, cameras)
-            demo.attrs["num_samples"] = len(recording)
-            for key, value in (attrs[i] if attrs else {}).items():
-                demo.attrs[key] = value
+            write_demo(demo, recording, cameras, attrs[i] if attrs else {})
     atomic_json(env_args, folder / CFG_NAME)
     return path
 
 
-def _write_one(demo: h5py.Group, recording: Recording, cameras: list[str]) -> None:
+def write_demo(
+    demo: h5py.Group, recording: Recording, cameras: Sequence[str], attrs: Mapping[str, Any]
+) -> None:
+    """One demonstration into its (new, empty) group ``data/demo_{i}``."""
     dones = np.zeros(len(recording), np.int64)
     dones[-1] = 1
     demo["actions"] = np.stack(recording.actions)
@@ -86,3 +86,6 @@ def _write_one(demo: h5py.Group, recording: Recording, cameras: list[str]) -> No
     for key, values in recording.obs.items():
         name = f"obs/{key}_image" if key in cameras else f"obs/{key}"
         demo[name] = np.stack(values)
+    demo.attrs["num_samples"] = len(recording)
+    for key, value in attrs.items():
+        demo.attrs[key] = value

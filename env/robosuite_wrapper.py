@@ -78,6 +78,11 @@ class RobosuiteEnv(SeededEnv):
             cameras=tuple(cfg.cameras),
         )
 
+    @property
+    def sim(self) -> Any:
+        """The robosuite environment itself (``make_sim``), which scripted experts read."""
+        return self._sim
+
     # ----------------------------------------------------------------- pictures
 
     def _check_camera(self, camera: str) -> None:

@@ -1,0 +1,66 @@
+"""How robomimic's files describe their environment: ``env_args``, in the words of robosuite 1.4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from env.robosuite_sim import CONTROL_FREQ, import_robosuite, task_named
+
+ENV_TYPE = 1  # robomimic's number for robosuite
+
+# robosuite 1.4's default OSC_POSE, with which robomimic's demonstrations were recorded
+OSC_POSE: dict[str, Any] = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping_ratio": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_ratio_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "control_delta": True,
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+}
+
+
+def robomimic_env_args(
+    task: str, cameras: Sequence[str] = (), size: int = 96, *, delta: bool = True
+) -> dict[str, Any]:
+    """``env_args`` of demonstrations of ``task``: env_name, env_version, type, env_kwargs.
+
+    Args:
+        cameras: whose pictures the file holds, ``size`` x ``size`` pixels.
+        delta: actions are relative (robosuite 1.4's ``control_delta``).
+    """
+    kind = task_named(task)
+    kwargs: dict[str, Any] = {
+        "has_renderer": False,
+        "has_offscreen_renderer": bool(cameras),
+        "ignore_done": True,
+        "use_object_obs": True,
+        "use_camera_obs": bool(cameras),
+        "control_freq": CONTROL_FREQ,
+        "controller_configs": OSC_POSE | {"control_delta": delta},
+        "robots": list(kind.robots),
+        "camera_names": list(cameras),
+        "camera_depths": False,
+        "camera_heights": size,
+        "camera_widths": size,
+        "reward_shaping": False,
+    }
+    if len(kind.robots) == 2:
+        kwargs["env_configuration"] = "opposed"
+    return {
+        "suite": "robosuite",
+        "env_name": kind.name,
+        "env_version": import_robosuite().__version__,
+        "type": ENV_TYPE,
+        "env_kwargs": kwargs,
+    }
