@@ -1,0 +1,147 @@
+"""The dataset inspector: what it says of good, faulty, raw and damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from tests.bc.test_dataset import edit, write_metaworld, write_robomimic
+from tools import inspect_dataset
+
+SHARED = Path(os.environ.get("SHARED_DATA", "../shared/data"))
+
+
+def problems(path: Path) -> dict[str, list[str]]:
+    return inspect_dataset.inspect(path).problems
+
+
+def test_summary_of_a_good_file(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7, 5, 9), size=16)
+    report = inspect_dataset.inspect(path)
+    assert report.problems == {} and not report.raw
+    assert report.lengths == [7, 5, 9] and report.returns == [1, 1, 1]
+    assert report.first_success == [7, 5, 9]
+    assert report.facts["environment"] == "robosuite/PickPlaceCan"
+    assert report.facts["actions"] == "relative (delta)"
+    assert report.actions.shape == (21, 7)
+    stats = report.keys["obs/object"]
+    with h5py.File(path) as file:
+        values = np.concatenate([file[f"data/demo_{i}/obs/object"][:] for i in range(3)])
+    assert (stats.shape, stats.dtype, stats.demos) == ((14,), "float64", 3)
+    np.testing.assert_allclose(
+        (stats.low, stats.high, stats.total / stats.count),
+        (values.min(), values.max(), values.mean()),
+    )
+    assert inspect_dataset.main([str(path)]) == 0
+    out = capsys.readouterr().out
+    for text in ("d.hdf5", "3 of 3", "obs/agentview_image", "uint8 3x16x16", "no problems found"):
+        assert text in out
+
+
+@pytest.mark.parametrize("layout", ["robomimic", "metaworld"])
+def test_contact_sheet_shows_the_frames_in_order(tmp_path, layout):
+    if layout == "robomimic":
+        path = write_robomimic(tmp_path / "d.hdf5", lengths=(7, 5, 9), size=16)
+        cameras, length = ["agentview", "robot0_eye_in_hand"], 9
+    else:
+        path = write_metaworld(tmp_path / "d.hdf5", lengths=(6, 4, 9), size=16, stack=2)
+        cameras, length = ["corner2", "plain"], 9
+    out = tmp_path / "sheet.png"
+    assert (
+        inspect_dataset.main([str(path), "--out", str(out), "--demos", "2", "--frames", "3"]) == 0
+    )
+    sheet = imageio.imread(out)
+    assert sheet.shape == (2 * len(cameras) * (16 + 12 + 2), 3 * 16, 3)
+    with h5py.File(path) as file:  # the last demonstration's first camera, its middle frame
+        frames = file[f"data/demo_2/obs/{cameras[0]}_image"][(length - 1) // 2]
+    top = 2 * 30 + 12
+    np.testing.assert_array_equal(sheet[top : top + 16, 16:32], frames[:3].transpose(1, 2, 0))
+
+
+FAULTS = {
+    "unsuccessful": ("data/demo_1/rewards", np.zeros(5), "no step has reward 1"),
+    "nan": ("data/demo_1/obs/object", np.full((5, 14), np.nan), "obs/object holds NaN"),
+    "steps": ("data/demo_1/obs/object", np.zeros((4, 14)), "obs/object has 4 steps, actions 5"),
+    "range": ("data/demo_1/actions", np.full((5, 7), 2.0), "|action| up to 2"),
+    "missing": ("data/demo_1/obs/object", None, "obs/object is in 2 of 3 demonstrations only"),
+    "width": ("data/demo_1/obs/object", np.zeros((5, 10)), "elsewhere float64[14]"),
+    "black": ("data/demo_1/obs/agentview_image", np.zeros((5, 3, 8, 8), np.uint8), "nothing was"),
+    "frozen": (
+        "data/demo_1/obs/agentview_image",
+        np.tile(np.arange(192, dtype=np.uint8).reshape(1, 3, 8, 8), (5, 1, 1, 1)),
+        "obs/agentview_image never changes",
+    ),
+    "channels_last": (
+        "data/demo_1/obs/agentview_image",
+        np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8),
+        "channels last",
+    ),
+    "no_actions": ("data/demo_1/actions", None, "'actions': missing"),
+    "dones": ("data/demo_1/dones", np.full(5, 3), "'dones': holds 3"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_problems_name_the_demonstration(tmp_path, fault, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    key, value, message = FAULTS[fault]
+    edit(path, key, value)
+    found = [(text, names) for text, names in problems(path).items() if message in text]
+    assert found, problems(path)
+    assert fault == "missing" or found[0][1] == ["demo_1"]
+    assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
+    assert "problem" in capsys.readouterr().out
+
+
+def test_problems_of_the_whole_file(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data/demo_2/actions"][:5] = file["data/demo_1/actions"][:]
+        del file["data/demo_0/actions"]
+        file["data/demo_0/actions"] = file["data/demo_2/actions"][:7]
+        file["mask/train"] = np.array([b"demo_0", b"demo_9"])
+    (tmp_path / "env_cfg.json").write_text(json.dumps({"env_name": "Lift"}))
+    found = problems(path)
+    assert found["mask train names demonstrations that are not there"] == ["demo_9"]
+    assert "env_cfg.json beside the file does not say the same as its env_args" in found
+    edit(path, "data/demo_2", None)
+    with h5py.File(path, "r+") as file:
+        file.copy("data/demo_1", "data/demo_2")
+    assert problems(path)["the same actions as demo_1"] == ["demo_2"]
+
+
+def test_damaged_and_missing_files(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    cut = tmp_path / "cut.hdf5"
+    cut.write_bytes(path.read_bytes()[:5000])
+    assert inspect_dataset.main([str(cut)]) == 2
+    assert "cut.hdf5" in capsys.readouterr().err
+    assert inspect_dataset.main([str(tmp_path / "nowhere.hdf5")]) == 2
+    assert "nowhere.hdf5' does not exist" in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(60):
+        raw = bytearray(whole)
+        start = int(rng.integers(len(raw)))
+        raw[start : start + 64] = rng.integers(0, 256, 64, np.uint8).tobytes()[: len(raw) - start]
+        cut.write_bytes(raw)
+        assert inspect_dataset.main([str(cut), "--out", str(tmp_path / "s.png")]) in (0, 1, 2)
+
+
+def test_real_raw_recordings(capsys):
+    path = SHARED / "human_demos" / "lift_panda_robosuite140.hdf5"
+    if not path.is_file():
+        pytest.skip(f"{path} absent (set SHARED_DATA to the folder of real datasets)")
+    report = inspect_dataset.inspect(path)
+    assert report.raw and report.lengths == [482, 510, 392]
+    assert report.keys["states"].shape == (32,)
+    assert inspect_dataset.main([str(path)]) == 1  # teleoperation exceeds [-1, 1]
+    out = capsys.readouterr().out
+    assert "up to 3.75" in out and "tools.dataset_states_to_obs" in out
+    assert "contact sheet" not in out
