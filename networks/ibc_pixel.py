@@ -3,8 +3,8 @@
 :class:`PixelEBM` encodes the images once and scores many actions against the code ("late
 fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies. Every one takes
 ``images`` [B, T, C, H, W], **oldest frame first**, uint8 0..255 or float32 0..1, resizes and
-normalises them itself (:class:`FrameStack`), and runs its convolutions channels-last, 1.7 times
-faster than channels-first on a CPU.
+normalises them itself (:class:`FrameStack`). conv_maxpool runs channels-last: on a CPU twice as
+fast as channels-first when encoding, and 1.4 times in a training step.
 """
 
 from __future__ import annotations
@@ -250,9 +250,11 @@ class SpatialAttentionEncoder(nn.Module):
         self.conv1 = Conv(filters, num_heads, 1)
         self.softmax = SpatialSoftmax()
         self.out_dim = 2 * num_heads
+        # unlike conv_maxpool, faster channels-first: most of its convolutions are 1x1
+        self.to(memory_format=torch.contiguous_format)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv0(self.coords(x))
+        x = self.conv0(self.coords(x).contiguous())
         for block in self.blocks:
             x = block(x)
         return self.softmax(self.conv1(x).float())
