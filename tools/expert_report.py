@@ -1,0 +1,166 @@
+"""How often the scripted robosuite experts succeed, over fresh seeds.
+
+    python -m tools.expert_report --tasks Lift,PickPlaceCan,NutAssemblySquare --num 100 \
+        --noise 0.1 --seed 1 --out release/results/robosuite/experts.json
+
+prints a line per task and, with ``--out``, adds each to that JSON file as soon as it is known,
+in place of an earlier one of the same task and noise. States only; needs no OpenGL.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from common_utils import run_config
+from common_utils.atomic import atomic_json
+from common_utils.progress import RunProgress, console
+from common_utils.run_config import ConfigError
+from common_utils.seeding import seed_for
+from env.core import EnvError
+from env.robosuite_control import Noise
+from env.robosuite_experts import EXPERTS
+from env.robosuite_sim import TASKS
+from evaluate.stats import wilson
+from tools.demo_recorder import Job, Outcome, Settings, play
+
+
+@dataclass
+class MainConfig:
+    """Which experts, and how long."""
+
+    # tasks, joined by commas
+    tasks: str = "Lift,PickPlaceCan,NutAssemblySquare"
+    # episodes of each
+    num: int = 100
+    # standard deviation of action noise
+    noise: float = 0.1
+    # metres by which waypoints in free space vary (-1: what goes with the noise)
+    jitter: float = -1.0
+    # source of all randomness
+    seed: int = 1
+    # time limit in control steps (-1: the task's)
+    episode_length: int = -1
+    # worker processes (0: this process)
+    workers: int = 1
+    # JSON file to add the results to
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        for task in self.names:
+            if task not in EXPERTS:
+                raise ValueError(f"tasks: '{task}', expected some of {','.join(EXPERTS)}")
+        if self.num < 1:
+            raise ValueError(f"num: {self.num}, expected at least 1")
+        if self.episode_length != -1 and self.episode_length < 1:
+            raise ValueError(f"episode_length: {self.episode_length}, expected -1 or at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers}, expected 0 or more")
+        if self.jitter == -1:
+            self.jitter = Noise.of(self.noise).jitter
+        Noise(self.noise, self.jitter)  # checks both
+
+    @property
+    def names(self) -> list[str]:
+        return self.tasks.split(",")
+
+
+def measure(cfg: MainConfig, task: str) -> dict[str, Any]:
+    """Play ``num`` episodes; the record of them, as it is stored."""
+    limit = TASKS[task].horizon if cfg.episode_length == -1 else cfg.episode_length
+    settings = Settings(task, cfg.noise, cfg.jitter, limit)
+    jobs = [
+        Job(
+            n,
+            seed_for(cfg.seed, "expert_report", task, n, bits=31),
+            seed_for(cfg.seed, "expert", task, n, bits=31),
+        )
+        for n in range(cfg.num)
+    ]
+    done: list[tuple[Job, Outcome]] = []
+    start = time.monotonic()
+    with RunProgress(cfg.num, task) as progress:
+        for job, outcome in play(settings, jobs, min(cfg.workers, cfg.num)):
+            done.append((job, outcome))
+            progress.update(len(done), success=np.mean([o.success for _, o in done]).item())
+    record = {
+        "task": task,
+        "noise": cfg.noise,
+        "jitter": cfg.jitter,
+        "episode_length": limit,
+        "seed": cfg.seed,
+        **summary([o for _, o in done]),
+    }
+    lost = sorted((j.env_seed, o.phase) for j, o in done if not o.success)
+    record["failed_seeds_and_phases"] = [list(pair) for pair in lost]
+    record["seconds"] = round(time.monotonic() - start, 1)
+    return record
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Success rate with its 95 % interval, and the lengths of successes in control steps."""
+    lengths = np.array([o.length for o in outcomes if o.success])
+    rate = wilson(len(lengths), len(outcomes))
+    out: dict[str, Any] = {
+        "episodes": len(outcomes),
+        "success_rate": rate.mean,
+        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
+    }
+    if len(lengths):
+        out["mean_length"] = round(float(lengths.mean()), 1)
+        marks = np.percentile(lengths, [0, 25, 50, 75, 95, 100])
+        out["length_min_25_50_75_95_max"] = [round(float(x), 1) for x in marks]
+    return out
+
+
+def store(record: dict[str, Any], command: str, path: Path) -> None:
+    """Put ``record`` into the list of records in ``path``. Raises ConfigError for another file."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        try:
+            records = json.loads(path.read_text())["experts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"out: '{path}' is no such report: {error!r}") from None
+    keys = ("task", "noise", "jitter", "episode_length")
+    records = [r for r in records if any(r.get(k) != record[k] for k in keys)]
+    records.append(record | {"command": command})
+    order = list(EXPERTS)
+    records.sort(key=lambda r: (order.index(r["task"]), r["noise"], r["jitter"]))
+    atomic_json({"experts": records}, path)
+
+
+def main() -> int:
+    """Entry point; exit status 0."""
+    cfg = run_config.parse(MainConfig)
+    try:
+        for task in cfg.names:
+            record = measure(cfg, task)
+            low, high = record["interval_95"]
+            console().print(
+                f"{task}: {record['success_rate']:.1%} of {cfg.num} episodes ({low:.1%} to "
+                f"{high:.1%}), mean length {record.get('mean_length', '-')}, noise {cfg.noise:g}, "
+                f"failures {record['failed_seeds_and_phases']}"
+            )
+            if cfg.out:
+                command = (
+                    f"python -m tools.expert_report --tasks {task} --num {cfg.num} "
+                    f"--noise {cfg.noise:g} --jitter {cfg.jitter:g} --seed {cfg.seed} "
+                    f"--episode_length {record['episode_length']}"
+                )
+                store(record, command, Path(cfg.out))
+    except (ConfigError, EnvError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
