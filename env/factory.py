@@ -9,7 +9,7 @@ from common_utils.run_config import Flag
 from env.core import Env, EnvError
 from env.stacking import StackPad
 
-SUITES = ("robosuite", "metaworld", "gymnasium", "particle")
+SUITES = ("robosuite", "metaworld", "gymnasium", "particle", "block_pushing")
 
 
 @dataclass
@@ -66,6 +66,8 @@ class EnvConfig:
     goal_tolerance: float = 0.0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
+    # block_pushing: use a running pybullet server, which shows the scene
+    shared_memory: Flag = 0
 
     def __post_init__(self) -> None:
         if self.goal_tolerance < 0:
@@ -110,6 +112,10 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
         from env.particle import ParticleEnv
 
         return ParticleEnv(cfg)
+    if cfg.suite == "block_pushing":
+        from env.block_pushing.env import BlockPushEnv
+
+        return BlockPushEnv(cfg)
     if cfg.suite == "robosuite":
         from env.robosuite_wrapper import RobosuiteEnv
 
