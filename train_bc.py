@@ -264,7 +264,7 @@ class Workspace:
             weights = load_weights(cfg.load_model, "load_model")
             put_weights(self.policy, weights, cfg.load_model, "load_model")
         elif isinstance(self.policy, IbcPolicy):
-            self.policy.fit(*data.first_samples(self.policy.norm.num_samples))
+            self.policy.fit(data.first_samples(self.policy.norm.num_samples))
         elif isinstance(self.policy, StateBcPolicy) and self.policy.normalizer is not None:
             every = data.batch_at(torch.arange(data.num_steps).numpy())
             self.policy.normalizer.fit(every.obs["state"])

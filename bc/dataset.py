@@ -424,13 +424,15 @@ class DemoDataset:
             parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def first_samples(self, num: int) -> BcBatch:
-        """``num`` shuffled steps (0, or more than there are: all), for statistics.
+    def first_samples(self, num: int, batch_size: int = 512) -> Iterator[BcBatch]:
+        """``num`` shuffled steps (0, or more than there are: all) in batches, for statistics.
 
         Always the same ones for a seed; the batches drawn later do not depend on this.
         """
         rows = np.random.default_rng(self._seed).permutation(self.num_steps)
-        return self.batch_at(rows[:num] if num else rows)
+        rows = rows[:num] if num else rows
+        for start in range(0, len(rows), batch_size):
+            yield self.batch_at(rows[start : start + batch_size])
 
     def episodes(self) -> Iterator[Demo]:
         """The demonstrations in file order, unstacked; images are read one episode at a time."""

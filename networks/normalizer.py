@@ -39,7 +39,7 @@ class Normalizer(nn.Module):
 
 
 # tf-agents' floor of divisors: the rounding unit of float32
-_MIN_SCALE = 1.1920929e-07
+MIN_SCALE = 1.1920929e-07
 
 
 class AffineNormalizer(nn.Module):
@@ -64,13 +64,13 @@ class AffineNormalizer(nn.Module):
         """
         data = self._checked(data)
         std = data.std(0, correction=0)
-        self._set(data.mean(0), std.sqrt() if sqrt_std else std)
+        self.set(data.mean(0), std.sqrt() if sqrt_std else std)
 
     def fit_min_max(self, data: torch.Tensor) -> None:
         """The range of data [N, dim] becomes [-1, 1]; errors as :meth:`fit_standard`."""
         data = self._checked(data)
         low, high = data.amin(0), data.amax(0)
-        self._set((low + high) / 2, (high - low) / 2)
+        self.set((low + high) / 2, (high - low) / 2)
 
     def _checked(self, data: torch.Tensor) -> torch.Tensor:
         dim = self.offset.numel()
@@ -82,9 +82,10 @@ class AffineNormalizer(nn.Module):
         return data
 
     @torch.no_grad()
-    def _set(self, offset: torch.Tensor, scale: torch.Tensor) -> None:
+    def set(self, offset: torch.Tensor, scale: torch.Tensor) -> None:
+        """Use these, [dim] each; scales are at least MIN_SCALE."""
         self.offset.copy_(offset)
-        self.scale.copy_(scale.clamp(min=_MIN_SCALE))
+        self.scale.copy_(scale.clamp(min=MIN_SCALE))
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., dim] -> the same shape."""

@@ -1,15 +1,15 @@
 """What the policies of Implicit BC share: normalisers, history, random numbers, acting.
 
-A state policy reads ``obs["state"]`` [B, T * S], newest step first as everywhere in this
-framework; the networks get the T steps oldest first, normalised and flattened. Actions are
-normalised for the network and clipped to [-1, 1] on the way out. All statistics are buffers,
-so a checkpoint is self-contained.
+A policy reads ``obs["state"]`` [B, T * S] or a camera's images uint8 [B, T * 3, H, W], newest
+step first as everywhere in this framework; the networks get the T steps oldest first. Actions
+are normalised for the network and clipped to [-1, 1] on the way out. All statistics are
+buffers, so a checkpoint is self-contained.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from bc.base import BasePolicy, batch_action, check_proposal
 from common_utils.config_types import Flag
 from common_utils.specs import ArraySpec, Obs
-from networks.normalizer import AffineNormalizer
+from networks.ibc_pixel import FrameStack
+from networks.normalizer import MIN_SCALE, AffineNormalizer
 
 
 @dataclass
@@ -37,12 +38,51 @@ class NormConfig:
             raise ValueError(f"num_samples: {self.num_samples}, expected 0 or more")
 
 
+class FrameStatistics:
+    """Mean and population standard deviation of single frames, a batch at a time (Chan).
+
+    Per dimension of a state, per colour of uint8 images (as 0..1).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, stacked: torch.Tensor, stack: int) -> None:
+        """Count every frame of float [B, stack * S] or uint8 [B, stack * C, H, W]."""
+        frames = stacked.unflatten(1, (stack, -1)).flatten(0, 1)
+        if frames.dim() > 2:
+            frames = frames.float().div_(255).flatten(2)
+            count = frames.shape[0] * frames.shape[2]
+            mean = (
+                frames.double().mean((0, 2)) if count < 2**16 else frames.mean(2).double().mean(0)
+            )
+            centred = frames - mean.float()[:, None]
+            squares = centred.square_().mean(2).double().sum(0) * frames.shape[2]
+        else:
+            count = frames.shape[0]
+            mean = frames.double().mean(0)
+            squares = (frames.double() - mean).square().sum(0)
+        total = self.count + count
+        delta = mean - self.mean
+        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """float64 [S] or [C]; ValueError when there is nothing, or NaN or infinity in it."""
+        std = (self.squares / max(self.count, 1)).sqrt()
+        if self.count == 0 or not bool(torch.isfinite(self.mean + std).all()):
+            raise ValueError(f"statistics of {self.count} observations: need finite values")
+        return self.mean, std
+
+
 class IbcPolicy(BasePolicy):
     """Base of the EBM, MSE and MDN policies.
 
     Args:
-        obs_key: "state".
-        obs_shape: (T * S,), the stacked state.
+        obs_key: "state", or the camera.
+        obs_shape: (T * S,), the stacked state, or (T * 3, H, W), the stacked images.
         stack: T.
         action_dim: A.
     """
@@ -56,26 +96,23 @@ class IbcPolicy(BasePolicy):
         norm: NormConfig,
     ) -> None:
         super().__init__()
-        if len(obs_shape) != 1 or obs_shape[0] % stack:
+        if len(obs_shape) not in (1, 3) or obs_shape[0] % stack:
             raise ValueError(
-                f"{type(self).__name__}: needs a flat state of {stack} steps, "
-                f"got {tuple(obs_shape)}"
+                f"{type(self).__name__}: needs states [S] or images [3, H, W], stacked {stack} "
+                f"times along the first axis, got {tuple(obs_shape)}"
             )
         self.obs_key, self.obs_shape, self.stack = obs_key, tuple(obs_shape), stack
+        self.pixels = len(obs_shape) == 3
         self.action_dim, self.norm = action_dim, norm
-        self.obs_norm = AffineNormalizer(obs_shape[0] // stack)
+        # the networks over images hold the normaliser of these themselves
+        self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
         self._seed = 0
         self._rng: torch.Generator | None = None
 
-    @property
-    def obs_dim(self) -> int:
-        """Width of what the network gets."""
-        return self.obs_shape[0]
-
     def input_specs(self) -> dict[str, ArraySpec]:
-        """The state."""
-        return {self.obs_key: ArraySpec(self.obs_shape)}
+        """The state, or the camera's images."""
+        return {self.obs_key: ArraySpec(self.obs_shape, "uint8" if self.pixels else "float32")}
 
     # ------------------------------------------------------------- random numbers
 
@@ -101,24 +138,39 @@ class IbcPolicy(BasePolicy):
 
     # ------------------------------------------------------------- statistics
 
-    def fit(self, obs: Obs, actions: torch.Tensor) -> None:
-        """Take the normalisers' statistics from stacked observations and actions [N, A].
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Take the normalisers' statistics from batches (``obs`` stacked, ``action`` [B, A]).
 
         Every step of a history counts, as in the original.
         """
-        self.obs_norm.fit_standard(self._frames(obs), sqrt_std=bool(self.norm.use_sqrt_std))
+        actions, frames = [], FrameStatistics()
+        for batch in batches:
+            actions.append(batch_action(batch))
+            frames.add(batch.obs[self.obs_key], self.stack)
+        self.fit_actions(torch.cat(actions))
+        mean, std = frames.mean_and_std()
+        if self.norm.use_sqrt_std:
+            std = std.sqrt()
+        if self.obs_norm is not None:
+            self.obs_norm.set(mean, std)
+        for module in self.modules():
+            if isinstance(module, FrameStack):
+                module.mean.copy_(mean)
+                module.std.copy_(std.clamp(min=MIN_SCALE))
+
+    def fit_actions(self, actions: torch.Tensor) -> None:
+        """The action normaliser's statistics, from actions [N, A]."""
         if self.norm.min_max_actions:
             self.act_norm.fit_min_max(actions)
         else:
             self.act_norm.fit_standard(actions, sqrt_std=bool(self.norm.use_sqrt_std))
 
-    def _frames(self, obs: Obs) -> torch.Tensor:
-        return obs[self.obs_key].reshape(-1, self.obs_norm.offset.numel())
-
     def features(self, obs: Obs) -> torch.Tensor:
-        """What the network gets: normalised, oldest step first, [B, T * S]."""
+        """What the network gets, oldest step first: states normalised and flattened
+        [B, T * S], or images [B, T, 3, H, W] as they are.
+        """
         steps = obs[self.obs_key].unflatten(1, (self.stack, -1)).flip(1)
-        return self.obs_norm(steps).flatten(1)
+        return steps if self.obs_norm is None else self.obs_norm(steps).flatten(1)
 
     def target(self, batch: Any, device: torch.device) -> torch.Tensor:
         """The batch's actions [B, A], normalised; ValueError for another width."""

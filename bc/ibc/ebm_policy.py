@@ -15,9 +15,9 @@ from bc.ibc.base import IbcPolicy, NormConfig
 from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
 from common_utils.config_types import Flag
-from common_utils.specs import Obs
 from networks import ebm_fast
 from networks.ibc_mlp import MLPEBM, MLPConfig
+from networks.ibc_pixel import PixelEBM, PixelEBMConfig
 
 # actions scored at a time when acting, so that many observations do not exhaust the memory
 _MAX_ROWS = 2**16
@@ -27,8 +27,10 @@ _MAX_ROWS = 2**16
 class EbmPolicyConfig:
     """The energy-based policy: network, training, inference."""
 
-    # its network
+    # its network over states
     net: MLPConfig = field(default_factory=MLPConfig)
+    # its network over images (dataset.use_state 0)
+    pixel: PixelEBMConfig = field(default_factory=PixelEBMConfig)
     # normalisation; the published EBMs scale the actions' range to [-1, 1]
     norm: NormConfig = field(default_factory=lambda: NormConfig(min_max_actions=1))
     # arithmetic of the trunk's products; the rest stays float32
@@ -141,18 +143,22 @@ class EbmPolicy(IbcPolicy):
     ) -> None:
         self.cfg = cfg = cfg if cfg is not None else EbmPolicyConfig()
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = MLPEBM(self.obs_dim, action_dim, cfg.net)
+        self.net = (
+            PixelEBM(stack, action_dim, cfg.pixel)
+            if self.pixels
+            else MLPEBM(self.obs_shape[0], action_dim, cfg.net)
+        )
         # whether the loss and the gradient penalty may come from one evaluation
-        self._one_pass = cfg.net.dense_layer_type != "spectral_norm"
+        self._one_pass = self.pixels or cfg.net.dense_layer_type != "spectral_norm"
         # where actions are looked for, in normalised space
         self.register_buffer("box_low", -torch.ones(action_dim))
         self.register_buffer("box_high", torch.ones(action_dim))
 
     # ------------------------------------------------------------- statistics
 
-    def fit(self, obs: Obs, actions: torch.Tensor) -> None:
-        """Normalisers, and the box of actions to look in."""
-        super().fit(obs, actions)
+    def fit_actions(self, actions: torch.Tensor) -> None:
+        """The action normaliser, and the box of actions to look in."""
+        super().fit_actions(actions)
         low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
         low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
         if self.cfg.scalar_box:

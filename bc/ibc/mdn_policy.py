@@ -11,14 +11,17 @@ import torch
 from bc.ibc.base import IbcPolicy, NormConfig
 from common_utils.config_types import Flag
 from networks.ibc_mlp import MLPMDN, MDNConfig
+from networks.ibc_pixel import ConvMDNConfig, ConvMLPMDN
 
 
 @dataclass
 class MdnPolicyConfig:
     """The mixture density policy."""
 
-    # its network
+    # its network over states
     net: MDNConfig = field(default_factory=MDNConfig)
+    # its network over images (dataset.use_state 0)
+    pixel: ConvMDNConfig = field(default_factory=ConvMDNConfig)
     # normalisation
     norm: NormConfig = field(default_factory=NormConfig)
     # 0: evaluation samples from the mixture, as published; 1: it takes the densest centre
@@ -40,7 +43,11 @@ class MdnPolicy(IbcPolicy):
     ) -> None:
         self.cfg = cfg = cfg if cfg is not None else MdnPolicyConfig()
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = MLPMDN(self.obs_dim, action_dim, cfg.net)
+        self.net = (
+            ConvMLPMDN(stack, action_dim, cfg.pixel)
+            if self.pixels
+            else MLPMDN(self.obs_shape[0], action_dim, cfg.net)
+        )
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Negative log likelihood of the normalised action, averaged over the batch."""

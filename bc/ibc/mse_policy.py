@@ -10,14 +10,17 @@ import torch
 
 from bc.ibc.base import IbcPolicy, NormConfig
 from networks.ibc_mlp import MLPMSE, MLPConfig
+from networks.ibc_pixel import ConvMLPConfig, ConvMLPMSE
 
 
 @dataclass
 class MsePolicyConfig:
     """The explicit policy."""
 
-    # its network
+    # its network over states
     net: MLPConfig = field(default_factory=MLPConfig)
+    # its network over images (dataset.use_state 0)
+    pixel: ConvMLPConfig = field(default_factory=ConvMLPConfig)
     # normalisation
     norm: NormConfig = field(default_factory=NormConfig)
 
@@ -35,7 +38,11 @@ class MsePolicy(IbcPolicy):
     ) -> None:
         self.cfg = cfg = cfg if cfg is not None else MsePolicyConfig()
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = MLPMSE(self.obs_dim, action_dim, cfg.net)
+        self.net = (
+            ConvMLPMSE(stack, action_dim, cfg.pixel)
+            if self.pixels
+            else MLPMSE(self.obs_shape[0], action_dim, cfg.net)
+        )
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error averaged over action dimensions and the batch."""

@@ -217,13 +217,14 @@ def iterative_dfo(
 
 @dataclass
 class Chain:
-    """What a chain passed through, one entry per step: actions after it, and before it the
-    energies -f and the norms of its gradient."""
+    """What a chain passed through, one entry per step: the actions after it, and before it the
+    actions, f (exp(f) with apply_exp; the original calls them energies) and its gradient's norm.
+    """
 
     norm_type: NormType = "inf"
     actions: list[torch.Tensor] = field(default_factory=list)
     before: list[torch.Tensor] = field(default_factory=list)
-    energies: list[torch.Tensor] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
     grad_norms: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -255,7 +256,7 @@ def langevin(
         grad = -grad
         if chain is not None:
             chain.before.append(actions)
-            chain.energies.append(-logits)
+            chain.logits.append(logits)
             chain.grad_norms.append(grad_norm(grad, chain.norm_type))
         if cfg.grad_clip is not None:
             grad = grad.clamp(-cfg.grad_clip, cfg.grad_clip)
