@@ -15,7 +15,6 @@ A damaged HDF5 file makes h5py raise almost anything, so every access to it is g
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from common_utils.env_args import arm_controller, read_env_args, suite_of
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 
 
@@ -114,7 +114,7 @@ class DemoFile:
             self._file.close()
             raise
         self.env_name = str(self.env_args.get("env_name", ""))
-        self.suite = self._suite()
+        self.suite = suite_of(self.env_args)
         self._newest: dict[tuple[str, str], slice] = {}
         self._image_sets: dict[tuple[str, str], h5py.Dataset] = {}
 
@@ -160,40 +160,15 @@ class DemoFile:
         return found
 
     def _read_env_args(self) -> dict[str, Any]:
-        # data.attrs wins: it travels with the file, env_cfg.json may have been left behind.
-        raw = self._data.attrs.get("env_args")
-        where = "data.attrs['env_args']"
-        if raw is None:
-            side = self.path.parent / "env_cfg.json"
-            if not side.is_file():
-                return {}
-            raw, where = side.read_text(), str(side)
         try:
-            args = json.loads(raw)
-        except (TypeError, ValueError) as err:
-            raise self.error(None, where, f"not valid JSON: {err}") from err
-        if not isinstance(args, dict):
-            raise self.error(None, where, f"expected a JSON object, got {type(args).__name__}")
-        return args
-
-    def _suite(self) -> str:
-        kwargs = self.env_args.get("env_kwargs") or {}
-        if "suite" in self.env_args:
-            return str(self.env_args["suite"])
-        if "action_repeat" in kwargs:
-            return "metaworld"
-        if "controller_configs" in kwargs:
-            return "robosuite"
-        return ""
+            return read_env_args(dict(self._data.attrs), self.path.parent / "env_cfg.json")
+        except ValueError as err:
+            raise DatasetError(f"'{self.path}', {err}") from err
 
     @property
     def delta_control(self) -> bool:
         """Whether actions are relative and so must lie in [-1, 1] (robosuite: control_delta)."""
-        kwargs = self.env_args.get("env_kwargs") or {}
-        controllers = kwargs.get("controller_configs") or {}
-        if isinstance(controllers, list):
-            controllers = controllers[0] if controllers else {}
-        return bool(controllers.get("control_delta", True))
+        return bool(arm_controller(self.env_args)["control_delta"])
 
     def _dataset(self, name: str, key: str) -> h5py.Dataset:
         group = self.group(name)
@@ -210,14 +185,21 @@ class DemoFile:
                 )  # fmt: skip
             return found
 
-    def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
+    def numbers(self, name: str, key: str, ndim: int) -> np.ndarray:
+        """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``."""
         dset = self._dataset(name, key)
         if dset.ndim != ndim:
             raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
         if dset.dtype.kind not in "fiu":
             raise self.error(name, key, f"expected numbers, got {dset.dtype}")
-        with np.errstate(all="ignore"):  # what overflows float32 is told as infinity below
-            array = self._read(dset, name, key).astype(np.float32)
+        return self._finite(name, key, self._read(dset, name, key).astype(np.float64))
+
+    def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
+        with np.errstate(all="ignore"):  # what overflows float32 is told as infinity
+            array = self.numbers(name, key, ndim).astype(np.float32)
+        return self._finite(name, key, array)
+
+    def _finite(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise self.error(name, key, f"holds NaN or infinity, first at step {row}")

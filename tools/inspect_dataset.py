@@ -117,15 +117,15 @@ def _facts(file: DemoFile, report: Report) -> None:
     kwargs = args.get("env_kwargs") or {}
     facts = report.facts
     facts["size"] = format_bytes(file.path.stat().st_size)
-    facts["environment"] = f"{file.suite or '?'}/{file.env_name or data.attrs.get('env', '?')}"
+    facts["environment"] = f"{file.suite or '?'}/{file.env_name or '?'}"
     if kwargs.get("robots"):
         facts["robots"] = str(kwargs["robots"])
     if file.suite == "robosuite":
         facts["actions"] = "relative (delta)" if file.delta_control else "absolute"
-    if not args and "env" not in data.attrs:
+    if not args:
         report.problem("neither env_args nor env_cfg.json: the environment is unknown")
     for key, value in data.attrs.items():
-        if key != "env_args":
+        if key not in ("env_args", "env_info"):
             facts[f"attribute {key}"] = _short(value)
     for key, value in args.items():
         if key not in ("env_name", "env_kwargs"):
