@@ -352,7 +352,9 @@ class Workspace:
         extra: dict[str, float] = {"other/epoch": epoch + 1}
         if cfg.evaluates:
             result = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch))
-            score = result.success_rate
+            # the D4RL tasks are compared by their returns
+            score = result.mean_score if cfg.env.suite == "d4rl" else result.success_rate
+            extra["score/success"] = result.success_rate
             extra["score/return"] = result.mean_score
             extra |= {f"score/{k}": v for k, v in result.mean_metrics.items()}
         else:
