@@ -16,6 +16,8 @@ STATE_KEYS: dict[str, tuple[str, ...]] = {
     "NutAssemblySquare": (*PROP_KEYS, "object"),
     "TwoArmTransport": (*PROP_KEYS, *_ROBOT1_KEYS, "object"),
     "ToolHang": ("object", *PROP_KEYS),
+    "PickPlace": (*PROP_KEYS, "object"),
+    "NutAssembly": (*PROP_KEYS, "object"),
 }
 
 # dimension of one unstacked state vector
@@ -25,6 +27,8 @@ STATE_DIMS: dict[str, int] = {
     "NutAssemblySquare": 23,
     "TwoArmTransport": 59,
     "ToolHang": 53,
+    "PickPlace": 65,
+    "NutAssembly": 37,
 }
 
 # environments (by how their names begin) whose state is all their observations, by name: the

@@ -62,6 +62,15 @@ def _body(name: str) -> ObjectReader:
     return read
 
 
+def _bodies(*names: str) -> ObjectReader:
+    readers = [_body(name) for name in names]
+
+    def read(env: Any, eef_pos: np.ndarray, eef_quat: np.ndarray) -> list[np.ndarray]:
+        return [part for one in readers for part in one(env, eef_pos, eef_quat)]
+
+    return read
+
+
 def _transport(env: Any, eef_pos: np.ndarray, eef_quat: np.ndarray) -> list[np.ndarray]:
     group, other = env.transport, robot_obs(env, 1)["robot1_eef_pos"]
     payload, trash, lid = group.payload_pos, group.trash_pos, group.lid_handle_pos
@@ -96,6 +105,8 @@ _OBJECTS: dict[str, ObjectReader] = {
     "NutAssemblySquare": _body("SquareNut"),
     "TwoArmTransport": _transport,
     "ToolHang": _tool_hang,
+    "PickPlace": _bodies("Milk", "Bread", "Cereal", "Can"),
+    "NutAssembly": _bodies("SquareNut", "RoundNut"),
 }
 
 

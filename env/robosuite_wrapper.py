@@ -17,6 +17,7 @@ from common_utils.specs import ArraySpec, EnvSpec
 from env.core import EnvError, ObsDict
 from env.original_api import OriginalApi
 from env.robosuite_obs import PROP_DIM, observe, prop_vector, state_vector
+from env.robosuite_replay import restore_state
 from env.robosuite_sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
 from env.seeded import SeededEnv
 from env.stacking import Stacker
@@ -150,6 +151,17 @@ class RobosuiteEnv(SeededEnv):
             stacker.reset()
         reset_sim(self._sim, seed)
         return self._observe(), self._info(False)
+
+    def observe_state(self, state: np.ndarray, *, live: bool) -> tuple[ObsDict, float]:
+        """Observation (stacks hold it alone) and reward of a recorded simulator state.
+
+        ``live``: as they are seen right after a control step, see ``restore_state``. The episode
+        that was played before is lost.
+        """
+        restore_state(self._sim, state, live=live)
+        for stacker in self._stackers.values():
+            stacker.reset()
+        return self._observe(), float(self._sim.reward()) * self.cfg.env_reward_scale
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
         """One control step of 50 ms."""
