@@ -80,7 +80,8 @@ class DemoFile:
     """An open demonstration file; reads single arrays, checked and converted.
 
     Attributes: ``names`` (naturally sorted demo names), ``env_args`` (dict, empty when the file
-    carries none), ``env_name`` (str, may be empty), ``suite`` ("metaworld", "robosuite" or "").
+    carries none), ``env_name`` (str, may be empty), ``suite`` ("metaworld", "robosuite",
+    "d4rl", any other that env_args names, or "").
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -45,10 +45,12 @@ def _object(text: Any, where: str) -> dict[str, Any]:
 
 
 def suite_of(env_args: Mapping[str, Any]) -> str:
-    """ "metaworld", "robosuite", what the file says itself, or "" where nothing tells."""
+    """ "metaworld", "robosuite", "d4rl", what the file says itself, or "" where nothing tells."""
     kwargs = env_args.get("env_kwargs") or {}
     if "suite" in env_args:
         return str(env_args["suite"])
+    if env_args.get("type") == "d4rl":
+        return "d4rl"
     if "action_repeat" in kwargs:
         return "metaworld"
     if "controller_configs" in kwargs:

@@ -9,14 +9,14 @@ from common_utils.run_config import Flag
 from env.core import Env, EnvError
 from env.stacking import StackPad
 
-SUITES = ("robosuite", "metaworld", "gymnasium", "particle", "block_pushing")
+SUITES = ("robosuite", "metaworld", "gymnasium", "particle", "block_pushing", "d4rl")
 
 
 @dataclass
 class EnvConfig:
     """What an environment is and what it delivers; plain data, so workers can rebuild it."""
 
-    # robosuite, metaworld or gymnasium
+    # robosuite, metaworld, gymnasium, particle, block_pushing or d4rl
     suite: str = ""
     # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
     task: str = ""
@@ -116,6 +116,10 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
         from env.block_pushing.env import BlockPushEnv
 
         return BlockPushEnv(cfg)
+    if cfg.suite == "d4rl":
+        from env.d4rl import D4RLEnv
+
+        return D4RLEnv(cfg)
     if cfg.suite == "robosuite":
         from env.robosuite_wrapper import RobosuiteEnv
 
