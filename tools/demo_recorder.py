@@ -1,45 +1,27 @@
-"""Scripted robosuite episodes, played and recorded by worker processes.
-
-``generate_demos`` and ``expert_report`` use it. An attempt is one episode; what happens in it
-follows from the settings and its two seeds alone, whichever process plays it.
-"""
+"""Scripted robosuite episodes: what ``tools.recording`` plays for ``generate_demos`` and
+``expert_report``."""
 
 from __future__ import annotations
 
-import errno
-import io
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-import h5py
-
-from common_utils.atomic import atomic_write
-from common_utils.demo_file import Recording, write_demo
-from env.core import EnvError
+from common_utils.demo_file import Recording
 from env.factory import EnvConfig
-from env.remote import WorkerProcess
 from env.robomimic_args import robomimic_env_args
 from env.robosuite_control import Noise
 from env.robosuite_experts import make_expert
 from env.robosuite_sim import task_named
 from env.robosuite_wrapper import RobosuiteEnv
-
-PART_GROUP = "demo"  # the one group of a part file
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file size limit is reached",
-}
+from tools.recording import Job, Outcome, store_part
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides how an attempt goes and what is stored of it; plain data."""
+
+    MAKER: ClassVar[str] = "tools.demo_recorder:make_recorder"
 
     task: str
     noise: float
@@ -50,6 +32,15 @@ class Settings:
     obs_size: int = 96
     render_quality: str = "faithful"
 
+    @property
+    def timeout(self) -> float:
+        """Seconds an attempt may take."""
+        return 120 + self.episode_length * (1 + 2 * len(self.cameras))
+
+    def recorder(self) -> Recorder:
+        """A recorder in this process."""
+        return Recorder(self)
+
     def env_args(self) -> dict[str, Any]:
         """robomimic's description of the environment, with what made the demonstrations."""
         args = robomimic_env_args(self.task, self.cameras, self.obs_size)
@@ -58,29 +49,11 @@ class Settings:
         return args | {"expert": {"noise": self.noise, "jitter": self.jitter}}
 
 
-@dataclass(frozen=True)
-class Job:
-    """An attempt to play; a successful one is stored in ``part`` unless that is empty."""
-
-    number: int
-    env_seed: int
-    expert_seed: int
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt went: success, control steps, and where it ended (the expert's phase)."""
-
-    success: bool
-    length: int
-    phase: str
-
-
 class Recorder:
     """Plays attempts in one environment; a worker process holds one."""
 
     def __init__(self, settings: Settings) -> None:
+        task_named(settings.task)
         self.settings = settings
         self.noise = Noise(settings.noise, settings.jitter)
         self.env = RobosuiteEnv(
@@ -111,105 +84,22 @@ class Recorder:
             obs, reward, terminated, truncated, info = env.step(action)
             recording.append(before, state, action, reward)
             success, ended = bool(info["success"]), terminated or truncated
-        if success and job.part:
-            self._store(recording, job)
-        return Outcome(success, len(recording), getattr(expert, "phase", ""))
-
-    def _store(self, recording: Recording, job: Job) -> None:
-        attrs = {
-            "model_file": self.env.sim.sim.model.get_xml(),
-            "seed": job.env_seed,
-            "expert_seed": job.expert_seed,
-            "attempt": job.number,
-        }
-        # through memory: on a full disk plain writes tell what is wrong, HDF5's do not
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            write_demo(file.create_group(PART_GROUP), recording, self.settings.cameras, attrs)
-        with disk_told(job.part), atomic_write(job.part, "wb") as handle:
-            handle.write(buffer.getbuffer())
+        kept = success and bool(job.part)
+        if kept:
+            attrs = {
+                "model_file": env.sim.sim.model.get_xml(),
+                "seed": job.env_seed,
+                "expert_seed": job.expert_seed,
+                "attempt": job.number,
+            }
+            store_part(recording, job, cameras, attrs)
+        return Outcome(success, len(recording), getattr(expert, "phase", ""), kept)
 
     def close(self) -> None:
         """Free the simulator."""
         self.env.close()
 
 
-class disk_told:
-    """Context in which a full disk raises EnvError saying so, with the file's name."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if not isinstance(error, (OSError, RuntimeError)):
-            return
-        for code, what in _FULL.items():
-            # h5py has no errno of its own, it quotes the system's
-            if getattr(error, "errno", None) == code or f"errno = {code}," in str(error):
-                raise EnvError(f"{what} while writing '{self.path}'") from error
-
-
 def make_recorder(settings: Mapping[str, Any]) -> Recorder:
     """What a worker process makes of the settings it is sent."""
     return Recorder(Settings(**settings))
-
-
-class _Player(WorkerProcess):
-    """A worker and the job it plays."""
-
-    job: Job | None = None
-
-    def give(self, job: Job) -> None:
-        self.job, self.what = job, f"playing attempt {job.number} (seed {job.env_seed})"
-        self.send(("call", "attempt", (job,), {}))
-
-
-def play(
-    settings: Settings, jobs: Iterable[Job], workers: int
-) -> Generator[tuple[Job, Outcome], None, None]:
-    """Play ``jobs``, yielding each when it is done (with workers: in any order).
-
-    Jobs are drawn when a worker is free; stop by closing the generator, which ends the
-    workers. ``workers`` 0 plays in this process. Raises EnvError when a worker dies, fails,
-    hangs or meets a full disk.
-    """
-    task_named(settings.task)
-    if workers == 0:
-        recorder = Recorder(settings)
-        with closing(recorder):
-            for job in jobs:
-                yield job, recorder.attempt(job)
-        return
-    timeout = 120 + settings.episode_length * (1 + 2 * len(settings.cameras))
-    players = [_Player(f"recording worker {i}", timeout, EnvError) for i in range(workers)]
-    try:
-        yield from _play(players, settings, iter(jobs))
-    finally:
-        for player in players:
-            player.kill()
-
-
-def _play(
-    players: list[_Player], settings: Settings, jobs: Iterator[Job]
-) -> Iterator[tuple[Job, Outcome]]:
-    for player in players:
-        player.build("tools.demo_recorder:make_recorder", asdict(settings))
-    busy = {player.conn: player for player in players}
-    while busy:
-        slowest = min(busy.values(), key=lambda p: p.deadline)
-        ready = wait(list(busy), timeout=max(0.0, slowest.deadline - time.monotonic()))
-        for conn in ready or [slowest.conn]:
-            player = busy[conn]  # type: ignore[index]
-            kind, answer = player.receive()[:2]
-            if kind == "misuse":
-                raise EnvError(answer)
-            if player.job is not None:
-                yield player.job, answer
-            job = next(jobs, None)
-            if job is None:
-                del busy[player.conn]
-            else:
-                player.give(job)

@@ -30,7 +30,8 @@ from env.robosuite_control import Noise
 from env.robosuite_experts import EXPERTS
 from env.robosuite_sim import TASKS
 from evaluate.stats import wilson
-from tools.demo_recorder import Job, Outcome, Settings, play
+from tools.demo_recorder import Settings
+from tools.recording import Job, Outcome, play
 
 
 @dataclass

@@ -11,15 +11,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Send this process's file descriptor 1 to nowhere; errors still raise, stderr stays."""
+    """Send this process's standard output and error to nowhere; exceptions still raise."""
     sys.stdout.flush()
-    saved = os.dup(1)
+    sys.stderr.flush()
+    saved = [os.dup(fd) for fd in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        for fd in (1, 2):
+            os.dup2(nowhere, fd)
         yield
     finally:
         ctypes.CDLL(None).fflush(None)  # C keeps a buffer of its own
-        os.dup2(saved, 1)
-        os.close(saved)
+        for fd, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, fd)
+            os.close(before)
+        os.close(nowhere)

@@ -1,0 +1,394 @@
+"""Recording runs: episodes played by worker processes, kept one by one, merged into a dataset.
+
+``generate_demos``, ``collect_oracle`` and ``expert_report`` use it. An attempt is one episode;
+what happens in it follows from the settings and its two seeds alone, whichever process plays
+it. Finished attempts wait in ``FOLDER/.parts``, so that an interrupted run goes on when the
+same command is given again, and the file depends on the options alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import shutil
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import h5py
+
+from common_utils import run_config
+from common_utils.atomic import atomic_json, atomic_write
+from common_utils.demo_file import CFG_NAME, Recording, write_demo
+from common_utils.progress import RunProgress, console
+from common_utils.resources import check_fits
+from common_utils.run_config import ConfigError
+from common_utils.seeding import seed_for
+from common_utils.specs import EnvSpec
+from env.core import EnvError
+from env.remote import WorkerProcess
+
+PARTS = ".parts"  # finished episodes of an unfinished run
+SETTINGS_NAME = "settings.json"
+PART_GROUP = "demo"  # the one group of a part file
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file size limit is reached",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An attempt to play; its recording is stored in ``part`` unless that is empty."""
+
+    number: int
+    env_seed: int
+    expert_seed: int
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt went: success, control steps, and where it ended (the expert's phase)."""
+
+    success: bool
+    length: int
+    phase: str
+    # whether a recording of it was stored, where that was wanted
+    kept: bool = False
+
+
+class Recorder(Protocol):
+    """Plays attempts in one environment; a worker process holds one."""
+
+    spec: EnvSpec
+
+    def attempt(self, job: Job) -> Outcome:
+        """Play one episode and store what is wanted of it. Raises EnvError on a full disk."""
+        ...
+
+    def close(self) -> None:
+        """Free the simulator."""
+        ...
+
+
+class Settings(Protocol):
+    """A dataclass of plain data that decides how an attempt goes and what is stored of it."""
+
+    # "module:function" that builds the recorder from asdict(settings), in a worker
+    MAKER: ClassVar[str]
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that an attempt may take before its worker counts as hung."""
+        ...
+
+    def recorder(self) -> Recorder:
+        """A recorder in this process. Raises EnvError for settings that cannot be."""
+        ...
+
+
+def store_part(
+    recording: Recording, job: Job, cameras: Sequence[str], attrs: Mapping[str, Any]
+) -> None:
+    """Write the attempt's part file, whole or not at all."""
+    # through memory: on a full disk plain writes tell what is wrong, HDF5's do not
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write_demo(file.create_group(PART_GROUP), recording, cameras, attrs)
+    with disk_told(job.part), atomic_write(job.part, "wb") as handle:
+        handle.write(buffer.getbuffer())
+
+
+class disk_told:
+    """Context in which a full disk raises EnvError saying so, with the file's name."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, (OSError, RuntimeError)):
+            return
+        for code, what in _FULL.items():
+            # h5py has no errno of its own, it quotes the system's
+            if getattr(error, "errno", None) == code or f"errno = {code}," in str(error):
+                raise EnvError(f"{what} while writing '{self.path}'") from error
+
+
+class _Player(WorkerProcess):
+    """A worker and the job it plays."""
+
+    job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        self.job, self.what = job, f"playing attempt {job.number} (seed {job.env_seed})"
+        self.send(("call", "attempt", (job,), {}))
+
+
+def play(
+    settings: Settings, jobs: Iterable[Job], workers: int
+) -> Generator[tuple[Job, Outcome], None, None]:
+    """Play ``jobs``, yielding each when it is done (with workers: in any order).
+
+    Jobs are drawn when a worker is free; stop by closing the generator, which ends the
+    workers. ``workers`` 0 plays in this process. Raises EnvError when a worker dies, fails,
+    hangs or meets a full disk.
+    """
+    if workers == 0:
+        with closing(settings.recorder()) as recorder:
+            for job in jobs:
+                yield job, recorder.attempt(job)
+        return
+    players = [_Player(f"recording worker {i}", settings.timeout, EnvError) for i in range(workers)]
+    try:
+        yield from _play(players, settings, iter(jobs))
+    finally:
+        for player in players:
+            player.kill()
+
+
+def _play(
+    players: list[_Player], settings: Settings, jobs: Iterator[Job]
+) -> Iterator[tuple[Job, Outcome]]:
+    for player in players:
+        player.build(settings.MAKER, asdict(settings))  # type: ignore[call-overload]
+    busy = {player.conn: player for player in players}
+    while busy:
+        slowest = min(busy.values(), key=lambda p: p.deadline)
+        ready = wait(list(busy), timeout=max(0.0, slowest.deadline - time.monotonic()))
+        for conn in ready or [slowest.conn]:
+            player = busy[conn]  # type: ignore[index]
+            kind, answer = player.receive()[:2]
+            if kind == "misuse":
+                raise EnvError(answer)
+            if player.job is not None:
+                yield player.job, answer
+            job = next(jobs, None)
+            if job is None:
+                del busy[player.conn]
+            else:
+                player.give(job)
+
+
+class Parts:
+    """The finished attempts of a run, on disk: ``{number}.hdf5``, or ``{number}.failed``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.won: set[int] = {int(p.stem) for p in folder.glob("[0-9]*.hdf5")}
+        self.lost: set[int] = {int(p.stem) for p in folder.glob("[0-9]*.failed")}
+
+    def path(self, number: int) -> Path:
+        """Where attempt ``number`` is stored when it succeeds."""
+        return self.folder / f"{number:06d}.hdf5"
+
+    def add(self, number: int, success: bool) -> None:
+        """Attempt ``number`` is over (its recording, if any, is stored already)."""
+        if success:
+            self.won.add(number)
+        else:
+            with disk_told(self.folder):
+                (self.folder / f"{number:06d}.failed").touch()
+            self.lost.add(number)
+
+    @property
+    def tried(self) -> int:
+        """Attempts that are over."""
+        return len(self.won) + len(self.lost)
+
+    def missing(self) -> Iterator[int]:
+        """Numbers of attempts to play, endlessly."""
+        number = 0
+        while True:
+            if number not in self.won and number not in self.lost:
+                yield number
+            number += 1
+
+    def chosen(self, num: int) -> list[int] | None:
+        """The first ``num`` successes by number, once no earlier attempt is open."""
+        wins = sorted(self.won)[:num]
+        if len(wins) < num:
+            return None
+        closed = all(n in self.won or n in self.lost for n in range(wins[-1]))
+        return wins if closed else None
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One dataset to record.
+
+    ``env_args`` is stored in the file and must tell everything that decides its content.
+    ``title`` is what messages call the task, ``details`` what they say beside it when too many
+    episodes fail.
+    """
+
+    file: Path
+    settings: Settings
+    env_args: Mapping[str, Any]
+    seed: int
+    num: int
+    workers: int
+    title: str
+    details: str = ""
+    overwrite: bool = False
+    max_failure_rate: float = 0.95
+
+    @property
+    def folder(self) -> Path:
+        """Where the dataset goes."""
+        return self.file.parent
+
+    @property
+    def parts_folder(self) -> Path:
+        """Where finished attempts wait."""
+        return self.folder / PARTS
+
+    def record(self) -> list[int] | None:
+        """Record, going on with an unfinished run, and merge; then tell about it.
+
+        Returns the demonstrations' lengths, None when the dataset was there already. Raises
+        ConfigError for an existing other dataset or an expert that keeps failing, EnvError for
+        a worker that died and for a full disk; what was recorded until then is kept.
+        """
+        if self._finished():
+            console().print(f"{self.file} is there already, made with these options")
+            shutil.rmtree(self.parts_folder, ignore_errors=True)
+            return None
+        self._prepare()
+        with self._locked():
+            parts = Parts(self.parts_folder)
+            chosen = self._play(parts)
+            lengths = self._merge(parts, chosen)
+        shutil.rmtree(self.parts_folder)
+        tried = chosen[-1] + 1
+        failed = tried - len(chosen)
+        console().print(
+            f"{self.num} demonstrations of {self.title} in {self.file} "
+            f"({self.file.stat().st_size / 2**20:.1f} MiB); {failed} of {tried} episodes failed "
+            f"({failed / tried:.1%}); {min(lengths)} to {max(lengths)} steps, "
+            f"mean {sum(lengths) / len(lengths):.1f}"
+        )
+        return lengths
+
+    def kept(self) -> str:
+        """What is told after an interruption; empty when nothing is kept."""
+        kept = len(Parts(self.parts_folder).won)
+        if not kept:
+            return ""
+        return (
+            f"{kept} finished episodes are kept in '{self.parts_folder}'; the same command goes "
+            "on with them"
+        )
+
+    def _finished(self) -> bool:
+        """Whether just this dataset is there; ConfigError when it is another one."""
+        if not self.file.exists() or self.overwrite:
+            return False
+        try:
+            with h5py.File(self.file, "r") as file:
+                found = json.loads(str(file["data"].attrs["env_args"]))
+        except (OSError, KeyError, ValueError):
+            found = {}
+        if found != self.env_args:
+            raise ConfigError(
+                f"out: '{self.file}' exists and was made otherwise; --overwrite 1 replaces it"
+            )
+        return True
+
+    def _prepare(self) -> None:
+        """The folder of parts, new or left by the same settings; ConfigError when by others."""
+        folder = self.parts_folder
+        if self.overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        wanted = asdict(self.settings) | {"seed": self.seed}  # type: ignore[call-overload]
+        told = folder / SETTINGS_NAME
+        if not told.exists():
+            with disk_told(folder):
+                atomic_json(wanted, told)
+        try:
+            found = json.loads(told.read_text())
+        except ValueError as error:
+            raise ConfigError(
+                f"out: '{told}' is damaged ({error}); --overwrite 1 starts anew"
+            ) from None
+        if found != wanted:
+            raise ConfigError(
+                f"out: '{folder}' holds episodes of an unfinished run with other options "
+                f"({'; '.join(run_config.diff(found, wanted))}); give those to finish it, or "
+                "--overwrite 1 to start anew"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Two runs into one folder would play the same attempts twice."""
+        with open(self.parts_folder / "lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"out: another process is writing to '{self.folder}'") from None
+            yield
+
+    def _jobs(self, parts: Parts) -> Iterator[Job]:
+        for n in parts.missing():
+            yield Job(
+                n,
+                seed_for(self.seed, "demonstration", n, bits=31),
+                seed_for(self.seed, "expert", n, bits=31),
+                str(parts.path(n)),
+            )
+
+    def _play(self, parts: Parts) -> list[int]:
+        """Play until ``num`` successes are stored; their numbers."""
+        chosen = parts.chosen(self.num)
+        if chosen is not None:
+            return chosen
+        done = min(len(parts.won), self.num)
+        if parts.tried:
+            console().print(f"going on: {done} of {self.num} demonstrations are there already")
+        with RunProgress(self.num, "demonstrations", done) as progress:
+            with closing(play(self.settings, self._jobs(parts), self.workers)) as played:
+                for job, outcome in played:
+                    parts.add(job.number, outcome.kept)
+                    progress.update(min(len(parts.won), self.num), failed=len(parts.lost))
+                    chosen = parts.chosen(self.num)
+                    if chosen is not None:
+                        return chosen
+                    if parts.tried >= 20 and len(parts.lost) / parts.tried > self.max_failure_rate:
+                        raise ConfigError(
+                            f"max_failure_rate: {len(parts.lost)} of {parts.tried} scripted "
+                            f"episodes of {self.title} failed{self.details}"
+                        )
+        raise AssertionError("the attempts are endless")
+
+    def _merge(self, parts: Parts, chosen: list[int]) -> list[int]:
+        """Write the dataset from its parts; the demonstrations' lengths."""
+        paths = [parts.path(n) for n in chosen]
+        check_fits({}, {"the dataset": sum(p.stat().st_size for p in paths)}, str(self.folder))
+        lengths = []
+        with disk_told(self.file), atomic_write(self.file) as temp, h5py.File(temp, "w") as file:
+            data = file.create_group("data")
+            for i, path in enumerate(paths):
+                try:
+                    with h5py.File(path, "r") as part:
+                        part.copy(PART_GROUP, data, name=f"demo_{i}")
+                except (OSError, KeyError) as error:
+                    if not h5py.is_hdf5(path):
+                        raise ConfigError(
+                            f"out: '{path}' is damaged; delete it and run again"
+                        ) from error
+                    raise
+                lengths.append(int(data[f"demo_{i}"].attrs["num_samples"]))
+            data.attrs["env_args"] = json.dumps(self.env_args)
+            data.attrs["total"] = sum(lengths)
+        atomic_json(self.env_args, self.folder / CFG_NAME)
+        return lengths
