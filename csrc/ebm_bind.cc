@@ -1,0 +1,237 @@
+// Python face of the energy networks: module common_utils.ebm_kernels.
+//
+// Tensors come in as addresses (torch's data_ptr); networks/ebm_fast.py is the only caller, checks
+// shapes, types and contiguity, and keeps the tensors alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "ebm.h"
+
+namespace py = pybind11;
+
+namespace ebm {
+namespace {
+
+// Sums of so many groups of observations are kept apart: more threads than this bring nothing.
+constexpr int64_t kGroups = 8;
+
+template <typename T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// The kernel hands out tile registers on request only.
+bool tiles_allowed() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr int kRequest = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+#if defined(__x86_64__)
+// Newer than some compilers' __builtin_cpu_supports.
+bool has_avx512_bf16() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1U << 5));
+}
+bool has_amx_bf16() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kNeeded = (1U << 22) | (1U << 24);  // AMX-BF16, AMX-TILE
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kNeeded) == kNeeded;
+}
+#endif
+
+// What this CPU can run, best first.
+const std::vector<const Build*>& builds() {
+    static const std::vector<const Build*> found = [] {
+        std::vector<const Build*> list;
+#if defined(__x86_64__)
+        __builtin_cpu_init();
+        const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx2") &&
+                        __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+        const bool v4_bf16 = v4 && has_avx512_bf16();
+        if (v4_bf16 && has_amx_bf16() && tiles_allowed()) list.push_back(&amx::bf16);
+#endif
+        return list;
+    }();
+    return found;
+}
+
+const Build& by_name(const std::string& name) {
+    for (const Build* b : builds()) {
+        if (name == b->name) return *b;
+    }
+    throw py::value_error("ebm_kernels: this CPU has no build '" + name + "'");
+}
+
+// One thread's memory, kept between calls.
+char* scratch(int64_t bytes) {
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    thread_local std::unique_ptr<void, Free> memory;
+    thread_local int64_t size = 0;
+    if (size < bytes) {
+        memory.reset();
+        size = 0;
+        const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+        memory.reset(std::aligned_alloc(4096, rounded));
+        if (!memory) throw std::bad_alloc();
+        size = rounded;
+    }
+    return static_cast<char*>(memory.get());
+}
+
+template <typename Fn>
+void parallel(int64_t jobs, int threads, const Fn& fn) {
+    auto run = [&](int64_t first, int64_t step) {
+        for (int64_t i = first; i < jobs; i += step) fn(i);
+    };
+    const int64_t workers = std::min<int64_t>(threads, jobs);
+    if (workers <= 1) return run(0, 1);
+    std::vector<std::thread> pool;
+    for (int64_t t = 1; t < workers; ++t) pool.emplace_back(run, t, workers);
+    run(0, workers);
+    for (auto& t : pool) t.join();
+}
+
+struct Plan {
+    std::vector<Block> blocks;
+    std::vector<int64_t> group_end;  // in blocks
+    int64_t padded_rows = 0;
+
+    Plan(const Build& build, int64_t batch, int64_t num) {
+        const int64_t groups = std::max<int64_t>(1, std::min(kGroups, batch));
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t end = batch * (g + 1) / groups * num;
+            for (int64_t r = batch * g / groups * num; r < end; r += build.block) {
+                const int64_t stop = std::min(end, r + build.block);
+                blocks.push_back({r, stop, padded_rows});
+                padded_rows += (stop - r + build.align - 1) / build.align * build.align;
+            }
+            group_end.push_back(static_cast<int64_t>(blocks.size()));
+        }
+    }
+};
+
+class Network {
+  public:
+    Network(const std::string& build, int kind, int64_t width, int64_t action, int64_t layers,
+            uintptr_t forward, uintptr_t backward, uintptr_t bias, uintptr_t w_a, uintptr_t head,
+            uintptr_t head_stream, float constant)
+        : build_(by_name(build)),
+          net_{static_cast<Kind>(kind), width, action, layers, at<void>(forward),
+               at<void>(backward), at<float>(bias), at<float>(w_a), at<float>(head),
+               at<float>(head_stream), constant} {
+        if (kind < 0 || kind > 2 || width < 32 || width % 32 || action < 1 || layers < 1 ||
+            (head_stream != 0) != (net_.kind == Kind::kPreActivation)) {
+            throw py::value_error("ebm_kernels: impossible network");
+        }
+    }
+
+    int64_t saved_bytes(int64_t batch, int64_t num) const {
+        return Plan(build_, batch, num).padded_rows * build_.saved_bytes(net_);
+    }
+
+    void forward(int64_t batch, int64_t num, uintptr_t first, uintptr_t actions, uintptr_t f,
+                 uintptr_t grad, uintptr_t saved, uintptr_t stream, int threads) const {
+        const Rows rows{batch, num, at<float>(first), at<float>(actions)};
+        const Values out{at<float>(f), at<float>(grad), at<char>(saved), at<float>(stream)};
+        const Plan plan(build_, batch, num);
+        const int64_t bytes = build_.scratch_bytes(net_);
+        parallel(static_cast<int64_t>(plan.blocks.size()), threads, [&](int64_t i) {
+            build_.forward(net_, rows, out, plan.blocks[i], scratch(bytes));
+        });
+    }
+
+    // Everything is written, not added to.
+    void backward(int64_t batch, int64_t num, uintptr_t actions, uintptr_t scale, uintptr_t saved,
+                  uintptr_t first, uintptr_t layers, uintptr_t bias, uintptr_t w_a, uintptr_t head,
+                  int threads) const {
+        const Rows rows{batch, num, nullptr, at<float>(actions)};
+        const Plan plan(build_, batch, num);
+        const int64_t w = net_.width, bytes = build_.scratch_bytes(net_);
+        const int64_t sizes[4] = {net_.layers * w * w, net_.layers * w * 16, net_.action * w * 16,
+                                  w};
+        const int64_t total = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+        const int64_t groups = static_cast<int64_t>(plan.group_end.size());
+        std::vector<float> sums(groups * total, 0.0f);
+        std::fill_n(at<float>(first), batch * w, 0.0f);
+        parallel(groups, threads, [&](int64_t g) {
+            float* p = &sums[g * total];
+            const Grads grads{at<float>(scale),
+                              at<char>(saved),
+                              at<float>(first),
+                              p,
+                              p + sizes[0],
+                              p + sizes[0] + sizes[1],
+                              p + sizes[0] + sizes[1] + sizes[2]};
+            for (int64_t i = g == 0 ? 0 : plan.group_end[g - 1]; i < plan.group_end[g]; ++i) {
+                build_.backward(net_, rows, grads, plan.blocks[i], scratch(bytes));
+            }
+        });
+        for (int64_t g = 1; g < groups; ++g) {
+            for (int64_t i = 0; i < total; ++i) sums[i] += sums[g * total + i];
+        }
+        const float* p = sums.data();
+        std::copy_n(p, sizes[0], at<float>(layers));
+        p = fold(p + sizes[0], sizes[1], at<float>(bias));
+        p = fold(p, sizes[2], at<float>(w_a));
+        std::copy_n(p, sizes[3], at<float>(head));
+    }
+
+  private:
+    static const float* fold(const float* from, int64_t size, float* to) {
+        for (int64_t i = 0; i < size / 16; ++i) {
+            float sum = 0.0f;
+            for (int64_t j = 0; j < 16; ++j) sum += from[i * 16 + j];
+            to[i] = sum;
+        }
+        return from + size;
+    }
+
+    const Build& build_;
+    ebm::Net net_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(ebm_kernels, m) {
+    m.doc() = "Energy networks on raw addresses; see networks/ebm_fast.py.";
+    const auto unlocked = py::call_guard<py::gil_scoped_release>();
+    py::class_<Network>(m, "Network")
+        .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
+                      uintptr_t, uintptr_t, uintptr_t, uintptr_t, float>())
+        .def("saved_bytes", &Network::saved_bytes)
+        .def("forward", &Network::forward, unlocked)
+        .def("backward", &Network::backward, unlocked);
+    m.def(
+        "builds",
+        [] {
+            std::vector<std::pair<std::string, bool>> names;
+            for (const Build* b : builds()) names.emplace_back(b->name, b->bfloat16);
+            return names;
+        },
+        "(name, whether its matrices are bfloat16) of what this CPU runs, best first");
+}
+
+}  // namespace ebm

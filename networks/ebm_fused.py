@@ -1,0 +1,159 @@
+"""The passes of :mod:`networks.ebm_fast` in C++: ``common_utils.ebm_kernels`` (csrc/ebm*).
+
+A block of rows goes through all layers, and back, while it is in the cache. Same interface as
+:class:`networks.ebm_passes.TorchNet`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.ebm_passes import Kind, Weights
+
+try:
+    from common_utils import ebm_kernels
+except ImportError:  # not built: everything works, slower
+    ebm_kernels = None  # type: ignore[assignment]
+
+# A matrix of more units does not fit in the cache beside the rows: torch's own products are better
+MAX_WIDTH = 512
+_KINDS: dict[Kind, int] = {"MLPDropout": 0, "ResNetOrig": 1, "ResNetPreActivation": 2}
+
+
+@lru_cache(maxsize=1)
+def _builds() -> list[tuple[str, bool]]:
+    return [] if ebm_kernels is None else ebm_kernels.builds()
+
+
+def choose(dtype: torch.dtype, width: int, layers: int) -> str | None:
+    """The best build of this CPU for a network, or None: take torch.
+
+    ``IBC_KERNELS`` (environment) = auto, off, or the name of a build.
+    """
+    mode = os.environ.get("IBC_KERNELS", "auto")
+    names = [name for name, is_bf16 in _builds() if is_bf16 == (dtype is torch.bfloat16)]
+    if mode not in ("auto", "off") and mode not in [name for name, _ in _builds()]:
+        known = ", ".join(name for name, _ in _builds())
+        raise ValueError(f"IBC_KERNELS: '{mode}', expected auto, off or one of: {known}")
+    if mode not in ("auto", "off"):
+        names = [name for name in names if name == mode]
+    if mode == "off" or not names or layers < 1 or width > MAX_WIDTH:
+        return None
+    return names[0]
+
+
+@dataclass
+class Saved:
+    """What a backward pass needs of a forward pass."""
+
+    memory: Tensor
+    stream: Tensor | None
+
+
+class FusedNet:
+    """Weights packed for one build."""
+
+    def __init__(self, w: Weights, build: str) -> None:
+        self.w, self.width = w, w.head.numel()
+        self.padded = (self.width + 31) // 32 * 32
+        layers = torch.stack([self._pad(m, 2) for m in w.layers])
+        pad = self._pad
+        self._packed = (
+            *_pack(layers, build),
+            torch.stack([pad(b) for b in w.biases]),
+            pad(w.w_a.t().contiguous()),
+            pad(w.head),
+            None if w.head_stream is None else pad(w.head_stream),
+        )
+        self._net = ebm_kernels.Network(
+            build,
+            _KINDS[w.kind],
+            self.padded,
+            w.w_a.size(1),
+            len(w.layers),
+            *(0 if t is None else t.data_ptr() for t in self._packed),
+            float(w.const),
+        )
+
+    def _pad(self, x: Tensor, axes: int = 1) -> Tensor:
+        return F.pad(x, (0, self.padded - self.width) * axes).contiguous()
+
+    def forward(
+        self, first: Tensor, actions: Tensor, with_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """first [B, W], actions [B, N, A] -> f [B, N], df/da or None."""
+        f, grad, _ = self._forward(first, actions, with_grad, None)
+        return f, grad
+
+    def forward_saving(
+        self, first: Tensor, actions: Tensor, with_grad: bool
+    ) -> tuple[Tensor, Tensor | None, Saved]:
+        """The same, and what :meth:`gradients` needs."""
+        b, n, _ = actions.shape
+        memory = torch.empty(self._net.saved_bytes(b, n), dtype=torch.uint8)
+        stream = None if self.w.head_stream is None else torch.empty(b * n, self.padded)
+        return self._forward(first, actions, with_grad, Saved(memory, stream))
+
+    def _forward(
+        self, first: Tensor, actions: Tensor, with_grad: bool, saved: Saved | None
+    ) -> tuple[Tensor, Tensor | None, Saved]:
+        b, n, _ = actions.shape
+        first, actions = self._pad(first), actions.contiguous()
+        f, grad = torch.empty(b, n), torch.empty_like(actions) if with_grad else None
+        keep = saved or Saved(torch.empty(0), None)
+        self._net.forward(
+            b,
+            n,
+            first.data_ptr(),
+            actions.data_ptr(),
+            f.data_ptr(),
+            0 if grad is None else grad.data_ptr(),
+            keep.memory.data_ptr(),
+            0 if keep.stream is None else keep.stream.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return f, grad, keep
+
+    def gradients(self, saved: Saved, actions: Tensor, scale: Tensor) -> list[Tensor | None]:
+        """d(sum scale f) / d(first, *Weights.tensors()); scale [rows]."""
+        b, n, a = actions.shape
+        layers, width, padded = len(self.w.layers), self.width, self.padded
+        actions, scale = actions.contiguous(), scale.contiguous()
+        first, head = torch.empty(b, padded), torch.empty(padded)
+        matrices, biases = torch.empty(layers, padded, padded), torch.empty(layers, padded)
+        w_a = torch.empty(a, padded)
+        self._net.backward(
+            b,
+            n,
+            actions.data_ptr(),
+            scale.data_ptr(),
+            saved.memory.data_ptr(),
+            *(t.data_ptr() for t in (first, matrices, biases, w_a, head)),
+            torch.get_num_threads(),
+        )
+        stream = None if saved.stream is None else (scale @ saved.stream)[:width]
+        return [
+            first[:, :width],
+            w_a[:, :width].t(),
+            head[:width],
+            stream,
+            scale.sum(),
+            *(m[:width, :width] for m in matrices),
+            *(v[:width] for v in biases),
+        ]
+
+
+def _pack(layers: Tensor, build: str) -> tuple[Tensor, Tensor]:
+    """[L, out, in] -> for the forward and the backward pass, as ``build`` reads them."""
+    count, width, _ = layers.shape
+    matrices = layers.to(torch.bfloat16)
+    tiles = width // 16, 16, width // 32, 16, 2  # units, pairs of the summed index
+    forward = matrices.view(count, *tiles).permute(0, 1, 3, 4, 2, 5)
+    backward = matrices.view(count, width // 32, 32, width // 16, 16).permute(0, 3, 1, 4, 2)
+    return forward.contiguous(), backward.contiguous()
