@@ -4,7 +4,7 @@
     data/demo_{i}/actions         float [T, A]
     data/demo_{i}/rewards         float64 [T]
     data/demo_{i}/dones           int64 [T], 1 at the end
-    data/demo_{i}/states          float [T, D]
+    data/demo_{i}/states          float [T, D], the simulator's, where it was recorded
     data/demo_{i}/obs/{key}       prop, state: float [T, ...]
     data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
 
@@ -36,6 +36,7 @@ class Recording:
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    dones: list[int] = field(default_factory=list)  # empty: 1 at the end alone
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -77,12 +78,12 @@ def write_demo(
     demo: h5py.Group, recording: Recording, cameras: Sequence[str], attrs: Mapping[str, Any]
 ) -> None:
     """One demonstration into its (new, empty) group ``data/demo_{i}``."""
-    dones = np.zeros(len(recording), np.int64)
-    dones[-1] = 1
+    dones = np.array(recording.dones or [0] * (len(recording) - 1) + [1], np.int64)
     demo["actions"] = np.stack(recording.actions)
     demo["rewards"] = np.array(recording.rewards, np.float64)
     demo["dones"] = dones
-    demo["states"] = np.stack(recording.states)
+    if recording.states:
+        demo["states"] = np.stack(recording.states)
     for key, values in recording.obs.items():
         name = f"obs/{key}_image" if key in cameras else f"obs/{key}"
         demo[name] = np.stack(values)
