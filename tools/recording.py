@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import h5py
+import numpy as np
 
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
@@ -96,13 +97,20 @@ class Settings(Protocol):
 
 
 def store_part(
-    recording: Recording, job: Job, cameras: Sequence[str], attrs: Mapping[str, Any]
+    recording: Recording,
+    job: Job,
+    cameras: Sequence[str],
+    attrs: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the attempt's part file, whole or not at all."""
+    """Write the attempt's part file, whole or not at all; ``arrays`` go beside its actions."""
     # through memory: on a full disk plain writes tell what is wrong, HDF5's do not
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        write_demo(file.create_group(PART_GROUP), recording, cameras, attrs)
+        demo = file.create_group(PART_GROUP)
+        write_demo(demo, recording, cameras, attrs)
+        for key, array in (arrays or {}).items():
+            demo[key] = array
     with disk_told(job.part), atomic_write(job.part, "wb") as handle:
         handle.write(buffer.getbuffer())
 

@@ -1,0 +1,330 @@
+"""Demonstrations of the particle and the block-pushing tasks by their oracles.
+
+    python -m tools.collect_oracle --task PUSH --num 2000 --replicas 10 --out release/data/ibc/push
+    python -m tools.collect_oracle --task PARTICLE_2d --num 2000 --out release/data/ibc/particle_2d
+
+writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1]. The
+defaults are those of the published datasets: failed episodes stay in, and each episode ends
+with a boundary row (the terminal observation and the oracle's action there, which was not
+played). An interrupted run goes on where it was when the same command is given again. The file
+depends on the options alone, not on the replicas or interruptions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import h5py
+import numpy as np
+
+from common_utils import run_config
+from common_utils.demo_file import FILE_NAME, Recording
+from common_utils.progress import console
+from common_utils.resources import ResourceError
+from common_utils.run_config import ConfigError, Flag
+from env.core import Env, EnvError
+from env.experts import Oracle, make_oracle
+from env.factory import EnvConfig, make_env
+from evaluate.stats import wilson
+from evaluate.video import annotate, write_video
+from tools.recording import DemoRun, Job, Outcome, store_part
+
+# a time limit that is never reached: the task's own one counts
+NO_LIMIT = 10**6
+FIRST, MID, LAST = 0, 1, 2  # of a row in its episode, as in the published recordings
+
+
+def suite_of(task: str) -> str:
+    """particle or block_pushing, by the task's name."""
+    return "particle" if task.lower().startswith("particle") else "block_pushing"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how an episode goes and what is stored of it; plain data."""
+
+    MAKER: ClassVar[str] = "tools.collect_oracle:make_recorder"
+
+    task: str
+    noise: float = 0.0
+    successes_only: bool = False
+    boundary_rows: bool = True
+    goal_tolerance: float = 0.0
+    oracle: dict[str, Any] = field(default_factory=dict)
+    hide_velocity: bool = False
+    images: bool = False
+    image_size: int = 240
+    render_quality: str = "faithful"
+    shared_memory: bool = False
+    video_dir: str = ""
+    num_videos: int = 0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds an episode may take."""
+        return 300.0 + 300.0 * self.images
+
+    def env_cfg(self) -> EnvConfig:
+        """The environment in which the oracle plays."""
+        return EnvConfig(
+            suite=suite_of(self.task),
+            task=self.task,
+            cameras=["rgb"] if self.images else [],
+            rl_image_size=self.image_size,
+            image_size=self.image_size,
+            use_state=1,
+            episode_length=NO_LIMIT,
+            goal_tolerance=self.goal_tolerance,
+            hide_velocity=int(self.hide_velocity),
+            render_quality="fast" if self.render_quality == "fast" else "faithful",
+            shared_memory=int(self.shared_memory),
+        )
+
+    def recorder(self) -> Recorder:
+        """A recorder in this process."""
+        return Recorder(self)
+
+
+class Recorder:
+    """Plays episodes of one task; a worker process holds one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.env: Env = make_env(settings.env_cfg())
+        self.oracle: Oracle = make_oracle(self.env, settings.noise, **settings.oracle)
+        self.spec = self.env.spec
+
+    def attempt(self, job: Job) -> Outcome:
+        """Play one episode and store it, unless it failed and only successes are wanted."""
+        settings, recording = self.settings, Recording()
+        frames: list[np.ndarray] = []
+        filming = job.number < settings.num_videos
+        obs, info = self.env.reset(seed=job.env_seed)
+        self.oracle.reset(np.random.default_rng(job.expert_seed))
+        ended = False
+        while not ended:
+            if filming:
+                frames.append(annotate(self.env.render(), f"seed {job.env_seed}"))
+            action, before = self.oracle.action(), obs
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            recording.append(before, before["state"], action, reward)
+            ended = terminated or truncated
+        success, played = bool(info["success"]), len(recording)
+        if settings.boundary_rows:
+            recording.append(obs, obs["state"], self.oracle.action(), 0.0)
+        kept = bool(job.part) and (success or not settings.successes_only)
+        if kept:
+            self._store(recording, played, success, job)
+        if filming:
+            frames.append(annotate(self.env.render(), f"seed {job.env_seed}", success))
+            outcome = "success" if success else "failure"
+            write_video(Path(settings.video_dir) / f"{job.number:04d}_{outcome}.mp4", frames, 10)
+        return Outcome(success, played, getattr(self.oracle, "phase", ""), kept)
+
+    def _store(self, recording: Recording, played: int, success: bool, job: Job) -> None:
+        attrs = {"seed": job.env_seed, "expert_seed": job.expert_seed, "success": success}
+        rows = np.full(len(recording), MID, np.uint8)
+        rows[0] = FIRST
+        if self.settings.boundary_rows:
+            rows[played:] = LAST
+        cameras = list(self.spec.cameras)
+        store_part(recording, job, cameras, attrs, {"step_type": rows})
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.env.close()
+
+
+def make_recorder(settings: Mapping[str, Any]) -> Recorder:
+    """What a worker process makes of the settings it is sent."""
+    return Recorder(Settings(**settings))
+
+
+@dataclass
+class MainConfig:
+    """What to collect, and where."""
+
+    # PARTICLE_{N}d, PUSH, REACH, INSERT, PUSH_DISCONTINUOUS, PUSH_MULTIMODAL, PUSH_NORMALIZED, ...
+    task: str = "PUSH"
+    # episodes in all
+    num: int = 2000
+    # worker processes (-1: one per core; 0: this process)
+    replicas: int = -1
+    # folder of dataset.hdf5 and env_cfg.json
+    out: str = ""
+    # source of all randomness
+    seed: int = 0
+    # standard deviation of Gaussian noise on the oracle's actions, in native units (block
+    # pushing: metres)
+    noise: float = 0.0
+    # 1: leave out failed episodes
+    save_successes_only: Flag = 0
+    # 1: end each episode with its terminal observation and the oracle's action there
+    boundary_rows: Flag = 1
+    # distance at which a goal counts as reached (0: the task's own)
+    goal_tolerance: float = 0.0
+    # particle: control steps near the first goal before going on
+    wait_at_first_goal: int = 1
+    # particle: visit the goals in a random order
+    random_order: Flag = 0
+    # particle: leave the velocity out of the state
+    hide_velocity: Flag = 0
+    # PUSH_DISCONTINUOUS: control steps to stand still at the first target
+    wait: int = 0
+    # block pushing: also store the camera's pictures
+    use_image_obs: Flag = 0
+    # height of stored pictures and videos in pixels; the width is 4/3 of it
+    image_size: int = 240
+    # faithful or fast (docs/environments.md)
+    render_quality: Literal["faithful", "fast"] = "faithful"
+    # block pushing: play in a running pybullet server, which shows the scene
+    # (python -m pybullet_utils.runServer); takes --replicas 0
+    shared_memory: Flag = 0
+    # write an MP4 of each of the first so many episodes into OUT/videos
+    num_videos: int = 0
+    # replace an existing dataset, and what an unfinished run left
+    overwrite: Flag = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("image_size", 1), ("replicas", -1), ("num_videos", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least {least}")
+        for name in ("noise", "goal_tolerance", "wait", "wait_at_first_goal"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        if self.shared_memory and self.replicas > 0:
+            raise ValueError("shared_memory: 1 has one scene to show, so --replicas 0")
+        particle = suite_of(self.task) == "particle"
+        fits = {
+            "wait_at_first_goal": particle,
+            "random_order": particle,
+            "hide_velocity": particle,
+            "wait": self.task.upper() == "PUSH_DISCONTINUOUS",
+            "use_image_obs": not particle,
+            "shared_memory": not particle,
+        }
+        defaults = {f.name: f.default for f in fields(type(self))}
+        for name, fit in fits.items():
+            if not fit and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}: {getattr(self, name)} is no option of task {self.task}")
+
+    @property
+    def oracle_options(self) -> dict[str, Any]:
+        """What the oracle is told besides the noise."""
+        if suite_of(self.task) == "particle":
+            return {
+                "wait_at_first_goal": self.wait_at_first_goal,
+                "random_order": bool(self.random_order),
+            }
+        return {"wait": self.wait} if self.wait else {}
+
+    @property
+    def settings(self) -> Settings:
+        """What decides how episodes go."""
+        return Settings(
+            task=self.task,
+            noise=self.noise,
+            successes_only=bool(self.save_successes_only),
+            boundary_rows=bool(self.boundary_rows),
+            goal_tolerance=self.goal_tolerance,
+            oracle=self.oracle_options,
+            hide_velocity=bool(self.hide_velocity),
+            images=bool(self.use_image_obs),
+            image_size=self.image_size,
+            render_quality=self.render_quality,
+            shared_memory=bool(self.shared_memory),
+            video_dir=str(Path(self.out) / "videos"),
+            num_videos=self.num_videos,
+        )
+
+    @property
+    def workers(self) -> int:
+        """Processes to start."""
+        if self.shared_memory:
+            return 0
+        if self.replicas >= 0:
+            return min(self.replicas, self.num)
+        return min(len(os.sched_getaffinity(0)), self.num)
+
+
+def _run(cfg: MainConfig, task: str) -> DemoRun:
+    settings = cfg.settings
+    env_cfg, usual = asdict(settings.env_cfg()), asdict(EnvConfig())
+    kwargs = {k: v for k, v in env_cfg.items() if v != usual[k]}
+    for name in ("suite", "task", "episode_length", "shared_memory"):
+        kwargs.pop(name, None)  # said elsewhere, or changes nothing
+    expert = {
+        "noise": cfg.noise,
+        "options": cfg.oracle_options,
+        "successes_only": cfg.save_successes_only,
+        "boundary_rows": cfg.boundary_rows,
+        "seed": cfg.seed,
+        "num": cfg.num,
+    }
+    return DemoRun(
+        file=Path(cfg.out) / FILE_NAME,
+        settings=settings,
+        env_args={
+            "suite": suite_of(cfg.task),
+            "env_name": task,
+            "env_kwargs": kwargs,
+            "expert": expert,
+        },
+        seed=cfg.seed,
+        num=cfg.num,
+        workers=cfg.workers,
+        title=task,
+        details=f" (noise {cfg.noise:g})",
+        overwrite=bool(cfg.overwrite),
+    )
+
+
+def collect(cfg: MainConfig) -> Path:
+    """Collect ``num`` episodes, going on with an unfinished run; returns the dataset file.
+
+    Raises what ``DemoRun.record`` raises, ConfigError without a folder, and EnvError for an
+    unknown task or a missing simulator.
+    """
+    if not cfg.out:
+        raise ConfigError("out: '', expected a folder, such as release/data/ibc/push")
+    env = make_env(cfg.settings.env_cfg())  # a wrong task, a missing simulator: say so now
+    task = env.spec.task
+    env.close()
+    run = _run(cfg, task)
+    if run.record() is not None:
+        with h5py.File(run.file, "r") as file:
+            wins = sum(bool(demo.attrs["success"]) for demo in file["data"].values())
+        console().print(f"success of the stored episodes: {wilson(wins, cfg.num)}")
+    return run.file
+
+
+def main() -> int:
+    """Entry point: parse, collect, exit status 0."""
+    cfg = run_config.parse(MainConfig)
+    try:
+        collect(cfg)
+    except (ConfigError, EnvError, ResourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        _tell_kept(cfg)
+        return 2
+    except KeyboardInterrupt:
+        _tell_kept(cfg)
+        return 130
+    return 0
+
+
+def _tell_kept(cfg: MainConfig) -> None:
+    kept = _run(cfg, cfg.task).kept() if cfg.out else ""
+    if kept:
+        print(kept, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
