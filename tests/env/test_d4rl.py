@@ -10,8 +10,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-pytest.importorskip("gymnasium_robotics", reason="requirements.txt: gymnasium-robotics")
 import torch
 
 from bc.dataset import DatasetConfig, DemoDataset
