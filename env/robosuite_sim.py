@@ -7,7 +7,6 @@ are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 
 from env.core import EnvError
 from env.robosuite_fast import FastLoop, fits
+from env.robosuite_shapes import draw_shapes
 
 CONTROL_FREQ = 20  # Hz
 ARM_ACTION_DIM = 7  # position 3, rotation 3 (axis-angle), gripper 1 (-1 opens, +1 closes)
@@ -137,7 +137,6 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
     """
     kind = task_named(task)
     robosuite = import_robosuite()
-    _seed_hammer(np.random.default_rng(0))
     # a configuration for each robot: the environment writes into it
     controllers = [robosuite.load_composite_controller_config(robot=r) for r in kind.robots]
     if not delta:
@@ -166,21 +165,14 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
     )
 
 
-def _seed_hammer(generator: np.random.Generator) -> None:
-    """TwoArmTransport's hammers get this generator; robosuite leaves theirs unseeded."""
-    import robosuite.environments.manipulation.two_arm_transport as module
-    from robosuite.models.objects import HammerObject
-
-    module.HammerObject = functools.partial(HammerObject, rng=generator)
-
-
 def reset_sim(env: Any, seed: int) -> None:
     """Start the episode that belongs to ``seed``, whatever was played before."""
     generator = np.random.default_rng(seed)
     env.rng = generator
-    _seed_hammer(generator)
     if hasattr(env, "transport"):
-        env.transport.payload.rng = generator
+        env.transport.payload.rng = generator  # which way the hammer lies
+    if not env.hard_reset:
+        draw_shapes(env, generator)
     initializer = env.placement_initializer
     initializer.rng = generator
     for sampler in getattr(initializer, "samplers", {}).values():

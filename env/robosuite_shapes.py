@@ -1,0 +1,89 @@
+"""Objects whose shape robosuite draws when it compiles a model: Lift's cube, Transport's hammer.
+
+Compiling takes most of a second. Instead the object alone is made and compiled anew, and what
+follows from its shape is copied into the model at hand, which is then, field by field, the one
+that robosuite would have compiled (tests/env/test_robosuite.py).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import numpy as np
+
+# what robosuite passes to the constructors (environments/manipulation/lift.py and
+# two_arm_transport.py)
+CUBE = {"name": "cube", "size_min": [0.020, 0.020, 0.020], "size_max": [0.022, 0.022, 0.022]}
+HAMMER = {
+    "name": "payload",
+    "handle_radius": 0.015,
+    "handle_length": 0.20,
+    "handle_density": 150.0,
+    "handle_friction": 4.0,
+    "head_density_ratio": 1.5,
+}
+# attributes of the object that say its shape; placing it on a table reads them
+SHAPE = ("size", "handle_radius", "handle_length", "head_halfsize")
+GEOM_FIELDS = ("size", "pos", "quat", "rbound", "aabb", "sameframe")
+BODY_FIELDS = ("mass", "inertia", "ipos", "iquat", "sameframe", "simple")
+BVH_FIELDS = ("aabb", "child", "depth")
+# as in robosuite's base.xml: masses come from the collision shapes
+MODEL = '<mujoco><compiler angle="radian" inertiagrouprange="0 0" autolimits="true"/></mujoco>'
+
+
+def draw_shapes(env: Any, generator: np.random.Generator) -> None:
+    """Give the task's variable object the shape that a hard reset would, from ``generator``.
+
+    Other tasks have none: nothing is drawn. The simulation's data must be reset afterwards.
+    """
+    from robosuite.models.objects import BoxObject, HammerObject
+
+    task = type(env).__name__
+    if task == "Lift":
+        old, new = env.cube, BoxObject(**CUBE, rng=generator)
+    elif task == "TwoArmTransport":
+        old, new = env.transport.payload, HammerObject(**HAMMER, rng=generator)
+    else:
+        return
+    for name in SHAPE:
+        if hasattr(old, name):
+            setattr(old, name, getattr(new, name))
+    _copy_shape(env.sim, new)
+
+
+def _compiled(obj: Any) -> Any:
+    """MjModel of the object alone."""
+    import mujoco
+
+    root, body = ET.fromstring(MODEL), obj.get_obj()
+    for geom in body.iter("geom"):
+        geom.attrib.pop("material", None)
+    ET.SubElement(root, "worldbody").append(body)
+    return mujoco.MjModel.from_xml_string(ET.tostring(root, encoding="unicode"))
+
+
+def _copy_shape(sim: Any, obj: Any) -> None:
+    import mujoco
+
+    small, model, data = _compiled(obj), sim.model._model, sim.data._data
+    name = obj.root_body
+    one, body = small.body(name).id, model.body(name).id
+    for field in BODY_FIELDS:
+        getattr(model, f"body_{field}")[body] = getattr(small, f"body_{field}")[one]
+    first, start = small.body_geomadr[one], model.body_geomadr[body]
+    count = small.body_geomnum[one]
+    if count != model.body_geomnum[body]:
+        raise RuntimeError(f"{name} has {count} shapes, the model {model.body_geomnum[body]}")
+    for field in GEOM_FIELDS:
+        rows = getattr(small, f"geom_{field}")[first : first + count]
+        getattr(model, f"geom_{field}")[start : start + count] = rows
+    begin, at = small.body_bvhadr[one], model.body_bvhadr[body]
+    nodes = small.body_bvhnum[one]
+    for field in BVH_FIELDS:
+        rows = getattr(small, f"bvh_{field}")[begin : begin + nodes]
+        getattr(model, f"bvh_{field}")[at : at + nodes] = rows
+    leaves = small.bvh_nodeid[begin : begin + nodes].copy()
+    leaves[leaves >= 0] += start - first
+    model.bvh_nodeid[at : at + nodes] = leaves
+    mujoco.mj_setConst(model, data)
