@@ -17,6 +17,7 @@ import train_bc
 import train_rl
 from common_utils import run_config
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
+from tools import collect_oracle
 
 FROZEN = Path(__file__).parent / "frozen"
 PROGRAMS: dict[str, Any] = {
@@ -25,6 +26,7 @@ PROGRAMS: dict[str, Any] = {
     "train_rl_mw": train_rl_mw.MainConfig,
     "train_bc_mw": train_bc_mw.MainConfig,
     "generate_metaworld_dataset": generate_metaworld_dataset.MainConfig,
+    "collect_oracle": collect_oracle.MainConfig,
 }
 
 
