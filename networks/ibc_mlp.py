@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks.dropout import FastDropout
 from networks.mixture import GaussianMixture
 
 INIT_STD = 0.05  # Keras's 'normal' initialiser, for kernels and biases alike
@@ -161,7 +162,7 @@ class ResidualBlock(nn.Module):
         self.w1 = make_dense(cfg.width, cfg.width, cfg)
         self.w2 = make_dense(cfg.width, cfg.width, cfg)
         self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
-        self.activation, self.dropout = make_activation(cfg), nn.Dropout(cfg.rate)
+        self.activation, self.dropout = make_activation(cfg), FastDropout(cfg.rate)
         self.pre_activation = cfg.layers == "ResNetPreActivation"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +185,7 @@ class Trunk(nn.Module):
         check_config(cfg)
         self.first = make_dense(in_dim, cfg.width, cfg)
         self.residual = cfg.layers != "MLPDropout"
-        self.activation, self.dropout = make_activation(cfg), nn.Dropout(cfg.rate)
+        self.activation, self.dropout = make_activation(cfg), FastDropout(cfg.rate)
         self.blocks, self.hidden = nn.ModuleList(), nn.ModuleList()
         if self.residual:
             self.blocks.extend(ResidualBlock(cfg) for _ in range(cfg.depth // 2))
