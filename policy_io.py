@@ -19,7 +19,9 @@ from bc.ibc.mdn_policy import MdnPolicy
 from bc.ibc.mse_policy import MsePolicy
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from common_utils.env_args import arm_controller
 from common_utils.run_config import ConfigError
+from env.robomimic_args import controller_differences
 
 if TYPE_CHECKING:
     from train_bc import MainConfig
@@ -45,7 +47,24 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
         cfg.env.render_quality = quality
     if data.suite or not cfg.env.task:
         cfg.env.task = data.task_name or cfg.env.task
+    if cfg.env.suite == "robosuite":
+        _fill_in_controller(cfg, data)
     _fill_in_env(cfg)
+
+
+def _fill_in_controller(cfg: MainConfig, data: DemoDataset) -> None:
+    """Actions must mean at evaluation what they meant when they were recorded."""
+    controller = arm_controller(data.env_args)
+    cfg.env.ctrl_delta = int(controller["control_delta"])
+    differences = controller_differences(controller)
+    turned = cfg.env.ctrl_delta and controller["input_ref_frame"] == "world"
+    if turned and len(data.robots) > 1:
+        differences.append(
+            "relative actions go along the world's axes, here along each robot's "
+            "(python -m tools.dataset_states_to_obs turns them)"
+        )
+    if differences:
+        raise DatasetError(f"'{data.cfg.path}', env_args: {'; '.join(differences)}")
 
 
 def _fill_in_env(cfg: MainConfig) -> None:

@@ -8,6 +8,7 @@ with the controller in the words of robosuite 1.4 (``control_delta``) or 1.5 (``
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,17 @@ def suite_of(env_args: Mapping[str, Any]) -> str:
     return ""
 
 
+def version_numbers(text: str) -> tuple[int, ...]:
+    """(1, 4) of "1.4.1"; () where there are no numbers."""
+    return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
+
+
 def arm_controller(env_args: Mapping[str, Any]) -> dict[str, Any]:
     """The (first) robot's arm controller as a flat dict, in robosuite 1.4's words.
 
-    Of robosuite 1.5's composite form the part "right" is taken; ``control_delta`` and
-    ``input_ref_frame`` ("base" or "world") are always there. {} becomes the defaults of 1.4.
+    Of robosuite 1.5's composite form the part "right" is taken. ``control_delta`` and
+    ``input_ref_frame`` (whose axes relative actions go along: "base" or "world", which is all
+    that versions before 1.5 had) are always there.
     """
     kwargs = env_args.get("env_kwargs") or {}
     configs = kwargs.get("controller_configs") or {}
@@ -79,5 +86,6 @@ def arm_controller(env_args: Mapping[str, Any]) -> dict[str, Any]:
     else:
         flat = dict(configs)
         flat["control_delta"] = bool(flat.get("control_delta", True))
-        flat.setdefault("input_ref_frame", "world")
+        old = version_numbers(str(env_args.get("env_version", ""))) < (1, 5)
+        flat.setdefault("input_ref_frame", "world" if old else "base")
     return flat

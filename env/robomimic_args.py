@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from env.robosuite_sim import CONTROL_FREQ, import_robosuite, task_named
 
@@ -28,6 +30,25 @@ OSC_POSE: dict[str, Any] = {
     "interpolation": None,
     "ramp_ratio": 0.2,
 }
+
+
+# what a controller must share with ours for its actions to mean the same
+MEANING = ("type", "output_max", "output_min", "kp", "damping_ratio", "impedance_mode")
+
+
+def controller_differences(controller: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a file's arm controller (``common_utils.env_args``) does otherwise."""
+    notes = []
+    for key in MEANING:
+        told, ours = controller.get(key, OSC_POSE[key]), OSC_POSE[key]
+        same = told == ours
+        if not same and np.ndim(told) == 1 and np.ndim(ours) == 0:
+            same = all(part == ours for part in told)  # 150 is [150] * 6
+        if not same:
+            notes.append(
+                f"controller {key} was {told}, here it is {ours}: the actions mean something else"
+            )
+    return notes
 
 
 def robomimic_env_args(

@@ -69,11 +69,17 @@ def restore_step(env: Any, states: np.ndarray, actions: np.ndarray, step: int) -
         robot.part_controllers[ARM].update(force=True)
 
 
+def hand_rotations(env: Any) -> list[np.ndarray]:
+    """Rotation [3, 3] of each robot's hand (grip site) in the world."""
+    data = env.sim.data._data
+    return [data.site_xmat[r.eef_site_id[ARM]].reshape(3, 3).copy() for r in env.robots]
+
+
 def poses_asked_for(
-    env: Any, actions: np.ndarray, goals: list[np.ndarray] | None, *, world_frame: bool
+    env: Any, action: np.ndarray, goals: list[np.ndarray] | None, *, world_frame: bool
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The absolute action that the relative one [A] means in the present state, and the
-    rotations [3, 3] it asks of each hand.
+    """The absolute action (``make_sim(delta=False)``) that the relative one [A] means in the
+    present state, and the rotation [3, 3] it asks of each hand.
 
     Stepping the controller: its goal is the hand's present pose, moved by the scaled action.
     ``world_frame``: actions are along the world's axes, as in robosuite 1.4, else along those of
@@ -82,19 +88,19 @@ def poses_asked_for(
     """
     out, rotations, offset = [], [], 0
     for number, robot in enumerate(env.robots):
-        action = actions[offset : offset + robot.action_dim]
+        part = action[offset : offset + robot.action_dim]
         offset += robot.action_dim
         controller = robot.part_controllers[ARM]
         robot.composite_controller.update_state()
         controller.update(force=True)
         frame = np.eye(3) if world_frame else np.asarray(controller.origin_ori)
-        step = controller.scale_action(action[:6])
+        step = controller.scale_action(part[:6])
         position = controller.ref_pos + frame @ step[:3]
         rotation = frame @ _rotation(step[3:6]) @ frame.T @ controller.ref_ori_mat
-        if goals is not None and not action[3:6].any():
+        if goals is not None and not part[3:6].any():
             rotation = goals[number]
         rotations.append(rotation)
-        out.append(np.concatenate([position, _rotvec(rotation), action[6:]]))
+        out.append(np.concatenate([position, _rotvec(rotation), part[6:]]))
     return np.concatenate(out), rotations
 
 

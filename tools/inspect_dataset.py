@@ -348,11 +348,9 @@ def _row(file: DemoFile, name: str, key: str, count: int) -> np.ndarray:
     else:
         camera = key.removesuffix("_image")
         frames = file.images(name, camera, steps).transpose(0, 2, 3, 1)
+    label = f"{name} {key.removesuffix('_image')}"
     return np.concatenate(
-        [
-            _labelled(f, f"{name} {t}" if t else f"{name} {key}")
-            for f, t in zip(frames, steps, strict=True)
-        ],
+        [_labelled(f, f"t={t}" if t else label) for f, t in zip(frames, steps, strict=True)],
         axis=1,
     )
 

@@ -8,7 +8,6 @@ and rewards that come out otherwise, and actions that do not lead from state to 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,15 @@ import numpy as np
 
 from bc.loader import DatasetError, DemoFile
 from common_utils.demo_file import Recording
-from common_utils.env_args import arm_controller
+from common_utils.env_args import arm_controller, version_numbers
 from env.core import EnvError, ObsDict
 from env.factory import EnvConfig
-from env.robomimic_args import OSC_POSE, robomimic_env_args
+from env.robomimic_args import controller_differences, robomimic_env_args
 from env.robosuite_replay import RecordedScene, restore_state, restore_step, to_base_frame
 from env.robosuite_sim import import_robosuite, sim_state, step_sim, task_named
 from env.robosuite_wrapper import RobosuiteEnv
 from tools.recording import Job, Outcome, store_part
 
-# what a controller must share with ours for its actions to mean the same
-CONTROLLER_KEYS = ("type", "output_max", "output_min", "kp", "damping_ratio", "impedance_mode")
 STEPS_TRIED = 20  # single actions played per demonstration, to see whether they fit the states
 # of the way an arm goes in a step: a mean error beyond that is told
 FITTING = 0.5
@@ -62,11 +59,6 @@ class RawDemo:
     notes: tuple[str, ...]
 
 
-def version_numbers(text: str) -> tuple[int, ...]:
-    """(1, 4) of "1.4.1"; () where there are no numbers."""
-    return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
-
-
 def read_source(file: DemoFile) -> Source:
     """How ``file`` was recorded. Raises DatasetError where that is not told or not offered."""
     args = file.env_args
@@ -96,7 +88,7 @@ def read_source(file: DemoFile) -> Source:
             "those of today's simulation in the recorded states; playing the actions drifts"
         )
     controller = arm_controller(args)
-    notes += _controller_notes(controller)
+    notes += controller_differences(controller)
     old = version_numbers(version) < (1, 5)
     return Source(
         task=task.name,
@@ -106,17 +98,6 @@ def read_source(file: DemoFile) -> Source:
         keeps_rotation=old,
         notes=tuple(notes),
     )
-
-
-def _controller_notes(controller: Mapping[str, Any]) -> list[str]:
-    notes = []
-    for key in CONTROLLER_KEYS:
-        if key in controller and controller[key] != OSC_POSE[key]:
-            notes.append(
-                f"controller {key} was {controller[key]}, here it is {OSC_POSE[key]}: the actions "
-                "mean something else"
-            )
-    return notes
 
 
 def read_demo(file: DemoFile, name: str) -> RawDemo:
