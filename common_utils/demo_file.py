@@ -22,7 +22,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
+from common_utils.h5_write import atomic_h5
 
 FILE_NAME = "dataset.hdf5"
 CFG_NAME = "env_cfg.json"
@@ -63,7 +64,7 @@ def write_demos(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    with atomic_write(path) as temp, h5py.File(temp, "w") as file:
+    with atomic_h5(path) as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(env_args)
         data.attrs["total"] = sum(len(r) for r in recordings)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import shutil
 import time
@@ -25,8 +24,9 @@ import h5py
 import numpy as np
 
 from common_utils import run_config
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.demo_file import CFG_NAME, Recording, write_demo
+from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.resources import check_fits
 from common_utils.run_config import ConfigError
@@ -104,15 +104,11 @@ def store_part(
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write the attempt's part file, whole or not at all; ``arrays`` go beside its actions."""
-    # through memory: on a full disk plain writes tell what is wrong, HDF5's do not
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with disk_told(job.part), atomic_h5(job.part) as file:
         demo = file.create_group(PART_GROUP)
         write_demo(demo, recording, cameras, attrs)
         for key, array in (arrays or {}).items():
             demo[key] = array
-    with disk_told(job.part), atomic_write(job.part, "wb") as handle:
-        handle.write(buffer.getbuffer())
 
 
 class disk_told:
@@ -125,12 +121,8 @@ class disk_told:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if not isinstance(error, (OSError, RuntimeError)):
-            return
-        for code, what in _FULL.items():
-            # h5py has no errno of its own, it quotes the system's
-            if getattr(error, "errno", None) == code or f"errno = {code}," in str(error):
-                raise EnvError(f"{what} while writing '{self.path}'") from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise EnvError(f"{_FULL[error.errno]} while writing '{self.path}'") from error
 
 
 class _Player(WorkerProcess):
@@ -383,7 +375,7 @@ class DemoRun:
         paths = [parts.path(n) for n in chosen]
         check_fits({}, {"the dataset": sum(p.stat().st_size for p in paths)}, str(self.folder))
         lengths = []
-        with disk_told(self.file), atomic_write(self.file) as temp, h5py.File(temp, "w") as file:
+        with disk_told(self.file), atomic_h5(self.file) as file:
             data = file.create_group("data")
             for i, path in enumerate(paths):
                 try:
