@@ -65,6 +65,14 @@ def how_to_make(path: str | Path) -> str:
             f"python -m tools.generate_demos --task {task} --num 200 --noise 0.1 --seed 1 "
             f"--out {path.parent.as_posix()}; {RAW_ROBOMIMIC}"
         )
+    if "ibc" in path.parts[:-1]:
+        name, pixels, _ = path.parent.name.partition("_pixels")
+        task = name.upper() if not name.startswith("particle") else f"PARTICLE{name[8:]}"
+        images = " --use_image_obs 1" if pixels else ""
+        return (
+            f"python -m tools.collect_oracle --task {task} --num 2000{images} "
+            f"--out {path.parent.as_posix()}"
+        )
     return (
         "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name TASK --output_path "
         f"{path.parent.as_posix() if path.name else 'FOLDER'} (writes dataset.hdf5 there)"

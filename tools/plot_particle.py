@@ -1,0 +1,258 @@
+"""Pictures of the particle: its trajectories, and an implicit policy's energy over the actions.
+
+    python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --num 4 --out plots
+    python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --energy --out plots
+    python -m tools.plot_particle --task PARTICLE_16d --num 2 --out plots      # the oracle
+
+``trajectories.png``: in two dimensions the plane with the whole 200 Hz path, else every
+coordinate over time; goals, their tolerance, and the set-points. ``energy.png``: at several
+moments of an episode the energy (Implicit BC, equation 1; lower is better) over the plane of
+two action dimensions, all others as the policy chose them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common_utils.atomic import atomic_write
+from common_utils.run_config import ConfigError
+from env.core import EnvError, ObsDict
+from env.experts import make_oracle
+from env.factory import make_env
+from env.particle import ParticleEnv, ParticleSim
+
+if TYPE_CHECKING:
+    from bc.ibc.ebm_policy import EbmPolicy
+
+FIRST, SECOND, SETPOINT = "tab:green", "tab:blue", "tab:red"
+
+
+class Played(NamedTuple):
+    """One episode: path [T * repeat + 1, N], setpoints [T, N], goals [N] twice, observations."""
+
+    seed: int
+    success: bool
+    path: np.ndarray
+    setpoints: np.ndarray
+    goals: tuple[np.ndarray, ...]
+    goal_distance: float
+    step_seconds: float
+    observations: list[ObsDict]
+    actions: np.ndarray
+
+
+def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
+    """An episode of the policy (an agent as evaluations know it), or of the oracle."""
+    from evaluate.rollout import PolicyRunner, evaluating
+
+    obs, _ = env.reset(seed=seed)
+    observations, actions, done = [], [], False
+    if policy is None:
+        oracle = make_oracle(env)
+        oracle.reset(np.random.default_rng(seed))
+    else:
+        runner = PolicyRunner(policy)
+        generator = runner.generator(seed)
+    with evaluating(policy):
+        while not done:
+            action = oracle.action() if policy is None else runner.act(obs, generator)
+            observations.append(obs)
+            actions.append(action)
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+    sim: ParticleSim = env.sim
+    return Played(
+        seed,
+        bool(info["success"]),
+        np.stack(sim.path),
+        np.stack(sim.setpoints),
+        sim.goals,
+        sim.params.goal_distance,
+        sim.params.dt,
+        observations,
+        np.stack(actions),
+    )
+
+
+def energies(policy: EbmPolicy, obs: ObsDict, actions: np.ndarray) -> np.ndarray:
+    """Energy -f(o, a) float32 [N] of actions [N, A] in [-1, 1] for one observation."""
+    import torch
+
+    with torch.no_grad():
+        batch = {policy.obs_key: torch.from_numpy(obs[policy.obs_key])[None]}
+        batch = {k: v.to(policy.act_norm.offset.device) for k, v in batch.items()}
+        encoded = policy.net.encode(policy.features(batch))
+        tensor = torch.from_numpy(np.asarray(actions, np.float32)).to(encoded.device)
+        scores = policy.net.score(encoded, policy.act_norm.normalize(tensor)[None])
+    return -scores[0].float().cpu().numpy()
+
+
+# ------------------------------------------------------------------------ plots
+
+
+def trajectories(episodes: Sequence[Played], path: Path) -> Path:
+    """Draw episodes side by side; writes the PNG and returns its path."""
+    two = episodes[0].path.shape[1] == 2
+    figure, axes = _figure(len(episodes), 3.2 if two else 4.0, 3.4)
+    for axis, episode in zip(axes, episodes, strict=True):
+        (_plane if two else _over_time)(axis, episode)
+        axis.set_title(f"seed {episode.seed}: {'success' if episode.success else 'failure'}")
+    return _save(figure, path)
+
+
+def _plane(axis: Any, episode: Played) -> None:
+    _goals(axis, episode, (0, 1))
+    axis.plot(*episode.path.T, ":", color="black", linewidth=1)
+    axis.plot(*episode.setpoints.T, "x", color=SETPOINT, markersize=4)
+    axis.plot(*episode.path[0], "o", color="black", markersize=4)
+    axis.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
+
+
+def _goals(axis: Any, episode: Played, dims: tuple[int, int]) -> None:
+    from matplotlib.patches import Circle
+
+    for goal, colour in zip(episode.goals, (FIRST, SECOND), strict=True):
+        at = (float(goal[dims[0]]), float(goal[dims[1]]))
+        axis.add_patch(Circle(at, episode.goal_distance, color=colour, alpha=0.25, linewidth=0))
+        axis.add_patch(Circle(at, 0.01, color=colour, linewidth=0))
+
+
+def _over_time(axis: Any, episode: Played) -> None:
+    times = np.arange(len(episode.path)) * episode.step_seconds
+    every = (len(episode.path) - 1) // len(episode.setpoints)
+    for i in range(episode.path.shape[1]):
+        # one strip per coordinate, each from 0 to 1
+        axis.plot(times, i + episode.path[:, i] * 0.9, color="black", linewidth=1)
+        axis.plot(times[:-1:every], i + episode.setpoints[:, i] * 0.9, "x", color=SETPOINT, ms=2)
+        for goal, colour in zip(episode.goals, (FIRST, SECOND), strict=True):
+            axis.axhline(i + goal[i] * 0.9, color=colour, linewidth=0.8)
+    axis.set(xlabel="seconds", ylabel="coordinate", ylim=(-0.1, episode.path.shape[1]))
+
+
+def energy_landscape(
+    policy: EbmPolicy,
+    episode: Played,
+    steps: Sequence[int],
+    path: Path,
+    dims: tuple[int, int] = (0, 1),
+    resolution: int = 101,
+) -> Path:
+    """Draw the energy over two action dimensions at ``steps``; writes the PNG, returns its path.
+
+    ``resolution`` points per axis over the actions' range, [0, 1] in the particle's units.
+    """
+    grid = np.linspace(-1, 1, resolution)
+    first, second = np.meshgrid(grid, grid)
+    figure, axes = _figure(len(steps), 3.6, 3.2)
+    for axis, step in zip(axes, steps, strict=True):
+        actions = np.tile(episode.actions[step], (resolution**2, 1))
+        actions[:, dims[0]], actions[:, dims[1]] = first.ravel(), second.ravel()
+        energy = energies(policy, episode.observations[step], actions).reshape(first.shape)
+        native = (grid + 1) / 2
+        drawn = axis.contourf(native, native, energy, levels=30, cmap="viridis")
+        figure.colorbar(drawn, ax=axis)
+        _goals(axis, episode, dims)
+        every = (len(episode.path) - 1) // len(episode.setpoints)
+        axis.plot(*episode.path[step * every, list(dims)], "o", color="white", label="particle")
+        axis.plot(*episode.setpoints[step, list(dims)], "x", color=SETPOINT, label="chosen")
+        axis.set(title=f"energy, step {step}", aspect="equal")
+    axes[0].legend(fontsize="x-small", loc="lower left")
+    return _save(figure, path)
+
+
+def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temp:
+        figure.savefig(temp, dpi=120, format="png")
+    return path
+
+
+# ------------------------------------------------------------------ command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plot_particle", description="Pictures of the particle."
+    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--weight", help="a policy's weight file; its cfg.yaml lies beside it")
+    who.add_argument("--task", help="PARTICLE_{N}d, played by the oracle")
+    parser.add_argument("--num", type=int, default=4, help="episodes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
+    parser.add_argument("--energy", action="store_true", help="also energy.png, of the first one")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[0, 10, 20, 30], help="moments of energy.png"
+    )
+    parser.add_argument(
+        "--dims", type=int, nargs=2, default=[0, 1], help="action dimensions of energy.png"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", default=".", help="folder of the PNG files")
+    return parser
+
+
+def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
+    """The environment, and the policy if one is to play. Raises ConfigError, EnvError."""
+    if args.task:
+        env, policy = make_env({"suite": "particle", "task": args.task}), None
+    else:
+        from train_bc import load_model
+
+        policy, env, _ = load_model(args.weight, args.device)
+    if not isinstance(env, ParticleEnv):
+        raise ConfigError(
+            f"--weight: '{args.weight}' was trained for {env.spec.suite}, not particle"
+        )
+    if args.energy and not hasattr(getattr(policy, "net", None), "score"):
+        raise ConfigError("--energy: needs --weight of an implicit (EBM) policy")
+    if args.energy and env.spec.action_dim < 2:
+        raise ConfigError("--energy: draws two action dimensions, the task has one")
+    return env, policy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (2: wrong options or checkpoint)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.num < 1 or args.seed < 0:
+        parser.error(f"--num {args.num}, --seed {args.seed}: expected at least 1 and 0")
+    try:
+        env, policy = _open(args)
+    except (ConfigError, EnvError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    limit, dim = env.spec.horizon, env.spec.action_dim
+    if not all(0 <= s < limit for s in args.steps):
+        parser.error(f"--steps {args.steps}: an episode has steps 0 to {limit - 1}")
+    if args.energy and not (all(0 <= d < dim for d in args.dims) and len(set(args.dims)) == 2):
+        parser.error(f"--dims {args.dims}: expected two of the action dimensions 0 to {dim - 1}")
+    episodes = [play(env, args.seed + i, policy) for i in range(args.num)]
+    written = [trajectories(episodes, Path(args.out) / "trajectories.png")]
+    if args.energy:
+        out = Path(args.out) / "energy.png"
+        dims = (args.dims[0], args.dims[1])
+        written.append(energy_landscape(policy, episodes[0], args.steps, out, dims))
+    print(*written, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
