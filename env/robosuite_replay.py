@@ -8,6 +8,7 @@ sizes and places (:class:`RecordedScene`).
 
 from __future__ import annotations
 
+import copy
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -15,12 +16,25 @@ import numpy as np
 
 from env.core import EnvError
 from env.robosuite_obs import ARM
+from env.robosuite_shapes import (
+    BODY_FIELDS,
+    BVH_FIELDS,
+    GEOM_FIELDS,
+    compiled,
+    copy_shape,
+    variable_body,
+)
 
 # names of what belongs to the robots; theirs were changed in robosuite 1.5, their shapes were not
 ROBOT_PREFIXES = ("robot", "gripper", "mount", "fixed_mount", "base", "fixed_base", "left_eef")
 TOLERANCE = 1e-6
-# attributes by which a body or geom may be turned, or sized, other than by numbers we compare
-OTHER_ROTATION = ("euler", "axisangle", "xyaxes", "zaxis", "fromto")
+# all of the model that taking over may change
+_FIELDS = (
+    *("body_pos", "body_quat"),
+    *(f"body_{name}" for name in BODY_FIELDS),
+    *(f"geom_{name}" for name in GEOM_FIELDS),
+    *(f"bvh_{name}" for name in (*BVH_FIELDS, "nodeid")),
+)
 
 
 def restore_state(env: Any, state: np.ndarray, *, live: bool = False) -> None:
@@ -132,20 +146,23 @@ class RecordedScene:
     """Sizes and places of things, which differ between episodes, taken over from recorded XML."""
 
     def __init__(self, env: Any) -> None:
+        self._env = env
         self._model = env.sim.model._model
-        self._fields = ("body_pos", "body_quat", "geom_pos", "geom_quat", "geom_size")
-        self._own = {name: getattr(self._model, name).copy() for name in self._fields}
-        self._own["geom_rbound"] = self._model.geom_rbound.copy()
+        self._own = {name: getattr(self._model, name).copy() for name in _FIELDS}
 
     def reset(self) -> None:
         """The simulation's own sizes and places again."""
+        import mujoco
+
         for name, value in self._own.items():
             getattr(self._model, name)[:] = value
+        mujoco.mj_setConst(self._model, self._env.sim.data._data)
 
-    def adopt(self, xml: str) -> list[str]:
-        """Take over what ``xml`` says of things other than robots; sentences on what was changed.
+    def adopt(self, xml: str) -> tuple[list[str], list[str]]:
+        """Take over what ``xml`` says of things other than robots.
 
-        Raises EnvError when ``xml`` is not an XML model.
+        Returns the names of what was changed, and sentences on what differs from this version
+        and cannot be taken over. Raises EnvError when ``xml`` is no model.
         """
         self.reset()
         try:
@@ -154,66 +171,62 @@ class RecordedScene:
             raise EnvError(f"the recorded model is not XML: {error}") from error
         if world is None:
             raise EnvError("the recorded model has no worldbody")
-        notes: list[str] = []
+        taken: list[str] = []
+        differences = self._camera_differences(world)
+        shaped = variable_body(self._env)
         for body in world.iter("body"):
-            if not _of_a_robot(body.get("name", "")):
-                self._adopt_body(body, notes)
-        self._compare_cameras(world, notes)
-        return notes
+            name = body.get("name", "")
+            if name.startswith(ROBOT_PREFIXES):
+                continue
+            if not self._knows(body):
+                differences.append(f"the recording's body '{name}' is not in this version")
+            elif name == shaped:
+                self._take_shape(body, taken)
+            elif not body.findall("joint") and not body.findall("freejoint"):
+                self._take_place(body, taken)
+        return taken, differences
 
-    def _adopt_body(self, body: ElementTree.Element, notes: list[str]) -> None:
+    def _knows(self, body: ElementTree.Element) -> bool:
         import mujoco
 
-        mj, model = mujoco, self._model
-        number = mj.mj_name2id(model, mj.mjtObj.mjOBJ_BODY, body.get("name", ""))
-        if number < 0:
-            notes.append(f"the recording's body '{body.get('name', '')}' is not in this version")
-            return
-        if model.body_jntnum[number] == 0:  # what has joints is placed by the state
-            self._take("body", number, body, notes, ("pos", "quat"))
-        for geom in body.findall("geom"):
-            found = mj.mj_name2id(model, mj.mjtObj.mjOBJ_GEOM, geom.get("name", ""))
-            if found < 0 or model.geom_type[found] == mj.mjtGeom.mjGEOM_MESH:
-                continue
-            self._take("geom", found, geom, notes, ("pos", "quat", "size"))
+        kind = mujoco.mjtObj.mjOBJ_BODY
+        return bool(mujoco.mj_name2id(self._model, kind, body.get("name", "")) >= 0)
 
-    def _take(
-        self,
-        kind: str,
-        number: int,
-        element: ElementTree.Element,
-        notes: list[str],
-        names: tuple[str, ...],
-    ) -> None:
-        turned_otherwise = any(k in element.attrib for k in OTHER_ROTATION)
-        defaults = {"pos": "0 0 0", "quat": "1 0 0 0"}
-        for name in names:
-            if turned_otherwise and name != "pos":
-                continue
-            text = element.get(name, defaults.get(name))
-            if text is None:
-                continue
-            told = np.array([float(x) for x in text.split()])
-            if name == "quat":
-                told = told / np.linalg.norm(told)
-            have = getattr(self._model, f"{kind}_{name}")[number]
-            part = have[: len(told)]
-            if np.abs(part - told).max() <= TOLERANCE:
-                continue
-            if kind == "body" and name == "pos" and not told.any():
-                continue  # XML of before the reset, which places what has no joints
-            notes.append(
-                f"{kind} '{element.get('name')}': {name} {_short(told)} taken from the recording, "
-                f"here it was {_short(part)}"
-            )
-            have[: len(told)] = told
-            if name == "size":
-                self._model.geom_rbound[number] = np.linalg.norm(have)
+    def _take_shape(self, body: ElementTree.Element, taken: list[str]) -> None:
+        name, before = body.get("name", ""), self._model.geom_size.copy()
+        try:
+            copy_shape(self._env.sim, compiled(copy.deepcopy(body)), name)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise EnvError(f"the recorded body '{name}' does not compile: {error}") from error
+        if np.abs(self._model.geom_size - before).max() > TOLERANCE:
+            taken.append(name)
 
-    def _compare_cameras(self, world: ElementTree.Element, notes: list[str]) -> None:
+    def _take_place(self, body: ElementTree.Element, taken: list[str]) -> None:
+        """Place and rotation of what has no joints (the others' are in the state)."""
+        number = self._model.body(body.get("name", "")).id
+        pos = _numbers(body.get("pos", "0 0 0"))
+        # not placed: XML of before the reset, which does that
+        changed = pos.any() and self._put(self._model.body_pos[number], pos)
+        if "quat" in body.attrib and pos.any():
+            quat = _numbers(body.attrib["quat"])
+            norm = float(np.linalg.norm(quat))
+            changed |= norm > 0 and self._put(self._model.body_quat[number], quat / norm)
+        if changed:
+            taken.append(body.get("name", ""))
+
+    @staticmethod
+    def _put(have: np.ndarray, told: np.ndarray) -> bool:
+        if have.shape != told.shape:
+            raise EnvError(f"the recorded model has {told.tolist()} for {len(have)} numbers")
+        if np.abs(have - told).max() <= TOLERANCE:
+            return False
+        have[:] = told
+        return True
+
+    def _camera_differences(self, world: ElementTree.Element) -> list[str]:
         import mujoco
 
-        mj, model = mujoco, self._model
+        mj, model, notes = mujoco, self._model, []
         for camera in world.iter("camera"):
             name = camera.get("name", "")
             number = mj.mj_name2id(model, mj.mjtObj.mjOBJ_CAMERA, name)
@@ -221,18 +234,20 @@ class RecordedScene:
                 notes.append(f"camera '{name}' of the recording is not in this version")
                 continue
             for key, have in (("pos", model.cam_pos[number]), ("fovy", model.cam_fovy[number])):
-                if key not in camera.attrib:
-                    continue
-                told = np.array([float(x) for x in camera.attrib[key].split()])
+                told = _numbers(camera.attrib[key]) if key in camera.attrib else have
                 if np.abs(told - have).max() > 1e-3:
                     notes.append(
                         f"camera '{name}': {key} {_short(told)} in the recording, "
-                        f"{_short(np.atleast_1d(have))} here (kept)"
+                        f"{_short(np.atleast_1d(have))} here, which is kept"
                     )
+        return notes
 
 
-def _of_a_robot(name: str) -> bool:
-    return name.startswith(ROBOT_PREFIXES)
+def _numbers(text: str) -> np.ndarray:
+    try:
+        return np.array([float(x) for x in text.split()])
+    except ValueError as error:
+        raise EnvError(f"the recorded model has '{text}' where numbers belong") from error
 
 
 def _short(values: np.ndarray) -> str:

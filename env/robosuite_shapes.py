@@ -49,25 +49,34 @@ def draw_shapes(env: Any, generator: np.random.Generator) -> None:
     for name in SHAPE:
         if hasattr(old, name):
             setattr(old, name, getattr(new, name))
-    _copy_shape(env.sim, new)
+    copy_shape(env.sim, compiled(new.get_obj()), new.root_body)
 
 
-def _compiled(obj: Any) -> Any:
-    """MjModel of the object alone."""
+def variable_body(env: Any) -> str:
+    """Name of the body whose shape differs between episodes; "" where there is none."""
+    if type(env).__name__ == "Lift":
+        return str(env.cube.root_body)
+    if type(env).__name__ == "TwoArmTransport":
+        return str(env.transport.payload.root_body)
+    return ""
+
+
+def compiled(body: ET.Element) -> Any:
+    """MjModel of the object alone, of its XML element (which loses its materials)."""
     import mujoco
 
-    root, body = ET.fromstring(MODEL), obj.get_obj()
+    root = ET.fromstring(MODEL)
     for geom in body.iter("geom"):
         geom.attrib.pop("material", None)
     ET.SubElement(root, "worldbody").append(body)
     return mujoco.MjModel.from_xml_string(ET.tostring(root, encoding="unicode"))
 
 
-def _copy_shape(sim: Any, obj: Any) -> None:
+def copy_shape(sim: Any, small: Any, name: str) -> None:
+    """Give body ``name`` of the simulation the shape it has in the model ``small``."""
     import mujoco
 
-    small, model, data = _compiled(obj), sim.model._model, sim.data._data
-    name = obj.root_body
+    model, data = sim.model._model, sim.data._data
     one, body = small.body(name).id, model.body(name).id
     for field in BODY_FIELDS:
         getattr(model, f"body_{field}")[body] = getattr(small, f"body_{field}")[one]

@@ -146,15 +146,20 @@ def plan(options: argparse.Namespace) -> ReplayRun:
 def print_notes(path: Path) -> None:
     """What the demonstrations' notes say, each once, and how well single actions fit."""
     told: dict[str, list[str]] = {}
+    taken: dict[str, int] = {}
     errors = []
     with h5py.File(path, "r") as file:
         for demo in file["data"].values():
             errors.append(float(demo.attrs["single_step_error"]))
             for note in demo.attrs["notes"]:
                 told.setdefault(str(note), []).append(str(demo.attrs["source_demo"]))
+            for body in demo.attrs["taken_over"]:
+                taken[str(body)] = taken.get(str(body), 0) + 1
     for note, names in told.items():
         who = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
         console().print(f"note: {note} [{who}]", soft_wrap=True, markup=False)
+    for body, count in taken.items():
+        console().print(f"shape or place of '{body}' taken from {count} recorded models")
     console().print(
         f"single recorded actions, played from the recorded states, miss the next ones by "
         f"{np.mean(errors):.2g} rad on average (worst demonstration {max(errors):.2g})",

@@ -214,7 +214,8 @@ class Replayer:
     def replay(self, name: str) -> tuple[RawDemo, Recording, dict[str, Any]]:
         """The demonstration, what is recorded of it now, and the attributes to store."""
         demo = read_demo(self._file, name)
-        notes = [*demo.notes, *self._adopt(demo)]
+        taken, differences = self._adopt(demo)
+        notes = [*demo.notes, *differences]
         sim = self.env.sim
         if self.source.delta and self.source.world_frame:
             turned = to_base_frame(sim, demo.actions)
@@ -235,14 +236,15 @@ class Replayer:
             "source_demo": name,
             "model_file": demo.model_xml or sim.sim.model.get_xml(),
             "single_step_error": error,
+            "taken_over": taken,
             "notes": notes,
         }
         return demo, recording, attrs
 
-    def _adopt(self, demo: RawDemo) -> list[str]:
+    def _adopt(self, demo: RawDemo) -> tuple[list[str], list[str]]:
         if not demo.model_xml:
             self.scene.reset()
-            return []
+            return [], []
         try:
             return self.scene.adopt(demo.model_xml)
         except EnvError as error:
