@@ -48,12 +48,12 @@ struct Grads {
     const char* saved;
     float* first;    // [batch, width]
     float* layers;   // [layers, width, width], out x in
-    float* bias;     // [layers, width, 16]: 16 sums to be added up
-    float* w_a;      // [action, width, 16]: likewise
+    float* bias;     // [layers, width, Build::lanes]: so many sums to be added up
+    float* w_a;      // [action, width, lanes]: likewise
     float* head;     // [width]
 };
 
-// A run of at most Build::block rows of one group; `offset` counts the padded rows before it.
+// A run of at most Build::block (with `saved`: saved_block) rows of one group; `offset` counts the padded rows before it.
 struct Block {
     int64_t begin, end, offset;
 };
@@ -61,8 +61,10 @@ struct Block {
 struct Build {
     const char* name;
     bool bfloat16;       // packed matrices are bfloat16, else float32
-    int64_t block;       // rows, a multiple of `align`
+    int64_t block;       // rows
+    int64_t saved_block; // the same, where a backward pass follows
     int64_t align;       // blocks are padded to a multiple of this in `saved`
+    int64_t lanes;
     int64_t (*saved_bytes)(const Net&);    // per row
     int64_t (*scratch_bytes)(const Net&);  // of one thread
     void (*forward)(const Net&, const Rows&, const Values&, const Block&, char* scratch);
@@ -71,6 +73,10 @@ struct Build {
 
 #if defined(__x86_64__)
 namespace amx { extern const Build bf16; }
+namespace v4_bf16 { extern const Build bf16; }
+namespace v4 { extern const Build f32, rounded; }
+namespace v3 { extern const Build f32, rounded; }
 #endif
+namespace base { extern const Build f32, rounded; }
 
 }  // namespace ebm

@@ -598,8 +598,8 @@ int64_t scratch_bytes(const Net& net) { return Scratch(nullptr, net, kBlock).byt
 
 }  // namespace
 
-const Build bf16{"amx", true, kBlock, 32, &Saved::bytes_per_row, &scratch_bytes, &forward,
-                 &backward};
+const Build bf16{"amx", true, kBlock, kBlock, 32, 16, &Saved::bytes_per_row, &scratch_bytes,
+                 &forward, &backward};
 
 }  // namespace amx
 }  // namespace ebm

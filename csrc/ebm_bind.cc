@@ -64,13 +64,18 @@ const std::vector<const Build*>& builds() {
         std::vector<const Build*> list;
 #if defined(__x86_64__)
         __builtin_cpu_init();
-        const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx2") &&
-                        __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+        const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("bmi2");
+        const bool v4 = v3 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
         const bool v4_bf16 = v4 && has_avx512_bf16();
         if (v4_bf16 && has_amx_bf16() && tiles_allowed()) list.push_back(&amx::bf16);
+        if (v4_bf16) list.push_back(&v4_bf16::bf16);
+        if (v4) list.insert(list.end(), {&v4::f32, &v4::rounded});
+        if (v3) list.insert(list.end(), {&v3::f32, &v3::rounded});
 #endif
+        list.insert(list.end(), {&base::f32, &base::rounded});
         return list;
     }();
     return found;
@@ -119,12 +124,13 @@ struct Plan {
     std::vector<int64_t> group_end;  // in blocks
     int64_t padded_rows = 0;
 
-    Plan(const Build& build, int64_t batch, int64_t num) {
+    Plan(const Build& build, int64_t batch, int64_t num, bool saved) {
+        const int64_t most = saved ? build.saved_block : build.block;
         const int64_t groups = std::max<int64_t>(1, std::min(kGroups, batch));
         for (int64_t g = 0; g < groups; ++g) {
             const int64_t end = batch * (g + 1) / groups * num;
-            for (int64_t r = batch * g / groups * num; r < end; r += build.block) {
-                const int64_t stop = std::min(end, r + build.block);
+            for (int64_t r = batch * g / groups * num; r < end; r += most) {
+                const int64_t stop = std::min(end, r + most);
                 blocks.push_back({r, stop, padded_rows});
                 padded_rows += (stop - r + build.align - 1) / build.align * build.align;
             }
@@ -149,14 +155,14 @@ class Network {
     }
 
     int64_t saved_bytes(int64_t batch, int64_t num) const {
-        return Plan(build_, batch, num).padded_rows * build_.saved_bytes(net_);
+        return Plan(build_, batch, num, true).padded_rows * build_.saved_bytes(net_);
     }
 
     void forward(int64_t batch, int64_t num, uintptr_t first, uintptr_t actions, uintptr_t f,
                  uintptr_t grad, uintptr_t saved, uintptr_t stream, int threads) const {
         const Rows rows{batch, num, at<float>(first), at<float>(actions)};
         const Values out{at<float>(f), at<float>(grad), at<char>(saved), at<float>(stream)};
-        const Plan plan(build_, batch, num);
+        const Plan plan(build_, batch, num, saved != 0);
         const int64_t bytes = build_.scratch_bytes(net_);
         parallel(static_cast<int64_t>(plan.blocks.size()), threads, [&](int64_t i) {
             build_.forward(net_, rows, out, plan.blocks[i], scratch(bytes));
@@ -168,9 +174,10 @@ class Network {
                   uintptr_t first, uintptr_t layers, uintptr_t bias, uintptr_t w_a, uintptr_t head,
                   int threads) const {
         const Rows rows{batch, num, nullptr, at<float>(actions)};
-        const Plan plan(build_, batch, num);
+        const Plan plan(build_, batch, num, true);
         const int64_t w = net_.width, bytes = build_.scratch_bytes(net_);
-        const int64_t sizes[4] = {net_.layers * w * w, net_.layers * w * 16, net_.action * w * 16,
+        const int64_t lanes = build_.lanes;
+        const int64_t sizes[4] = {net_.layers * w * w, net_.layers * w * lanes, net_.action * w * lanes,
                                   w};
         const int64_t total = sizes[0] + sizes[1] + sizes[2] + sizes[3];
         const int64_t groups = static_cast<int64_t>(plan.group_end.size());
@@ -194,16 +201,16 @@ class Network {
         }
         const float* p = sums.data();
         std::copy_n(p, sizes[0], at<float>(layers));
-        p = fold(p + sizes[0], sizes[1], at<float>(bias));
-        p = fold(p, sizes[2], at<float>(w_a));
+        p = fold(p + sizes[0], sizes[1], lanes, at<float>(bias));
+        p = fold(p, sizes[2], lanes, at<float>(w_a));
         std::copy_n(p, sizes[3], at<float>(head));
     }
 
   private:
-    static const float* fold(const float* from, int64_t size, float* to) {
-        for (int64_t i = 0; i < size / 16; ++i) {
+    static const float* fold(const float* from, int64_t size, int64_t lanes, float* to) {
+        for (int64_t i = 0; i < size / lanes; ++i) {
             float sum = 0.0f;
-            for (int64_t j = 0; j < 16; ++j) sum += from[i * 16 + j];
+            for (int64_t j = 0; j < lanes; ++j) sum += from[i * lanes + j];
             to[i] = sum;
         }
         return from + size;
@@ -220,7 +227,10 @@ PYBIND11_MODULE(ebm_kernels, m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     py::class_<Network>(m, "Network")
         .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,
-                      uintptr_t, uintptr_t, uintptr_t, uintptr_t, float>())
+                      uintptr_t, uintptr_t, uintptr_t, uintptr_t, float>(),
+             py::arg("build"), py::arg("kind"), py::arg("width"), py::arg("action"),
+             py::arg("layers"), py::arg("forward"), py::arg("backward"), py::arg("bias"),
+             py::arg("w_a"), py::arg("head"), py::arg("head_stream"), py::arg("constant"))
         .def("saved_bytes", &Network::saved_bytes)
         .def("forward", &Network::forward, unlocked)
         .def("backward", &Network::backward, unlocked);

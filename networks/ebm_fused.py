@@ -7,6 +7,7 @@ A block of rows goes through all layers, and back, while it is in the cache. Sam
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -71,13 +72,19 @@ class FusedNet:
             pad(w.head),
             None if w.head_stream is None else pad(w.head_stream),
         )
+        forward, backward, bias, w_a, head, head_stream = _addresses(self._packed)
         self._net = ebm_kernels.Network(
             build,
             _KINDS[w.kind],
             self.padded,
             w.w_a.size(1),
             len(w.layers),
-            *(0 if t is None else t.data_ptr() for t in self._packed),
+            forward,
+            backward,
+            bias,
+            w_a,
+            head,
+            head_stream,
             float(w.const),
         )
 
@@ -134,7 +141,11 @@ class FusedNet:
             actions.data_ptr(),
             scale.data_ptr(),
             saved.memory.data_ptr(),
-            *(t.data_ptr() for t in (first, matrices, biases, w_a, head)),
+            first.data_ptr(),
+            matrices.data_ptr(),
+            biases.data_ptr(),
+            w_a.data_ptr(),
+            head.data_ptr(),
             torch.get_num_threads(),
         )
         stream = None if saved.stream is None else (scale @ saved.stream)[:width]
@@ -149,11 +160,28 @@ class FusedNet:
         ]
 
 
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
 def _pack(layers: Tensor, build: str) -> tuple[Tensor, Tensor]:
     """[L, out, in] -> for the forward and the backward pass, as ``build`` reads them."""
     count, width, _ = layers.shape
-    matrices = layers.to(torch.bfloat16)
-    tiles = width // 16, 16, width // 32, 16, 2  # units, pairs of the summed index
-    forward = matrices.view(count, *tiles).permute(0, 1, 3, 4, 2, 5)
-    backward = matrices.view(count, width // 32, 32, width // 16, 16).permute(0, 3, 1, 4, 2)
-    return forward.contiguous(), backward.contiguous()
+    if build == "amx":
+        matrices = layers.to(torch.bfloat16)
+        # the forward pass has it as the second factor, the backward pass as the first
+        tiles = matrices.view(count, width // 32, 32, width // 16, 16)
+        return _panels(matrices, 2), tiles.permute(0, 3, 1, 4, 2).contiguous()
+    if build == "v4_bf16":
+        matrices = layers.to(torch.bfloat16)
+        return _panels(matrices, 2), _panels(matrices.transpose(1, 2), 2)
+    if build.endswith("_rounded"):
+        layers = layers.to(torch.bfloat16).float()
+    return _panels(layers, 1), _panels(layers.transpose(1, 2), 1)
+
+
+def _panels(matrices: Tensor, pack: int) -> Tensor:
+    """[L, n, k] -> [L, n/16, k/pack, 16, pack]."""
+    count, n, k = matrices.shape
+    panels = matrices.reshape(count, n // 16, 16, k // pack, pack)
+    return panels.permute(0, 1, 3, 2, 4).contiguous()
