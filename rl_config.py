@@ -103,9 +103,6 @@ class MainConfig(RunConfig):
     env_reward_scale: float = 1.0
     # episodes collected before training (by BC, else the pretrained agent, else at random)
     num_warm_up_episode: int = 50
-    # what q_agent.norm_state takes mean and std from: the demonstrations, or all that is in the
-    # replay after warm-up (few demonstrations show little of how states vary)
-    norm_state_from: Literal["demos", "replay"] = "demos"
     # count preloaded demonstrations among them (0: they come on top)
     warm_up_counts_demos: Flag = 0
     # episodes per evaluation
@@ -166,7 +163,11 @@ class MainConfig(RunConfig):
                 "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent: set "
                 "pretrain_num_epoch or load_pretrained_agent"
             )
-        self._validate_norm_state()
+        if self.q_agent.norm_state and self.preload_num_data == 0:
+            raise ValueError(
+                "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
+                "preload_num_data and preload_datapath"
+            )
         if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
             raise ValueError(
                 f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
@@ -175,21 +176,6 @@ class MainConfig(RunConfig):
         if not self.use_state and "+" in self.rl_camera:
             raise ValueError(
                 f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"
-            )
-
-    def _validate_norm_state(self) -> None:
-        if not self.q_agent.norm_state:
-            return
-        if self.norm_state_from == "demos" and self.preload_num_data == 0:
-            raise ValueError(
-                "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
-                "preload_num_data and preload_datapath, or norm_state_from replay"
-            )
-        early = self.pretrain_num_epoch > 0 or self.load_pretrained_agent
-        if self.norm_state_from == "replay" and (self.warm_up_target == 0 or early):
-            raise ValueError(
-                "norm_state_from: replay needs episodes of warm-up (num_warm_up_episode) and an "
-                "agent that starts untrained (no pretrain_num_epoch, no load_pretrained_agent)"
             )
 
     @property

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from agent_io import build_agent, check_files, inherit_env, load_bc_policies, load_pretrained
-from bc.dataset import gather_stack, read_demos
+from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.ibrl_utils import eval_mode, schedule
@@ -199,8 +198,6 @@ class Workspace:
             self.ref_agent = self.agent.reference_copy()
         self.replay.freeze_bc_replay = bool(cfg.freeze_bc_replay)
         self._warm_up()
-        if cfg.q_agent.norm_state and cfg.norm_state_from == "replay":
-            self._fit_state_norm(self.replay.episodes_of("state"))
         self.prepared = True
         self.save_state()
 
@@ -218,8 +215,8 @@ class Workspace:
                 keys=list(self.agent.input_keys),
             )
         )
-        if cfg.q_agent.norm_state and cfg.norm_state_from == "demos":
-            self._fit_state_norm(demo.observations["state"] for demo in demos)
+        if cfg.q_agent.norm_state:
+            self._fit_state_norm(demos)
         for demo in demos:
             observations = {k: demo.observations[k] for k in self.agent.input_keys}
             if self.agent.num_bc_action:
@@ -229,9 +226,10 @@ class Workspace:
         steps = sum(len(d) for d in demos)
         self.log.print(f"{len(demos)} demonstrations, {steps} steps, from {cfg.preload_datapath}")
 
-    def _fit_state_norm(self, episodes: Iterable[np.ndarray]) -> None:
+    def _fit_state_norm(self, demos: list[Demo]) -> None:
         stack = self.env.spec.observations["state"].stack
-        self.agent.fit_state_norm(torch.cat([_stacked(frames, stack) for frames in episodes]))
+        states = [_stacked(d.observations["state"], stack) for d in demos]
+        self.agent.fit_state_norm(torch.cat(states))
 
     def _bc_actions_of(self, observations: dict[str, np.ndarray]) -> np.ndarray:
         """BC proposals for every step of a demonstration: [T, K, A]."""

@@ -194,7 +194,7 @@ class QAgent(nn.Module):
         return len(self.bc_policies) * self.cfg.num_bc_samples
 
     def fit_state_norm(self, states: torch.Tensor) -> None:
-        """Take mean and std of states [N, S] (``norm_state = 1``)."""
+        """Take mean and std of demonstration states [N, S] (``norm_state = 1``)."""
         if not self.cfg.norm_state:
             raise RuntimeError("fit_state_norm: q_agent.norm_state is 0")
         self.state_norm.fit(states.to(self.device))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -387,11 +387,6 @@ class ReplayBuffer:
             "action": {"action": read("action", "action", steps, steps + length)},
             "reward": read("reward", "", steps, steps + length),
         }
-
-    def episodes_of(self, key: str) -> Iterator[np.ndarray]:
-        """One observation of every stored episode, oldest first: [T, ...], steps unstacked."""
-        for i in range(self.size()):
-            yield self._episode_frames(i)["obs"][key]
 
     # ------------------------------------------------------------------ resume
 

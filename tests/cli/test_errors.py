@@ -40,11 +40,6 @@ def assert_refused(args: list[str], *said: str) -> None:
         (["--mix_rl_rate=0.5"], ("mix_rl_rate", "preload_num_data")),
         (["--add_bc_loss=1"], ("add_bc_loss", "preload_num_data")),
         (["--q_agent.ibrl_eps_greedy=2"], ("q_agent", "ibrl_eps_greedy", "[0, 1]")),
-        (["--q_agent.norm_state=1"], ("norm_state", "preload_num_data")),
-        (
-            ["--q_agent.norm_state=1", "--norm_state_from=replay", "--num_warm_up_episode=0"],
-            ("norm_state_from", "num_warm_up_episode"),
-        ),
         (["--q_agent.device=gpu", *MW], ("device", "gpu", "cuda")),
         (["--config_path=release/cfgs/none.yaml"], ("config_path", "release/cfgs/none.yaml")),
     ],
