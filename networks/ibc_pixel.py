@@ -49,8 +49,8 @@ class ImageConfig:
 
 
 @dataclass
-class PixelEBMConfig:
-    """Energy network over images."""
+class EncoderConfig:
+    """What is done to the frames, and the image encoder."""
 
     image: ImageConfig = field(default_factory=ImageConfig)
     # image encoder: conv_maxpool (256 features) or spatial_attention (2 * num_heads)
@@ -61,6 +61,12 @@ class PixelEBMConfig:
     num_blocks: int = 8
     # spatial_attention: keypoints
     num_heads: int = 64
+
+
+@dataclass
+class PixelEBMConfig(EncoderConfig):
+    """Energy network over images."""
+
     # width of the value network (DenseResnetValue)
     value_width: int = 512
     # residual blocks of the value network
@@ -68,20 +74,18 @@ class PixelEBMConfig:
 
 
 @dataclass
-class ConvMLPConfig(MLPConfig):
-    """Explicit regression over images: conv_maxpool and a trunk."""
+class ConvMLPConfig(EncoderConfig, MLPConfig):
+    """Explicit regression over images: an encoder and a trunk."""
 
-    image: ImageConfig = field(default_factory=ImageConfig)
-    # 1: append each pixel's (row, column) in [-1, 1] to the image
+    # 1: append each pixel's (row, column) in [-1, 1] to the image (spatial_attention always does)
     coord_conv: Flag = 1
 
 
 @dataclass
-class ConvMDNConfig(MDNConfig):
-    """Mixture density network over images: conv_maxpool, a trunk and its mixture."""
+class ConvMDNConfig(EncoderConfig, MDNConfig):
+    """Mixture density network over images: an encoder, a trunk and its mixture."""
 
-    image: ImageConfig = field(default_factory=ImageConfig)
-    # 1: append each pixel's (row, column) in [-1, 1] to the image
+    # 1: append each pixel's (row, column) in [-1, 1] to the image (spatial_attention always does)
     coord_conv: Flag = 1
 
 
@@ -303,6 +307,17 @@ def run_encoder(
         return encoder(x)
 
 
+def make_encoder(
+    in_channels: int, cfg: EncoderConfig
+) -> ConvMaxpoolEncoder | SpatialAttentionEncoder:
+    """The configured encoder; ValueError for an unknown one."""
+    if cfg.encoder == "conv_maxpool":
+        return ConvMaxpoolEncoder(in_channels)
+    if cfg.encoder == "spatial_attention":
+        return SpatialAttentionEncoder(in_channels, cfg.filters, cfg.num_blocks, cfg.num_heads)
+    raise ValueError(f"encoder is {cfg.encoder!r}: conv_maxpool or spatial_attention")
+
+
 class PixelEBM(nn.Module):
     """f(images, a), minus the energy, with late fusion: the images are encoded once.
 
@@ -317,15 +332,7 @@ class PixelEBM(nn.Module):
         super().__init__()
         self.action_dim, self.cfg = action_dim, cfg
         self.frames = FrameStack(num_frames, channels, cfg.image)
-        self.encoder: ConvMaxpoolEncoder | SpatialAttentionEncoder
-        if cfg.encoder == "conv_maxpool":
-            self.encoder = ConvMaxpoolEncoder(num_frames * channels)
-        elif cfg.encoder == "spatial_attention":
-            self.encoder = SpatialAttentionEncoder(
-                num_frames * channels, cfg.filters, cfg.num_blocks, cfg.num_heads
-            )
-        else:
-            raise ValueError(f"encoder is {cfg.encoder!r}: conv_maxpool or spatial_attention")
+        self.encoder = make_encoder(num_frames * channels, cfg)
         width = self.encoder.out_dim + action_dim
         self.value = DenseResnetValue(width, cfg.value_width, cfg.value_blocks)
 
@@ -350,15 +357,16 @@ class PixelEBM(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Frames, coordinates, conv_maxpool and a trunk: [B, T, C, H, W] -> [B, width]."""
+    """Frames, coordinates, an encoder and a trunk: [B, T, C, H, W] -> [B, width]."""
 
     def __init__(self, num_frames: int, channels: int, cfg: ConvMLPConfig | ConvMDNConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.frames = FrameStack(num_frames, channels, cfg.image)
-        self.coords = CoordConv() if cfg.coord_conv else nn.Identity()
-        self.encoder = ConvMaxpoolEncoder(num_frames * channels + 2 * cfg.coord_conv)
-        self.trunk = Trunk(ConvMaxpoolEncoder.out_dim, cfg)
+        coords = bool(cfg.coord_conv) and cfg.encoder == "conv_maxpool"
+        self.coords = CoordConv() if coords else nn.Identity()
+        self.encoder = make_encoder(num_frames * channels + 2 * coords, cfg)
+        self.trunk = Trunk(self.encoder.out_dim, cfg)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.coords(self.frames(images))

@@ -398,6 +398,11 @@ def test_explicit_pixel_networks() -> None:
     plain = ConvMLPMSE(2, 3, ConvMLPConfig(coord_conv=0, **trunk))
     widths = [m.net.encoder.get_submodule("conv1").in_channels for m in (mse, plain)]
     assert widths == [8, 6]
+    keypoints = {"encoder": "spatial_attention", "filters": 8, "num_blocks": 1, "num_heads": 5}
+    attentive = ConvMLPMSE(2, 3, ConvMLPConfig(**trunk, **keypoints))
+    assert attentive(frames()).shape == (2, 3)
+    # coordinates are appended once, by the encoder
+    assert attentive.net.encoder.get_submodule("conv0").in_channels == 8
     mdn = ConvMLPMDN(2, 3, ConvMDNConfig(num_components=4, **trunk))
     assert mdn(frames()).loc.shape == (2, 4, 3)
 
