@@ -13,6 +13,7 @@ import torch
 from bc.base import BasePolicy
 from bc.bc_policy import BcPolicy, StateBcPolicy
 from bc.dataset import DemoDataset
+from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.base import IbcPolicy
 from bc.ibc.ebm_policy import EbmPolicy
 from bc.ibc.mdn_policy import MdnPolicy
@@ -104,6 +105,8 @@ def _build_ibc(cfg: MainConfig) -> IbcPolicy:
     key = "state" if dataset.use_state else dataset.rl_cameras[0]
     stack = dataset.state_stack if dataset.use_state else dataset.image_stack
     shapes = (key, cfg.obs_shape, stack, cfg.action_dim)
+    if cfg.kind == "ebm" and cfg.ebm.autoregressive:
+        return AutoregressivePolicy(*shapes, cfg.ebm)
     if cfg.kind == "ebm":
         return EbmPolicy(*shapes, cfg.ebm)
     if cfg.kind == "mse":

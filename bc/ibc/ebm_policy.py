@@ -20,7 +20,7 @@ from networks.ibc_mlp import MLPEBM, MLPConfig
 from networks.ibc_pixel import PixelEBM, PixelEBMConfig
 
 # actions scored at a time when acting, so that many observations do not exhaust the memory
-_MAX_ROWS = 2**16
+MAX_ROWS = 2**16
 
 
 @dataclass
@@ -33,6 +33,8 @@ class EbmPolicyConfig:
     pixel: PixelEBMConfig = field(default_factory=PixelEBMConfig)
     # normalisation; the published EBMs scale the actions' range to [-1, 1]
     norm: NormConfig = field(default_factory=lambda: NormConfig(min_max_actions=1))
+    # 1: one energy per action dimension (appendix B.2; trained by InfoNCE, acts by DFO)
+    autoregressive: Flag = 0
     # arithmetic of the trunk's products; the rest stays float32
     precision: Precision = "float32"
     # samples are drawn within the actions' range, widened by this share of it on each side
@@ -89,27 +91,46 @@ class EbmPolicyConfig:
                 f"fraction_dfo_samples: {dfo} and fraction_langevin_samples {langevin}, "
                 "expected shares whose sum is at most 1"
             )
+        if self.autoregressive:
+            self._check_autoregressive()
         if not 0 <= self.prob_clip < 1:
             raise ValueError(f"prob_clip: {self.prob_clip}, expected 0 or a small probability")
 
+    def _check_autoregressive(self) -> None:
+        """What goes with ``autoregressive``; ValueError names the field that does not."""
+        wanted = {
+            "loss_type": "info_nce",
+            "fraction_dfo_samples": 0,
+            "fraction_langevin_samples": 0,
+            "use_dfo": 1,
+            "use_langevin": 0,
+        }
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}, but autoregressive: 1 goes with {value}"
+                )
+        if self.grad_penalty.add_grad_penalty:
+            raise ValueError("grad_penalty.add_grad_penalty: 1, but autoregressive: 1 has none")
+
 
 def score(
-    net: nn.Module, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
+    net: Any, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
 ) -> torch.Tensor:
     """Logits [B, N] with graph, by the fast kernels where they know the network."""
     if isinstance(net, MLPEBM):
         return ebm_fast.fast_score(net, encoded, actions, precision)
-    return net.score(encoded, actions)  # type: ignore[operator]
+    return net.score(encoded, actions)
 
 
 def score_and_grad(
-    net: nn.Module, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
+    net: Any, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [B, N] and df/da [B, N, A], both differentiable by weights and ``encoded``."""
     if isinstance(net, MLPEBM):
         return ebm_fast.fast_score_and_action_grad(net, encoded, actions, precision)
     actions = actions.detach().requires_grad_()
-    logits = net.score(encoded, actions)  # type: ignore[operator]
+    logits = net.score(encoded, actions)
     return logits, torch.autograd.grad(logits.sum(), actions, create_graph=True)[0]
 
 
@@ -143,16 +164,17 @@ class EbmPolicy(IbcPolicy):
     ) -> None:
         self.cfg = cfg = cfg if cfg is not None else EbmPolicyConfig()
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = (
-            PixelEBM(stack, action_dim, cfg.pixel)
-            if self.pixels
-            else MLPEBM(self.obs_shape[0], action_dim, cfg.net)
-        )
+        self.net: Any = self._make_net()
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or cfg.net.dense_layer_type != "spectral_norm"
         # where actions are looked for, in normalised space
         self.register_buffer("box_low", -torch.ones(action_dim))
         self.register_buffer("box_high", torch.ones(action_dim))
+
+    def _make_net(self) -> nn.Module:
+        if self.pixels:
+            return PixelEBM(self.stack, self.action_dim, self.cfg.pixel)
+        return MLPEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
 
     # ------------------------------------------------------------- statistics
 
@@ -309,7 +331,7 @@ class EbmPolicy(IbcPolicy):
         return samples
 
     def _in_chunks(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield from features.split(max(1, _MAX_ROWS // self.cfg.num_action_samples))
+        yield from features.split(max(1, MAX_ROWS // self.cfg.num_action_samples))
 
     def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
         out = []

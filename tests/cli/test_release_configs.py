@@ -216,6 +216,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_every_file_is_known_here() -> None:
     assert len(PUBLISHED) == 12 + 4 + 3
     files = {p.relative_to(CFGS).as_posix() for p in CFGS.rglob("*.y*ml")}
+    files = {f for f in files if not f.startswith("ibc/")}  # test_ibc_configs
     assert files == set(PUBLISHED) | set(OWN)
     assert quickstart.CFG_DIR.resolve() == CFGS / "metaworld"
 
