@@ -61,6 +61,8 @@ def check_packages() -> list[Finding]:
     found.append(_package("metaworld", "metaworld", True, advice))
     extra = "optional, for the robomimic tasks: pip install robosuite"
     found.append(_package("robosuite", "robosuite", False, extra))
+    extra = "optional, for block pushing: pip install pybullet (no wheels from Python 3.12 on)"
+    found.append(_package("pybullet", "pybullet", False, extra))
     return found
 
 

@@ -29,6 +29,9 @@ START_XY = (0.3, -0.4)
 WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.15, -0.5]), np.array([0.7, 0.5])
 WORKSPACE_CENTRE_X = 0.4
 TARGET_HEIGHT = 0.02
+# of a server's shared memory: pybullet's own default
+SERVER_KEY = 12347
+SHARED_MEMORY_TABLE = Path("/proc/sysvipc/shm")  # Linux tells who is attached
 
 _INITIAL_JOINTS = (
     -0.9254632489674508,
@@ -86,7 +89,11 @@ class BlockPushSim:
 
     def _connect(self, shared_memory: bool) -> int:
         p = self.bullet
-        client = p.connect(p.SHARED_MEMORY if shared_memory else p.DIRECT)
+        if shared_memory:
+            _check_not_left_behind(SERVER_KEY)
+            client = p.connect(p.SHARED_MEMORY, key=SERVER_KEY)
+        else:
+            client = p.connect(p.DIRECT)
         if client < 0:
             raise EnvError(
                 "shared_memory: no pybullet server answers; start one where there is a display: "
@@ -215,6 +222,19 @@ class BlockPushSim:
         if self.client >= 0:
             self.bullet.disconnect(**self._kw)
             self.client = -1
+
+
+def _check_not_left_behind(key: int) -> None:
+    """EnvError for the memory of a killed server, on which pybullet would wait for ever."""
+    if not SHARED_MEMORY_TABLE.exists():
+        return
+    for line in SHARED_MEMORY_TABLE.read_text().splitlines()[1:]:
+        columns = line.split()  # key, id, permissions, size, creator, last user, attached
+        if int(columns[0]) == key and columns[6] == "0":
+            raise EnvError(
+                f"shared_memory: a pybullet server was killed and left its memory behind; remove "
+                f"it (ipcrm -m {columns[1]}) and start one: python -m pybullet_utils.runServer"
+            )
 
 
 def wrap(angle: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -237,6 +238,51 @@ def test_bad_configurations_are_told(kwargs: dict, names: list[str]) -> None:
     with pytest.raises(EnvError) as error:
         block_env(**kwargs)
     assert all(name in str(error.value) for name in names)
+
+
+SERVER = """
+import sys, pybullet
+pybullet.connect(pybullet.SHARED_MEMORY_SERVER, key=int(sys.argv[1]))
+print("serving", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_running_server_shows_the_same_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = 20000 + os.getpid() % 10000
+    monkeypatch.setattr(sim, "SERVER_KEY", key)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(key)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        while "serving" not in server.stdout.readline():
+            assert server.poll() is None
+        shown, alone = block_env(shared_memory=1), block_env()
+        for env in (shown, alone):
+            env.reset(seed=0)
+        action = np.array([0.1, 0.2])
+        states = [env.step(action)[0]["state"] for env in (shown, alone)]
+        np.testing.assert_array_equal(*states)
+        shown.close()
+        alone.close()
+    finally:
+        server.stdin.close()
+        server.wait(timeout=60)
+
+
+def test_the_memory_of_a_killed_server_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "shm"
+    table.write_text(
+        "key shmid perms size cpid lpid nattch\n  77 5 666 8425624 9 9 1\n 78 6 666 8425624 9 9 0\n"
+    )
+    monkeypatch.setattr(sim, "SHARED_MEMORY_TABLE", table)
+    sim._check_not_left_behind(77)
+    sim._check_not_left_behind(79)
+    with pytest.raises(EnvError, match="ipcrm -m 6"):
+        sim._check_not_left_behind(78)
 
 
 def test_missing_pybullet_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
