@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from env.block_pushing.native_output import silenced
+from common_utils.native_output import silenced
 from env.core import EnvError
 
 ASSETS = Path(__file__).parent / "assets"
