@@ -191,7 +191,12 @@ def convert(options: argparse.Namespace) -> Path:
     """Replay and write; the dataset's path (which is gone again with ``save_hdf5`` 0)."""
     check_options(options)
     run = plan(options)
-    run.record()
+    try:
+        run.record()
+    except (EnvError, KeyboardInterrupt):
+        if kept := run.kept():
+            print(kept, file=sys.stderr)
+        raise
     print_notes(run.file)
     save_extras(run.file, bool(options.video), bool(options.tensor))
     if not options.save_hdf5:
@@ -207,6 +212,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ConfigError, DatasetError, EnvError, ResourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
