@@ -1,7 +1,8 @@
 """Minari datasets in this project's layout, for ``train_bc.py`` and IBRL.
 
     minari download D4RL/door/human-v2
-    python -m tools.convert_minari --dataset D4RL/door/human-v2 --out release/data/d4rl/door
+    python -m tools.convert_minari --dataset D4RL/door/human-v2 \\
+        --out release/data/d4rl/door-human-v0
 
 writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Nothing is downloaded: the
 dataset must lie in Minari's folder (``--root``). Actions are mapped from their bounds to [-1, 1];
@@ -218,7 +219,7 @@ class Converter:
 def convert(cfg: MainConfig) -> Path:
     """Write the dataset file; returns its path. Raises ConfigError naming field and fault."""
     if not cfg.out:
-        raise ConfigError("out: '', expected a folder, such as release/data/d4rl/door")
+        raise ConfigError("out: '', expected a folder, such as release/data/d4rl/door-human-v0")
     target = Path(cfg.out) / "dataset.hdf5"
     if target.exists() and not cfg.overwrite:
         raise ConfigError(f"out: {target} exists already; --overwrite 1 replaces it")

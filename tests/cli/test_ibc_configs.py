@@ -40,7 +40,7 @@ TASK: dict[str, dict[str, Any]] = {
     },
     "d4rl": STATES
     | {
-        "dataset.path": "release/data/d4rl/door-human-v0.hdf5",
+        "dataset.path": "release/data/d4rl/door-human-v0/dataset.hdf5",
         "dataset.state_stack": 1,
         "env.suite": "d4rl",
         "epoch_len": 5000,

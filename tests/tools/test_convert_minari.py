@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from bc.dataset import DatasetConfig, DemoDataset
+from bc.dataset import DatasetConfig, DatasetError, DemoDataset
 from common_utils.run_config import ConfigError
 from env.factory import make_env
 from tools.convert_minari import MainConfig, convert, local_datasets
@@ -165,6 +165,14 @@ def test_a_missing_dataset_is_told_with_the_command(root: Path, tmp_path: Path) 
     assert "minari download D4RL/door/human-v2" in done.stderr
     assert "my/pendulum-v0" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_reader_names_the_commands_for_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as error:
+        read(tmp_path / "kitchen-mixed-v0" / "dataset.hdf5")
+    told = str(error.value)
+    assert "minari download D4RL/kitchen/mixed-v2;" in told
+    assert f"--dataset D4RL/kitchen/mixed-v2 --out {tmp_path}/kitchen-mixed-v0" in told
 
 
 def test_a_damaged_dataset_is_told(root: Path, tmp_path: Path) -> None:
