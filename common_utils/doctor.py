@@ -62,11 +62,41 @@ def check_packages() -> list[Finding]:
     found = [_package(n, n, True, advice) for n in needed]
     found.append(_package("mujoco", "mujoco", True, advice))
     found.append(_package("metaworld", "metaworld", True, advice))
-    extra = "optional, for the robomimic tasks: pip install robosuite"
-    found.append(_package("robosuite", "robosuite", False, extra))
     extra = "optional, for block pushing: pip install pybullet (no wheels from Python 3.12 on)"
     found.append(_package("pybullet", "pybullet", False, extra))
     return found
+
+
+_ROBOSUITE_PROGRAM = """
+import numpy as np
+from env.factory import EnvConfig, make_env
+env = make_env(EnvConfig(suite="robosuite", task="Lift", use_state=1))
+env.reset(seed=0)
+env.step(np.zeros(7))
+print("a step of Lift works")
+"""
+
+
+def check_robosuite() -> Finding:
+    """Takes a step of Lift from states, in a process of its own."""
+    name, advice = "robosuite", "for the robomimic tasks: pip install -r requirements.txt"
+    try:
+        version = importlib.metadata.version("robosuite")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, NOTE, "not installed", advice)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    more = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MUJOCO_GL": "disabled"}
+    command = [sys.executable, "-c", _ROBOSUITE_PROGRAM]
+    try:
+        done = subprocess.run(
+            command, env=os.environ | more, capture_output=True, text=True, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name, NOTE, f"{version}, but Lift does not start in 300 s", advice)
+    if done.returncode == 0:
+        return Finding(name, OK, f"{version}: {done.stdout.strip()}")
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return Finding(name, NOTE, f"{version}, but {last}", advice)
 
 
 def check_cuda() -> Finding:
