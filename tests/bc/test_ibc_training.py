@@ -1,0 +1,118 @@
+"""Implicit BC trained by the one BC loop: runs, resuming, evaluation, refusals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ibc_data import write_particle
+
+import train_bc
+from bc.ibc.ebm_policy import EbmPolicy
+from bc.ibc.mdn_policy import MdnPolicy
+from bc.ibc.mse_policy import MsePolicy
+from common_utils import run_config
+from common_utils.logger import read_metrics
+from common_utils.run_config import ConfigError
+from env.factory import make_env
+from evaluate.pool import EvalPool
+from evaluate.rollout import run_eval
+
+RELEASE = Path(__file__).resolve().parents[2] / "release" / "cfgs" / "ibc" / "particle"
+SMALL = {
+    "ebm": ["--ebm.net.width", "16", "--ebm.langevin.num_iterations", "3"]
+    + ["--ebm.num_action_samples", "32"],
+    "mse": ["--mse.net.width", "16"],
+    "mdn": ["--mdn.net.width", "16", "--policy_type", "mdn"],
+}
+FILES = {"ebm": "mlp_ebm_langevin", "mse": "mlp_mse", "mdn": "mlp_mse"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_particle(tmp_path_factory.mktemp("data") / "particle.hdf5")
+
+
+def config(kind: str, save_dir: Path, data: Path, *more: str) -> train_bc.MainConfig:
+    args = ["--config_path", str(RELEASE / f"{FILES[kind]}.yaml"), "--save_dir", str(save_dir)]
+    args += ["--dataset.path", str(data), "--dataset.action_low", "[0]"]
+    args += ["--dataset.action_high", "[1]", "--device", "cpu", "--batch_size", "16"]
+    args += ["--epoch_len", "10", "--num_epoch", "2", "--num_eval_episode", "0"]
+    return run_config.parse_args(train_bc.MainConfig, [*args, *SMALL[kind], *more])
+
+
+@pytest.mark.parametrize("kind, cls", [("ebm", EbmPolicy), ("mse", MsePolicy), ("mdn", MdnPolicy)])
+def test_a_run_trains_plays_and_is_loaded_again(tmp_path, data, kind, cls):
+    cfg = config(kind, tmp_path / "run", data, "--num_eval_episode", "1")
+    work = train_bc.run(cfg)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {"train/loss", "score/score", "score/return", "score/final_dist_second_goal"} <= set(
+        rows[-1]
+    )
+    (tmp_path / "run").rename(tmp_path / "moved")
+    policy, loaded = train_bc.load_policy(tmp_path / "moved" / "latest.pt", "cpu")
+    assert isinstance(policy, cls) and loaded.obs_shape == [16]
+    assert (loaded.env.suite, loaded.env.state_stack, loaded.env.stack_pad) == (
+        "particle", 2, "repeat",
+    )  # fmt: skip
+    for key, value in work.policy.state_dict().items():
+        assert torch.equal(policy.state_dict()[key], value)
+    # statistics came from the data: actions are not the identity's
+    assert float((policy.act_norm.scale - 1).abs().max()) > 0.01
+    # the learning rate has decayed, continuously
+    assert work.optim.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.99 ** (19 / 100))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "latest.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("kind", ["ebm", "mdn"])
+def test_resuming_repeats_the_uninterrupted_run(tmp_path, data, kind):
+    train_bc.run(config(kind, tmp_path / "whole", data))
+    train_bc.run(config(kind, tmp_path / "parts", data, "--num_epoch", "1"))
+    half = weights(tmp_path / "parts")
+    train_bc.run(config(kind, tmp_path / "parts", data, "--resume", "1"))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert any(not torch.equal(whole[k], half[k]) for k in whole)
+
+
+def test_an_episode_is_the_same_alone_and_in_a_pool(tmp_path, data):
+    train_bc.run(config("ebm", tmp_path / "run", data))
+    policy, _, params = train_bc.load_model(tmp_path / "run" / "latest.pt", "cpu")
+    env = make_env(params)
+    alone = run_eval(env, policy, 3, 0)
+    env.close()
+    with EvalPool(params, 2) as pool:
+        together = pool.run(policy, 3, 0)
+    assert alone.mean_metrics == together.mean_metrics
+    assert alone.scores.tolist() == together.scores.tolist()
+    assert alone.seeds.tolist() == [0, 1, 2]
+
+
+def test_an_infinite_loss_ends_the_run_and_says_where(tmp_path, data):
+    with pytest.raises(train_bc.TrainingError, match=r"step \d+: the loss is (nan|inf)"):
+        train_bc.run(config("mse", tmp_path / "run", data, "--lr", "1e30"))
+
+
+@pytest.mark.parametrize(
+    "more, match",
+    [
+        (["--weight_decay", "0.1"], "weight_decay"),
+        (["--lr_decay_steps", "0"], "lr_decay_steps"),
+        (["--grad_clip", "-1"], "grad_clip"),
+        (["--dataset.use_state", "0", "--dataset.rl_camera", "a+b"], "one camera"),
+        (["--ebm.num_action_samples", "0"], "num_action_samples"),
+        (["--ebm.net.depth", "3"], "even"),
+    ],
+)
+def test_impossible_runs_are_refused(tmp_path, data, more, match):
+    with pytest.raises((ConfigError, ValueError), match=match):
+        train_bc.run(config("ebm", tmp_path / "run", data, *more))
