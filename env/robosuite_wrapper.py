@@ -94,21 +94,22 @@ class RobosuiteEnv(SeededEnv):
                 f"{', '.join(known)}"
             )
 
-    def _picture(self, camera: str) -> np.ndarray:
-        """uint8 [image_size, image_size, 3], upright; drawn once per step."""
+    def draw(self, camera: str) -> np.ndarray:
+        """uint8 [image_size, image_size, 3], upright, drawn anew."""
         from env.rendering import Renderer
 
-        size = self.cfg.image_size
+        sim, size = self._sim.sim, self.cfg.image_size
+        if self._renderer is None:
+            quality = self.cfg.render_quality
+            self._renderer = Renderer(sim.model._model, size, size, quality, (COLLISION_GROUP,))
+        return self._renderer.render(sim.data._data, self._renderer.camera_id(camera))
+
+    def _picture(self, camera: str) -> np.ndarray:
+        """uint8 [image_size, image_size, 3], upright; drawn once per step."""
         if self._blind:
-            return np.zeros((size, size, 3), np.uint8)
+            return np.zeros((self.cfg.image_size, self.cfg.image_size, 3), np.uint8)
         if camera not in self._pictures:
-            sim = self._sim.sim
-            if self._renderer is None:
-                self._renderer = Renderer(
-                    sim.model._model, size, size, self.cfg.render_quality, (COLLISION_GROUP,)
-                )
-            number = self._renderer.camera_id(camera)
-            self._pictures[camera] = self._renderer.render(sim.data._data, number)
+            self._pictures[camera] = self.draw(camera)
         return self._pictures[camera]
 
     def render(self, camera: str | None = None) -> np.ndarray:
