@@ -1,12 +1,15 @@
-"""How robomimic's files describe their environment: ``env_args``, in the words of robosuite 1.4."""
+"""How robomimic's files describe their environment: ``env_args``, in the words of robosuite 1.4,
+and the model of each episode."""
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from env.robosuite_shapes import variable_body
 from env.robosuite_sim import CONTROL_FREQ, import_robosuite, task_named
 
 ENV_TYPE = 1  # robomimic's number for robosuite
@@ -85,3 +88,29 @@ def robomimic_env_args(
         "type": ENV_TYPE,
         "env_kwargs": kwargs,
     }
+
+
+def model_xml(env: Any) -> str:
+    """The present episode's model of ``env`` (``make_sim``): robosuite's XML, in which the places
+    of what stands still, and the shape that is drawn anew at each reset, are the simulation's."""
+    root = ElementTree.fromstring(env.model.get_xml())
+    model, shaped = env.sim.model._model, variable_body(env)
+    for body in root.iter("body"):
+        name = body.get("name", "")
+        moves = body.find("joint") is not None or body.find("freejoint") is not None
+        number = model.body(name).id
+        told = np.array([float(x) for x in body.get("pos", "0 0 0").split()])
+        if not moves and np.abs(told - model.body_pos[number]).max() > 1e-9:
+            body.set("pos", _text(model.body_pos[number]))
+            body.set("quat", _text(model.body_quat[number]))
+        if name == shaped:
+            for geom in body.iter("geom"):
+                own = model.geom(geom.attrib["name"])
+                geom.set("size", _text(own.size[: len(geom.attrib["size"].split())]))
+                geom.set("pos", _text(own.pos))
+                geom.set("quat", _text(own.quat))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _text(values: np.ndarray) -> str:
+    return " ".join(repr(float(v)) for v in values)
