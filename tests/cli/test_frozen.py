@@ -17,7 +17,13 @@ import train_bc
 import train_rl
 from common_utils import run_config
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
-from tools import collect_oracle
+from tools import (
+    collect_oracle,
+    convert_minari,
+    coordinate_regression,
+    expert_report,
+    generate_demos,
+)
 
 FROZEN = Path(__file__).parent / "frozen"
 PROGRAMS: dict[str, Any] = {
@@ -27,6 +33,10 @@ PROGRAMS: dict[str, Any] = {
     "train_bc_mw": train_bc_mw.MainConfig,
     "generate_metaworld_dataset": generate_metaworld_dataset.MainConfig,
     "collect_oracle": collect_oracle.MainConfig,
+    "convert_minari": convert_minari.MainConfig,
+    "coordinate_regression": coordinate_regression.MainConfig,
+    "generate_demos": generate_demos.MainConfig,
+    "expert_report": expert_report.MainConfig,
 }
 
 
