@@ -1,6 +1,7 @@
 """Fused float32 kernels (csrc/kernels.cc). All arguments named like a tensor are addresses
-(``Tensor.data_ptr()``) of contiguous float32 arrays, 0 for none; ``networks/fast.py`` is the
-only caller. ``keep`` of 2**32 outcomes survive dropout (0: no dropout)."""
+(``Tensor.data_ptr()``) of contiguous float32 arrays, 0 for none; ``networks/fast.py`` and
+``networks/fast_mlp.py`` are the only callers. ``keep`` of 2**32 outcomes survive dropout (0: no
+dropout)."""
 
 def norm_relu(
     groups: int,
@@ -78,3 +79,63 @@ def isa() -> str:
 
 def use(isa: str) -> None:
     """Take another instruction set that this CPU has (for tests)."""
+
+Layer = tuple[int, int, int, bool, int, bool, int, int, float, int, float, int, bool]
+"""in, out, weight, transposed, bias, bias per unit, gamma, beta, eps, keep, scale, seed, hidden"""
+
+def mlp_saved_size(rows: int, members: list[int], layers: list[Layer], hidden: bool) -> int:
+    """Floats that the backward pass needs; ``hidden``: for gradients of weights too."""
+
+def mlp(
+    rows: int,
+    x: int,
+    members: list[int],
+    layers: list[Layer],
+    out: int,
+    saved: int,
+    hidden: bool,
+    threads: int,
+) -> None: ...
+def mlp_grad(
+    rows: int,
+    x: int,
+    members: list[int],
+    layers: list[Layer],
+    saved: int,
+    hidden: bool,
+    dout: int,
+    dx: int,
+    grads: list[tuple[int, int, int, int]],
+    threads: int,
+) -> None:
+    """grads per layer: weight, bias, gamma, beta; an empty list for none."""
+
+def mlp_grad_picked(
+    rows: int,
+    x: int,
+    members: list[int],
+    layers: list[Layer],
+    saved: int,
+    hidden: bool,
+    pick: int,
+    dout: int,
+    dx: int,
+    threads: int,
+) -> None:
+    """pick: int64 [rows], the member whose value row r's gradient is of."""
+
+def gemm(
+    m: int,
+    n: int,
+    k: int,
+    a: int,
+    lda: int,
+    ta: bool,
+    b: int,
+    ldb: int,
+    tb: bool,
+    c: int,
+    ldc: int,
+    add: bool,
+) -> None:
+    """c [m, n] = (c +) op(a) op(b), on one thread."""

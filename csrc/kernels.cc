@@ -3,14 +3,17 @@
 // Tensors come in as addresses (torch's data_ptr), so that neither libtorch nor a conversion is
 // needed; networks/fast.py is the only caller and checks shapes, types and contiguity.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
+#include "kernels_mlp.h"
 
 namespace py = pybind11;
 
@@ -31,8 +34,6 @@ const Table& choose() {
     return base::table;
 }
 
-const Table* active = &choose();
-
 const Table& by_name(const std::string& name) {
 #if defined(__x86_64__)
     if (name == "v4" && std::string(choose().isa) == "v4") return v4::table;
@@ -41,6 +42,12 @@ const Table& by_name(const std::string& name) {
     if (name == "base") return base::table;
     throw py::value_error("kernels.use: '" + name + "' is not an instruction set of this CPU");
 }
+
+}  // namespace
+
+const Table* active = &choose();
+
+namespace {
 
 template <typename T>
 T* at(uintptr_t address) {
@@ -172,6 +179,73 @@ void spatial_grad(int64_t batch, int64_t rows, int64_t num, int64_t width, uintp
     }
 }
 
+// in, out, w, transposed, bias, bias per unit, gamma, beta, eps, keep, scale, seed, hidden
+using LayerArgs = std::tuple<int64_t, int64_t, uintptr_t, bool, uintptr_t, bool, uintptr_t,
+                             uintptr_t, float, uint32_t, float, uint64_t, bool>;
+using GradArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+Mlp mlp_of(int64_t rows, uintptr_t x, std::vector<int64_t> members,
+           const std::vector<LayerArgs>& layers) {
+    if (rows < 0 || members.empty() || layers.empty()) {
+        throw py::value_error("kernels: impossible shape");
+    }
+    Mlp a{rows, at<float>(x), std::move(members), {}};
+    for (const auto& [in, out, w, transposed, bias, per_unit, gamma, beta, eps, keep, scale, seed,
+                      hidden] : layers) {
+        if (in < 1 || out < 1 || (!a.layers.empty() && a.layers.back().out != in)) {
+            throw py::value_error("kernels: impossible shape");
+        }
+        a.layers.push_back({in, out, at<float>(w), transposed, at<float>(bias), per_unit,
+                            at<float>(gamma), at<float>(beta), eps, keep, scale, seed, hidden});
+    }
+    return a;
+}
+
+int64_t py_mlp_saved_size(int64_t rows, std::vector<int64_t> members,
+                          const std::vector<LayerArgs>& layers, bool hidden) {
+    return mlp_saved_size(mlp_of(rows, 0, std::move(members), layers), hidden);
+}
+
+void py_mlp(int64_t rows, uintptr_t x, std::vector<int64_t> members,
+            const std::vector<LayerArgs>& layers, uintptr_t out, uintptr_t saved, bool hidden,
+            int threads) {
+    mlp(mlp_of(rows, x, std::move(members), layers), at<float>(out), at<float>(saved), hidden,
+        threads);
+}
+
+void py_mlp_grad(int64_t rows, uintptr_t x, std::vector<int64_t> members,
+                 const std::vector<LayerArgs>& layers, uintptr_t saved, bool hidden,
+                 uintptr_t dout, uintptr_t dx, const std::vector<GradArgs>& grads, int threads) {
+    const Mlp a = mlp_of(rows, x, std::move(members), layers);
+    std::vector<MlpLayerGrad> to;
+    for (const auto& [dw, dbias, dgamma, dbeta] : grads) {
+        to.push_back({at<float>(dw), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)});
+    }
+    if (!to.empty() && (to.size() != layers.size() || !hidden)) {
+        throw py::value_error("kernels: gradients of weights need every layer and its input");
+    }
+    mlp_grad(a, at<float>(saved), hidden, at<float>(dout), at<float>(dx), to, threads);
+}
+
+void py_mlp_grad_picked(int64_t rows, uintptr_t x, std::vector<int64_t> members,
+                        const std::vector<LayerArgs>& layers, uintptr_t saved, bool hidden,
+                        uintptr_t pick, uintptr_t dout, uintptr_t dx, int threads) {
+    const int64_t num = static_cast<int64_t>(members.size());
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t p = at<int64_t>(pick)[r];
+        if (p < 0 || p >= num) throw py::value_error("kernels: no such member");
+    }
+    mlp_grad_picked(mlp_of(rows, x, std::move(members), layers), at<float>(saved), hidden,
+                    at<int64_t>(pick), at<float>(dout), at<float>(dx), threads);
+}
+
+void py_gemm(int64_t m, int64_t n, int64_t k, uintptr_t a, int64_t lda, bool ta, uintptr_t b,
+             int64_t ldb, bool tb, uintptr_t c, int64_t ldc, bool add) {
+    static thread_local std::vector<float> scratch(kGemmScratch);
+    active->gemm({m, n, k, at<float>(a), lda, ta, at<float>(b), ldb, tb, at<float>(c), ldc, add},
+                 scratch.data());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(kernels, m) {
@@ -181,6 +255,11 @@ PYBIND11_MODULE(kernels, m) {
     m.def("norm_relu_grad", &norm_relu_grad, unlocked);
     m.def("spatial", &spatial, unlocked);
     m.def("spatial_grad", &spatial_grad, unlocked);
+    m.def("mlp_saved_size", &py_mlp_saved_size);
+    m.def("mlp", &py_mlp, unlocked);
+    m.def("mlp_grad", &py_mlp_grad, unlocked);
+    m.def("mlp_grad_picked", &py_mlp_grad_picked, unlocked);
+    m.def("gemm", &py_gemm, unlocked);
     m.def("isa", [] { return std::string(active->isa); });
     m.def("use", [](const std::string& isa) { active = &by_name(isa); });
 }

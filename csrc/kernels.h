@@ -23,6 +23,30 @@ struct NormRelu {
     uint64_t seed;
     float* mean;            // [groups * rows], written by forward, read by backward
     float* rstd;
+    int64_t first_row = 0;  // what row 0 is called by the dropout generator
+};
+
+// c [m, n] = (c +) op(a) op(b): a is [m, k], or [k, m] with ta; b is [k, n], or [n, k] with tb.
+struct Gemm {
+    int64_t m, n, k;
+    const float* a;
+    int64_t lda;
+    bool ta;
+    const float* b;
+    int64_t ldb;
+    bool tb;
+    float* c;
+    int64_t ldc;
+    bool add = false;
+};
+constexpr int64_t kGemmScratch = 256 * (256 + 96) + 1024 * 320;  // floats
+
+// A linear layer of a few outputs: y [rows, out] = h [rows, in] w [out, in]^T + bias.
+struct Narrow {
+    int64_t rows, in, out;
+    const float* h;
+    const float* w;
+    const float* bias;      // null, or [out]
 };
 
 // sum over rows r of relu(layer_norm(shared[b, r] + action[b, n])) * weight[r] -> out [b, n].
@@ -64,7 +88,14 @@ struct Table {
     void (*spatial)(const Spatial&, float* out, int64_t begin, int64_t end);
     void (*spatial_grad)(const Spatial&, const SpatialGrad&, int64_t begin, int64_t end);
     void (*add)(float* into, const float* from, int64_t n);
+    void (*gemm)(const Gemm&, float* scratch);  // scratch: kGemmScratch floats
+    void (*narrow)(const Narrow&, float* y);
+    void (*narrow_dh)(const Narrow&, const float* dy, float* dh);
+    // columns [begin, end) of dw [out, in]
+    void (*narrow_dw)(const Narrow&, const float* dy, float* dw, int64_t begin, int64_t end);
 };
+
+extern const Table* active;  // the one in use
 
 namespace base { extern const Table table; }
 #if defined(__x86_64__)

@@ -15,6 +15,17 @@ namespace kernels {
 namespace KERNELS_ISA {
 namespace {
 
+#if defined(__AVX512F__)
+constexpr int kVL = 16, kMR = 14, kNV = 2;
+#elif defined(__AVX__)
+constexpr int kVL = 8, kMR = 6, kNV = 2;
+#elif defined(__aarch64__)
+constexpr int kVL = 4, kMR = 8, kNV = 3;
+#else
+constexpr int kVL = 4, kMR = 6, kNV = 2;
+#endif
+typedef float Vec __attribute__((vector_size(kVL * 4), aligned(4), may_alias));
+
 // relu that keeps NaN, as torch does
 inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
 
@@ -32,12 +43,29 @@ inline uint32_t row_key(uint64_t seed, int64_t row) {
                                                  static_cast<uint32_t>(seed >> 32)));
 }
 
+// Sum of (x[i] - shift)^kPower, in several sums that don't wait for each other.
+template <int kPower>
+inline float sum_of(const float* x, int64_t n, float shift) {
+    Vec sum[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kVL <= n; i += 4 * kVL) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            const Vec v = *reinterpret_cast<const Vec*>(x + i + j * kVL) - shift;
+            sum[j] += kPower == 1 ? v : v * v;
+        }
+    }
+    const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    float part[kVL], total = 0.0f;
+    __builtin_memcpy(part, &all, sizeof(part));
+    SIMD_SUM(total) for (int j = 0; j < kVL; ++j) total += part[j];
+    for (; i < n; ++i) total += kPower == 1 ? x[i] - shift : (x[i] - shift) * (x[i] - shift);
+    return total;
+}
+
 inline void moments(const float* x, int64_t n, float eps, float& mean, float& rstd) {
-    float sum = 0.0f;
-    SIMD_SUM(sum) for (int64_t i = 0; i < n; ++i) sum += x[i];
-    const float m = sum / static_cast<float>(n);
-    float square = 0.0f;
-    SIMD_SUM(square) for (int64_t i = 0; i < n; ++i) square += (x[i] - m) * (x[i] - m);
+    const float m = sum_of<1>(x, n, 0.0f) / static_cast<float>(n);
+    const float square = sum_of<2>(x, n, m);
     mean = m;
     rstd = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
 }
@@ -60,11 +88,14 @@ void norm_relu(const NormRelu& a, float* y, int64_t begin, int64_t end) {
     const int64_t n = a.width;
     for (int64_t row = begin; row < end; ++row) {
         float* out = y + row * n;
-        const float* x = biased(a, a.x + row * n, row, out);
+        // layer norm takes a scalar bias away again
+        const bool shifted = a.gamma != nullptr && a.bias != nullptr && !a.bias_per_unit;
+        const float* x = a.x + row * n;
+        if (!shifted) x = biased(a, x, row, out);
         if (a.gamma != nullptr) {
             float mean, rstd;
             moments(x, n, a.eps, mean, rstd);
-            a.mean[row] = mean;
+            a.mean[row] = shifted ? mean + a.bias[row / a.rows] : mean;
             a.rstd[row] = rstd;
             const float *g = a.gamma, *b = a.beta;
             SIMD for (int64_t i = 0; i < n; ++i)
@@ -73,7 +104,7 @@ void norm_relu(const NormRelu& a, float* y, int64_t begin, int64_t end) {
             SIMD for (int64_t i = 0; i < n; ++i) out[i] = relu(x[i]);
         }
         if (a.keep != 0) {
-            const uint32_t key = row_key(a.seed, row), keep = a.keep;
+            const uint32_t key = row_key(a.seed, row + a.first_row), keep = a.keep;
             const float scale = a.scale;
             SIMD for (int64_t i = 0; i < n; ++i)
                 out[i] *= mix(key + static_cast<uint32_t>(i)) < keep ? scale : 0.0f;
@@ -99,7 +130,7 @@ void norm_relu_grad_(const NormRelu& a, const NormReluGrad& g, int64_t begin, in
             else shift = a.bias[group];
         }
         if (a.keep != 0) {
-            const uint32_t key = row_key(a.seed, row), keep = a.keep;
+            const uint32_t key = row_key(a.seed, row + a.first_row), keep = a.keep;
             const float scale = a.scale;
             SIMD for (int64_t i = 0; i < n; ++i) {
                 const float d = dy[i] * scale;
@@ -252,6 +283,45 @@ void spatial_grad(const Spatial& a, const SpatialGrad& g, int64_t begin, int64_t
     else spatial_grad_<false>(a, g, begin, end);
 }
 
+#include "kernels_gemm.h"
+
+void narrow(const Narrow& a, float* y) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+        const float* h = a.h + r * a.in;
+        for (int64_t o = 0; o < a.out; ++o) {
+            const float* w = a.w + o * a.in;
+            float sum = 0.0f;
+            SIMD_SUM(sum) for (int64_t i = 0; i < a.in; ++i) sum += h[i] * w[i];
+            y[r * a.out + o] = a.bias != nullptr ? sum + a.bias[o] : sum;
+        }
+    }
+}
+
+void narrow_dh(const Narrow& a, const float* dy, float* dh) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+        float* to = dh + r * a.in;
+        const float first = dy[r * a.out];
+        SIMD for (int64_t i = 0; i < a.in; ++i) to[i] = first * a.w[i];
+        for (int64_t o = 1; o < a.out; ++o) {
+            const float s = dy[r * a.out + o];
+            const float* w = a.w + o * a.in;
+            SIMD for (int64_t i = 0; i < a.in; ++i) to[i] += s * w[i];
+        }
+    }
+}
+
+void narrow_dw(const Narrow& a, const float* dy, float* dw, int64_t begin, int64_t end) {
+    for (int64_t o = 0; o < a.out; ++o) {
+        float* to = dw + o * a.in;
+        for (int64_t i = begin; i < end; ++i) to[i] = 0.0f;
+        for (int64_t r = 0; r < a.rows; ++r) {
+            const float s = dy[r * a.out + o];
+            const float* h = a.h + r * a.in;
+            SIMD for (int64_t i = begin; i < end; ++i) to[i] += s * h[i];
+        }
+    }
+}
+
 void add(float* into, const float* from, int64_t n) {
     SIMD for (int64_t i = 0; i < n; ++i) into[i] += from[i];
 }
@@ -259,7 +329,8 @@ void add(float* into, const float* from, int64_t n) {
 }  // namespace
 
 extern const Table table;
-const Table table = {STRINGIFY(KERNELS_ISA), norm_relu, norm_relu_grad, spatial, spatial_grad, add};
+const Table table = {STRINGIFY(KERNELS_ISA), norm_relu, norm_relu_grad, spatial, spatial_grad, add,
+                     gemm, narrow, narrow_dh, narrow_dw};
 
 }  // namespace KERNELS_ISA
 }  // namespace kernels

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,13 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
+def _gemm_mode() -> str:
+    mode = os.environ.get("IBRL_GEMM", "auto")
+    if mode not in ("auto", "mkl", "onednn"):
+        raise ValueError(f"IBRL_GEMM: '{mode}', expected auto, mkl or onednn")
+    return mode
+
+
 @lru_cache(maxsize=1)
 def gemm_backend() -> str:
     """ "mkl" (torch's default) or "onednn", for float32 matrix products on the CPU.
@@ -67,9 +73,7 @@ def gemm_backend() -> str:
     speed, and torch's default elsewhere. Decided by the CPU's vendor, never by timing, so that
     runs repeat bit for bit.
     """
-    mode = os.environ.get("IBRL_GEMM", "auto")
-    if mode not in ("auto", "mkl", "onednn"):
-        raise ValueError(f"IBRL_GEMM: '{mode}', expected auto, mkl or onednn")
+    mode = _gemm_mode()
     if mode == "auto":
         try:
             vendor = Path("/proc/cpuinfo").read_text()[:2000]
@@ -80,6 +84,14 @@ def gemm_backend() -> str:
         torch.ops.mkldnn, "_linear_pointwise"
     )
     return mode if has_onednn else "mkl"
+
+
+def own_gemm() -> bool:
+    """Whether perceptrons run by the kernels' own matrix products (``networks.fast_mlp``).
+
+    Yes unless ``IBRL_GEMM`` names somebody else, or the CPU has no AVX2 or better for them.
+    """
+    return kernels is not None and _gemm_mode() == "auto" and kernels.isa() != "base"
 
 
 def _wants_onednn(x: torch.Tensor, w: torch.Tensor, rows: int) -> bool:
@@ -160,17 +172,20 @@ class Linear(nn.Linear):
 # ---------------------------------------------------------------------- fused elementwise
 
 
-def _fits(*tensors: torch.Tensor | None) -> bool:
+def fits(*tensors: torch.Tensor | None) -> bool:
+    """Whether the kernels are there and all tensors are float32 on the CPU."""
     return kernels is not None and all(
         t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors
     )
 
 
-def _address(t: torch.Tensor | None) -> int:
+def address(t: torch.Tensor | None) -> int:
+    """What the kernels take for a tensor; 0 for None."""
     return 0 if t is None else t.data_ptr()
 
 
-def _needs_graph(*tensors: torch.Tensor | None) -> bool:
+def needs_graph(*tensors: torch.Tensor | None) -> bool:
+    """Whether an operation on these has to be recorded for a backward pass."""
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
@@ -205,24 +220,24 @@ class _NormRelu(torch.autograd.Function):
         dnorm = None
         if gamma is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
             dnorm = torch.zeros(2, width)
-        base = _address(dnorm)
+        base = address(dnorm)
         kernels.norm_relu_grad(
             groups,
             rows,
             width,
-            _address(x),
-            _address(bias),
+            address(x),
+            address(bias),
             per_unit,
-            _address(gamma),
-            _address(beta),
+            address(gamma),
+            address(beta),
             eps,
             keep,
             scale,
             seed,
-            _address(stats),
-            _address(dy),
-            _address(dx),
-            _address(dbias),
+            address(stats),
+            address(dy),
+            address(dx),
+            address(dbias),
             base,
             base + 4 * width if base else 0,
             torch.get_num_threads(),
@@ -249,18 +264,26 @@ def _norm_relu(
         groups,
         rows,
         width,
-        _address(x),
-        _address(bias),
+        address(x),
+        address(bias),
         per_unit,
-        _address(gamma),
-        _address(beta),
+        address(gamma),
+        address(beta),
         eps,
         *drop,
-        _address(stats),
-        _address(y),
+        address(stats),
+        address(y),
         torch.get_num_threads(),
     )
     return y, stats, (groups, rows, width, per_unit)
+
+
+def drop_args(p: float) -> tuple[int, float, int]:
+    """Dropout as the kernels take it: how many of 2**32 survive, their scale, the seed."""
+    if p <= 0.0:
+        return 0, 1.0, 0
+    seed = int(torch.randint(2**62, ()))
+    return round((1.0 - p) * 2**32), 1.0 / (1.0 - p), seed
 
 
 def norm_relu(
@@ -279,46 +302,17 @@ def norm_relu(
     """
     gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
     plain = norm is not None and (gamma is None or beta is None)
-    if plain or p >= 1.0 or x.numel() == 0 or not _fits(x, bias, gamma, beta):
+    if plain or p >= 1.0 or x.numel() == 0 or not fits(x, bias, gamma, beta):
         if bias is not None:
             x = x + bias.view(bias.size(0), *[1] * (x.dim() - 2), bias.size(1))
         return F.relu(F.dropout(x if norm is None else norm(x), p))
-    drop = (0, 1.0, 0)
-    if p > 0.0:
-        seed = int(torch.randint(2**62, ()))
-        drop = (round((1.0 - p) * 2**32), 1.0 / (1.0 - p), seed)
+    drop = drop_args(p)
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     eps = 0.0 if norm is None else norm.eps
-    if _needs_graph(x, bias, gamma, beta):
+    if needs_graph(x, bias, gamma, beta):
         return _NormRelu.apply(x, bias, gamma, beta, eps, drop)
     return _norm_relu(x, bias, gamma, beta, eps, drop)[0]
-
-
-def run_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """What ``nn.Sequential(*layers)(x)`` gives, with [LayerNorm], [Dropout], ReLU in one pass."""
-    todo = [m for m in layers if not (isinstance(m, nn.Dropout) and not (m.training and m.p > 0))]
-    i = 0
-    while i < len(todo):
-        j, norm, p = i, None, 0.0
-        m = todo[j]
-        if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1:
-            norm, j = m, j + 1
-        if j < len(todo) and isinstance(drop := todo[j], nn.Dropout):
-            p, j = drop.p, j + 1
-        if j < len(todo) and isinstance(todo[j], nn.ReLU):
-            x, i = norm_relu(x, norm, p=p), j + 1
-        else:
-            x, i = m(x), i + 1
-    return x
-
-
-class Sequential(nn.Sequential):
-    """nn.Sequential, run by :func:`run_layers`."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """x -> the last layer's output."""
-        return run_layers(self, x)
 
 
 # ---------------------------------------------------------------------- spatial embedding
@@ -354,17 +348,17 @@ class _Spatial(torch.autograd.Function):
             rows,
             action.size(1),
             width,
-            _address(shared),
-            _address(action),
-            _address(gamma),
-            _address(beta),
-            _address(weight),
+            address(shared),
+            address(action),
+            address(gamma),
+            address(beta),
+            address(weight),
             ctx.eps,
-            _address(stats),
-            _address(dz),
-            _address(dshared),
-            _address(daction),
-            _address(dparams),
+            address(stats),
+            address(dz),
+            address(dshared),
+            address(daction),
+            address(dparams),
             torch.get_num_threads(),
         )
         if dparams is None:
@@ -389,14 +383,14 @@ def _spatial(
         rows,
         num,
         width,
-        _address(shared),
-        _address(action),
-        _address(gamma),
-        _address(beta),
-        _address(weight),
+        address(shared),
+        address(action),
+        address(gamma),
+        address(beta),
+        address(weight),
         eps,
-        _address(stats),
-        _address(z),
+        address(stats),
+        address(z),
         torch.get_num_threads(),
     )
     return z, stats
@@ -411,11 +405,11 @@ def spatial_embed(
     (a candidate's part, bias included), weight [1, rows, emb] -> [B, N, emb]. The largest
     tensor of a pixel update is ``shared``; it is read once and nothing of its size is written.
     """
-    if shared.numel() == 0 or not _fits(shared, action, norm.weight, norm.bias, weight):
+    if shared.numel() == 0 or not fits(shared, action, norm.weight, norm.bias, weight):
         # one candidate at a time bounds the memory
         zs = [(F.relu(norm(shared + a[:, None])) * weight).sum(1) for a in action.unbind(1)]
         return torch.stack(zs, dim=1)
     args = (shared.contiguous(), action.contiguous(), norm.weight, norm.bias, weight, norm.eps)
-    if _needs_graph(*args[:5]):
+    if needs_graph(*args[:5]):
         return _Spatial.apply(*args)
     return _spatial(*args)[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks import fast
+from networks import fast, fast_mlp
 
 
 def build_fc(
@@ -29,7 +29,7 @@ def build_fc(
         if layer_norm == 1 or (layer_norm == 2 and i == num_layer - 1):
             layers.append(nn.LayerNorm(hidden_dim))
         layers += [nn.Dropout(dropout), nn.ReLU()]
-    return fast.Sequential(*layers, fast.Linear(hidden_dim, out_dim), nn.Tanh())
+    return fast_mlp.Sequential(*layers, fast.Linear(hidden_dim, out_dim), nn.Tanh())
 
 
 class EnsembleLinear(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
-from networks import fast
+from networks import fast, fast_mlp
 from networks.mlp import build_fc
 
 
@@ -58,7 +58,7 @@ class SpatialEmb(nn.Module):
     ) -> None:
         super().__init__()
         self.prop_dim = prop_dim
-        self.input_proj = fast.Sequential(
+        self.input_proj = fast_mlp.Sequential(
             fast.Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, patch_dim, emb_dim))
@@ -108,7 +108,7 @@ class Actor(nn.Module):
             )
         else:
             feature_dim = cfg.feature_dim
-            self.compress = fast.Sequential(
+            self.compress = fast_mlp.Sequential(
                 fast.Linear(repr_dim, feature_dim),
                 nn.LayerNorm(feature_dim),
                 nn.Dropout(cfg.dropout),
@@ -122,7 +122,9 @@ class Actor(nn.Module):
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
             ]
-        self.policy = fast.Sequential(*layers, fast.Linear(cfg.hidden_dim, action_dim), nn.Tanh())
+        self.policy = fast_mlp.Sequential(
+            *layers, fast.Linear(cfg.hidden_dim, action_dim), nn.Tanh()
+        )
         if cfg.orth:
             self.compress.apply(orth_weight_init)
             self.policy.apply(orth_weight_init)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import orth_weight_init
-from networks import fast
+from networks import fast, fast_mlp
 from networks.mlp import EnsembleLinear
 
 
@@ -75,7 +75,7 @@ class _QNet(nn.Module):
     def __init__(self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig) -> None:
         super().__init__()
         self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
-        self.obs_proj = fast.Sequential(
+        self.obs_proj = fast_mlp.Sequential(
             fast.Linear(repr_dim, cfg.feature_dim),
             nn.Dropout(cfg.drop),
             nn.LayerNorm(cfg.feature_dim),
@@ -89,7 +89,7 @@ class _QNet(nn.Module):
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]
-        self.q = fast.Sequential(*layers, fast.Linear(cfg.hidden_dim, 1))
+        self.q = fast_mlp.Sequential(*layers, fast.Linear(cfg.hidden_dim, 1))
         if cfg.orth:
             self.apply(orth_weight_init)
 
@@ -103,7 +103,7 @@ class _QNet(nn.Module):
         if prop is not None:
             shared = shared + _cut(first, prop, self.feature_dim + self.action_dim)
         x = shared.unsqueeze(1) + _cut(first, actions, self.feature_dim)
-        return fast.run_layers(list(self.q)[1:], x).squeeze(-1)
+        return fast_mlp.run_layers(list(self.q)[1:], x).squeeze(-1)
 
 
 class _SpatialEmbQNet(nn.Module):
@@ -122,11 +122,11 @@ class _SpatialEmbQNet(nn.Module):
         rows, self.row_dim = (patch_dim, num_patch) if self.fuse_patch else (num_patch, patch_dim)
         self.action_dim = action_dim
         emb = cfg.spatial_emb
-        self.input_proj = fast.Sequential(
+        self.input_proj = fast_mlp.Sequential(
             fast.Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, rows, emb))
-        self.q = fast.Sequential(
+        self.q = fast_mlp.Sequential(
             fast.Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
@@ -267,10 +267,36 @@ class MultiFcQ(nn.Module):
         obs = state.unsqueeze(1).expand(-1, n, -1)
         flat = actions.reshape(b * n, -1)
         x = torch.cat([obs.reshape(b * n, -1), flat], dim=-1)
+        layers = self._layers()
+        if fast_mlp.fits(x, layers):
+            return fast_mlp.mlp(x, layers, members).view(-1, b, n).permute(1, 2, 0)
         runs = _runs(range(self.cfg.num_q) if members is None else members)
         parts = [self._evaluate(x, flat, run).squeeze(-1) for run in runs]  # [run, B * N] each
         q = parts[0] if len(parts) == 1 else torch.cat(parts)
         return q.view(-1, b, n).permute(1, 2, 0)
+
+    def min_q(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """state [B, S], action [B, A] -> the smallest member's value, [B].
+
+        With frozen parameters the gradient of ``action`` costs one member per row, not all.
+        """
+        x, layers = torch.cat([state, action], dim=-1), self._layers()
+        if fast_mlp.fits(x, layers):
+            q = fast_mlp.min_member(x, layers)
+            if q is not None:
+                return q
+        return self(state, action).min(dim=-1).values
+
+    def _layers(self) -> list[fast_mlp.Layer]:
+        """What :mod:`networks.fast_mlp` evaluates; none with ``append_action``."""
+        if self.cfg.append_action:
+            return []
+        layers = []
+        for linear, norm, drop in self._hidden:
+            p = drop.p if drop is not None and drop.training else 0.0
+            layers.append(fast_mlp.Layer(linear.weights, linear.biases, norm, p))
+        (last,) = self._last
+        return [*layers, fast_mlp.Layer(last.weights, last.biases, hidden=False)]
 
     def _evaluate(self, x: torch.Tensor, action: torch.Tensor, run: slice) -> torch.Tensor:
         """x [R, S + A], action [R, A] -> [M, R, 1] for a run of neighbouring members."""

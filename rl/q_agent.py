@@ -418,6 +418,12 @@ class QAgent(nn.Module):
             return self.critic(feats["state"], action)
         return torch.stack(self.critic(feats["feat"], feats.get("prop"), action), dim=-1)
 
+    def _q_min(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
+        """Online critic, smallest member: [B, A] -> [B]."""
+        if isinstance(self.critic, MultiFcQ):
+            return self.critic.min_q(feats["state"], action)
+        return self._q_all(feats, action).min(dim=-1).values
+
     # ------------------------------------------------------------------ updates
 
     def update(
@@ -522,7 +528,7 @@ class QAgent(nn.Module):
         """One step on -min Q(s, pi(s)); with ``bc_batch`` plus the BC regulariser (RFT)."""
         action = self.actor(feats, stddev).sample(clip=self.cfg.stddev_clip, generator=self.rng)
         with _frozen(self.critic):  # no gradients for weights that this step won't touch
-            actor_loss = -self._q_all(feats, action).min(dim=-1).values.mean()
+            actor_loss = -self._q_min(feats, action).mean()
         metrics = {"train/actor_loss": actor_loss.detach()}
         loss = actor_loss
         if bc_batch is not None:

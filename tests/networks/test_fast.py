@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common_utils import kernels
-from networks import fast
+from networks import fast, fast_mlp
 from networks.mlp import EnsembleLinear
 from rl.actor import SpatialEmb
 from rl.critic import MultiFcQ, MultiFcQConfig, _runs
@@ -187,7 +187,7 @@ def test_fast_sequential_is_sequential() -> None:
         nn.Dropout(0.5),
         nn.Linear(8, 3),
     ]
-    net, plain = fast.Sequential(*layers), nn.Sequential(*layers)
+    net, plain = fast_mlp.Sequential(*layers), nn.Sequential(*layers)
     x = torch.randn(10, 6)
     torch.manual_seed(3)
     y = net(x)
@@ -195,7 +195,7 @@ def test_fast_sequential_is_sequential() -> None:
     torch.testing.assert_close(y, plain(x))
     torch.testing.assert_close(net.eval()(x), plain.eval()(x))
     assert list(net.state_dict()) == list(plain.state_dict())
-    assert isinstance(net[1:], fast.Sequential)
+    assert isinstance(net[1:], fast_mlp.Sequential)
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (3, 40, 24), (4, 24)])
@@ -280,7 +280,7 @@ def test_without_the_module_everything_still_works(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_second_derivative_by_accident() -> None:
-    net, x = fast.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), leaf(3, 8)
+    net, x = fast_mlp.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), leaf(3, 8)
     (dx,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()

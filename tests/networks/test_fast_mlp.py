@@ -1,0 +1,139 @@
+"""Whole perceptrons by the kernels, against plain torch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from common_utils import kernels
+from networks import fast, fast_mlp
+from rl.critic import MultiFcQ, MultiFcQConfig
+
+
+@pytest.fixture(params=["base", "v3", "v4"], autouse=True)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every instruction set that this CPU has."""
+    best = kernels.isa()
+    try:
+        kernels.use(request.param)
+    except ValueError:
+        pytest.skip(f"this CPU has no {request.param}")
+    monkeypatch.setattr(fast, "own_gemm", lambda: True)
+    torch.manual_seed(0)
+    yield request.param
+    kernels.use(best)
+
+
+def network(dims: tuple[int, ...], norm: bool, end: str) -> fast_mlp.Sequential:
+    layers: list[nn.Module] = []
+    for i, o in pairwise(dims[:-1]):
+        layers += [fast.Linear(i, o)] + ([nn.LayerNorm(o)] if norm else []) + [nn.ReLU()]
+    if end != "hidden":
+        layers.append(fast.Linear(dims[-2], dims[-1]))
+    return fast_mlp.Sequential(*layers, *([nn.Tanh()] if end == "tanh" else []))
+
+
+def gradients(y: torch.Tensor, dy: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(y, inputs, dy.to(y.dtype), retain_graph=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 10, 40, 1), (4, 300, 64, 50, 7), (33, 40, 70, 30, 9)])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("end", ["linear", "hidden", "tanh"])
+def test_perceptrons_are_torchs(shape: tuple[int, ...], norm: bool, end: str) -> None:
+    net = network(shape[1:], norm, end)
+    exact_net = nn.Sequential(*network(shape[1:], norm, end)).double()
+    exact_net.load_state_dict(net.state_dict())
+    x = torch.randn(shape[0], shape[1], requires_grad=True)
+    exact_x = x.detach().double().requires_grad_()
+    y, exact = net(x), exact_net(exact_x)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
+    dy = torch.randn_like(y)
+    for a, b in zip(
+        gradients(y, dy, [x, *net.parameters()]),
+        gradients(exact, dy, [exact_x, *exact_net.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(net(x), y)
+
+
+def ensemble(norm: int, per_unit: int = 0) -> MultiFcQ:
+    cfg = MultiFcQConfig(
+        num_q=4, num_layer=2, hidden_dim=50, layer_norm=norm, bias_per_unit=per_unit
+    )
+    critic = MultiFcQ((11,), 3, cfg)
+    for p in critic.parameters():
+        nn.init.normal_(p, std=0.3)
+    return critic
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("per_unit", [0, 1])
+@pytest.mark.parametrize("members", [None, [2], [3, 0]])
+def test_ensembles_are_torchs(norm: int, per_unit: int, members: list[int] | None) -> None:
+    critic = ensemble(norm, per_unit)
+    exact_critic = ensemble(norm, per_unit).double()
+    exact_critic.load_state_dict(critic.state_dict())
+    state, action = torch.randn(70, 11), torch.randn(70, 2, 3, requires_grad=True)
+    exact_action = action.detach().double().requires_grad_()
+    q = critic.q_candidates(state, action, members)
+    exact = exact_critic.q_candidates(state.double(), exact_action, members)
+    torch.testing.assert_close(q.double(), exact, rtol=1e-4, atol=1e-4)
+    dq = torch.randn_like(q)
+    for a, b in zip(
+        gradients(q, dq, [action, *critic.parameters()]),
+        gradients(exact, dq, [exact_action, *exact_critic.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+def test_gradient_of_the_smallest_member(norm: int) -> None:
+    critic = ensemble(norm).requires_grad_(False)
+    state, action = torch.randn(90, 11), torch.randn(90, 3, requires_grad=True)
+    q, plain = critic.min_q(state, action), critic(state, action).min(dim=-1).values
+    assert type(q.grad_fn).__name__ == "_MinMemberBackward"
+    assert torch.equal(q, plain)
+    dq = torch.randn(90)
+    torch.testing.assert_close(gradients(q, dq, [action]), gradients(plain, dq, [action]))
+
+
+def test_results_depend_neither_on_threads_nor_on_other_rows() -> None:
+    critic = MultiFcQ((40,), 8, MultiFcQConfig(num_q=3, hidden_dim=128, layer_norm=1))
+    state, action = torch.randn(300, 40), torch.randn(300, 8, requires_grad=True)
+
+    def run(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        q = critic(state, action)
+        return [q, *gradients(q.square().sum(), torch.tensor(1.0), [action, *critic.parameters()])]
+
+    before = torch.get_num_threads()
+    try:
+        one, three = run(1), run(3)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    assert torch.equal(critic(state[100:150], action[100:150]), one[0][100:150])
+
+
+def test_dropout_is_norm_relus() -> None:
+    net = fast_mlp.Sequential(fast.Linear(20, 30), nn.LayerNorm(30), nn.Dropout(0.5), nn.ReLU())
+    x = torch.randn(50, 20)
+    torch.manual_seed(7)
+    y = net(x)
+    torch.manual_seed(7)
+    torch.testing.assert_close(y, fast.norm_relu(net[0](x), net[1], p=0.5))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    net, x = network((8, 8, 1), norm=False, end="linear"), torch.randn(3, 8, requires_grad=True)
+    (dx,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
