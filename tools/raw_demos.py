@@ -20,7 +20,7 @@ from common_utils.demo_file import Recording
 from common_utils.env_args import arm_controller, version_numbers
 from env.core import EnvError, ObsDict
 from env.factory import EnvConfig
-from env.robomimic_args import controller_differences, robomimic_env_args
+from env.robomimic_args import controller_differences, model_xml, robomimic_env_args
 from env.robosuite_replay import RecordedScene, restore_state, restore_step, to_base_frame
 from env.robosuite_sim import import_robosuite, sim_state, step_sim, task_named
 from env.robosuite_wrapper import RobosuiteEnv
@@ -234,7 +234,7 @@ class Replayer:
             )
         attrs: dict[str, Any] = {
             "source_demo": name,
-            "model_file": demo.model_xml or sim.sim.model.get_xml(),
+            "model_file": demo.model_xml or model_xml(sim),
             "single_step_error": error,
             "taken_over": taken,
             "notes": notes,
