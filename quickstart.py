@@ -2,7 +2,7 @@
 
     python quickstart.py
 
-Generates the demonstrations (Meta-World Assembly, states), trains a BC policy on them, runs
+Generates the demonstrations (Meta-World drawer-open, states), trains a BC policy on them, runs
 IBRL bootstrapped by it, and evaluates both on the same 50 fresh episodes. Leaves in
 ``exp/quickstart``: summary.json, learning_curve.png, an MP4 of an evaluation episode (where
 OpenGL works), and the runs with their checkpoints. Interrupted, it continues where it was.
@@ -105,7 +105,7 @@ def plot_curve(run_dir: Path, bc: EvalResult, out: Path) -> None:
     ax.plot(steps, exploring, alpha=0.5, label="IBRL (exploring)")
     ax.axhline(bc.success_rate, ls="--", color="gray", label="BC")
     ax.set(xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
-    ax.set_title("Meta-World Assembly from states, 3 demonstrations")
+    ax.set_title("Meta-World drawer-open from states, 3 demonstrations")
     ax.legend(loc="lower right")
     ax.grid(alpha=0.3)
     with atomic_write(out) as temp:
