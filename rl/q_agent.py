@@ -104,6 +104,11 @@ class QAgentConfig:
         _check_choice("bootstrap_method", self.bootstrap_method, ("", *ACT_METHODS))
 
 
+def _samples(policy: Any) -> bool:
+    """Whether a BC policy draws its proposals at random (and takes ``generator=``)."""
+    return bool(getattr(policy, "stochastic_eval", False))
+
+
 class QAgent(nn.Module):
     """Actor-critic over pixels (encoder, two Q-heads) or states (REDQ ensemble).
 
@@ -201,11 +206,15 @@ class QAgent(nn.Module):
 
     @property
     def stochastic_eval(self) -> bool:
-        """Whether ``act(eval_mode=True)`` draws random numbers (soft choice, random Q subset)."""
+        """Whether ``act(eval_mode=True)`` draws random numbers.
+
+        So do a soft choice, a random subset of the critics, and BC policies that sample.
+        """
         if self.act_method == "rl":
             return False
         subset = self.use_state and self._subset_size() < self.cfg.state_critic.num_q
-        return self.act_method == "ibrl_soft" or subset
+        samples = any(_samples(p) for p in self.bc_policies)
+        return self.act_method == "ibrl_soft" or subset or samples
 
     def add_bc_policy(self, policy: Policy) -> None:
         """Attach a BC policy (frozen, eval mode); several may be attached."""
@@ -292,7 +301,7 @@ class QAgent(nn.Module):
     ) -> torch.Tensor:
         """Actor proposal (paper eq. 2): the better of the RL and the BC actions."""
         rl_action = self._act_rl(feats, eval_mode, stddev, rng)
-        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION))
+        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), rng)
         q = self._target_q_candidates(feats, candidates, self._draw_members(host_rng))
         soft = self.act_method == "ibrl_soft"
         eps = 1.0 if eval_mode or soft else self.cfg.ibrl_eps_greedy
@@ -332,25 +341,36 @@ class QAgent(nn.Module):
             self.stats.append("actor/qrl-qbc", (q[:, 0] - q[:, 1:].max(dim=1).values).mean())
 
     @torch.no_grad()
-    def propose_bc(self, obs: Obs) -> torch.Tensor:
+    def propose_bc(self, obs: Obs, generator: torch.Generator | None = None) -> torch.Tensor:
         """All BC candidates for a batched observation: float32 [B, K, A].
 
         K = len(bc_policies) * num_bc_samples. What the replay stores as ``bc_action``.
+        Policies that sample (implicit ones) draw from ``generator``, default the agent's own.
         """
         if not self.bc_policies:
             raise RuntimeError(
                 f"act_method '{self.act_method}' / bootstrap_method '{self.bootstrap_method}' "
                 "needs a BC policy: attach one with add_bc_policy (config field bc_policy)"
             )
-        num = self.cfg.num_bc_samples
-        return torch.cat([p.propose(obs, num) for p in self.bc_policies], dim=1)
+        num, rng = self.cfg.num_bc_samples, self.rng if generator is None else generator
+        return torch.cat(
+            [
+                p.propose(obs, num, **({"generator": rng} if _samples(p) else {}))
+                for p in self.bc_policies
+            ],
+            dim=1,
+        )
 
     def _candidates(
-        self, rl_action: torch.Tensor, obs: Obs, bc_action: torch.Tensor | None
+        self,
+        rl_action: torch.Tensor,
+        obs: Obs,
+        bc_action: torch.Tensor | None,
+        rng: torch.Generator | None = None,
     ) -> torch.Tensor:
         """[B, 1 + K, A], column 0 the RL action."""
         if bc_action is None:
-            bc_action = self.propose_bc(obs)
+            bc_action = self.propose_bc(obs, rng)
         return torch.cat([rl_action.unsqueeze(1), bc_action], dim=1)
 
     def _on_device(self, generator: torch.Generator | None) -> torch.Generator | None:
