@@ -1,0 +1,50 @@
+"""docs/ibc.md names only options, files and commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_bc
+import train_rl
+from common_utils import run_config
+from tools import collect_oracle
+
+REPO = Path(__file__).resolve().parents[2]
+TEXT = (REPO / "docs" / "ibc.md").read_text()
+CONFIGS: dict[str, Any] = {"train_rl.py": train_rl.MainConfig, "train_bc.py": train_bc.MainConfig}
+
+
+def commands() -> list[str]:
+    text = TEXT.replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.startswith("    python ")]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.split()[1] in CONFIGS])
+def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    _, program, *args = shlex.split(command)
+    run_config.parse_args(CONFIGS[program], args)
+
+
+def test_there_are_commands() -> None:
+    assert len([c for c in commands() if c.split()[1] in CONFIGS]) == 3
+    collect = next(c for c in commands() if "collect_oracle" in c)
+    run_config.parse_args(collect_oracle.MainConfig, shlex.split(collect)[3:])
+
+
+def test_options_exist() -> None:
+    options = {name for name, *_ in run_config.describe(train_bc.MainConfig)}
+    named = set(re.findall(r"`(?:--)?((?:ebm|mse|mdn|dataset|env)\.[a-z_.]+)[ `]", TEXT))
+    sections = {name.rsplit(".", i)[0] for name in options for i in (1, 2)}
+    assert len(named) > 15
+    assert named - options - sections - {"dataset."} == set()
+
+
+def test_every_quirk_has_its_row() -> None:
+    rows = re.findall(r"^\| (\d+) \|", TEXT, flags=re.MULTILINE)
+    assert [int(r) for r in rows] == list(range(1, 21))
