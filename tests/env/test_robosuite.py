@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common_utils.robomimic_keys import STATE_DIMS
+from common_utils.specs import SpecError
 from env.core import EnvError
 from env.factory import EnvConfig, make_env
 from env.robosuite_obs import observe, state_vector
@@ -279,6 +280,25 @@ def test_the_originals_class():
         PixelRobosuite("Lift", ["Sawyer"], 3)
     with pytest.raises(EnvError, match="reward_shaping"):
         PixelRobosuite("Lift", ["Panda"], 3, reward_shaping=True)
+
+
+def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
+    from bc.bc_policy import StateBcPolicy, StateBcPolicyConfig
+    from bc.dataset import read_demos
+    from common_utils.demo_file import Recording, write_demos
+
+    spec = make("TwoArmTransport").spec
+    policy = StateBcPolicy([19], 7, StateBcPolicyConfig(hidden_dim=8))
+    with pytest.raises(SpecError, match="bc: action dimension 7, but robosuite/TwoArmTransport"):
+        spec.check_provides(policy.input_specs(), 7, "bc")
+    with pytest.raises(SpecError, match=r"'state' must be float32\[19\], but .* float32\[59\]"):
+        spec.check_provides(policy.input_specs(), 14, "bc")
+    recording = Recording()
+    for _ in range(3):
+        recording.append({"state": np.zeros(19)}, np.zeros(5), np.zeros(7), 1.0)
+    path = write_demos(tmp_path, [recording], [], {"suite": "robosuite", "env_name": "Lift"})
+    with pytest.raises(SpecError, match="robosuite/Lift, but.*robosuite/TwoArmTransport"):
+        list(read_demos(path, use_state=True, spec=spec))
 
 
 NO_GL = """
