@@ -35,14 +35,17 @@ class Network:
         self,
         batch: int,
         num: int,
+        first: int,
         actions: int,
         scale: int,
         saved: int,
-        first: int,
+        stream: int,
+        dfirst: int,
         layers: int,
         bias: int,
         w_a: int,
         head: int,
+        head_stream: int,
         threads: int,
     ) -> None: ...
 

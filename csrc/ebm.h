@@ -39,18 +39,20 @@ struct Values {
     float* f;        // [rows]
     float* grad;     // [rows, action], df/da
     char* saved;     // what the backward pass needs, Build::saved_bytes per row of whole blocks
-    float* stream;   // [rows, width], s where head_stream sees it; only with saved
+    float* stream;   // [rows, width], s where head_stream sees it; with saved
 };
 
 // Gradients of sum over rows of scale * f. All but `first` are one group's own sums.
 struct Grads {
-    const float* scale;  // [rows]
-    const char* saved;
+    const float* scale;   // [rows]
+    const char* saved;    // null: computed again
+    const float* stream;  // with saved
     float* first;    // [batch, width]
     float* layers;   // [layers, width, width], out x in
     float* bias;     // [layers, width, Build::lanes]: so many sums to be added up
     float* w_a;      // [action, width, lanes]: likewise
     float* head;     // [width]
+    float* head_stream;  // [width]
 };
 
 // A run of at most Build::block (with `saved`: saved_block) rows of one group; `offset` counts the padded rows before it.
@@ -65,7 +67,7 @@ struct Build {
     int64_t saved_block; // the same, where a backward pass follows
     int64_t align;       // blocks are padded to a multiple of this in `saved`
     int64_t lanes;
-    int64_t (*saved_bytes)(const Net&);    // per row
+    int64_t (*saved_bytes)(const Net&);    // per row; 0: the backward pass computes it again
     int64_t (*scratch_bytes)(const Net&);  // of one thread
     void (*forward)(const Net&, const Rows&, const Values&, const Block&, char* scratch);
     void (*backward)(const Net&, const Rows&, const Grads&, const Block&, char* scratch);

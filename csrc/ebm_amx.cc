@@ -34,9 +34,12 @@ struct Scratch {
     float *lanes;      // [rows][16], whose sum is f
     float *grad;       // [action][rows]
     float *c;          // two blocks of 32 x 32 results
+    bf16 *h;           // for the backward pass: all h as pairs of rows, tiles
+                       // [layers + 1][rows/32][width/16]
     int64_t bytes;
 
-    Scratch(char* p, const Net& net, int64_t rows) {
+    Scratch(char* p, const Net& net) {
+        constexpr int64_t rows = kBlock;
         char* const begin = p;
         auto take = [&p](int64_t bytes) {
             char* q = p;
@@ -49,30 +52,12 @@ struct Scratch {
         pairs[1] = a[1];
         plain = reinterpret_cast<bf16*>(take(unit * 2));
         stream = reinterpret_cast<float*>(take(unit * 4));
-        masks = reinterpret_cast<uint16_t*>(take(mask_bytes(net, rows)));
+        masks = reinterpret_cast<uint16_t*>(take((net.layers + 1) * unit / 8));
         lanes = reinterpret_cast<float*>(take(rows * 64));
         grad = reinterpret_cast<float*>(take(rows * net.action * 4));
         c = reinterpret_cast<float*>(take(2 * 4096));
+        h = reinterpret_cast<bf16*>(take((net.layers + 1) * unit * 2));
         bytes = p - begin;
-    }
-
-    static int64_t mask_bytes(const Net& net, int64_t rows) {
-        return (net.layers + 1) * rows * (net.width / 8);
-    }
-};
-
-// Layout of what a block of `rows` rows saves: masks, then h as pairs of rows, tiles
-// [layers + 1][rows/32][width/16].
-struct Saved {
-    uint16_t* masks;
-    bf16* h;
-    Saved(const char* p, const Net& net, int64_t offset, int64_t rows) {
-        char* at = const_cast<char*>(p) + offset * bytes_per_row(net);
-        h = reinterpret_cast<bf16*>(at);
-        masks = reinterpret_cast<uint16_t*>(at + (net.layers + 1) * rows * net.width * 2);
-    }
-    static int64_t bytes_per_row(const Net& net) {
-        return (net.layers + 1) * (net.width * 2 + net.width / 8);
     }
 };
 
@@ -543,29 +528,19 @@ void head_grad(const bf16* h, const float* scale, int64_t rows, int64_t width, f
 void forward(const Net& net, const Rows& rows, const Values& out, const Block& block,
              char* memory) {
     _tile_loadconfig(&kConfig);
-    const int64_t n = padded(block), count = block.end - block.begin, width = net.width;
-    Scratch s(memory, net, kBlock);
-    uint16_t* masks = out.grad != nullptr ? s.masks : nullptr;
-    bf16* h = nullptr;
-    if (out.saved != nullptr) {
-        const Saved saved(out.saved, net, block.offset, n);
-        masks = saved.masks;
-        h = saved.h;
-    }
-    run_layers(net, rows, block, s, masks, h);
+    const int64_t n = padded(block), count = block.end - block.begin;
+    Scratch s(memory, net);
+    run_layers(net, rows, block, s, out.grad != nullptr ? s.masks : nullptr, nullptr);
     for (int64_t r = 0; r < count; ++r) {
         const __m512 sum = _mm512_load_ps(s.lanes + r * 16);
         out.f[block.begin + r] = _mm512_reduce_add_ps(sum) + net.constant;
-    }
-    if (out.stream != nullptr) {
-        __builtin_memcpy(out.stream + block.begin * width, s.stream, count * width * 4);
     }
     if (out.grad != nullptr) {
         float* ones = s.lanes;
         for (int64_t i = 0; i < n; ++i) ones[i] = 1.0f;
         for (int64_t i = 0; i < n * net.action; ++i) s.grad[i] = 0.0f;
         const Ends ends{net, rows, block, s.grad, nullptr, nullptr, n};
-        pull_back(net, masks, n, ones, s, nullptr, nullptr, ends);
+        pull_back(net, s.masks, n, ones, s, nullptr, nullptr, ends);
         for (int64_t r = 0; r < count; ++r) {
             float* to = out.grad + (block.begin + r) * net.action;
             for (int64_t i = 0; i < net.action; ++i) to[i] = s.grad[i * n + r];
@@ -574,12 +549,13 @@ void forward(const Net& net, const Rows& rows, const Values& out, const Block& b
     _tile_release();
 }
 
+// Memory is slower than tiles: the forward pass is done again, its results stay in the cache.
 void backward(const Net& net, const Rows& rows, const Grads& grads, const Block& block,
               char* memory) {
     _tile_loadconfig(&kConfig);
-    const int64_t n = padded(block), count = block.end - block.begin;
-    Scratch s(memory, net, kBlock);
-    const Saved saved(grads.saved, net, block.offset, n);
+    const int64_t n = padded(block), count = block.end - block.begin, width = net.width;
+    Scratch s(memory, net);
+    run_layers(net, rows, block, s, s.masks, s.h);
     float* scale = s.lanes;  // padding has no weight
     for (int64_t r = 0; r < n; ++r) scale[r] = r < count ? grads.scale[block.begin + r] : 0.0f;
     for (int64_t i = 0; i < net.action; ++i) {
@@ -588,17 +564,22 @@ void backward(const Net& net, const Rows& rows, const Grads& grads, const Block&
             s.grad[i * n + r] = rows.actions[row * net.action + i];
         }
     }
-    head_grad(saved.h + net.layers * n * net.width, scale, n, net.width, grads.head);
+    head_grad(s.h + net.layers * n * width, scale, n, width, grads.head);
+    for (int64_t r = 0; net.head_stream != nullptr && r < count; ++r) {
+        const float *x = s.stream + r * width, weight = scale[r];
+        for (int64_t i = 0; i < width; ++i) grads.head_stream[i] += weight * x[i];
+    }
     const Ends ends{net, rows, block, nullptr, &grads, s.grad, n};
-    pull_back(net, saved.masks, n, scale, s, &grads, saved.h, ends);
+    pull_back(net, s.masks, n, scale, s, &grads, s.h, ends);
     _tile_release();
 }
 
-int64_t scratch_bytes(const Net& net) { return Scratch(nullptr, net, kBlock).bytes; }
+int64_t saved_bytes(const Net&) { return 0; }
+int64_t scratch_bytes(const Net& net) { return Scratch(nullptr, net).bytes; }
 
 }  // namespace
 
-const Build bf16{"amx", true, kBlock, kBlock, 32, 16, &Saved::bytes_per_row, &scratch_bytes,
+const Build bf16{"amx", true, kBlock, kBlock, 32, 16, &saved_bytes, &scratch_bytes,
                  &forward, &backward};
 
 }  // namespace amx

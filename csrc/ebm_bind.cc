@@ -170,28 +170,32 @@ class Network {
     }
 
     // Everything is written, not added to.
-    void backward(int64_t batch, int64_t num, uintptr_t actions, uintptr_t scale, uintptr_t saved,
-                  uintptr_t first, uintptr_t layers, uintptr_t bias, uintptr_t w_a, uintptr_t head,
+    void backward(int64_t batch, int64_t num, uintptr_t first, uintptr_t actions, uintptr_t scale,
+                  uintptr_t saved, uintptr_t stream, uintptr_t dfirst, uintptr_t layers,
+                  uintptr_t bias, uintptr_t w_a, uintptr_t head, uintptr_t head_stream,
                   int threads) const {
-        const Rows rows{batch, num, nullptr, at<float>(actions)};
+        const Rows rows{batch, num, at<float>(first), at<float>(actions)};
         const Plan plan(build_, batch, num, true);
         const int64_t w = net_.width, bytes = build_.scratch_bytes(net_);
         const int64_t lanes = build_.lanes;
-        const int64_t sizes[4] = {net_.layers * w * w, net_.layers * w * lanes, net_.action * w * lanes,
-                                  w};
-        const int64_t total = sizes[0] + sizes[1] + sizes[2] + sizes[3];
+        const int64_t sizes[3] = {net_.layers * w * w, net_.layers * w * lanes,
+                                  net_.action * w * lanes};
+        const int64_t total = sizes[0] + sizes[1] + sizes[2] + 2 * w;
         const int64_t groups = static_cast<int64_t>(plan.group_end.size());
         std::vector<float> sums(groups * total, 0.0f);
-        std::fill_n(at<float>(first), batch * w, 0.0f);
+        std::fill_n(at<float>(dfirst), batch * w, 0.0f);
         parallel(groups, threads, [&](int64_t g) {
             float* p = &sums[g * total];
-            const Grads grads{at<float>(scale),
-                              at<char>(saved),
-                              at<float>(first),
-                              p,
-                              p + sizes[0],
-                              p + sizes[0] + sizes[1],
-                              p + sizes[0] + sizes[1] + sizes[2]};
+            Grads grads{};
+            grads.scale = at<float>(scale);
+            grads.saved = at<char>(saved);
+            grads.stream = at<float>(stream);
+            grads.first = at<float>(dfirst);
+            grads.layers = p;
+            grads.bias = p + sizes[0];
+            grads.w_a = grads.bias + sizes[1];
+            grads.head = grads.w_a + sizes[2];
+            grads.head_stream = grads.head + w;
             for (int64_t i = g == 0 ? 0 : plan.group_end[g - 1]; i < plan.group_end[g]; ++i) {
                 build_.backward(net_, rows, grads, plan.blocks[i], scratch(bytes));
             }
@@ -203,7 +207,8 @@ class Network {
         std::copy_n(p, sizes[0], at<float>(layers));
         p = fold(p + sizes[0], sizes[1], lanes, at<float>(bias));
         p = fold(p, sizes[2], lanes, at<float>(w_a));
-        std::copy_n(p, sizes[3], at<float>(head));
+        std::copy_n(p, w, at<float>(head));
+        if (head_stream != 0) std::copy_n(p + w, w, at<float>(head_stream));
     }
 
   private:
@@ -232,8 +237,13 @@ PYBIND11_MODULE(ebm_kernels, m) {
              py::arg("layers"), py::arg("forward"), py::arg("backward"), py::arg("bias"),
              py::arg("w_a"), py::arg("head"), py::arg("head_stream"), py::arg("constant"))
         .def("saved_bytes", &Network::saved_bytes)
-        .def("forward", &Network::forward, unlocked)
-        .def("backward", &Network::backward, unlocked);
+        .def("forward", &Network::forward, unlocked, py::arg("batch"), py::arg("num"),
+             py::arg("first"), py::arg("actions"), py::arg("f"), py::arg("grad"),
+             py::arg("saved"), py::arg("stream"), py::arg("threads"))
+        .def("backward", &Network::backward, unlocked, py::arg("batch"), py::arg("num"),
+             py::arg("first"), py::arg("actions"), py::arg("scale"), py::arg("saved"),
+             py::arg("stream"), py::arg("dfirst"), py::arg("layers"), py::arg("bias"),
+             py::arg("w_a"), py::arg("head"), py::arg("head_stream"), py::arg("threads"));
     m.def(
         "builds",
         [] {

@@ -419,6 +419,10 @@ void backward(const Net& net, const Rows& rows, const Grads& grads, const Block&
         for (int64_t i = 0; i < width; i += kLanes) {
             const Vec dx = load(s.stream + r * width + i);
             store(first + i, load(first + i) + dx);
+            if (net.head_stream != nullptr) {
+                const Vec x = load(grads.stream + row * width + i);
+                store(grads.head_stream + i, load(grads.head_stream + i) + s.scale[r] * x);
+            }
             store(grads.head + i,
                   load(grads.head + i) + s.scale[r] * T::get(last + r * width + i));
             for (int64_t a = 0; a < net.action; ++a) {

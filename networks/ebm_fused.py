@@ -51,10 +51,11 @@ def choose(dtype: torch.dtype, width: int, layers: int) -> str | None:
 
 @dataclass
 class Saved:
-    """What a backward pass needs of a forward pass."""
+    """What a backward pass needs of a forward pass; on tile registers it is computed again."""
 
-    memory: Tensor
-    stream: Tensor | None
+    first: Tensor
+    memory: Tensor | None = None
+    stream: Tensor | None = None
 
 
 class FusedNet:
@@ -95,65 +96,47 @@ class FusedNet:
         self, first: Tensor, actions: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor | None]:
         """first [B, W], actions [B, N, A] -> f [B, N], df/da or None."""
-        f, grad, _ = self._forward(first, actions, with_grad, None)
+        f, grad, _ = self._forward(first, actions, with_grad, False)
         return f, grad
 
     def forward_saving(
         self, first: Tensor, actions: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor | None, Saved]:
         """The same, and what :meth:`gradients` needs."""
-        b, n, _ = actions.shape
-        memory = torch.empty(self._net.saved_bytes(b, n), dtype=torch.uint8)
-        stream = None if self.w.head_stream is None else torch.empty(b * n, self.padded)
-        return self._forward(first, actions, with_grad, Saved(memory, stream))
+        return self._forward(first, actions, with_grad, True)
 
     def _forward(
-        self, first: Tensor, actions: Tensor, with_grad: bool, saved: Saved | None
+        self, first: Tensor, actions: Tensor, with_grad: bool, save: bool
     ) -> tuple[Tensor, Tensor | None, Saved]:
         b, n, _ = actions.shape
-        first, actions = self._pad(first), actions.contiguous()
+        saved, actions = Saved(self._pad(first)), actions.contiguous()
         f, grad = torch.empty(b, n), torch.empty_like(actions) if with_grad else None
-        keep = saved or Saved(torch.empty(0), None)
-        self._net.forward(
-            b,
-            n,
-            first.data_ptr(),
-            actions.data_ptr(),
-            f.data_ptr(),
-            0 if grad is None else grad.data_ptr(),
-            keep.memory.data_ptr(),
-            0 if keep.stream is None else keep.stream.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return f, grad, keep
+        size = self._net.saved_bytes(b, n) if save else 0
+        if size:
+            saved.memory = torch.empty(size, dtype=torch.uint8)
+            if self.w.head_stream is not None:
+                saved.stream = torch.empty(b * n, self.padded)
+        tensors = (saved.first, actions, f, grad, saved.memory, saved.stream)
+        self._net.forward(b, n, *_addresses(tensors), threads=torch.get_num_threads())
+        return f, grad, saved
 
     def gradients(self, saved: Saved, actions: Tensor, scale: Tensor) -> list[Tensor | None]:
         """d(sum scale f) / d(first, *Weights.tensors()); scale [rows]."""
         b, n, a = actions.shape
         layers, width, padded = len(self.w.layers), self.width, self.padded
         actions, scale = actions.contiguous(), scale.contiguous()
-        first, head = torch.empty(b, padded), torch.empty(padded)
+        first, w_a, head = torch.empty(b, padded), torch.empty(a, padded), torch.empty(padded)
         matrices, biases = torch.empty(layers, padded, padded), torch.empty(layers, padded)
-        w_a = torch.empty(a, padded)
-        self._net.backward(
-            b,
-            n,
-            actions.data_ptr(),
-            scale.data_ptr(),
-            saved.memory.data_ptr(),
-            first.data_ptr(),
-            matrices.data_ptr(),
-            biases.data_ptr(),
-            w_a.data_ptr(),
-            head.data_ptr(),
-            torch.get_num_threads(),
-        )
-        stream = None if saved.stream is None else (scale @ saved.stream)[:width]
+        head_stream = None if self.w.head_stream is None else torch.empty(padded)
+        inputs = (saved.first, actions, scale, saved.memory, saved.stream)
+        results = (first, matrices, biases, w_a, head, head_stream)
+        addresses = _addresses((*inputs, *results))
+        self._net.backward(b, n, *addresses, threads=torch.get_num_threads())
         return [
             first[:, :width],
             w_a[:, :width].t(),
             head[:width],
-            stream,
+            None if head_stream is None else head_stream[:width],
             scale.sum(),
             *(m[:width, :width] for m in matrices),
             *(v[:width] for v in biases),
