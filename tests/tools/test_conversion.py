@@ -379,8 +379,10 @@ def test_two_arms_turn_relative_actions_into_their_bases_axes():
 # ------------------------------------------------------------- real teleoperation
 
 
+# version, demonstrations, lengths, bound on the mean miss of single actions (measured, rad: 1.0e-3,
+# 3.5e-3; the two long ones move faster, and 1.0 recorded states one action late)
 REAL = {
-    "lift_panda_robosuite140": ("1.4.0", 3, (482, 510, 392), 1e-3),
+    "lift_panda_robosuite140": ("1.4.0", 3, (482, 510, 392), 2e-3),
     "lift_panda_robosuite101": ("1.0.0", 1, (412,), 1e-2),
     "nut-assembly_panda_robosuite101": ("1.0.0", 1, (1036,), 2e-2),
     "pick-place_panda_robosuite101": ("1.0.0", 1, (1482,), 5e-2),
