@@ -1,0 +1,158 @@
+"""What a training step and an action of Implicit BC cost, for every released configuration.
+
+    python -m benchmarks.ibc [--case NAME] [--precision float32] [--repeat N] [--json FILE]
+
+Process CPU time on one thread. A training step is the run's own: it draws the batch from the
+dataset (recorded here from random numbers, in the sizes of the task), makes the counter-examples,
+and updates the weights. An action is one observation's. Reference figures are those of the
+original TensorFlow program with its input pipeline, measured on an AMD Zen 5; a ratio taken on
+another machine is a guide (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from common_utils import run_config
+from common_utils.demo_file import Recording, write_demos
+from common_utils.logger import MultiCounter
+from networks import fast
+from networks.ebm_fused import choose
+from train_bc import DemoDataset, MainConfig, Workspace, fill_in
+
+CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc"
+PIPELINE = 0.33  # seconds of the original's input pipeline per batch of 512
+
+# Process CPU seconds of the original program: per training step without its pipeline, per action.
+REFERENCE: dict[str, tuple[float, float | None]] = {
+    "particle/mlp_mse": (0.0075, 0.0008),
+    "particle/mlp_ebm_langevin": (1.62, 0.139),
+    "pushing_states/mlp_mse": (0.013, 0.003),
+    "pushing_states/mlp_ebm": (1.41, 0.196),
+    "pushing_states/mlp_ebm_langevin": (3.0, 0.674),
+    "pushing_pixels/pixel_ebm_langevin": (9.2, None),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One step of a task: widths of state and action, and what its recordings call themselves."""
+
+    state: int
+    action: int
+    env_args: dict[str, Any]
+
+
+SIZES = {
+    "particle": Sizes(8, 2, {"env_name": "Particle-v0", "n_dim": 2}),
+    "pushing_states": Sizes(10, 2, {"env_name": "BlockPush-v0"}),
+    "pushing_pixels": Sizes(0, 2, {"env_name": "BlockPush-v0"}),
+    "d4rl": Sizes(45, 24, {"env_name": "pen-human-v0"}),
+}
+IMAGE = (240, 320, 3)
+
+
+def cases() -> list[str]:
+    """Every released configuration of Implicit BC."""
+    return sorted(str(p.relative_to(CFGS).with_suffix("")) for p in CFGS.glob("*/*.yaml"))
+
+
+def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
+    """Recordings of random numbers."""
+    rng = np.random.default_rng(0)
+    recordings = []
+    for _ in range(episodes):
+        recording = Recording()
+        for _ in range(length):
+            obs = {"state": rng.standard_normal(sizes.state).astype(np.float32)}
+            if not sizes.state:
+                obs = {"rgb": rng.integers(0, 256, IMAGE, dtype=np.uint8)}
+            action = rng.uniform(-1, 1, sizes.action).astype(np.float32)
+            recording.append(obs, np.zeros(1), action, 0.0)
+        recordings.append(recording)
+    return write_demos(folder, recordings, [] if sizes.state else ["rgb"], sizes.env_args)
+
+
+def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
+    """The training run of a case on recorded random numbers; it plays no games."""
+    cfg = run_config.load(MainConfig, CFGS / f"{case}.yaml")
+    sizes = SIZES[case.split("/")[0]]
+    pixels = not sizes.state
+    path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
+    cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
+    cfg.device, cfg.num_eval_episode, cfg.ebm.precision = "cpu", 0, precision  # type: ignore[assignment]
+    data = DemoDataset(cfg.dataset, seed=0)
+    fill_in(cfg, data)
+    return Workspace(cfg, data)
+
+
+class _Log:
+    """Where a step leaves its metrics."""
+
+    def __init__(self) -> None:
+        self.meters = MultiCounter()
+
+
+def bench(report: common.Report, case: str, precision: str, timing: dict[str, Any]) -> None:
+    """One training step and one action of a configuration."""
+    torch.manual_seed(0)
+    name = case if precision == "float32" else f"{case}, {precision}"
+    step_s, act_s = REFERENCE.get(case, (None, None))
+    with tempfile.TemporaryDirectory() as folder:
+        work = make_workspace(case, precision, Path(folder))
+        work.log = _Log()  # type: ignore[assignment]
+        work.policy.train()
+        t = common.measure(work._train_step, **timing)
+        batch = work.cfg.batch_size
+        total = None if step_s is None else step_s + PIPELINE * batch / 512
+        report.add(f"{name}: training step", "cpu_time", t.cpu_ms / 1e3, "s", total)
+        work.policy.eval()
+        obs = {k: v[0] for k, v in work.data.batch_at(np.arange(2)).obs.items()}
+        t = common.measure(lambda: work.policy.act(obs), **timing)  # type: ignore[operator]
+        report.add(f"{name}: action", "cpu_time", t.cpu_ms / 1e3, "s", act_s)
+        work.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--case", action="append", help="only these (shell pattern, repeatable)")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16", "both"], default="both", help="of EBMs"
+    )
+    parser.add_argument("--repeat", type=int, default=3, help="repeats whose median is taken")
+    args = parser.parse_args(argv)
+    if args.repeat < 1:
+        parser.error(f"--repeat must be at least 1, got {args.repeat}")
+    chosen = cases()
+    if args.case:
+        chosen = [c for c in chosen if any(fnmatch.fnmatch(c, f"*{p}") for p in args.case)]
+        if not chosen:
+            parser.error(f"--case: none of {cases()} matches {args.case}")
+    timing: dict[str, Any] = {"repeats": args.repeat, "min_seconds": 0.1, "warmup": 1}
+    if args.quick:
+        timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
+    report = common.start(args)
+    fast.keep_freed_memory()
+    builds = [choose(dtype, 128, 1) for dtype in (torch.float32, torch.bfloat16)]
+    print(f"energy networks: float32 {builds[0] or 'torch'}, bfloat16 {builds[1] or 'torch'}")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f}")
+    for case in chosen:
+        both = ["float32", "bfloat16"] if "ebm" in case else ["float32"]
+        for precision in both:
+            if args.precision in (precision, "both") or len(both) == 1:
+                bench(report, case, precision, timing)
+                report.write(args.json)
+
+
+if __name__ == "__main__":
+    main()
