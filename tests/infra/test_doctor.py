@@ -30,7 +30,7 @@ def test_this_machine_is_usable_and_everything_is_looked_at() -> None:
     findings = {f["name"]: f for f in json.loads(done.stdout)}
     assert {
         "Python", "torch", "mujoco", "metaworld", "robosuite", "CUDA", "C++ compiler",
-        "C++ replay core", "C++ kernels", "GL rendering", "Memory", "Disk",
+        "C++ replay core", "C++ kernels", "C++ control loop", "GL rendering", "Memory", "Disk",
         "OMP_NUM_THREADS", "PYTHONPATH",
     } <= set(findings)  # fmt: skip
     assert findings["C++ replay core"]["status"] != "problem"
