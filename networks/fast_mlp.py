@@ -137,7 +137,9 @@ class _Mlp(torch.autograd.Function):
             ctx.hidden,
             dout.data_ptr(),
             fast.address(dx),
-            [tuple(at[i : i + 4]) for i in range(0, len(at), 4)] if ctx.hidden else [],
+            [(at[i], at[i + 1], at[i + 2], at[i + 3]) for i in range(0, len(at), 4)]
+            if ctx.hidden
+            else [],
             torch.get_num_threads(),
         )
         return _once(dx, None, *grads)
@@ -152,7 +154,7 @@ def _once(*grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if not torch.is_grad_enabled():
         return grads
     message = b"trying to differentiate twice a function that was marked with once_differentiable"
-    fail = torch._C._functions.DelayedError(message, len(grads))
+    fail: Any = torch._C._functions.DelayedError(message, len(grads))
     marked = [None if g is None else g.detach().requires_grad_() for g in grads]
     return tuple(fail(*marked))
 
