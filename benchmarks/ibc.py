@@ -73,7 +73,9 @@ def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
     for _ in range(episodes):
         recording = Recording()
         for _ in range(length):
-            obs = {"state": rng.standard_normal(sizes.state).astype(np.float32)}
+            obs: dict[str, np.ndarray] = {
+                "state": rng.standard_normal(sizes.state).astype(np.float32)
+            }
             if not sizes.state:
                 obs = {"rgb": rng.integers(0, 256, IMAGE, dtype=np.uint8)}
             action = rng.uniform(-1, 1, sizes.action).astype(np.float32)
