@@ -25,7 +25,7 @@ from common_utils.run_config import ConfigError
 from env.robomimic_args import controller_differences
 
 if TYPE_CHECKING:
-    from train_bc import MainConfig
+    from bc_config import MainConfig
 
 
 def fill_in(cfg: MainConfig, data: DemoDataset) -> None:

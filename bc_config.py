@@ -1,0 +1,151 @@
+"""The configuration of a behaviour-cloning run (``train_bc.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bc.bc_policy import BcPolicyConfig, StateBcPolicyConfig
+from bc.dataset import DatasetConfig
+from bc.ibc.ebm_policy import EbmPolicyConfig
+from bc.ibc.mdn_policy import MdnPolicyConfig
+from bc.ibc.mse_policy import MsePolicyConfig
+from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from common_utils.keras_optim import exponential_decay, warmup
+from common_utils.run_config import Flag, RunConfig
+from env.factory import EnvConfig
+
+# the policies of Implicit BC, and its suites, whose evaluations play seeds 0, 1, ... every time
+IBC_KINDS = ("ebm", "mse", "mdn")
+IBC_SUITES = ("particle", "block_pushing", "d4rl")
+
+
+@dataclass
+class MainConfig(RunConfig):
+    """Defaults are those of the paper's release; departures are named options."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    # policy on state vectors (dataset.use_state 1)
+    state_policy: StateBcPolicyConfig = field(default_factory=StateBcPolicyConfig)
+    # policy on images
+    policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
+    # the Meta-World policy on images
+    mw_policy: MwBcPolicyConfig = field(default_factory=MwBcPolicyConfig)
+    # the policies of Implicit BC: energy-based ...
+    ebm: EbmPolicyConfig = field(default_factory=EbmPolicyConfig)
+    # ... explicit
+    mse: MsePolicyConfig = field(default_factory=MsePolicyConfig)
+    # ... and mixture density
+    mdn: MdnPolicyConfig = field(default_factory=MdnPolicyConfig)
+    # which of them: auto takes state_policy or policy after dataset.use_state
+    policy_type: Literal["auto", "state", "pixel", "metaworld", "ebm", "mse", "mdn"] = "auto"
+    # source of all randomness of the run
+    seed: int = 1
+    # weights to start from (a .pt file), or "none"
+    load_model: str = "none"
+    # epochs (an evaluation follows each) ...
+    num_epoch: int = 20
+    # ... of that many gradient steps
+    epoch_len: int = 10000
+    # demonstrated steps per gradient step
+    batch_size: int = 256
+    # Adam step size
+    lr: float = 1e-4
+    # exponential: lr * 0.99^(step / lr_decay_steps); warmup: Keras's inverse square root
+    lr_schedule: Literal["constant", "exponential", "warmup"] = "constant"
+    # steps in which the exponential schedule loses one percent
+    lr_decay_steps: float = 100
+    # keras_adam: epsilon 1e-7, added before the bias correction, as Implicit BC was trained
+    optimizer: Literal["adam", "keras_adam"] = "adam"
+    # the gradient's norm is clipped to this; 0: not at all
+    grad_clip: float = 5
+    # 0: Adam, else AdamW with this decay
+    weight_decay: float = 0
+    # above 0: also keep an average of the weights (rate tau per step) and evaluate it too
+    ema: float = -1
+    # auto (cuda when present), cpu, cuda or cuda:N
+    device: str = "auto"
+    # games after each epoch; 0: no evaluation, the newest weights count as the best
+    num_eval_episode: int = 50
+    # games of the long evaluations: every 5 epochs and at the end
+    num_final_episode: int = 100
+    # evaluate in worker processes
+    mp_eval: Flag = 0
+    # how many
+    num_eval_worker: int = 2
+    # also write epoch{N}.pt every so many epochs (-1: never)
+    save_per: int = -1
+    # continue the run in save_dir from its last saved state
+    resume: Flag = 0
+    # filled in from the dataset: the task
+    task_name: str = ""
+    # filled in from the dataset: the robots
+    robots: list[str] = field(default_factory=list)
+    # filled in from the environment: pixels of rendered images
+    image_size: int = -1
+    # filled in from the dataset: pixels of the policy's images (-1 with states)
+    rl_image_size: int = -1
+    # filled in from the dataset: shape of one (stacked) image or state
+    obs_shape: list[int] = field(default_factory=list)
+    # filled in from the dataset: shape of one (stacked) proprioception vector
+    prop_shape: list[int] = field(default_factory=list)
+    # filled in from the dataset
+    action_dim: int = 0
+    # the environment of evaluations; suite, task and what the policy sees are filled in
+    env: EnvConfig = field(default_factory=EnvConfig)
+    save_dir: str = "exps/bc/run1"
+
+    def __post_init__(self) -> None:
+        if self.load_model in ("", "None"):
+            self.load_model = "none"
+        for name in ("num_epoch", "epoch_len", "batch_size", "num_eval_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in ("num_eval_episode", "num_final_episode", "weight_decay", "grad_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        for name in ("lr", "lr_decay_steps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        if self.ema > 1:
+            raise ValueError(f"ema: {self.ema}, expected a rate up to 1, or -1 for none")
+        if self.optimizer == "keras_adam" and self.weight_decay:
+            raise ValueError(f"weight_decay: {self.weight_decay}, but keras_adam has none")
+        if self.kind in IBC_KINDS:
+            if not self.dataset.use_state and len(self.dataset.rl_cameras) != 1:
+                raise ValueError(f"policy_type: {self.kind} takes one camera in dataset.rl_camera")
+        elif (self.kind == "state") != bool(self.dataset.use_state):
+            raise ValueError(
+                f"policy_type: {self.policy_type} does not go with dataset.use_state "
+                f"{self.dataset.use_state}"
+            )
+        if self.kind == "metaworld" and len(self.dataset.rl_cameras) != 1:
+            raise ValueError("policy_type: metaworld takes one camera in dataset.rl_camera")
+
+    @property
+    def kind(self) -> str:
+        """ "state", "pixel", "metaworld", or one of IBC_KINDS."""
+        if self.policy_type != "auto":
+            return self.policy_type
+        return "state" if self.dataset.use_state else "pixel"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether games are played."""
+        return self.num_eval_episode > 0 and not self.dataset.real_data
+
+    def eval_seed(self, epoch: int) -> int:
+        """First game's seed after ``epoch`` (from 0), by the published protocols."""
+        if self.env.suite == "metaworld":
+            return epoch * 1991991991 % 9997
+        if self.env.suite in IBC_SUITES:
+            return 0
+        return epoch * self.num_eval_episode + 1
+
+    def lr_at(self, step: int) -> float:
+        """Step size of gradient step ``step`` (from 0)."""
+        if self.lr_schedule == "exponential":
+            return exponential_decay(self.lr, step, self.lr_decay_steps)
+        if self.lr_schedule == "warmup":
+            return warmup(self.lr, step)
+        return self.lr
