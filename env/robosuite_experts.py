@@ -30,6 +30,7 @@ EXPERTS: dict[str, tuple[str, str]] = {
     "Lift": (__name__, "LiftExpert"),
     "PickPlaceCan": (__name__, "CanExpert"),
     "NutAssemblySquare": (__name__, "SquareExpert"),
+    "TwoArmTransport": ("env.robosuite_experts_twoarm", "TransportExpert"),
 }
 
 
