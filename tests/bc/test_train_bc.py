@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_dataset import write_metaworld, write_robomimic
 
 import train_bc
-from bc.bc_policy import BcPolicy, StateBcPolicy
+from bc.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.dataset import DemoDataset, read_demos
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils import run_config
 from common_utils.logger import read_metrics
 from common_utils.run_config import ConfigError
@@ -156,7 +157,7 @@ def test_changed_config_is_refused_with_a_diff(tmp_path, data):
 
 def test_checkpoints_of_the_original_program_load(tmp_path):
     # its cfg.yaml holds neither shapes nor an environment section
-    policy = StateBcPolicy((69,), 7, train_bc.StateBcPolicyConfig(hidden_dim=32))
+    policy = StateBcPolicy((69,), 7, StateBcPolicyConfig(hidden_dim=32))
     torch.save(policy.state_dict(), tmp_path / "model0.pt")
     tree = {
         "dataset": {"path": "gone.hdf5", "use_state": 1, "state_stack": 3, "num_data": 10},
@@ -174,7 +175,7 @@ def test_checkpoints_of_the_original_program_load(tmp_path):
 
 
 def test_metaworld_checkpoints_of_the_original_program_load(tmp_path):
-    policy = MwBcPolicy((3, 96, 96), (4,), 4, train_bc.MwBcPolicyConfig(hidden_dim=16))
+    policy = MwBcPolicy((3, 96, 96), (4,), 4, MwBcPolicyConfig(hidden_dim=16))
     torch.save(policy.state_dict(), tmp_path / "model1.pt")
     tree = {
         "dataset": {"path": "Assembly", "rl_camera": "corner2", "num_data": 3, "frame_stack": 1},
