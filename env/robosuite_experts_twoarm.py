@@ -188,10 +188,12 @@ class StartArm(TransportArm):
         return replace(self._at, gripper=CLOSE)
 
     def hand_over(self) -> Goal:
-        return self._still(OPEN, 8, "retreat")
+        if self.count == 4:  # along the handle, away from the head that may be behind the hand
+            self._at = replace(self._at, position=self._at.position + [0.0, 0.025, 0.0])
+        return self._still(OPEN, 12, "retreat")
 
     def retreat(self) -> Goal:
-        # straight up first: the handle is between the fingers, the head may be behind them
+        # straight up first: the handle is between the fingers
         up = self._at.position + 0.14 * UP
         return Goal(up if not self.away() else self.retreat_place, self._at.rotation, OPEN)
 
