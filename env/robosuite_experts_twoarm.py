@@ -154,7 +154,7 @@ class StartArm(TransportArm):
     def to_hammer(self) -> Goal:
         grasp = self.hammer_grasp()
         goal = replace(grasp, position=grasp.position + 0.004 * UP)
-        return self._around(goal, "grasp_hammer")
+        return self._around(goal, "grasp_hammer", limit=90)
 
     def grasp_hammer(self) -> Goal:
         return self._still(CLOSE, 12, "lift_hammer")
