@@ -163,7 +163,7 @@ _setup_main() {
         exec 9>"$stamp.lock"
         flock -n 9 || { _setup_say "another shell is setting up, waiting for it"; flock 9; }
     fi
-    if [ -x "$_python" ] && ls "$_root"/common_utils/{rela,kernels,osc}*.so >/dev/null 2>&1 &&
+    if [ -x "$_python" ] && ls "$_root"/common_utils/{rela,kernels,osc,ebm_kernels}*.so >/dev/null 2>&1 &&
         [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$(_setup_key)" ]; then
         exit 0
     fi

@@ -198,6 +198,10 @@ OWN = {  # files that are ours alone
     "metaworld/quickstart_demos.yaml": generate_metaworld_dataset.MainConfig,
     "metaworld/quickstart_bc.yaml": train_bc.MainConfig,
     "metaworld/quickstart_rl.yaml": train_rl.MainConfig,
+    "robomimic_bc/lift_state.yaml": train_bc.MainConfig,
+    "robomimic_rl/lift_state_ibrl.yaml": train_rl.MainConfig,
+    "robomimic_rl/lift_state_rlpd.yaml": train_rl.MainConfig,
+    "robomimic_rl/lift_state_rft.yaml": train_rl.MainConfig,
 }
 
 

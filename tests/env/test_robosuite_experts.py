@@ -80,12 +80,12 @@ def test_an_arm_goes_where_it_is_told(sims, number):
     # the same pose at every step: a goal of its own, not relative to the moving hand
     goal = Goal(arm.position + [0.06, 0.05, -0.08], arm.down(0.3), OPEN)
     assert arm.errors(goal)[0] > 0.1
-    for _ in range(40):
+    for _ in range(60):
         action = np.zeros(14)
         action[7 * number : 7 * number + 7] = arm.action(goal)
         step_sim(env, action)
     distance, angle = arm.errors(goal)
-    assert distance < 0.02 and angle < 0.05  # the controller stays up to 1 cm short
+    assert distance < 0.02 and angle < 0.05  # in this pose the arm creeps for the last 2 cm
 
 
 def test_noise_spares_the_gripper_and_stays_in_range(sims):

@@ -16,7 +16,7 @@ MAKEFILE = """
 here := $(dir $(lastword $(MAKEFILE_LIST)))
 all:
 \ttest -z "$$BREAK_BUILD"
-\ttouch $(here)rela.so $(here)kernels.so
+\tcd $(here) && touch rela.so kernels.so osc.so ebm_kernels.so
 """
 SHELLS = [
     "bash",

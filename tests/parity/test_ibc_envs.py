@@ -11,7 +11,7 @@ from env.block_pushing.oracles import MultimodalOracle, block_oracle
 from env.factory import EnvConfig
 from env.particle import ParticleEnv, ParticleOracle, ParticleParams, ParticleSim
 from tests.parity import recipes
-from tests.parity.ibc_recipes import cases
+from tests.parity.ibc_recipes import CLAIMED, cases
 from tests.parity.recipes import Fixture
 
 ATOL = 1e-5
@@ -106,6 +106,7 @@ def test_particle_oracle(case: Fixture) -> None:
 def rollouts() -> pytest.MarkDecorator:
     """Recorded episodes of every block task."""
     found = [f for f in recipes.all_fixtures("ibc") if "first_block_motion_row" in f.spec]
+    CLAIMED.update(f.name for f in found)
     return pytest.mark.parametrize("case", found, ids=lambda c: c.name)
 
 
