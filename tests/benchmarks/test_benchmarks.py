@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -75,3 +76,12 @@ def test_every_case_of_update_has_a_configuration() -> None:
     assert kinds["metaworld/train_bc_mw"] == "metaworld"
     assert kinds["metaworld/quickstart_bc"] == "state"
     assert kinds["robomimic_bc/can"] == "pixel"
+
+
+def test_jax_comparison_tells_that_jax_is_not_required() -> None:
+    if importlib.util.find_spec("jax") is not None:
+        pytest.skip("JAX is installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.jax_rlpd"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "pip install jax" in done.stderr
