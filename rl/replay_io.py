@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
 from common_utils import rela
 from common_utils.atomic import atomic_write, fsync_path
+from common_utils.h5_write import atomic_h5
 
 _PIECE_BYTES = 32 << 20
 _REST = "rest.pt"
@@ -42,7 +42,7 @@ def write_hdf5(
     A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
     the newest. ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
-    with atomic_write(path) as temp, h5py.File(temp, "w") as f:
+    with atomic_h5(path) as f:
         data = f.create_group("data")
         if env_args is not None:
             data.attrs["env_args"] = json.dumps(env_args)

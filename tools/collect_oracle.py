@@ -27,14 +27,13 @@ import numpy as np
 from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording
 from common_utils.progress import console
-from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError, Flag
-from env.core import Env, EnvError
+from env.core import Env
 from env.experts import Oracle, make_oracle
 from env.factory import EnvConfig, make_env
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
-from tools.recording import DemoRun, Job, Outcome, store_part
+from tools.recording import DemoRun, Job, Outcome, exit_status, store_part
 
 # a time limit that is never reached: the task's own one counts
 NO_LIMIT = 10**6
@@ -308,22 +307,7 @@ def collect(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point: parse, collect, exit status 0."""
     cfg = run_config.parse(MainConfig)
-    try:
-        collect(cfg)
-    except (ConfigError, EnvError, ResourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        _tell_kept(cfg)
-        return 2
-    except KeyboardInterrupt:
-        _tell_kept(cfg)
-        return 130
-    return 0
-
-
-def _tell_kept(cfg: MainConfig) -> None:
-    kept = _run(cfg, cfg.task).kept() if cfg.out else ""
-    if kept:
-        print(kept, file=sys.stderr)
+    return exit_status(lambda: collect(cfg), lambda: _run(cfg, cfg.task).kept() if cfg.out else "")
 
 
 if __name__ == "__main__":

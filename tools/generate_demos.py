@@ -20,14 +20,12 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common_utils import run_config
-from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError, Flag
-from env.core import EnvError
 from env.robosuite_control import Noise
 from env.robosuite_experts import EXPERTS
 from env.robosuite_sim import TASKS
 from tools.demo_recorder import Settings
-from tools.recording import DemoRun
+from tools.recording import DemoRun, exit_status
 
 
 @dataclass
@@ -132,22 +130,7 @@ def generate(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point: parse, record, exit status 0."""
     cfg = run_config.parse(MainConfig)
-    try:
-        generate(cfg)
-    except (ConfigError, EnvError, ResourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        _tell_kept(cfg)
-        return 2
-    except KeyboardInterrupt:
-        _tell_kept(cfg)
-        return 130
-    return 0
-
-
-def _tell_kept(cfg: MainConfig) -> None:
-    kept = _run(cfg).kept() if cfg.out else ""
-    if kept:
-        print(kept, file=sys.stderr)
+    return exit_status(lambda: generate(cfg), lambda: _run(cfg).kept() if cfg.out else "")
 
 
 if __name__ == "__main__":

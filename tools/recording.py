@@ -12,8 +12,9 @@ import errno
 import fcntl
 import json
 import shutil
+import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -28,7 +29,7 @@ from common_utils.atomic import atomic_json
 from common_utils.demo_file import CFG_NAME, Recording, write_demo
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
-from common_utils.resources import check_fits
+from common_utils.resources import ResourceError, check_fits
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
@@ -392,3 +393,21 @@ class DemoRun:
             data.attrs["total"] = sum(lengths)
         atomic_json(self.env_args, self.folder / CFG_NAME)
         return lengths
+
+
+def exit_status(work: Callable[[], object], kept: Callable[[], str]) -> int:
+    """Do the work of an entry point: 0, or 2 with a message, or 130 when interrupted.
+
+    ``kept`` tells what an unfinished run left to go on with ("" for nothing).
+    """
+    try:
+        work()
+        return 0
+    except (ConfigError, EnvError, ResourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    if told := kept():
+        print(told, file=sys.stderr)
+    return status

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import DatasetError, DemoFile
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.demo_file import CFG_NAME
+from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
 from env.core import EnvError
@@ -175,8 +175,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         env_args = absolute_env_args(file.env_args)
         with (
             disk_told(output),
-            atomic_write(output) as temp,
-            h5py.File(temp, "w") as out,
+            atomic_h5(output) as out,
             RunProgress(len(names), "demonstrations") as progress,
         ):
             data = out.create_group("data")
