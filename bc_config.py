@@ -121,6 +121,22 @@ class MainConfig(RunConfig):
             )
         if self.kind == "metaworld" and len(self.dataset.rl_cameras) != 1:
             raise ValueError("policy_type: metaworld takes one camera in dataset.rl_camera")
+        if self.kind == "ebm" and self.ebm.precision != "float32":
+            self._check_precision()
+
+    def _check_precision(self) -> None:
+        """What has no bfloat16 form would quietly be computed in float32."""
+        if not self.dataset.use_state:
+            raise ValueError(
+                f"ebm.precision: {self.ebm.precision} is for networks over states; with images "
+                "set ebm.pixel.conv_precision"
+            )
+        net = self.ebm.net
+        if net.activation != "relu" or net.normalizer is not None or net.rate > 0:
+            raise ValueError(
+                f"ebm.precision: {self.ebm.precision} needs ebm.net.activation relu, normalizer "
+                f"null and rate 0, got {net.activation}, {net.normalizer} and {net.rate}"
+            )
 
     @property
     def kind(self) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig, score
-from bc.ibc.samplers import Energy
+from bc.ibc.samplers import Energy, EnergyNet
 from networks.ibc_mlp import MLPEBM, MLPConfig
 
 
@@ -39,7 +39,7 @@ class _Conditional(Energy):
     """The energy of one dimension given those before it, prefix [B, j]."""
 
     def __init__(
-        self, net: nn.Module, encoded: torch.Tensor, prefix: torch.Tensor, precision: Any
+        self, net: EnergyNet, encoded: torch.Tensor, prefix: torch.Tensor, precision: Any
     ) -> None:
         super().__init__(net, encoded, precision)
         self.prefix = prefix.unsqueeze(1)

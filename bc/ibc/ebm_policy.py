@@ -35,7 +35,7 @@ class EbmPolicyConfig:
     norm: NormConfig = field(default_factory=lambda: NormConfig(min_max_actions=1))
     # 1: one energy per action dimension (appendix B.2; trained by InfoNCE, acts by DFO)
     autoregressive: Flag = 0
-    # arithmetic of the trunk's products; the rest stays float32
+    # arithmetic of the trunk's products on the CPU; the rest, and GPUs, stay float32
     precision: Precision = "float32"
     # samples are drawn within the actions' range, widened by this share of it on each side
     uniform_boundary_buffer: float = 0.05

@@ -8,10 +8,9 @@ All of it works in normalised action space, on actions [B, N, A] within the box 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from bc.ibc.losses import NormType, grad_norm
 from common_utils.config_types import Flag
@@ -91,17 +90,25 @@ class LangevinConfig:
         ]
 
 
+class EnergyNet(Protocol):
+    """What scores actions: MLPEBM, PixelEBM."""
+
+    def score(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """encoded [B, E], actions [B, N, A] -> logits [B, N]."""
+        ...
+
+
 class Energy:
     """A network with one batch of observations, encoded once: logits of actions [B, N, A].
 
     Args:
-        net: has ``score(encoded, actions) -> [B, N]``; later changes are not followed.
+        net: what scores actions; later changes are not followed.
         encoded: what ``net.encode`` made of the observations.
         precision: arithmetic of an MLPEBM's products.
     """
 
     def __init__(
-        self, net: nn.Module, encoded: torch.Tensor, precision: Precision = "float32"
+        self, net: EnergyNet, encoded: torch.Tensor, precision: Precision = "float32"
     ) -> None:
         self.net, self.encoded = net, encoded.detach()
         self._fast = ebm_fast.Prepared(net, precision) if isinstance(net, MLPEBM) else None
@@ -111,7 +118,7 @@ class Energy:
         """[B, N, A] -> float32 [B, N], no graph."""
         if self._fast is not None:
             return self._fast.logits(self.encoded, actions)
-        return self.net.score(self.encoded, actions)  # type: ignore[operator]
+        return self.net.score(self.encoded, actions)
 
     def logits_and_grad(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, N] and their gradients with respect to the actions [B, N, A], no graph."""
@@ -119,7 +126,7 @@ class Energy:
             return self._fast.logits_and_action_grad(self.encoded, actions)
         with torch.enable_grad():
             actions = actions.detach().requires_grad_()
-            logits = self.net.score(self.encoded, actions)  # type: ignore[operator]
+            logits = self.net.score(self.encoded, actions)
             (grad,) = torch.autograd.grad(logits.sum(), actions)
         return logits.detach(), grad
 

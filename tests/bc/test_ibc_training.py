@@ -111,6 +111,11 @@ def test_an_infinite_loss_ends_the_run_and_says_where(tmp_path, data):
         (["--dataset.use_state", "0", "--dataset.rl_camera", "a+b"], "one camera"),
         (["--ebm.num_action_samples", "0"], "num_action_samples"),
         (["--ebm.net.depth", "3"], "even"),
+        (["--ebm.precision", "bfloat16", "--ebm.net.rate", "0.1"], "precision.*rate 0, got"),
+        (
+            ["--ebm.precision", "bfloat16", "--dataset.use_state", "0"],
+            "precision.*ebm.pixel.conv_precision",
+        ),
     ],
 )
 def test_impossible_runs_are_refused(tmp_path, data, more, match):
