@@ -4,7 +4,7 @@
         --out release/data/robomimic/can
 
 writes ``processed_data96.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Only successful
-episodes are kept. ``--cameras []`` stores states only, and needs no OpenGL. An interrupted run
+episodes are kept. ``--cameras "[]"`` stores states only, and needs no OpenGL. An interrupted run
 goes on where it was when the same command is given again: finished episodes wait in
 ``OUT/.parts``. The file depends on the options alone, not on the workers or interruptions.
 """
