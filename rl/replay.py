@@ -26,6 +26,7 @@ from common_utils.specs import BC_ACTION, ArraySpec, Batch
 from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
 
 ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
+Record = Mapping[str, "np.ndarray | str"]
 
 
 class ReplayError(RuntimeError):
@@ -39,16 +40,16 @@ def _numpy(x: Any) -> np.ndarray:
 class ReplayBuffer:
     """Episodes in, uniformly drawn transitions out.
 
-    obs_specs: observations as delivered (stacked); keys not named here or in
-        ``save_only_keys`` are ignored.
+    obs_specs: observations as delivered (stacked); keys not named here are ignored.
     replay_size: capacity in episodes; the oldest are dropped.
     num_bc_action: K > 0 stores ``obs["bc_action"]`` float32 [K, A] with every observation.
     bootstrap_truncated: False (the paper's released behaviour): a time limit ends an episode
         like success does, bootstrap 0. True: the last observation of a truncated episode is
         kept and its final transitions bootstrap from it with gamma^k, k <= nstep steps ahead.
     bc_max_len: successes longer than this stay out of the BC replay (-1: no limit).
-    save_per_success: every k-th success writes the last k to ``save_dir/data{n}.h5``.
-    save_only_keys: observations stored for ``save_replay`` but never sampled.
+    save_per_success: every k-th success that was played (``add``; demonstrations are in files
+        already) writes the last k to ``save_dir/data{n}.h5``, with what was recorded of them.
+    reward_scale: factor on the rewards given; those in saved files are without it.
     env_args: how the environment was built ({"env_name", "env_kwargs"}), told in saved files.
     prefetch: batches made ahead in a thread; changes nothing but time.
     storage: "ram", or a folder for a memory-mapped scratch file.
@@ -72,7 +73,7 @@ class ReplayBuffer:
         bc_max_len: int = -1,
         save_per_success: int = -1,
         save_dir: str | None = None,
-        save_only_keys: Sequence[str] = (),
+        reward_scale: float = 1.0,
         env_args: Mapping[str, Any] | None = None,
         prefetch: int = 0,
         num_threads: int = 1,
@@ -96,11 +97,12 @@ class ReplayBuffer:
         self.bootstrap_truncated = bootstrap_truncated
         self.bc_max_len = bc_max_len
         self.save_per_success, self.save_dir = save_per_success, save_dir
-        self.save_only_keys = tuple(save_only_keys)
+        self.reward_scale = reward_scale
         self.env_args = env_args
         self.freeze_bc_replay = False
         self.num_episode = 0
         self.num_success = 0
+        self.num_played_success = 0
 
         self._frames = dict(obs_specs)
         if num_bc_action:
@@ -118,7 +120,11 @@ class ReplayBuffer:
             )
         self._episode = rela.Episode(nstep, max_episode_length, gamma)
         self._running = False
-        self._recent: deque[rela.EpisodeData] = deque(maxlen=max(1, save_per_success))
+        # what is recorded of the running episode, and the last successes with theirs
+        self._records: list[Record] = []
+        self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(
+            maxlen=max(1, save_per_success)
+        )
         self._in_flight: deque[tuple[Any, Any]] = deque()  # (CUDA event, batch being copied)
         self._pinned: set[tuple[int, int]] = set()
 
@@ -134,15 +140,17 @@ class ReplayBuffer:
             stacks=self._stacks,
             stack_order="newest_first",
             bootstrap_truncated=self.bootstrap_truncated,
-            save_only=list(self.save_only_keys),
             storage=storage,
             num_threads=num_threads,
         )
 
     # ------------------------------------------------------------------ adding
 
-    def new_episode(self, obs: ObsLike) -> None:
-        """Begin an episode with its first observation (stacked, unbatched, numpy or torch)."""
+    def new_episode(self, obs: ObsLike, record: Record | None = None) -> None:
+        """Begin an episode with its first observation (stacked, unbatched, numpy or torch).
+
+        record: see :meth:`add`.
+        """
         if self._running:
             raise ReplayError(
                 f"new_episode: the last one ({self._episode.len()} steps) has not ended; "
@@ -151,6 +159,7 @@ class ReplayBuffer:
         frames = self._newest_frames(obs)
         self._episode.init({})
         self._episode.push_obs(frames)
+        self._records = [dict(record or {})]
         self._running = True
 
     def add(
@@ -161,10 +170,13 @@ class ReplayBuffer:
         terminated: bool,
         truncated: bool,
         success: bool,
+        record: Record | None = None,
     ) -> None:
         """One step: ``action`` answered the previously given observation, ``obs`` came of it.
 
-        action: float [A]; reward: raw, finite; success: of the episode, read when it ends.
+        action: float [A]; reward: finite; success: of the episode, read when it ends.
+        record: what files of ``save_per_success`` hold besides, of ``obs``: arrays of a single
+        step, the same keys each time; and strings, which become attributes of the episode.
         """
         if not self._running:
             raise ReplayError("add: no episode is running, call new_episode first")
@@ -178,13 +190,18 @@ class ReplayBuffer:
         self._episode.push_action({"action": action})
         self._episode.push_reward(float(reward))
         self._episode.push_terminal(float(bool(terminated)), bool(truncated))
+        if self.save_per_success > 0:
+            self._records.append(dict(record or {}))
         if not over:
             self._episode.push_obs(frames)
             return
         if keep_final:
             self._episode.push_final_obs(frames)
         self._running = False
-        self._finish(self._episode.pop_transition(), bool(success), bc=True)
+        episode = self._episode.pop_transition()
+        self._finish(episode, bool(success), bc=True)
+        if success and self.save_per_success > 0:
+            self._save_success(episode)
 
     def add_episode(
         self,
@@ -203,7 +220,7 @@ class ReplayBuffer:
         terminated=False means cut by a time limit. bc=False keeps it out of the BC replay.
         """
         frames = {}
-        for key in (*self._frames, *self.save_only_keys):
+        for key in self._frames:
             if key not in observations:
                 raise ValueError(f"add_episode: observation '{key}' is missing")
             frames[key] = self._checked_frame(key, _numpy(observations[key]), rows=True)
@@ -231,7 +248,7 @@ class ReplayBuffer:
 
     def _newest_frames(self, obs: ObsLike) -> dict[str, np.ndarray]:
         frames = {}
-        for key in (*self._frames, *self.save_only_keys):
+        for key in self._frames:
             if key not in obs:
                 raise ValueError(f"observation '{key}' is missing, got {sorted(obs)}")
             frames[key] = self._checked_frame(key, _numpy(obs[key]), rows=False)
@@ -265,12 +282,17 @@ class ReplayBuffer:
         fits = self.bc_max_len <= 0 or len(episode) <= self.bc_max_len
         if self._bc_core is not None and bc and fits and not self.freeze_bc_replay:
             self._bc_core.add(episode)
-        if self.save_per_success > 0:
-            self._recent.append(episode)
-            if self.num_success % self.save_per_success == 0:
-                name = f"data{self.num_success // self.save_per_success}.h5"
-                assert self.save_dir is not None
-                self._write(Path(self.save_dir) / name, [e.to_dict() for e in self._recent])
+
+    def _save_success(self, episode: rela.EpisodeData) -> None:
+        """Remember a success that was played; write the last ones when their number is reached."""
+        self._recent.append((episode, self._records))
+        self._records = []
+        self.num_played_success += 1
+        number, rest = divmod(self.num_played_success, self.save_per_success)
+        if rest == 0:
+            assert self.save_dir is not None
+            episodes = [e.to_dict() | {"records": records} for e, records in self._recent]
+            self._write(Path(self.save_dir) / f"data{number}.h5", episodes)
 
     # ---------------------------------------------------------------- sampling
 
@@ -366,13 +388,21 @@ class ReplayBuffer:
         return transitions * (frames + 4 * (action_dim * (1 + num_bc_action) + 1))
 
     def save_replay(self, path: str | os.PathLike[str]) -> None:
-        """All stored episodes as HDF5 demonstrations, raw rewards, observations stacked."""
+        """All stored episodes as HDF5 demonstrations, raw rewards, observations stacked.
+
+        What was recorded besides (``add``) is kept of the last successes alone, and not in it.
+        """
         self._write(path, (self._episode_frames(i) for i in range(self.size())))
 
     def _write(self, path: str | os.PathLike[str], episodes: Any) -> None:
         def plain(e: Mapping[str, Any]) -> dict[str, Any]:
             obs = {k: v for k, v in e["obs"].items() if k != BC_ACTION}
-            return {"obs": obs, "action": e["action"]["action"], "reward": e["reward"]}
+            return {
+                "obs": obs,
+                "action": e["action"]["action"],
+                "reward": e["reward"] / np.float32(self.reward_scale),
+                "records": e.get("records", []),
+            }
 
         write_hdf5(path, (plain(e) for e in episodes), self._stacks, self.env_args)
 
@@ -400,10 +430,12 @@ class ReplayBuffer:
         recent = list(self._recent) if self.save_per_success > 0 else []
         return {
             "episode": to_torch(self._episode.state_dict()) if self._running else None,
+            "records": to_torch(self._records),
             "num_episode": self.num_episode,
             "num_success": self.num_success,
+            "num_played_success": self.num_played_success,
             "freeze_bc_replay": bool(self.freeze_bc_replay),
-            "recent": [to_torch(e.to_dict()) for e in recent],
+            "recent": [to_torch(e.to_dict() | {"records": records}) for e, records in recent],
         }
 
     def _load_rest(self, rest: Mapping[str, Any]) -> None:
@@ -413,21 +445,22 @@ class ReplayBuffer:
             self._episode.load_state_dict(to_numpy(rest["episode"]))
         self.num_episode = int(rest["num_episode"])
         self.num_success = int(rest["num_success"])
+        self.num_played_success = int(rest.get("num_played_success", 0))  # newer than the first
+        self._records = to_numpy(rest.get("records", []))
         self.freeze_bc_replay = bool(rest["freeze_bc_replay"])
         self._recent.clear()
         for e in to_numpy(rest["recent"]):
-            self._recent.append(
-                rela.episode_from_arrays(
-                    e["obs"],
-                    e["action"],
-                    e["reward"],
-                    terminated=e["terminated"],
-                    truncated=e["truncated"],
-                    final_obs=e["has_final"],
-                    nstep=self.nstep,
-                    gamma=self.gamma,
-                )
+            episode = rela.episode_from_arrays(
+                e["obs"],
+                e["action"],
+                e["reward"],
+                terminated=e["terminated"],
+                truncated=e["truncated"],
+                final_obs=e["has_final"],
+                nstep=self.nstep,
+                gamma=self.gamma,
             )
+            self._recent.append((episode, e.get("records", [])))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, the unfinished episode included; tensors, numbers and strings only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def write_hdf5(
     """Write ``data/demo_{i}/{actions, rewards, obs/{key}}`` (spec section 7), raw rewards.
 
     ``episodes``: dicts with frames ``obs`` {key: [T or T+1, ...]}, ``action`` [T, A],
-    ``reward`` [T]. Observations are stored stacked; image keys get the suffix ``_image``.
+    ``reward`` [T], and ``records``, what was recorded besides: a dict per step or nothing, whose
+    arrays become observations (``sim_state`` also robomimic's ``states``) and whose strings
+    attributes. Observations are stored stacked; image keys get the suffix ``_image``.
     A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
     the newest. ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
@@ -55,16 +57,30 @@ def write_hdf5(
             dones = np.zeros(length, np.int64)
             dones[-1] = 1
             demo.create_dataset("dones", data=dones)
-            for key, frames in e["obs"].items():
+            recorded, attrs = _records(e.get("records", []), length)
+            for key, frames in (recorded | dict(e["obs"])).items():
                 is_image = frames.ndim == 4
                 name = f"obs/{key}_image" if is_image else f"obs/{key}"
-                k = stacks.get(key, 1)
+                k = stacks.get(key, 1) if key in e["obs"] else 1
                 written = demo.create_dataset(name, data=stack_frames(frames[:length], k))
                 if k > 1:
                     written.attrs["stack"] = k
+            if "sim_state" in recorded:
+                demo["states"] = demo["obs/sim_state"]  # a second name for the same data
+            for key, text in attrs.items():
+                demo.attrs[key] = text
             demo.attrs["num_samples"] = length
             total += length
         data.attrs["total"] = total
+
+
+def _records(
+    records: Sequence[Mapping[str, Any]], length: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays [T, ...] by key, and strings (the last of each), of an episode's records."""
+    texts = {k: v for record in records for k, v in record.items() if isinstance(v, str)}
+    keys = [k for k, v in records[0].items() if not isinstance(v, str)] if records else []
+    return {k: np.stack([r[k] for r in records[:length]]) for k in keys}, texts
 
 
 def to_torch(tree: Any) -> Any:

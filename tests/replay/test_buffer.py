@@ -259,33 +259,46 @@ def test_a_demonstration_is_the_same_stepwise_and_at_once() -> None:
         assert_equal([a.reward, a.bootstrap, a.action], [b.reward, b.bootstrap, b.action])
 
 
-def test_saved_successes_have_raw_rewards_and_extra_keys(tmp_path: Path) -> None:
-    buffer = make(
-        save_per_success=2,
-        save_dir=str(tmp_path),
-        save_only_keys=["sim_state"],
-        env_args={"env_name": "fake"},
-    )
+def test_saved_successes_have_raw_rewards_and_what_was_recorded(tmp_path: Path) -> None:
+    def fresh() -> ReplayBuffer:
+        return make(
+            save_per_success=2,
+            save_dir=str(tmp_path),
+            reward_scale=0.1,
+            env_args={"env_name": "fake"},
+        )
+
+    buffer = fresh()
+    demo = {k: np.zeros((1, *s.frame_shape), s.dtype) for k, s in SPECS.items()}
+    demo["bc_action"] = np.zeros((1, K, A), np.float32)
+    buffer.add_episode(demo, np.zeros((1, A)), np.full(1, 0.1))  # in a file already
     task = FakeTask(0)
     for length in (2, 3, 4, 5, 6):
-        buffer.new_episode({**task.reset(), "sim_state": np.zeros(9)})
+        buffer.new_episode(task.reset(), {"sim_state": np.zeros(9)})
         for t in range(length):
-            obs = {**task.step(), "sim_state": np.full(9, t + 1.0)}
             over = t == length - 1
-            buffer.add(obs, np.zeros(A), float(over), over, False, over and length != 4)
+            record = {"sim_state": np.full(9, t + 1.0), **({"model_file": f"m{t}"} if over else {})}
+            won = over and length != 4
+            buffer.add(task.step(), np.zeros(A), 0.1 * over, over, False, won, record)
+            if length == 6 and t == 2:  # goes on after a resume
+                state, buffer = buffer.state_dict(), fresh()
+                buffer.load_state_dict(state)
     assert "sim_state" not in buffer.sample(3).obs
+    assert (buffer.num_success, buffer.num_played_success) == (5, 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data1.h5", "data2.h5"]
     with h5py.File(tmp_path / "data2.h5") as f:
         assert [len(f[f"data/demo_{i}/rewards"]) for i in range(2)] == [5, 6]
         demo = f["data/demo_0"]
         assert demo["rewards"][:].tolist() == [0, 0, 0, 0, 1]
         assert set(demo["obs"]) == {"cam_image", "state", "sim_state"}
-        assert demo["obs/sim_state"][:, 0].tolist() == [0, 1, 2, 3, 4]
+        for key in ("obs/sim_state", "states"):
+            assert demo[key][:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert [f[f"data/demo_{i}"].attrs["model_file"] for i in range(2)] == ["m4", "m5"]
         assert demo["obs/state"][2].reshape(3, 2)[:, 1].tolist() == [2, 1, 0]
     buffer.save_replay(tmp_path / "all.h5")
     with h5py.File(tmp_path / "all.h5") as f:
-        assert [f[f"data/demo_{i}"].attrs["num_samples"] for i in range(5)] == [2, 3, 4, 5, 6]
-        assert f["data"].attrs["total"] == 20
+        assert [f[f"data/demo_{i}"].attrs["num_samples"] for i in range(6)] == [1, 2, 3, 4, 5, 6]
+        assert f["data"].attrs["total"] == 21
     with DemoFile(tmp_path / "data2.h5") as file:
         assert file.env_name == "fake"
         newest = file.vector("demo_1", "state")
