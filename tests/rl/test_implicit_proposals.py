@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.ibc.mdn_policy import MdnPolicy, MdnPolicyConfig
 from bc.ibc.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.samplers import LangevinConfig
+from common_utils.specs import Obs
 from networks.ibc_mlp import MDNConfig, MLPConfig
 from rl.q_agent import QAgent
-from tests.rl.agents import A, S, state_agent
+from tests.rl.agents import A, S, make_batch, observe, state_agent, with_cache
 
 
 def policies() -> dict[str, Any]:
@@ -84,3 +87,68 @@ def test_one_deterministic_sample_changes_nothing() -> None:
     proposal = agent.propose_bc(OBS)
     assert torch.equal(before, agent.rng.get_state())
     assert torch.equal(proposal[:, 0], agent.bc_policies[0].act(OBS))
+
+
+class OneAction(nn.Module):
+    """The same network as a policy that knows one action per observation and nothing else."""
+
+    def __init__(self, policy: MsePolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+        assert n == 1
+        state = self.policy.features({"state": obs["state"]})
+        return self.policy.to_env(self.policy.net(state)).detach().unsqueeze(1)
+
+
+@pytest.mark.parametrize("act_method", ["ibrl", "ibrl_soft"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_one_explicit_sample_is_plain_ibrl_bit_for_bit(act_method: str, cached: bool) -> None:
+    """Acting, updating and every weight, with dropout, noise and random subsets of critics."""
+    mse = policies()["mse"].eval()
+    agents = [
+        state_agent(act_method=act_method, num_bc_samples=1, dropout=0.5, num_k=2) for _ in range(2)
+    ]
+    agents[0].add_bc_policy(mse)
+    agents[1].add_bc_policy(OneAction(mse))
+    for agent in agents:
+        torch.manual_seed(7)  # of dropout
+        actions = []
+        for step in range(6):
+            agent.eval()
+            actions.append(agent.act(observe(4, 50 + step), stddev=0.1))
+            agent.train()
+            batch = make_batch(16, seed=step)
+            agent.update(with_cache(agent, batch) if cached else batch, 0.1, step % 2 == 1)
+        agent.actions = torch.stack(actions)
+    assert torch.equal(agents[0].actions, agents[1].actions)
+    a, b = (x.training_state() for x in agents)
+    assert [k for k in a["model"] if not torch.equal(a["model"][k], b["model"][k])] == []
+    assert torch.equal(a["rng"], b["rng"]) and torch.equal(a["host_rng"], b["host_rng"])
+    # and its rule is the published one: BC's action where the critics value it more
+    agent, obs = agents[0].eval(), observe(64, 3)
+    if act_method == "ibrl":
+        agent.cfg.state_critic.num_k = agent.cfg.state_critic.num_q
+        feats = agent._features(obs, False)
+        rl, bc = agent.actor(feats, 0.0).mean.detach(), mse.act(obs)
+        q_rl, q_bc = (
+            agent._target_q_candidates(feats, a.unsqueeze(1), None).squeeze(1) for a in (rl, bc)
+        )
+        assert 0 < (q_bc > q_rl).sum() < 64
+        expected = torch.where((q_bc > q_rl).unsqueeze(1), bc, rl)
+        assert torch.equal(agent.act(obs, eval_mode=True), expected)
+
+
+def test_stored_proposals_are_not_made_again() -> None:
+    """An update asks the policy for nothing when the batch carries its proposals."""
+    agent = agent_with("ebm", num=4).train()
+    batch = with_cache(agent, make_batch(8))
+
+    def propose(*args: object, **kwargs: object) -> torch.Tensor:
+        raise AssertionError("asked for proposals")
+
+    agent.bc_policies[0].propose = propose
+    agent.update(batch, 0.1, True)
+    with pytest.raises(AssertionError, match="asked for proposals"):
+        agent.update(make_batch(8), 0.1, True)

@@ -1,0 +1,191 @@
+"""Does an implicit policy give demonstrated actions a lower energy than others, where it has not
+been trained?
+
+    python -m tools.held_out_energy --weight exps/ibc/push_pixels/model0.pt \
+        --data release/data/ibc/push_pixels_test/dataset.hdf5 --out release/results/ibc/pixels
+
+For steps of demonstrations that the policy has not seen, the demonstrated action is ranked among
+uniformly drawn ones by the energy (Implicit BC, equation 1; lower is better). Writes
+``OUT.json`` and ``OUT.png`` (the training loss of the run beside the weights, the ranks, the
+energies).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+import train_bc
+from bc.dataset import DemoDataset
+from bc.ibc import losses, samplers
+from bc.ibc.ebm_policy import EbmPolicy
+from bc.loader import DatasetError
+from common_utils.atomic import atomic_json, atomic_write
+from common_utils.logger import read_metrics
+from common_utils.run_config import ConfigError
+
+BATCH = 32
+
+
+@torch.no_grad()
+def logits_of(
+    policy: EbmPolicy, data: DemoDataset, rows: np.ndarray, num: int, seed: int
+) -> np.ndarray:
+    """f(o, a) = -energy, float32 [len(rows), num + 1]: uniform actions, the demonstrated last."""
+    rng = torch.Generator().manual_seed(seed)
+    low, high = policy.box_low.cpu(), policy.box_high.cpu()
+    parts = []
+    for part in np.array_split(rows, math.ceil(len(rows) / BATCH)):
+        batch = data.batch_at(part)
+        device = policy.act_norm.offset.device
+        encoded = policy.net.encode(
+            policy.features({k: v.to(device) for k, v in batch.obs.items()})
+        )
+        uniform = samplers.uniform(len(part), num, low, high, rng).to(device)
+        actions = torch.cat([uniform, policy.target(batch, device).unsqueeze(1)], dim=1)
+        parts.append(policy.net.score(encoded, actions).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def measure(logits: np.ndarray) -> dict[str, float]:
+    """What [M, num + 1] logits, the demonstrated action's last, say about the M steps.
+
+    rank: share of the other actions with an energy at most the demonstrated one's (0 is best, 0.5
+    chance); below_mean: share of steps where the demonstrated action's energy is below the mean;
+    first: share where it is the lowest; margin: mean energy of the others minus its own;
+    info_nce, and chance, the loss of a network that knows nothing.
+    """
+    true, others = logits[:, -1:], logits[:, :-1]
+    return {
+        "rank": float((others >= true).mean()),
+        "below_mean": float((others.mean(1) < true[:, 0]).mean()),
+        "first": float((others < true).all(1).mean()),
+        "margin": float((true - others).mean()),
+        "info_nce": float(losses.info_nce(torch.from_numpy(logits)).mean()),
+        "chance": math.log(logits.shape[1]),
+    }
+
+
+def held_out(cfg: train_bc.MainConfig, path: str) -> DemoDataset:
+    """The demonstrations of another file, as the run read its own."""
+    if Path(path).resolve() == Path(cfg.dataset.path).resolve():
+        raise ConfigError(f"--data: '{path}' is what the policy was trained on")
+    return DemoDataset(replace(cfg.dataset, path=path, num_data=-1))
+
+
+def loss_curve(weight: Path) -> tuple[list[int], list[float]]:
+    """Steps and mean losses logged by the run beside the weights (empty without a log)."""
+    path = weight.parent / "metrics.jsonl"
+    records = read_metrics(path) if path.is_file() else []
+    records = [r for r in records if "train/loss" in r]
+    return [int(r["step"]) for r in records], [float(r["train/loss"]) for r in records]
+
+
+def evaluate(weight: Path, path: str, num: int, steps: int, seed: int) -> dict[str, Any]:
+    """The measurement of one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
+    policy, cfg = train_bc.load_policy(weight)
+    if not isinstance(policy, EbmPolicy) or cfg.ebm.autoregressive:
+        raise ConfigError(f"--weight: '{weight}' is no energy-based policy over whole actions")
+    data = held_out(cfg, path)
+    try:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.permutation(data.num_steps)[:steps])
+        logits = logits_of(policy, data, rows, num, seed)
+    finally:
+        data.close()
+    curve = loss_curve(weight)
+    return {
+        "task": data.task_name,
+        "demonstrations": data.num_episodes,
+        "steps": len(rows),
+        "counter_examples": num,
+        "seed": seed,
+        **measure(logits),
+        "ranks": [round(float(r), 4) for r in (logits[:, :-1] >= logits[:, -1:]).mean(1)],
+        "margins": [round(float(m), 3) for m in logits[:, -1] - logits[:, :-1].mean(1)],
+        "loss_steps": curve[0],
+        "loss": [round(v, 4) for v in curve[1]],
+        "config": {k: v for k, v in asdict(cfg).items() if k in ("batch_size", "seed", "lr")},
+    }
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Training loss, ranks, margins."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rank, margin = figure.subplots(1, 3)
+    loss.plot(result["loss_steps"], result["loss"])
+    loss.set(xlabel="gradient steps", ylabel="training loss")
+    rank.hist(result["ranks"], bins=np.linspace(0, 1, 26))
+    rank.axvline(0.5, color="gray", ls="--", label="chance, on average")
+    rank.set(
+        xlabel="share of actions not above the demonstrated one's energy",
+        ylabel="held-out steps",
+        title=f"mean {result['rank']:.3f}",
+    )
+    rank.legend(fontsize="small")
+    margin.hist(result["margins"], bins=30)
+    margin.axvline(0, color="gray", ls="--")
+    margin.set(
+        xlabel="mean energy of the others - the demonstrated one's",
+        title=f"above 0 in {result['below_mean']:.1%}",
+    )
+    with atomic_write(path) as temp:
+        figure.savefig(temp, format="png", dpi=120)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.held_out_energy", description="Rank held-out actions by energy."
+    )
+    parser.add_argument("--weight", required=True, help="a policy's weights; cfg.yaml beside it")
+    parser.add_argument("--data", required=True, help="HDF5 file of held-out demonstrations")
+    parser.add_argument("--num", type=int, default=256, help="uniform actions per step")
+    parser.add_argument("--steps", type=int, default=500, help="held-out steps, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the steps and the actions")
+    parser.add_argument("--out", default="held_out_energy", help="OUT.json and OUT.png")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (2: wrong options, checkpoint or data)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.num < 1 or args.steps < 1 or args.seed < 0:
+        parser.error("--num and --steps: expected at least 1, --seed at least 0")
+    try:
+        result = evaluate(Path(args.weight), args.data, args.num, args.steps, args.seed)
+    except (ConfigError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    command = "python -m tools.held_out_energy " + " ".join(
+        f"--{k} {v}" for k, v in vars(args).items() if k not in ("weight", "data", "out")
+    )
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_json({"command": command} | result, out.with_suffix(".json"))
+    plot(result, out.with_suffix(".png"))
+    print(
+        f"{result['task']}, {result['steps']} held-out steps: the demonstrated action's energy is "
+        f"below that of {1 - result['rank']:.1%} of {args.num} uniform actions (chance 50 %),\n"
+        f"below their mean at {result['below_mean']:.1%} of the steps; "
+        f"InfoNCE {result['info_nce']:.3f} (chance {result['chance']:.3f})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

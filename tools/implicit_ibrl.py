@@ -1,0 +1,235 @@
+"""IBRL bootstrapped by an implicit policy, beside IBRL as published.
+
+    python -m tools.implicit_ibrl --policy ebm --seed 1       # or mse, mdn; every seed
+
+One command makes one run: demonstrations of an unsteady demonstrator (the same ones for all),
+a BC policy on them (squared error, a mixture of Gaussians, or energy-based), IBRL bootstrapped
+by it, and its evaluation. Interrupted, it continues where it was. Each run leaves
+``{policy}_seed{seed}/summary.json``; what is found of all runs is gathered in ``results.json``
+and ``curves.png`` after each (``--gather 1`` does only that). The configurations are
+``release/cfgs/metaworld/implicit_*.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import train_bc
+import train_rl
+from common_utils import run_config
+from common_utils.atomic import atomic_json, atomic_write
+from common_utils.logger import read_metrics
+from common_utils.progress import console
+from common_utils.resume import STATE_DIR
+from common_utils.run_config import Flag
+from evaluate.pool import EvalPool
+from evaluate.rollout import EvalResult
+from mw_main import generate_metaworld_dataset as demos
+
+CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
+POLICIES = {
+    "mse": ("squared error (IBRL as published)", "tab:gray"),
+    "mdn": ("mixture of Gaussians", "tab:orange"),
+    "ebm": ("energy-based", "tab:blue"),
+}
+EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations use
+
+
+@dataclass
+class MainConfig:
+    """One run, or the gathering of all."""
+
+    # the BC policy that bootstraps
+    policy: Literal["mse", "mdn", "ebm"] = "ebm"
+    # source of the randomness of BC and IBRL; the demonstrations are the same for all
+    seed: int = 1
+    # environment steps of IBRL; 0 takes the config's
+    num_train_step: int = 0
+    # proposals of a policy that samples; 0 takes the config's
+    num_bc_samples: int = 0
+    # episodes of the final evaluations, of BC and of IBRL
+    num_eval_episode: int = 50
+    # folder of all runs
+    save_dir: str = "exp/implicit_ibrl"
+    # 1: run nothing, gather what is there
+    gather: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.num_eval_episode < 1:
+            raise ValueError(f"num_eval_episode: {self.num_eval_episode}, expected at least 1")
+        for name in ("num_train_step", "num_bc_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.save_dir) / f"{self.policy}_seed{self.seed}"
+
+
+def can_resume(save_dir: str) -> int:
+    """1 if an interrupted (or finished) run lies there."""
+    return int((Path(save_dir) / STATE_DIR).is_dir())
+
+
+def make_demos(cfg: MainConfig) -> Path:
+    """The demonstrations, shared by all runs."""
+    folder = Path(cfg.save_dir) / "demos"
+    if not (folder / demos.FILE_NAME).exists():
+        config = run_config.load(demos.MainConfig, CFG_DIR / "implicit_demos.yaml")
+        config.output_path = str(folder)
+        demos.generate(config)
+    return folder / demos.FILE_NAME
+
+
+def train_bc_policy(cfg: MainConfig, data: Path) -> Path:
+    """The BC policy; returns its weights."""
+    config = run_config.load(train_bc.MainConfig, CFG_DIR / f"implicit_bc_{cfg.policy}.yaml")
+    config.dataset.path, config.seed = str(data), cfg.seed
+    config.save_dir = str(cfg.run_dir / "bc")
+    config.resume = can_resume(config.save_dir)
+    train_bc.run(config)
+    return Path(config.save_dir) / "model0.pt"
+
+
+def train_ibrl(cfg: MainConfig, data: Path, bc_weights: Path) -> Path:
+    """IBRL bootstrapped by it; returns its best weights."""
+    config = run_config.load(train_rl.MainConfig, CFG_DIR / "implicit_rl.yaml")
+    config.preload_datapath, config.bc_policy = str(data), str(bc_weights)
+    config.seed, config.save_dir = cfg.seed, str(cfg.run_dir / "ibrl")
+    config.num_train_step = cfg.num_train_step or config.num_train_step
+    if cfg.policy == "mse":
+        config.q_agent.num_bc_samples = 1  # all its proposals would be the same
+    elif cfg.num_bc_samples:
+        config.q_agent.num_bc_samples = cfg.num_bc_samples
+    config.resume = can_resume(config.save_dir)
+    train_rl.run(config)
+    return Path(config.save_dir) / "model0.pt"
+
+
+def run(cfg: MainConfig) -> dict[str, Any]:
+    """All stages of one run; returns (and writes) its summary."""
+    data = make_demos(cfg)
+    bc_weights = train_bc_policy(cfg, data)
+    weights = train_ibrl(cfg, data, bc_weights)
+    agent, env, params = train_rl.load_model(str(weights), "auto")
+    env.close()
+    bc_policy, _ = train_bc.load_policy(str(bc_weights), "auto")
+    with EvalPool(params, num_proc=0) as pool:
+        bc = pool.run(bc_policy, cfg.num_eval_episode, EVAL_SEED)
+        ibrl = pool.run(agent, cfg.num_eval_episode, EVAL_SEED)
+    records = [r for r in read_metrics(cfg.run_dir / "ibrl/metrics.jsonl") if "score/score" in r]
+    summary = {
+        "policy": cfg.policy,
+        "seed": cfg.seed,
+        "task": params["task"],
+        "num_bc_samples": agent.cfg.num_bc_samples,
+        "bc": rate(bc),
+        "ibrl": rate(ibrl),
+        "env_steps": int(records[-1]["step"]),
+        "train_seconds": round(float(records[-1]["other/elapsed_time"]), 1),
+        "steps": [int(r["step"]) for r in records],
+        "success": [float(r["score/score"]) for r in records],
+        "exploring_success": [r.get("score/train_score") for r in records],
+    }
+    atomic_json(summary, cfg.run_dir / "summary.json")
+    return summary
+
+
+def rate(result: EvalResult) -> dict[str, Any]:
+    """Success with its 95 % interval."""
+    r = result.rate()
+    return {"success": r.mean, "interval": [r.low, r.high], "episodes": len(result)}
+
+
+# ------------------------------------------------------------------------- all runs
+
+
+def gather(folder: Path) -> list[dict[str, Any]]:
+    """Summaries of all finished runs, in order; writes results.json and curves.png."""
+    runs = [json.loads(p.read_text()) for p in folder.glob("*_seed*/summary.json")]
+    runs.sort(key=lambda r: (list(POLICIES).index(r["policy"]), r["seed"]))
+    if not runs:
+        return runs
+    command = "python -m tools.implicit_ibrl --policy P --seed N"
+    results: dict[str, Any] = {"command": command, "runs": runs}
+    atomic_json(results, folder / "results.json")
+    plot(runs, folder / "curves.png")
+    return runs
+
+
+def mean_curve(runs: list[dict[str, Any]], key: str) -> tuple[list[int], np.ndarray]:
+    """Steps that all runs have, and their values there, float64 [runs, steps]."""
+    steps = sorted(set.intersection(*(set(r["steps"]) for r in runs)))
+    values = [[r[key][r["steps"].index(s)] for s in steps] for r in runs]
+    return steps, np.array(values, dtype=np.float64)  # None becomes NaN
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Success against environment steps: mean and range over the seeds, BC's as a dotted line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    titles = {"success": "evaluations", "exploring_success": "while exploring"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for policy, (label, colour) in POLICIES.items():
+            mine = [r for r in runs if r["policy"] == policy]
+            if not mine:
+                continue
+            steps, values = mean_curve(mine, key)
+            axis.plot(
+                steps, values.mean(0), "o-", ms=3, color=colour, label=f"{label}, {len(mine)} seeds"
+            )
+            axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15)
+            bc = float(np.mean([r["bc"]["success"] for r in mine]))
+            axis.axhline(bc, ls=":", color=colour)
+        axis.set(xlabel="environment steps", title=title, ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success rate (dotted: its BC policy)")
+    axes[0].legend(loc="lower right", fontsize="small")
+    figure.suptitle(f"IBRL on {runs[0]['task']} from states, by the policy that bootstraps it")
+    with atomic_write(path) as temp:
+        figure.savefig(temp, format="png", dpi=130)
+    plt.close(figure)
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """A line per run."""
+    lines = ["policy  seed     BC   IBRL   mean over the curve   steps   training"]
+    for r in runs:
+        bc, ibrl = r["bc"]["success"], r["ibrl"]["success"]
+        lines.append(
+            f"{r['policy']:6}  {r['seed']:4}  {bc:5.0%}  {ibrl:5.0%}  "
+            f"{np.mean(r['success']):19.0%}   {r['env_steps']:5}   "
+            f"{r['train_seconds'] / 60:4.1f} min"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Entry point: exit status 0 on success."""
+    cfg = run_config.parse(MainConfig)
+    try:
+        if not cfg.gather:
+            run(cfg)
+    except (*train_rl.EXPECTED_ERRORS, train_bc.TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runs = gather(Path(cfg.save_dir))
+    console().print(table(runs) if runs else f"no finished run in {cfg.save_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

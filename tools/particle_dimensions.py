@@ -1,0 +1,244 @@
+"""Success of explicit and implicit policies against the particle's dimensions (Implicit BC,
+Figure 6).
+
+    python -m tools.particle_dimensions --save_dir exp/particle_dimensions
+
+For each number of dimensions: demonstrations by the oracle, a policy of each kind on them
+(``release/cfgs/ibc/particle/mlp_{mse,ebm_langevin}.yaml`` with the budget below), and its
+success over ``num_eval_episode`` episodes. Writes ``results.json`` and ``dimensions.png`` into
+``save_dir`` after each run. An interrupted command goes on where it was when it is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import train_bc
+from bc.loader import DatasetError
+from common_utils import run_config
+from common_utils.atomic import atomic_json, atomic_write
+from common_utils.demo_file import FILE_NAME
+from common_utils.progress import console
+from common_utils.resources import ResourceError
+from common_utils.resume import STATE_DIR
+from common_utils.run_config import ConfigError
+from env.core import EnvError
+from evaluate.rollout import EvalError
+from evaluate.stats import wilson
+from tools import collect_oracle
+
+CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc" / "particle"
+# configuration, label and colour
+POLICIES = {
+    "mse": ("mlp_mse", "explicit (MSE)", "tab:orange"),
+    "ebm": ("mlp_ebm_langevin", "implicit (EBM, Langevin)", "tab:blue"),
+}
+EXPECTED_ERRORS = (
+    ConfigError, DatasetError, EnvError, EvalError, ResourceError, train_bc.TrainingError
+)  # fmt: skip
+
+
+@dataclass
+class MainConfig:
+    """The sweep; its outcome depends on all but ``save_dir``."""
+
+    # dimensions of the particle
+    dims: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    # which of mse and ebm
+    policies: list[str] = field(default_factory=lambda: list(POLICIES))
+    # seeds of the training runs
+    seeds: list[int] = field(default_factory=lambda: [0])
+    # demonstrated episodes
+    num_demos: int = 2000
+    # gradient steps of the explicit policy
+    mse_steps: int = 10000
+    # gradient steps of the implicit policy ...
+    ebm_steps: int = 2000
+    # ... on batches of so many demonstrated steps (published: 512) ...
+    ebm_batch_size: int = 512
+    # ... with chains of so many steps in training and when acting (published: 100) ...
+    ebm_iterations: int = 100
+    # ... computed in this arithmetic
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    # the step size falls to this share of its first value
+    final_lr: float = 0.05
+    # episodes of the evaluation: seeds 0, 1, ...
+    num_eval_episode: int = 50
+    # folder of demonstrations, runs and results
+    save_dir: str = "exp/particle_dimensions"
+
+    def __post_init__(self) -> None:
+        names = [
+            *("num_demos", "mse_steps", "ebm_steps", "ebm_batch_size", "ebm_iterations"),
+            "num_eval_episode",
+        ]
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        unknown = [p for p in self.policies if p not in POLICIES]
+        if unknown or not self.policies:
+            raise ValueError(f"policies: {self.policies}, expected some of {', '.join(POLICIES)}")
+        if not self.dims or min(self.dims) < 1:
+            raise ValueError(f"dims: {self.dims}, expected numbers from 1 on")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"seeds: {self.seeds}, expected numbers from 0 on")
+        if not 0 < self.final_lr < 1:
+            raise ValueError(f"final_lr: {self.final_lr}, expected between 0 and 1")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What the result of a single run depends on, besides dimensions, policy and seed."""
+        left_out = ("dims", "policies", "seeds", "save_dir")
+        return {k: v for k, v in asdict(self).items() if k not in left_out}
+
+
+def make_demos(cfg: MainConfig, dim: int) -> Path:
+    """The oracle's episodes in ``dim`` dimensions."""
+    folder = Path(cfg.save_dir) / "demos" / f"particle_{dim}d"
+    if not (folder / FILE_NAME).exists():
+        options = collect_oracle.MainConfig(
+            task=f"PARTICLE_{dim}d", num=cfg.num_demos, replicas=0, out=str(folder)
+        )
+        collect_oracle.collect(options)
+    return folder / FILE_NAME
+
+
+def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path) -> Any:
+    """train_bc's configuration of one run."""
+    steps = cfg.mse_steps if policy == "mse" else cfg.ebm_steps
+    config = run_config.load(train_bc.MainConfig, CFG_DIR / f"{POLICIES[policy][0]}.yaml")
+    config.dataset.path, config.env.task = str(data), f"PARTICLE_{dim}d"
+    config.seed, config.epoch_len, config.num_epoch = seed, steps, 1
+    # 0.99 ** (steps / lr_decay_steps) = final_lr
+    config.lr_decay_steps = steps * math.log(0.99) / math.log(cfg.final_lr)
+    config.num_eval_episode = cfg.num_eval_episode
+    if policy == "ebm":
+        config.batch_size, config.ebm.precision = cfg.ebm_batch_size, cfg.precision
+        config.ebm.langevin.num_iterations = cfg.ebm_iterations
+    config.save_dir = str(Path(cfg.save_dir) / f"{policy}_{dim}d_seed{seed}")
+    config.resume = int((Path(config.save_dir) / STATE_DIR).is_dir())
+    return config
+
+
+def measure(cfg: MainConfig, policy: str, dim: int, seed: int) -> dict[str, Any]:
+    """Train (or go on training) one policy; its success."""
+    config = run_config_of(cfg, policy, dim, seed, make_demos(cfg, dim))
+    start = time.process_time()
+    work = train_bc.run(config)
+    rate = wilson(round(work.scores["score"] * cfg.num_eval_episode), cfg.num_eval_episode)
+    return {
+        "policy": policy,
+        "dim": dim,
+        "seed": seed,
+        "steps": work.step,
+        "success": rate.mean,
+        "interval": [rate.low, rate.high],
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def sweep(cfg: MainConfig) -> list[dict[str, Any]]:
+    """All runs that are missing, results.json and dimensions.png being written after each."""
+    out = Path(cfg.save_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    results = _finished(out / "results.json", cfg.budget)
+    for seed in cfg.seeds:
+        for dim in cfg.dims:
+            for policy in cfg.policies:
+                key = (policy, dim, seed)
+                if any((r["policy"], r["dim"], r["seed"]) == key for r in results):
+                    continue
+                results.append(measure(cfg, *key))
+                _write(cfg, results)
+    return results
+
+
+def _write(cfg: MainConfig, results: list[dict[str, Any]]) -> None:
+    values = {"dims": cfg.dims, "policies": cfg.policies, "seeds": cfg.seeds} | cfg.budget
+    texts = (
+        f"--{k} {shlex.quote(json.dumps(v) if isinstance(v, list) else str(v))}"
+        for k, v in values.items()
+    )
+    command = " ".join(["python -m tools.particle_dimensions", *texts])
+    tree = {"command": command, "budget": cfg.budget, "results": results}
+    atomic_json(tree, Path(cfg.save_dir) / "results.json")
+    plot(results, Path(cfg.save_dir) / "dimensions.png")
+
+
+def _finished(path: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results of an earlier command with the same budget."""
+    if not path.is_file():
+        return []
+    tree = json.loads(path.read_text())
+    if tree["budget"] != budget:
+        raise ConfigError(
+            f"save_dir: {path} holds results of another budget, {tree['budget']}; expected "
+            f"{budget}; choose another folder, or remove the file"
+        )
+    return tree["results"]
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Success against dimensions: a line per policy, 95 % intervals, the seeds pooled."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for policy, (_, label, colour) in POLICIES.items():
+        mine = [r for r in results if r["policy"] == policy]
+        dims = sorted({r["dim"] for r in mine})
+        means = [float(np.mean([r["success"] for r in mine if r["dim"] == d])) for d in dims]
+        low = [float(np.mean([r["interval"][0] for r in mine if r["dim"] == d])) for d in dims]
+        high = [float(np.mean([r["interval"][1] for r in mine if r["dim"] == d])) for d in dims]
+        axis.plot(dims, means, "o-", color=colour, label=label)
+        axis.fill_between(dims, low, high, color=colour, alpha=0.15)
+    ticks = sorted({r["dim"] for r in results})
+    axis.set(xscale="log", xlabel="dimensions", ylabel="success rate", ylim=(-0.02, 1.02))
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.minorticks_off()
+    axis.set_title("Particle, 95 % intervals")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with atomic_write(path) as temp:
+        figure.savefig(temp, format="png", dpi=130)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A line per run."""
+    lines = ["policy  dimensions  seed  steps  success  95 % interval  CPU"]
+    for r in sorted(results, key=lambda r: (r["policy"], r["dim"], r["seed"])):
+        low, high = r["interval"]
+        lines.append(
+            f"{r['policy']:6}  {r['dim']:10}  {r['seed']:4}  {r['steps']:5}  {r['success']:7.0%}  "
+            f"{low:5.0%} to {high:4.0%}  {r['cpu_seconds'] / 60:.1f} min"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Entry point: exit status 0 on success."""
+    cfg = run_config.parse(MainConfig)
+    try:
+        results = sweep(cfg)
+    except EXPECTED_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console().print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
