@@ -78,7 +78,7 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgen
         )
     obs_key = "state" if cfg.use_state else cfg.rl_camera
     for policy in bc_policies:
-        spec.check_provides(policy.input_specs(), spec.action_dim, f"bc_policy {cfg.bc_policy}")
+        spec.check_provides(policy.input_specs(), policy.action_dim, f"bc_policy {cfg.bc_policy}")
     prop = spec.observations.get("prop")
     try:
         agent = QAgent(

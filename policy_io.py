@@ -121,7 +121,7 @@ def how_to_train(path: str | Path) -> str:
     if match := re.match(r"path(\w+?)_num_data", folder.name):
         return f"python mw_main/train_bc_mw.py --dataset.path {match.group(1)} {save}"
     if folder.parent.name == "robomimic":
-        task, _, kind = folder.name.partition("_")
+        task, _, kind = folder.name.rpartition("_")
         if kind == "pretrain":
             epochs = 10 if task == "square" else 5
             return (
@@ -129,8 +129,7 @@ def how_to_train(path: str | Path) -> str:
                 f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
             )
         config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
-        # their simulator is not part of this version, so nothing can be played
-        return f"python train_bc.py --config_path {config} {save} --num_eval_episode 0 --use_wb 0"
+        return f"python train_bc.py --config_path {config} {save} --use_wb 0"
     return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
 
 

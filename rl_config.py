@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from common_utils.run_config import Flag, RunConfig
 from env.factory import EnvConfig, GymConfig
 from rl.q_agent import QAgentConfig
 
+RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")
 Suite = Literal["robosuite", "metaworld", "gymnasium"]
 
 
@@ -107,7 +108,8 @@ class MainConfig(RunConfig):
     warm_up_counts_demos: Flag = 0
     # episodes per evaluation
     num_eval_episode: int = 10
-    # write the last k successes to HDF5 at every k-th success (-1: never)
+    # write the last k successes to HDF5 at every k-th success (-1: never); robosuite's with
+    # simulator states, and where pixels are learned from with pictures of RECORDED_CAMERAS
     save_per_success: int = -1
     # evaluate in worker processes
     mp_eval: Flag = 0
@@ -225,3 +227,11 @@ def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvCo
         render_quality=cfg.render_quality,
         **cfg.gym.env_fields(),
     )
+
+
+def recording_env_config(cfg: MainConfig, env_cfg: EnvConfig) -> EnvConfig:
+    """The training environment of ``env_cfg``, with what ``save_per_success`` asks for."""
+    if cfg.save_per_success <= 0 or cfg.suite != "robosuite":
+        return env_cfg
+    cameras = list(dict.fromkeys([*env_cfg.cameras, *RECORDED_CAMERAS]))
+    return replace(env_cfg, record_sim_state=1, cameras=cameras if env_cfg.cameras else [])

@@ -26,7 +26,7 @@ from bc.ibc.base import IbcPolicy
 from bc.loader import DatasetError
 from bc_config import MainConfig
 from common_utils import run_config
-from common_utils.atomic import atomic_torch_save
+from common_utils.atomic import atomic_torch_save, full_disk
 from common_utils.ibrl_utils import count_parameters, soft_update_params
 from common_utils.keras_optim import KerasAdam, set_lr
 from common_utils.logger import RunLogger
@@ -370,6 +370,15 @@ def main(cfg: MainConfig | None = None) -> int:
         run(cfg)
     except (ConfigError, SpecError, EnvError, DatasetError, EvalError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        if not (told := full_disk(error)):
+            raise
+        print(
+            f"error: save_dir: {told} while writing to '{cfg.save_dir}'; the last complete "
+            "state is kept, --resume 1 continues from it",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from agent_io import build_agent, check_files, inherit_env, load_bc_policies, lo
 from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
+from common_utils.atomic import full_disk
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
@@ -41,14 +44,14 @@ from common_utils.seeding import (
 from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
-from env.factory import make_env
+from env.factory import env_args, make_env
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent
-from rl.replay import ReplayBuffer, ReplayError
-from rl_config import MainConfig, rl_env_config
+from rl.replay import Record, ReplayBuffer, ReplayError
+from rl_config import MainConfig, recording_env_config, rl_env_config
 
 # Errors that are told in a line or two; anything else is a bug and shows its traceback.
 EXPECTED_ERRORS = (
@@ -95,8 +98,12 @@ class Workspace:
         set_all_seeds(cfg.seed)
         bc_policies, bc_cameras = load_bc_policies(cfg)
         self.env_cfg = rl_env_config(cfg, bc_cameras)
+        # evaluations play in env_cfg; training may record more than the agent sees
+        self.train_env_cfg = recording_env_config(cfg, self.env_cfg)
         self.env: Env = (
-            RemoteEnv(asdict(self.env_cfg)) if cfg.overlap_env else make_env(self.env_cfg)
+            RemoteEnv(asdict(self.train_env_cfg))
+            if cfg.overlap_env
+            else make_env(self.train_env_cfg)
         )
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: QAgent | None = None
@@ -160,11 +167,8 @@ class Workspace:
             prefetch=cfg.replay_prefetch,
             num_threads=cfg.replay_threads,
             storage=cfg.replay_storage,
-            env_args={
-                "suite": cfg.suite,
-                "env_name": self.env.spec.task,
-                "env_kwargs": asdict(self.env_cfg),
-            },
+            reward_scale=cfg.env_reward_scale,
+            env_args=env_args(self.train_env_cfg) if cfg.save_per_success > 0 else None,
         )
 
     def check_fits(self) -> list[str]:
@@ -299,9 +303,9 @@ class Workspace:
 
     def _reset_env(self) -> None:
         seed = seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
-        obs, _ = self.env.reset(seed=seed)
+        obs, info = self.env.reset(seed=seed)
         self.obs = self._observe(obs)
-        self.replay.new_episode(self.obs)
+        self.replay.new_episode(self.obs, self._record(obs, info))
 
     def _observe(self, obs: dict[str, np.ndarray]) -> Obs:
         """Observation as tensors, with the BC policies' proposals beside it (computed once)."""
@@ -311,9 +315,22 @@ class Workspace:
             out[BC_ACTION] = self.agent.propose_bc(batched)[0].cpu()
         return out
 
+    def _record(self, obs: dict[str, np.ndarray], info: dict[str, Any]) -> Record:
+        """What is saved of an observation besides what is sampled (save_per_success)."""
+        seen = (c for c in self.train_env_cfg.cameras if c not in self.agent.input_keys)
+        return {**info.get("recorded", {}), **{c: obs[c][:3] for c in seen}}
+
+    @contextmanager
+    def _watch_env(self) -> Iterator[None]:
+        """Times the environment, and what it draws apart from what it simulates."""
+        drawn = self.env.render_seconds
+        with self.watch("env"):
+            yield
+        self.watch.move("env", "rendering", self.env.render_seconds - drawn)
+
     def _step_env(self, action: torch.Tensor) -> bool:
         """One environment step, stored; returns whether the episode ended."""
-        with self.watch("env"):
+        with self._watch_env():
             result = self.env.step(action.numpy())
         return self._store(action, result)
 
@@ -325,7 +342,9 @@ class Workspace:
         self.episode_len += 1
         self.episode_success = self.episode_success or bool(info["success"])
         with self.watch("add"):
-            self.replay.add(self.obs, action, reward, terminated, truncated, self.episode_success)
+            record = self._record(obs, info)
+            success = self.episode_success
+            self.replay.add(self.obs, action, reward, terminated, truncated, success, record)
         if terminated or truncated:
             self.env_episode += 1
             self.log.meters.append("data/episode_len", self.episode_len)
@@ -390,7 +409,7 @@ class Workspace:
             done = self._step_env(action)
         self.global_step += 1
         if done:
-            with self.watch("env"):
+            with self._watch_env():
                 self._reset_env()
         if not cfg.overlap_env and self.global_step % cfg.update_freq == 0:
             self._update(stddev, range(cfg.num_critic_update))
@@ -605,6 +624,15 @@ def main(config_class: type[MainConfig] = MainConfig) -> int:
         run(cfg)
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        if not (told := full_disk(error)):
+            raise
+        print(
+            f"error: save_dir: {told} while writing to '{cfg.save_dir}'; the last complete "
+            "state is kept, --resume 1 continues from it",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

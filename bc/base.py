@@ -31,6 +31,7 @@ class BasePolicy(nn.Module, ABC):
     Subclasses say what they read (:meth:`input_specs`), act, propose and have a loss.
     """
 
+    action_dim: int
     # act draws random numbers also in eval mode, and then takes ``generator=``
     stochastic_eval = False
 

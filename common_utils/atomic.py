@@ -6,6 +6,7 @@ then renamed over it. A crash leaves at most a ``.tmp-*`` file behind.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -17,6 +18,21 @@ from typing import Any
 import yaml
 
 TEMP_MARK = ".tmp-"
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file size limit is reached",
+}
+
+
+def full_disk(error: BaseException | None) -> str:
+    """ "the disk is full" (or what else keeps a file from growing) where that is what ``error``
+    is about, or what it was raised in the course of (torch makes a RuntimeError of it); else ""."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _FULL[error.errno]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:

@@ -87,7 +87,8 @@ def save_state(
     _being_written.add(temp.name)
     try:
         temp.mkdir()
-        torch.save(_encode(dict(tree), "tree"), temp / "tree.pt")
+        with open(temp / "tree.pt", "wb") as handle:  # a file object, so that a full disk is told
+            torch.save(_encode(dict(tree), "tree"), handle)
         for name, part in (parts or {}).items():
             folder = temp / "parts" / name
             folder.mkdir(parents=True)

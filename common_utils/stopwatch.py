@@ -21,6 +21,12 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def move(self, old: str, new: str, seconds: float) -> None:
+        """Count ``seconds`` of what section ``old`` took as a section of its own."""
+        if seconds > 0:
+            self.seconds[old] = self.seconds.get(old, 0.0) - seconds
+            self.seconds[new] = self.seconds.get(new, 0.0) + seconds
+
     def shares(self) -> dict[str, float]:
         """Fraction of the measured time per section, largest first."""
         total = sum(self.seconds.values()) or 1.0

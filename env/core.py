@@ -8,7 +8,8 @@
 ``reward`` float (scaled by the configured reward scale)
 ``info``  {"success": bool, "images": {camera: uint8 [H, W, 3]}} ("images" only when asked for);
           at an episode's last step a task may add "metrics": {name: float}, which evaluations
-          average
+          average. "recorded" (with record_sim_state): what files of demonstrations hold besides
+          the observation: arrays that belong to it, strings that belong to the episode
 
 An environment holds no generator of its own: what is random in an episode follows from the
 seed given to ``reset``, so an episode is (seed, actions), which is also how it is resumed.
@@ -34,6 +35,8 @@ class Env(ABC):
     """Base class: stacking, validation and replayable episodes live in subclasses' helpers."""
 
     spec: EnvSpec
+    # seconds spent drawing pictures so far (where the suite draws them in this process)
+    render_seconds: float = 0.0
 
     @abstractmethod
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from common_utils.run_config import Flag
@@ -50,7 +50,8 @@ class EnvConfig:
     record_images: Flag = 0
     # robosuite: actions are relative (1), or the hand's pose in the world (0)
     ctrl_delta: Flag = 1
-    # robosuite: deliver the simulator's state in info["sim_state"]
+    # robosuite: deliver the simulator's state in info["sim_state"], and with what belongs to it in
+    # files in info["recorded"]
     record_sim_state: Flag = 0
     # gymnasium: module to import first, so that it registers the id
     gym_module: str = ""
@@ -125,3 +126,16 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 
         return RobosuiteEnv(cfg)
     raise EnvError(f"suite '{cfg.suite}' is unknown; expected one of {', '.join(SUITES)}")
+
+
+def env_args(cfg: EnvConfig) -> dict[str, Any]:
+    """What files of demonstrations say of the environment (``data.attrs["env_args"]``)."""
+    if cfg.suite == "robosuite":
+        from env.robomimic_args import robomimic_env_args
+
+        size, delta = cfg.rl_image_size, bool(cfg.ctrl_delta)
+        args = robomimic_env_args(cfg.task, cfg.cameras, size, delta=delta)
+        if cfg.cameras:
+            args["env_kwargs"]["render_quality"] = cfg.render_quality
+        return args
+    return {"suite": cfg.suite, "env_name": cfg.task, "env_kwargs": asdict(cfg)}

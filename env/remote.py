@@ -73,6 +73,8 @@ class WorkerProcess:
             message = self.conn.recv()
         except (EOFError, OSError):
             raise self.error(self.obituary()) from None
+        if message[0] == "refused":
+            raise self.error(f"{self.name} failed while {self.what}: {message[1]}")
         if message[0] == "error":
             raise self.error(f"{self.name} failed while {self.what}:\n{message[1]}")
         return message

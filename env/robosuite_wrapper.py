@@ -6,6 +6,7 @@ seed and actions alone. States need no OpenGL; pictures are drawn by ``env.rende
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import ArraySpec, EnvSpec
 from env.core import EnvError, ObsDict
 from env.original_api import OriginalApi
+from env.robomimic_args import model_xml
 from env.robosuite_obs import PROP_DIM, observe, prop_vector, state_vector
 from env.robosuite_replay import restore_state
 from env.robosuite_sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
@@ -37,7 +39,9 @@ class RobosuiteEnv(SeededEnv):
     Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] upright, ``prop`` (robot0's hand position,
     quaternion and fingers) float32 [9 * prop_stack], and with ``use_state`` ``state`` float32
     [STATE_DIMS[task] * state_stack]. With ``record_sim_state`` ``info["sim_state"]`` is the
-    flattened simulator state float64 [1 + nq + nv] that belongs to the observation.
+    flattened simulator state float64 [1 + nq + nv] that belongs to the observation, and
+    ``info["recorded"]`` what robomimic's files hold of it: that state, its observations by name
+    and, at success, the episode's model.
     """
 
     def __init__(self, cfg: EnvConfig) -> None:
@@ -102,7 +106,10 @@ class RobosuiteEnv(SeededEnv):
         if self._renderer is None:
             quality = self.cfg.render_quality
             self._renderer = Renderer(sim.model._model, size, size, quality, (COLLISION_GROUP,))
-        return self._renderer.render(sim.data._data, self._renderer.camera_id(camera))
+        started = time.perf_counter()
+        picture = self._renderer.render(sim.data._data, self._renderer.camera_id(camera))
+        self.render_seconds += time.perf_counter() - started
+        return picture
 
     def _picture(self, camera: str) -> np.ndarray:
         """uint8 [image_size, image_size, 3], upright; drawn once per step."""
@@ -143,6 +150,9 @@ class RobosuiteEnv(SeededEnv):
             info["images"] = {c: self.render(c) for c in cameras}
         if self.cfg.record_sim_state:
             info["sim_state"] = sim_state(self._sim)
+            info["recorded"] = {"sim_state": info["sim_state"], **self.raw_obs}
+            if success:
+                info["recorded"]["model_file"] = model_xml(self._sim)
         return info
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:

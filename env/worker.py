@@ -3,7 +3,8 @@
 Started as ``python -m env.worker FD`` and not by multiprocessing, which would import the
 parent's main module (and torch with it) again in every worker. Messages, first item the kind:
 
-    -> ("env", maker, env_cfg)          <- ("ready", spec dict)
+    -> ("env", maker, env_cfg)          <- ("ready", spec dict) | ("refused", text)  an EnvError,
+                                                                   and the worker ends
     -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned)
     -> ("play", seed)                   <- ("obs", obs)
     -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
@@ -64,12 +65,18 @@ def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> No
 
 def serve(conn: Connection) -> None:
     """Answer until the other side closes the connection."""
+    from env.core import EnvError
+
     env = None
     try:
         while True:
             message = conn.recv()
             if message[0] == "env":
-                env = resolve(message[1])(message[2])
+                try:
+                    env = resolve(message[1])(message[2])
+                except EnvError as error:  # a task or camera that is not there, no OpenGL
+                    conn.send(("refused", str(error)))
+                    return
                 conn.send(("ready", env.spec.to_dict()))
             elif message[0] == "call":
                 _call(conn, env, *message[1:])

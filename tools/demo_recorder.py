@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from common_utils.demo_file import Recording
 from env.factory import EnvConfig
-from env.robomimic_args import model_xml, robomimic_env_args
+from env.robomimic_args import robomimic_env_args
 from env.robosuite_control import Noise
 from env.robosuite_experts import make_expert
 from env.robosuite_sim import task_named
@@ -87,7 +87,7 @@ class Recorder:
         kept = success and bool(job.part)
         if kept:
             attrs = {
-                "model_file": model_xml(env.sim),
+                "model_file": info["recorded"]["model_file"],
                 "seed": job.env_seed,
                 "expert_seed": job.expert_seed,
                 "attempt": job.number,

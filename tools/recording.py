@@ -8,7 +8,6 @@ same command is given again, and the file depends on the options alone.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import shutil
@@ -25,7 +24,7 @@ import h5py
 import numpy as np
 
 from common_utils import run_config
-from common_utils.atomic import atomic_json
+from common_utils.atomic import atomic_json, full_disk
 from common_utils.demo_file import CFG_NAME, Recording, write_demo
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
@@ -39,11 +38,6 @@ from env.remote import WorkerProcess
 PARTS = ".parts"  # finished episodes of an unfinished run
 SETTINGS_NAME = "settings.json"
 PART_GROUP = "demo"  # the one group of a part file
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file size limit is reached",
-}
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,8 @@ class disk_told:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise EnvError(f"{_FULL[error.errno]} while writing '{self.path}'") from error
+        if isinstance(error, OSError) and (told := full_disk(error)):
+            raise EnvError(f"{told} while writing '{self.path}'") from error
 
 
 class _Player(WorkerProcess):

@@ -101,7 +101,7 @@ DEMO_COMMAND = "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name 
                 "bc_policy",
                 "no/robomimic/can_state/model0.pt",
                 "python train_bc.py --config_path release/cfgs/robomimic_bc/can_state.yaml "
-                "--save_dir no/robomimic/can_state --num_eval_episode 0 --use_wb 0",
+                "--save_dir no/robomimic/can_state --use_wb 0",
             ),
         ),
         (

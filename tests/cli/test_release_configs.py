@@ -203,6 +203,20 @@ OWN = {  # files that are ours alone
     "robomimic_rl/lift_state_rlpd.yaml": train_rl.MainConfig,
     "robomimic_rl/lift_state_rft.yaml": train_rl.MainConfig,
 }
+# ... and those that are Square's but for what is told here
+LONG_RL = {"episode_length": 700, "num_train_step": 500000, "log_per_step": 20000}
+LIKE_SQUARE = {
+    "robomimic_bc/{}.yaml": {"dataset.eval_episode_len": 700},
+    "robomimic_bc/{}_state.yaml": {"dataset.eval_episode_len": 700},
+    "robomimic_rl/{}_ibrl.yaml": LONG_RL | {"replay_buffer_size": 300},
+    "robomimic_rl/{}_state_ibrl.yaml": LONG_RL,
+    "robomimic_rl/{}_state_rlpd.yaml": LONG_RL,
+    "robomimic_rl/{}_state_rft.yaml": LONG_RL,
+}
+LONG_TASKS = {"transport": "TwoArmTransport", "tool_hang": "ToolHang"}
+OWN |= {
+    f.format(task): PUBLISHED[f.format("square")][0] for task in LONG_TASKS for f in LIKE_SQUARE
+}
 
 
 def config_class_of(file: str) -> Any:
@@ -232,6 +246,22 @@ def test_published_values(file: str) -> None:
     expected = flat(run_config.to_dict(config_class())) | values
     assert set(values) <= set(loaded)
     assert {k: (v, expected[k]) for k, v in loaded.items() if v != expected[k]} == {}
+
+
+@pytest.mark.parametrize("task", LONG_TASKS)
+@pytest.mark.parametrize("file", LIKE_SQUARE)
+def test_the_long_tasks_are_configured_as_square(file: str, task: str) -> None:
+    config_class = PUBLISHED[file.format("square")][0]
+    square, ours = (
+        flat(run_config.to_dict(run_config.load(config_class, CFGS / file.format(name))))
+        for name in ("square", task)
+    )
+    expected = {
+        k: v.replace("/square", f"/{task}") if isinstance(v, str) else v for k, v in square.items()
+    } | LIKE_SQUARE[file]
+    if config_class is train_rl.MainConfig:
+        expected["task_name"] = LONG_TASKS[task]
+    assert ours == expected
 
 
 @pytest.mark.parametrize("file", [*PUBLISHED, *OWN])
