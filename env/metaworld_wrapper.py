@@ -8,6 +8,7 @@ alone, whatever the environment played before.
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,9 @@ class MetaWorldEnv(SeededEnv):
             quality = self.cfg.render_quality
             self._renderers[size] = Renderer(self._sim.model, size, size, quality)
         renderer = self._renderers[size]
+        started = time.perf_counter()
         picture = renderer.render(self._sim.data, renderer.camera_id(camera))
+        self.render_seconds += time.perf_counter() - started
         return picture[::-1, ::-1] if camera in ROLLED_CAMERAS else picture
 
     def render(self, camera: str | None = None) -> np.ndarray:
