@@ -83,6 +83,9 @@ class MainConfig:
     seed: int = 0
     # standard deviation of Gaussian noise on the executed (and recorded) actions
     action_noise: float = 0.0
+    # share of steps at which a uniformly random action is executed (and recorded) instead: an
+    # unsteady demonstrator
+    random_action_rate: float = 0.0
     # give up when more than this share of at least 20 episodes fails
     max_failure_rate: float = 0.95
     # replace an existing dataset
@@ -94,6 +97,10 @@ class MainConfig:
             raise ValueError(f"num_episodes: {self.num_episodes}, expected at least 1")
         if self.action_noise < 0:
             raise ValueError(f"action_noise: {self.action_noise}, expected 0 or more")
+        if not 0 <= self.random_action_rate <= 1:
+            raise ValueError(
+                f"random_action_rate: {self.random_action_rate}, expected within [0, 1]"
+            )
 
 
 def record_episode(
@@ -107,6 +114,8 @@ def record_episode(
         action = env.get_heuristic_action(clip=True)
         if cfg.action_noise > 0:
             action = action + rng.normal(0.0, cfg.action_noise, action.shape)
+        if cfg.random_action_rate > 0 and rng.random() < cfg.random_action_rate:
+            action = rng.uniform(-1, 1, action.shape)
         action = action.clip(-1, 1).astype(np.float32)
         before = {(cfg.env_cfg.rl_camera if k == "obs" else k): v.numpy() for k, v in obs.items()}
         state = env.env.raw_state
@@ -148,7 +157,8 @@ def generate(cfg: MainConfig) -> Path:
                     raise ConfigError(
                         f"env_cfg.env_name: {tried - len(kept)} of {tried} scripted episodes of "
                         f"{cfg.env_cfg.env_name} failed within env_cfg.episode_length "
-                        f"{cfg.env_cfg.episode_length} (action_noise {cfg.action_noise})"
+                        f"{cfg.env_cfg.episode_length} (action_noise {cfg.action_noise}, "
+                        f"random_action_rate {cfg.random_action_rate})"
                     )
     finally:
         env.close()
@@ -157,6 +167,7 @@ def generate(cfg: MainConfig) -> Path:
         "env_name": cfg.env_cfg.env_name,
         "env_kwargs": asdict(cfg.env_cfg),
         "action_noise": cfg.action_noise,
+        "random_action_rate": cfg.random_action_rate,
     }
     path = write_demos(out, kept, cfg.env_cfg.camera_names, env_args, seeds)
     lengths = ", ".join(str(len(r)) for r in kept[:10]) + (", ..." if len(kept) > 10 else "")

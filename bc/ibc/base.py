@@ -32,8 +32,13 @@ class NormConfig:
     use_sqrt_std: Flag = 0
     # statistics are those of the first so many shuffled samples; 0: of all
     num_samples: int = 0
+    # observations: standard deviations count as at least this, so that dimensions which hardly
+    # move in the data are not blown up (0: as published)
+    min_std: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.min_std < 0:
+            raise ValueError(f"min_std: {self.min_std}, expected 0 or more")
         if self.num_samples < 0:
             raise ValueError(f"num_samples: {self.num_samples}, expected 0 or more")
 
@@ -149,6 +154,7 @@ class IbcPolicy(BasePolicy):
             frames.add(batch.obs[self.obs_key], self.stack)
         self.fit_actions(torch.cat(actions))
         mean, std = frames.mean_and_std()
+        std = std.clamp(min=self.norm.min_std)
         if self.norm.use_sqrt_std:
             std = std.sqrt()
         if self.obs_norm is not None:

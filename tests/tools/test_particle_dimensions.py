@@ -1,0 +1,57 @@
+"""tools.particle_dimensions: real runs of a few steps, gone on with, recorded and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common_utils.run_config import ConfigError
+from tools import particle_dimensions as tool
+from tools.particle_dimensions import MainConfig
+
+TINY = {
+    "dims": [1, 3],
+    "num_demos": 3,
+    "mse_steps": 4,
+    "ebm_steps": 2,
+    "ebm_batch_size": 8,
+    "ebm_iterations": 2,
+    "num_eval_episode": 2,
+}
+
+
+def test_runs_are_recorded_go_on_and_are_drawn(tmp_path: Path) -> None:
+    first = tool.sweep(MainConfig(**TINY | {"dims": [3], "save_dir": str(tmp_path)}))
+    assert [(r["policy"], r["dim"], r["steps"]) for r in first] == [("mse", 3, 4), ("ebm", 3, 2)]
+    results = tool.sweep(MainConfig(**TINY | {"save_dir": str(tmp_path)}))
+    assert results[:2] == first and {r["dim"] for r in results[2:]} == {1}
+    for r in results:
+        assert 0 <= r["interval"][0] <= r["success"] <= r["interval"][1] <= 1
+    tree = json.loads((tmp_path / "results.json").read_text())
+    assert tree["results"] == results and "--ebm_batch_size 8" in tree["command"]
+    assert "--dims '[1, 3]'" in tree["command"]
+    assert (tmp_path / "dimensions.png").read_bytes().startswith(b"\x89PNG")
+    assert tool.table(results).count("\n") == 4
+    run = yaml.safe_load((tmp_path / "ebm_3d_seed0" / "cfg.yaml").read_text())
+    assert run["env"]["task"] == "PARTICLE_3d" and run["ebm"]["precision"] == "bfloat16"
+    assert 0.99 ** (2 / run["lr_decay_steps"]) == pytest.approx(0.05)
+    with pytest.raises(ConfigError, match="another budget"):
+        tool.sweep(MainConfig(**TINY | {"ebm_steps": 3, "save_dir": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dims": [0]}, r"dims: \[0\]"),
+        ({"policies": ["mdn"]}, "policies.*mdn.*mse, ebm"),
+        ({"ebm_steps": 0}, "ebm_steps: 0"),
+        ({"final_lr": 1.0}, "final_lr: 1.0"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_bad_options_are_told(options: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        MainConfig(**options)
