@@ -380,6 +380,12 @@ class Workspace:
                     self._stop_if_asked()
         self.agent.set_stats(None)
         self.log.print(f"time: {self.watch.report()}")
+        if isinstance(self.env, RemoteEnv):  # its time is no part of this process's
+            drawn = self.env.render_seconds
+            self.log.print(
+                f"its environment's process since the start: simulation "
+                f"{self.env.busy_seconds - drawn:.0f} s, rendering {drawn:.0f} s"
+            )
 
     def _stop_if_asked(self) -> None:
         """After SIGINT or SIGTERM: save everything and leave."""
@@ -490,6 +496,7 @@ class Workspace:
             "other/replay": self.replay.size(),
             "data/stddev": schedule(cfg.stddev_schedule, self.global_step),
             "data/bc_replay_size": self.replay.size(bc=True),
+            **{f"time/{name}": share for name, share in self.watch.shares().items()},
         }
         self.log.summarize(self.global_step, extra)
 

@@ -126,6 +126,7 @@ class RemoteEnv(Env):
     ) -> None:
         self._worker = WorkerProcess("the environment's worker", timeout, EnvError)
         self._stepping = False
+        self.busy_seconds = 0.0  # that the environment took, drawing included
         try:
             self._worker.build(maker, dict(env_cfg))
             self.spec = EnvSpec.from_dict(self._worker.receive()[1])
@@ -151,6 +152,8 @@ class RemoteEnv(Env):
             raise
         if message[0] == "misuse":
             raise EnvError(message[1])
+        self.busy_seconds += message[2]
+        self.render_seconds += message[3]
         return message[1]
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,8 @@ parent's main module (and torch with it) again in every worker. Messages, first 
 
     -> ("env", maker, env_cfg)          <- ("ready", spec dict) | ("refused", text)  an EnvError,
                                                                    and the worker ends
-    -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned)
+    -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned,
+                                            seconds it took, seconds of them spent drawing)
     -> ("play", seed)                   <- ("obs", obs)
     -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
                                                    metrics)
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -55,12 +57,14 @@ def _play(conn: Connection, env: Any, seed: int) -> None:
 def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> None:
     from env.core import EnvError
 
+    started, drawn = time.perf_counter(), getattr(env, "render_seconds", 0.0)
     try:
         result = getattr(env, method)(*args, **kwargs)
     except EnvError as error:  # a refused action or seed: the caller's, not ours
         conn.send(("misuse", str(error)))
     else:
-        conn.send(("result", result))
+        took = time.perf_counter() - started
+        conn.send(("result", result, took, getattr(env, "render_seconds", 0.0) - drawn))
 
 
 def serve(conn: Connection) -> None:

@@ -101,8 +101,8 @@ def weights(save_dir: Path) -> dict[str, torch.Tensor]:
 
 def metrics(save_dir: Path) -> list[dict[str, float]]:
     lines = [json.loads(x) for x in (save_dir / "metrics.jsonl").read_text().splitlines()]
-    timing = ("wall", "other/speed", "other/elapsed_time")
-    return [{k: v for k, v in x.items() if k not in timing} for x in lines]
+    timing = ("wall", "other/speed", "other/elapsed_time", "time/")
+    return [{k: v for k, v in x.items() if not k.startswith(timing)} for x in lines]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -117,6 +117,10 @@ def test_reference_run_is_complete(reference: Path) -> None:
         assert (reference / name).stat().st_size > 0, name
     assert [m["step"] for m in metrics(reference)] == list(range(100, STEPS + 1, 100))
     assert metrics(reference)[-1]["other/train_step"] == STEPS / 2
+    last = json.loads((reference / "metrics.jsonl").read_text().splitlines()[-1])
+    shares = {k: v for k, v in last.items() if k.startswith("time/")}
+    assert {"time/env", "time/update", "time/evaluate"} <= shares.keys()
+    assert sum(shares.values()) == pytest.approx(1)
     state = latest_state(reference / "state")
     assert state is not None and state.name == f"step_{STEPS:09d}"
 
