@@ -167,7 +167,8 @@ def play_episode(
         success = success or bool(info["success"])
         done = terminated or truncated
     if frames is not None:
-        last = annotate(env.render(), f"seed {seed}  step {length}", success)
+        outcome = "" if success else "  failure"  # success is told by annotate
+        last = annotate(env.render(), f"seed {seed}  step {length}{outcome}", success)
         frames += [last] * 10  # hold the outcome for half a second
     return Episode(seed, score, success, length, info.get("metrics", {}))
 
