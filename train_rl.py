@@ -146,6 +146,10 @@ class Workspace:
         if cfg.uses_bc_replay:  # demonstrations (and successes) are held a second time
             episodes = cfg.preload_num_data if cfg.freeze_bc_replay else cfg.replay_buffer_size
             needs["demonstration replay"] = Need(size(episodes), "preload_num_data")
+        if cfg.save_per_success > 0 and spec.cameras:  # held until they are written
+            step = sum(spec.observations[c].nbytes for c in spec.cameras)
+            steps = cfg.save_per_success * cfg.episode_length
+            needs["successes"] = Need(steps * step, "save_per_success")
         return needs
 
     def _build_replay(self) -> ReplayBuffer:
