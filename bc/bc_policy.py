@@ -28,6 +28,8 @@ class BcPolicyConfig:
     use_prop: Flag = 0
     # half width of the uniform noise put on proprioception in training
     prop_noise: float = 0
+    # pixels by which training images are shifted at random (0: not at all)
+    aug_pad: int = 4
     # width of the hidden layers
     hidden_dim: int = 1024
     # number of hidden layers
@@ -39,6 +41,8 @@ class BcPolicyConfig:
 
     def __post_init__(self) -> None:
         check_dropout(self.dropout)
+        if self.aug_pad < 0:
+            raise ValueError(f"aug_pad: {self.aug_pad}, expected 0 or more")
 
 
 @dataclass
@@ -78,7 +82,7 @@ class BcPolicy(ExplicitPolicy):
         self.cfg = cfg = cfg if cfg is not None else BcPolicyConfig()
         self.obs_shape, self.prop_shape = tuple(obs_shape), tuple(prop_shape)
         self.action_dim, self.rl_cameras = action_dim, tuple(rl_cameras)
-        self.aug: nn.Module = RandomShiftsAug(pad=4)
+        self.aug: nn.Module = RandomShiftsAug(pad=cfg.aug_pad)
         self.encoder = MultiViewEncoder(
             self.obs_shape, 1, self.prop_shape, self.rl_cameras, cfg.use_prop, cfg.encoder
         )

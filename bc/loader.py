@@ -61,9 +61,11 @@ def how_to_make(path: str | Path) -> str:
         )
     if "robomimic" in text:
         task = ROBOMIMIC_FOLDERS.get(path.parent.name, "TASK")
+        size = re.fullmatch(r"processed_data(\d+)\.hdf5", path.name)
+        pixels = f"--obs_size {size[1]} " if size and size[1] != "96" else ""
         return (
             f"python -m tools.generate_demos --task {task} --num 200 --noise 0.1 --seed 1 "
-            f"--out {path.parent.as_posix()}; {RAW_ROBOMIMIC}"
+            f"{pixels}--out {path.parent.as_posix()}; {RAW_ROBOMIMIC}"
         )
     if match := re.fullmatch(r"([a-z]+)-([a-z]+)-v\d+", path.parent.name):
         name = f"D4RL/{match[1]}/{match[2]}-v2"

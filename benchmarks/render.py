@@ -1,6 +1,6 @@
 """Rendering: cost of a picture and what render_quality fast changes in it.
 
-    MUJOCO_GL=egl python -m benchmarks.render [--json FILE] [--quick]
+    MUJOCO_GL=egl python -m benchmarks.render [--suite robosuite] [--json FILE] [--quick]
 
 Process CPU time per picture (software rendering uses several threads: its wall time is
 lower), and the mean absolute difference to the faithful picture over scripted episodes.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Report, measure, run, timing_options
+from benchmarks.common import Report, measure, parser, start, timing_options
 from common_utils.gl import BACKENDS, best_backend
 from env.experts import metaworld_expert
 from env.factory import EnvConfig
@@ -69,6 +69,7 @@ SCENES = (
     Scene("robosuite", "PickPlaceCan", "robot0_eye_in_hand"),
     Scene("robosuite", "PickPlaceCan", "agentview"),
     Scene("robosuite", "Lift", "agentview"),
+    Scene("robosuite", "Lift", "robot0_eye_in_hand"),
     Scene("robosuite", "NutAssemblySquare", "agentview"),
     Scene("metaworld", "CoffeePush", "corner2"),
 )
@@ -96,14 +97,18 @@ def main(report: Report, args: argparse.Namespace) -> None:
     if backend == "disabled":
         raise SystemExit("no OpenGL back end renders here; python -m common_utils.doctor")
     os.environ["MUJOCO_GL"] = backend
-    for scene in SCENES[:QUICK] if args.quick else SCENES:
+    scenes = [s for s in SCENES if args.suite in (s.suite, "all")]
+    for scene in scenes[:QUICK] if args.quick else scenes:
         name = f"{backend}, {scene.task}, {scene.camera}"
         for size in SIZES:
             for quality in QUALITIES:
                 env = scene.make(size, quality)
                 options = {"repeats": 3, **timing_options(args)}
                 timing = measure(lambda e=env, s=scene: s.picture(e), **options)  # type: ignore[misc]
-                report.add_timing(f"{name}, {size} x {size}, {quality}", timing)
+                case = f"{name}, {size} x {size}, {quality}"
+                report.add_timing(case, timing)
+                # what one core draws that does nothing else
+                report.add(case, "pictures_per_cpu_second", 1000 / timing.cpu_ms, "1/s")
                 env.close()
         every = 20 if args.quick else 5
         kept = [pictures(scene, quality, every).astype(np.int16) for quality in QUALITIES]
@@ -115,4 +120,9 @@ def main(report: Report, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    options = parser(__doc__)
+    options.add_argument("--suite", choices=("all", "metaworld", "robosuite"), default="all")
+    given = options.parse_args()
+    collected = start(given)
+    main(collected, given)
+    collected.write(given.json)

@@ -203,6 +203,7 @@ OWN = {  # files that are ours alone
     "metaworld/implicit_bc_mdn.yaml": train_bc.MainConfig,
     "metaworld/implicit_bc_ebm.yaml": train_bc.MainConfig,
     "metaworld/implicit_rl.yaml": train_rl.MainConfig,
+    "robomimic_bc/lift_pixel.yaml": train_bc.MainConfig,
     "robomimic_bc/lift_state.yaml": train_bc.MainConfig,
     "robomimic_rl/lift_state_ibrl.yaml": train_rl.MainConfig,
     "robomimic_rl/lift_state_rlpd.yaml": train_rl.MainConfig,
