@@ -141,6 +141,7 @@ def test_langevin_respects_box_step_limit_and_records_its_chain():
         (lambda: EbmPolicyConfig(num_counter_examples=0), "num_counter_examples"),
         (lambda: EbmPolicyConfig(autoregressive=1), "autoregressive"),
         (lambda: NormConfig(num_samples=-1), "num_samples"),
+        (lambda: NormConfig(min_std=-1), "min_std"),
     ],
 )
 def test_impossible_configurations_are_named(config, field):
@@ -425,3 +426,14 @@ def test_images_are_read_and_normalised_by_colour():
     assert action.shape == (2,) and policy.input_specs()["rgb"].dtype == "uint8"
     with pytest.raises(ValueError, match=r"obs\['rgb'\]"):
         policy.act({"rgb": images[0, :3]})
+
+
+@pytest.mark.parametrize("min_std", [0.0, 0.02])
+def test_dimensions_that_hardly_move_are_not_blown_up(min_std):
+    policy = MsePolicy("state", (2,), 1, 2, MsePolicyConfig(norm=NormConfig(min_std=min_std)))
+    states = torch.tensor([[0.0, 5.0], [2.0, 5.0001]])
+    policy.fit([SimpleNamespace(obs={"state": states}, action=torch.rand(2, 2))])
+    torch.testing.assert_close(policy.obs_norm.offset, states.mean(0))
+    assert policy.obs_norm.scale[0] == 1
+    expected = 0.02 if min_std else (states[1, 1] - states[0, 1]).item() / 2
+    assert policy.obs_norm.scale[1].item() == pytest.approx(expected)

@@ -71,6 +71,14 @@ def test_seeds_noise_and_overwriting(tmp_path):
     assert other.shape != first.shape or (other != first).any()
     noisy = recorded("d", seed=3, action_noise=0.1)
     assert np.abs(noisy).max() <= 1.0 and (noisy[:5] != first[:5]).any()
+    unsteady = recorded("e", task="drawer-open", seed=3, random_action_rate=0.3)
+    steady = recorded("f", task="drawer-open", seed=3)
+    assert 20 < len(steady) < len(unsteady) <= 100 and np.abs(unsteady).max() <= 1.0
+    assert np.array_equal(
+        unsteady, recorded("g", task="drawer-open", seed=3, random_action_rate=0.3)
+    )
+    with pytest.raises(ValueError, match="random_action_rate: 1.5"):
+        config(tmp_path, random_action_rate=1.5)
     with pytest.raises(ConfigError, match="exists; --overwrite 1 replaces it"):
         generate(config(tmp_path / "a"))
     np.testing.assert_array_equal(recorded("a", seed=4, overwrite=1), other)
