@@ -132,16 +132,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
     rank.hist(result["ranks"], bins=np.linspace(0, 1, 26))
     rank.axvline(0.5, color="gray", ls="--", label="chance, on average")
     rank.set(
-        xlabel="share of actions not above the demonstrated one's energy",
+        xlabel="others with at most its energy (share)",
         ylabel="held-out steps",
-        title=f"mean {result['rank']:.3f}",
+        title=f"rank of the demonstrated action: mean {result['rank']:.3f}",
     )
     rank.legend(fontsize="small")
     margin.hist(result["margins"], bins=30)
     margin.axvline(0, color="gray", ls="--")
     margin.set(
-        xlabel="mean energy of the others - the demonstrated one's",
-        title=f"above 0 in {result['below_mean']:.1%}",
+        xlabel="mean energy of the others minus its own",
+        title=f"margin: above 0 in {result['below_mean']:.1%}",
     )
     with atomic_write(path) as temp:
         figure.savefig(temp, format="png", dpi=120)
