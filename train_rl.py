@@ -50,7 +50,8 @@ from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent
-from rl.replay import Record, ReplayBuffer, ReplayError
+from rl.replay import ReplayBuffer, ReplayError
+from rl.successes import Record
 from rl_config import MainConfig, recording_env_config, rl_env_config
 
 # Errors that are told in a line or two; anything else is a bug and shows its traceback.

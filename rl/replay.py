@@ -15,7 +15,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ import torch
 from common_utils import rela
 from common_utils.specs import BC_ACTION, ArraySpec, Batch
 from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
+from rl.successes import Record, SuccessWriter
 
 ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
-Record = Mapping[str, "np.ndarray | str"]
 
 
 class ReplayError(RuntimeError):
@@ -83,8 +82,6 @@ class ReplayBuffer:
             raise ValueError("ReplayBuffer: obs_specs is empty, nothing to store")
         if BC_ACTION in obs_specs:
             raise ValueError(f"ReplayBuffer: '{BC_ACTION}' is stored through num_bc_action")
-        if save_per_success > 0 and not save_dir:
-            raise ValueError("ReplayBuffer: save_per_success needs save_dir")
         if action_dim < 1 or num_bc_action < 0:
             raise ValueError(
                 f"ReplayBuffer: action_dim {action_dim} must be >= 1 and "
@@ -96,13 +93,12 @@ class ReplayBuffer:
         self.nstep, self.gamma = nstep, gamma
         self.bootstrap_truncated = bootstrap_truncated
         self.bc_max_len = bc_max_len
-        self.save_per_success, self.save_dir = save_per_success, save_dir
         self.reward_scale = reward_scale
         self.env_args = env_args
         self.freeze_bc_replay = False
         self.num_episode = 0
         self.num_success = 0
-        self.num_played_success = 0
+        self.successes = SuccessWriter(save_per_success, save_dir, self._write)
 
         self._frames = dict(obs_specs)
         if num_bc_action:
@@ -120,11 +116,6 @@ class ReplayBuffer:
             )
         self._episode = rela.Episode(nstep, max_episode_length, gamma)
         self._running = False
-        # what is recorded of the running episode, and the last successes with theirs
-        self._records: list[Record] = []
-        self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(
-            maxlen=max(1, save_per_success)
-        )
         self._in_flight: deque[tuple[Any, Any]] = deque()  # (CUDA event, batch being copied)
         self._pinned: set[tuple[int, int]] = set()
 
@@ -159,7 +150,7 @@ class ReplayBuffer:
         frames = self._newest_frames(obs)
         self._episode.init({})
         self._episode.push_obs(frames)
-        self._records = [dict(record or {})]
+        self.successes.begin(record)
         self._running = True
 
     def add(
@@ -175,8 +166,7 @@ class ReplayBuffer:
         """One step: ``action`` answered the previously given observation, ``obs`` came of it.
 
         action: float [A]; reward: finite; success: of the episode, read when it ends.
-        record: what files of ``save_per_success`` hold besides, of ``obs``: arrays of a single
-        step, the same keys each time; and strings, which become attributes of the episode.
+        record: what files of ``save_per_success`` hold of ``obs`` besides.
         """
         if not self._running:
             raise ReplayError("add: no episode is running, call new_episode first")
@@ -190,8 +180,7 @@ class ReplayBuffer:
         self._episode.push_action({"action": action})
         self._episode.push_reward(float(reward))
         self._episode.push_terminal(float(bool(terminated)), bool(truncated))
-        if self.save_per_success > 0:
-            self._records.append(dict(record or {}))
+        self.successes.step(record)
         if not over:
             self._episode.push_obs(frames)
             return
@@ -200,8 +189,7 @@ class ReplayBuffer:
         self._running = False
         episode = self._episode.pop_transition()
         self._finish(episode, bool(success), bc=True)
-        if success and self.save_per_success > 0:
-            self._save_success(episode)
+        self.successes.end(episode, bool(success))
 
     def add_episode(
         self,
@@ -282,17 +270,6 @@ class ReplayBuffer:
         fits = self.bc_max_len <= 0 or len(episode) <= self.bc_max_len
         if self._bc_core is not None and bc and fits and not self.freeze_bc_replay:
             self._bc_core.add(episode)
-
-    def _save_success(self, episode: rela.EpisodeData) -> None:
-        """Remember a success that was played; write the last ones when their number is reached."""
-        self._recent.append((episode, self._records))
-        self._records = []
-        self.num_played_success += 1
-        number, rest = divmod(self.num_played_success, self.save_per_success)
-        if rest == 0:
-            assert self.save_dir is not None
-            episodes = [e.to_dict() | {"records": records} for e, records in self._recent]
-            self._write(Path(self.save_dir) / f"data{number}.h5", episodes)
 
     # ---------------------------------------------------------------- sampling
 
@@ -427,15 +404,12 @@ class ReplayBuffer:
         return cores
 
     def _rest(self) -> dict[str, Any]:
-        recent = list(self._recent) if self.save_per_success > 0 else []
         return {
             "episode": to_torch(self._episode.state_dict()) if self._running else None,
-            "records": to_torch(self._records),
             "num_episode": self.num_episode,
             "num_success": self.num_success,
-            "num_played_success": self.num_played_success,
             "freeze_bc_replay": bool(self.freeze_bc_replay),
-            "recent": [to_torch(e.to_dict() | {"records": records}) for e, records in recent],
+            "successes": self.successes.state_dict(),
         }
 
     def _load_rest(self, rest: Mapping[str, Any]) -> None:
@@ -445,22 +419,9 @@ class ReplayBuffer:
             self._episode.load_state_dict(to_numpy(rest["episode"]))
         self.num_episode = int(rest["num_episode"])
         self.num_success = int(rest["num_success"])
-        self.num_played_success = int(rest.get("num_played_success", 0))  # newer than the first
-        self._records = to_numpy(rest.get("records", []))
         self.freeze_bc_replay = bool(rest["freeze_bc_replay"])
-        self._recent.clear()
-        for e in to_numpy(rest["recent"]):
-            episode = rela.episode_from_arrays(
-                e["obs"],
-                e["action"],
-                e["reward"],
-                terminated=e["terminated"],
-                truncated=e["truncated"],
-                final_obs=e["has_final"],
-                nstep=self.nstep,
-                gamma=self.gamma,
-            )
-            self._recent.append((episode, e.get("records", [])))
+        if "successes" in rest:  # newer than the first states
+            self.successes.load_state_dict(rest["successes"], self.nstep, self.gamma)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, the unfinished episode included; tensors, numbers and strings only.

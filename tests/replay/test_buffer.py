@@ -284,7 +284,7 @@ def test_saved_successes_have_raw_rewards_and_what_was_recorded(tmp_path: Path) 
                 state, buffer = buffer.state_dict(), fresh()
                 buffer.load_state_dict(state)
     assert "sim_state" not in buffer.sample(3).obs
-    assert (buffer.num_success, buffer.num_played_success) == (5, 4)
+    assert (buffer.num_success, buffer.successes.num_success) == (5, 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data1.h5", "data2.h5"]
     with h5py.File(tmp_path / "data2.h5") as f:
         assert [len(f[f"data/demo_{i}/rewards"]) for i in range(2)] == [5, 6]

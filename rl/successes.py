@@ -1,0 +1,81 @@
+"""Successes of a run, written as demonstrations while it goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common_utils import rela
+from rl.replay_io import to_numpy, to_torch
+
+# of one observation: arrays of a single step, the same keys each time; and strings, which become
+# attributes of the episode
+Record = Mapping[str, "np.ndarray | str"]
+
+
+class SuccessWriter:
+    """Writes ``folder/data{n}.h5`` with the last ``every`` successes at every so many-th one.
+
+    every: 0 or less writes nothing.
+    write: (path, episodes): ``EpisodeData.to_dict()`` each, with what was recorded ("records").
+    """
+
+    def __init__(
+        self, every: int, folder: str | None, write: Callable[[Path, list[dict[str, Any]]], None]
+    ) -> None:
+        if every > 0 and not folder:
+            raise ValueError("ReplayBuffer: save_per_success needs save_dir")
+        self.every, self.folder, self._write = every, Path(folder or ""), write
+        self.num_success = 0
+        self._records: list[Record] = []  # of the running episode
+        self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(maxlen=max(1, every))
+
+    def begin(self, record: Record | None) -> None:
+        """An episode's first observation."""
+        self._records = [dict(record or {})] if self.every > 0 else []
+
+    def step(self, record: Record | None) -> None:
+        """The observation that followed."""
+        if self.every > 0:
+            self._records.append(dict(record or {}))
+
+    def end(self, episode: rela.EpisodeData, success: bool) -> None:
+        """The episode is over."""
+        records, self._records = self._records, []
+        if not success or self.every <= 0:
+            return
+        self._recent.append((episode, records))
+        self.num_success += 1
+        number, rest = divmod(self.num_success, self.every)
+        if rest == 0:
+            self._write(self.folder / f"data{number}.h5", self._episodes())
+
+    def _episodes(self) -> list[dict[str, Any]]:
+        return [e.to_dict() | {"records": records} for e, records in self._recent]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For resume: tensors, numbers and strings."""
+        state = {"records": self._records, "recent": self._episodes()}
+        return {"num_success": self.num_success, **to_torch(state)}
+
+    def load_state_dict(self, state: Mapping[str, Any], nstep: int, gamma: float) -> None:
+        """Inverse of :meth:`state_dict`; nstep and gamma are the replay's."""
+        self.num_success = int(state["num_success"])
+        self._records = to_numpy(state["records"])
+        self._recent.clear()
+        for e in to_numpy(state["recent"]):
+            episode = rela.episode_from_arrays(
+                e["obs"],
+                e["action"],
+                e["reward"],
+                terminated=e["terminated"],
+                truncated=e["truncated"],
+                final_obs=e["has_final"],
+                nstep=nstep,
+                gamma=gamma,
+            )
+            self._recent.append((episode, e["records"]))
