@@ -31,6 +31,7 @@ EXPERTS: dict[str, tuple[str, str]] = {
     "PickPlaceCan": (__name__, "CanExpert"),
     "NutAssemblySquare": (__name__, "SquareExpert"),
     "TwoArmTransport": ("env.robosuite_experts_twoarm", "TransportExpert"),
+    "ToolHang": ("env.robosuite_experts_toolhang", "ToolHangExpert"),
 }
 
 

@@ -15,12 +15,13 @@ from scipy.spatial.transform import Rotation
 
 from env.robosuite_control import (
     CLOSE,
+    FINE,
     OPEN,
     UP,
-    ArmExpert,
     Expert,
     Goal,
     Noise,
+    WaypointExpert,
     body_pose,
     wrapped,
     yaw_of,
@@ -29,50 +30,14 @@ from env.robosuite_control import (
 # along the hammer's handle from its middle, towards robot 1 (m): where each robot grasps it. Half
 # the handle is 10 cm; the hands must not meet, nor robot 0 reach in too close before its base
 GRASP = (-0.06, 0.08)
-FINE = 0.3  # share of the action noise where millimetres matter
 
 
-class TransportArm(ArmExpert):
-    """What both scripts share: the hammer, and phases that end on arrival or after some steps."""
+class TransportArm(WaypointExpert):
+    """What both scripts share: the hammer."""
 
     def __init__(self, env: Any, seed: int, noise: Noise, arm: int) -> None:
         super().__init__(env, seed, noise, arm)
-        self._number, self._aside = arm, self.hover_jitter()
-        self._at = Goal(self.arm.position, self.arm.rotation, OPEN)
-        self._bias = np.zeros(3)
-
-    def _until(
-        self, goal: Goal, then: str, distance: float, angle: float = np.inf, limit: int = 120
-    ) -> Goal:
-        """``goal``, or the phase ``then`` once it is near or ``limit`` steps have passed."""
-        if self.arm.near(goal, distance, angle) or self.count >= limit:
-            self._at = replace(goal, position=self.arm.position, noise=FINE)
-            return self.go(then)
-        self._bias = np.zeros(3)
-        return goal
-
-    def _around(self, goal: Goal, then: str, limit: int = 40) -> Goal:
-        """``goal``, around an object, or ``then`` once the arm has settled there."""
-        self._at = goal
-        if (self.count >= 4 and self.arm.near(goal, 0.006, 0.1)) or self.count >= limit:
-            return self.go(then)
-        return self._exact(goal)
-
-    def _still(self, gripper: float, steps: int, then: str) -> Goal:
-        """Stay where the last phase ended while the fingers move."""
-        if self.count >= steps:
-            return self.go(then)
-        return self._exact(replace(self._at, gripper=gripper))
-
-    def _exact(self, goal: Goal) -> Goal:
-        """``goal`` moved sideways by what the controller, up to 3 cm off, leaves undone.
-
-        Not in z: fingers pressed on the ground would not close.
-        """
-        error = goal.position - self.arm.position
-        if np.linalg.norm(error) < 0.03:
-            self._bias[:2] = (self._bias + 0.25 * error)[:2].clip(-0.04, 0.04)
-        return replace(goal, position=goal.position + self._bias)
+        self._number = arm
 
     def hammer(self) -> tuple[np.ndarray, np.ndarray]:
         """Middle of the hammer's handle [3] m, and the handle's direction towards robot 1 [3]."""
@@ -110,14 +75,14 @@ class StartArm(TransportArm):
 
     def over_lid(self) -> Goal:
         goal = self._lid(0.08)
-        goal = replace(goal, position=goal.position + self._aside)
-        return self._until(goal, "to_lid", 0.025, 0.15)
+        goal = replace(goal, position=goal.position + self.aside)
+        return self.until(goal, "to_lid", 0.025, 0.15)
 
     def to_lid(self) -> Goal:
-        return self._around(self._lid(0.0, FINE), "grasp_lid")
+        return self.around(self._lid(0.0, FINE), "grasp_lid")
 
     def grasp_lid(self) -> Goal:
-        return self._still(CLOSE, 12, "lift_lid")
+        return self.still(CLOSE, 12, "lift_lid")
 
     def _lid_lost(self) -> bool:
         return self.arm.errors(self._lid(0.0))[0] > 0.05
@@ -125,47 +90,47 @@ class StartArm(TransportArm):
     def lift_lid(self) -> Goal:
         if self._lid_lost():
             return self.go("over_lid")
-        goal = replace(self._at, position=self._at.position + 0.10 * UP, gripper=CLOSE)
-        return self._until(goal, "carry_lid", 0.03, limit=40)
+        goal = replace(self.at, position=self.at.position + 0.10 * UP, gripper=CLOSE)
+        return self.until(goal, "carry_lid", 0.03, limit=40)
 
     def carry_lid(self) -> Goal:
         if self._lid_lost():
             return self.go("over_lid")
-        position = np.array([*self.lid_place[:2], self._at.position[2]])
-        goal = replace(self._at, position=position, gripper=CLOSE, noise=1.0)
-        return self._until(goal, "lower_lid", 0.03)
+        position = np.array([*self.lid_place[:2], self.at.position[2]])
+        goal = replace(self.at, position=position, gripper=CLOSE, noise=1.0)
+        return self.until(goal, "lower_lid", 0.03)
 
     def lower_lid(self) -> Goal:
-        goal = replace(self._at, position=self.lid_place, gripper=CLOSE)
-        return self._until(goal, "release_lid", 0.01, limit=40)
+        goal = replace(self.at, position=self.lid_place, gripper=CLOSE)
+        return self.until(goal, "release_lid", 0.01, limit=40)
 
     def release_lid(self) -> Goal:
-        return self._still(OPEN, 6, "leave_lid")
+        return self.still(OPEN, 6, "leave_lid")
 
     def leave_lid(self) -> Goal:
-        position = np.array([*self._at.position[:2], 1.05])
-        return self._until(replace(self._at, position=position), "over_hammer", 0.03)
+        position = np.array([*self.at.position[:2], 1.05])
+        return self.until(replace(self.at, position=position), "over_hammer", 0.03)
 
     def over_hammer(self) -> Goal:
         grasp = self.hammer_grasp()
-        position = grasp.position + 0.22 * UP + self._aside
-        return self._until(Goal(position, grasp.rotation, OPEN), "to_hammer", 0.025, 0.15)
+        position = grasp.position + 0.22 * UP + self.aside
+        return self.until(Goal(position, grasp.rotation, OPEN), "to_hammer", 0.025, 0.15)
 
     def to_hammer(self) -> Goal:
         grasp = self.hammer_grasp()
         goal = replace(grasp, position=grasp.position + 0.004 * UP)
-        return self._around(goal, "grasp_hammer", limit=90)
+        return self.around(goal, "grasp_hammer", limit=90)
 
     def grasp_hammer(self) -> Goal:
-        return self._still(CLOSE, 12, "lift_hammer")
+        return self.still(CLOSE, 12, "lift_hammer")
 
     def lift_hammer(self) -> Goal:
         if not self.holds_hammer():
             return self.go("over_hammer")
         # away from the bin's wall, on which the end behind the hand would catch
-        position = self._at.position + np.array([0.0, 0.03, 0.22])
-        goal = replace(self._at, position=position, gripper=CLOSE)
-        return self._until(goal, "bring", 0.03, limit=60)
+        position = self.at.position + np.array([0.0, 0.03, 0.22])
+        goal = replace(self.at, position=position, gripper=CLOSE)
+        return self.until(goal, "bring", 0.03, limit=60)
 
     def _offer(self, noise: float) -> Goal:
         # the handle level and along y, whatever way it has slipped between the fingers
@@ -177,7 +142,7 @@ class StartArm(TransportArm):
     def bring(self) -> Goal:
         if not self.holds_hammer():
             return self.go("over_hammer")
-        return self._until(self._offer(1.0), "offer", 0.02, 0.1, limit=80)
+        return self.until(self._offer(1.0), "offer", 0.02, 0.1, limit=80)
 
     def offer(self) -> Goal:
         """Wait until the other robot holds the hammer."""
@@ -185,17 +150,17 @@ class StartArm(TransportArm):
             return self.go("hand_over")
         if not self.holds_hammer():
             return self.go("over_hammer")
-        return replace(self._at, gripper=CLOSE)
+        return replace(self.at, gripper=CLOSE)
 
     def hand_over(self) -> Goal:
         if self.count == 4:  # along the handle, away from the head that may be behind the hand
-            self._at = replace(self._at, position=self._at.position + [0.0, 0.025, 0.0])
-        return self._still(OPEN, 12, "retreat")
+            self.at = replace(self.at, position=self.at.position + [0.0, 0.025, 0.0])
+        return self.still(OPEN, 12, "retreat")
 
     def retreat(self) -> Goal:
         # straight up first: the handle is between the fingers
-        up = self._at.position + 0.14 * UP
-        return Goal(up if not self.away() else self.retreat_place, self._at.rotation, OPEN)
+        up = self.at.position + 0.14 * UP
+        return Goal(up if not self.away() else self.retreat_place, self.at.rotation, OPEN)
 
     def away(self) -> bool:
         """Whether the fingers have left the hammer that was handed over."""
@@ -218,14 +183,14 @@ class TargetArm(TransportArm):
 
     def over_trash(self) -> Goal:
         goal = self._trash(0.12)
-        goal = replace(goal, position=goal.position + self._aside)
-        return self._until(goal, "to_trash", 0.025, 0.15)
+        goal = replace(goal, position=goal.position + self.aside)
+        return self.until(goal, "to_trash", 0.025, 0.15)
 
     def to_trash(self) -> Goal:
-        return self._around(self._trash(-0.003, FINE), "grasp_trash")
+        return self.around(self._trash(-0.003, FINE), "grasp_trash")
 
     def grasp_trash(self) -> Goal:
-        return self._still(CLOSE, 12, "lift_trash")
+        return self.still(CLOSE, 12, "lift_trash")
 
     def _trash_lost(self) -> bool:
         return self.arm.errors(self._trash(0.0))[0] > 0.05
@@ -233,28 +198,28 @@ class TargetArm(TransportArm):
     def lift_trash(self) -> Goal:
         if self._trash_lost():
             return self.go("over_trash")
-        goal = replace(self._at, position=self._at.position + 0.20 * UP, gripper=CLOSE)
-        return self._until(goal, "carry_trash", 0.03, limit=60)
+        goal = replace(self.at, position=self.at.position + 0.20 * UP, gripper=CLOSE)
+        return self.until(goal, "carry_trash", 0.03, limit=60)
 
     def carry_trash(self) -> Goal:
         if self._trash_lost():
             return self.go("over_trash")
         place = self.env.transport.trash_bin_pos
-        position = np.array([*place[:2], self._at.position[2]])
-        goal = replace(self._at, position=position, gripper=CLOSE, noise=1.0)
-        return self._until(goal, "lower_trash", 0.03)
+        position = np.array([*place[:2], self.at.position[2]])
+        goal = replace(self.at, position=position, gripper=CLOSE, noise=1.0)
+        return self.until(goal, "lower_trash", 0.03)
 
     def lower_trash(self) -> Goal:
-        position = np.array([*self._at.position[:2], 0.93])
-        goal = replace(self._at, position=position, gripper=CLOSE)
-        return self._until(goal, "release_trash", 0.02, limit=40)
+        position = np.array([*self.at.position[:2], 0.93])
+        goal = replace(self.at, position=position, gripper=CLOSE)
+        return self.until(goal, "release_trash", 0.02, limit=40)
 
     def release_trash(self) -> Goal:
-        return self._still(OPEN, 8, "leave_trash")
+        return self.still(OPEN, 8, "leave_trash")
 
     def leave_trash(self) -> Goal:
-        position = np.array([*self._at.position[:2], 1.12])
-        return self._until(replace(self._at, position=position), "wait", 0.03)
+        position = np.array([*self.at.position[:2], 1.12])
+        return self.until(replace(self.at, position=position), "wait", 0.03)
 
     def wait(self) -> Goal:
         """Out of the way until the hammer is offered."""
@@ -271,27 +236,27 @@ class TargetArm(TransportArm):
             return self.go("wait")
         grasp = self.hammer_grasp()
         goal = Goal(grasp.position + 0.10 * UP, grasp.rotation, OPEN, 0.5)
-        return self._until(goal, "to_offer", 0.02, 0.1, limit=60)
+        return self.until(goal, "to_offer", 0.02, 0.1, limit=60)
 
     def to_offer(self) -> Goal:
         if not self._offered():
             return self.go("wait")
-        return self._around(self.hammer_grasp(), "grasp")
+        return self.around(self.hammer_grasp(), "grasp")
 
     def grasp(self) -> Goal:
-        return self._still(CLOSE, 14, "hold")
+        return self.still(CLOSE, 14, "hold")
 
     def hold(self) -> Goal:
         """Until the other hand has opened."""
         if self.giver.away():
             return self.go("lift") if self.holds_hammer() else self.go("wait")
-        return replace(self._at, gripper=CLOSE)
+        return replace(self.at, gripper=CLOSE)
 
     def lift(self) -> Goal:
         if not self.holds_hammer():
             return self.go("wait")
-        position = self._at.position + np.array([0.0, 0.03, 0.08])
-        return self._until(replace(self._at, position=position, gripper=CLOSE), "carry", 0.02)
+        position = self.at.position + np.array([0.0, 0.03, 0.08])
+        return self.until(replace(self.at, position=position, gripper=CLOSE), "carry", 0.02)
 
     def _to_bin(self) -> np.ndarray:
         """Way of the hammer's middle to the middle of the target bin, level, [3] m."""
@@ -303,17 +268,17 @@ class TargetArm(TransportArm):
             return self.go("wait")
         position = self.arm.position + self._to_bin()
         position[2] = 1.16
-        goal = replace(self._at, position=position, gripper=CLOSE, noise=1.0)
-        return self._until(goal, "lower", 0.03, limit=150)
+        goal = replace(self.at, position=position, gripper=CLOSE, noise=1.0)
+        return self.until(goal, "lower", 0.03, limit=150)
 
     def lower(self) -> Goal:
-        position = np.array([*self._at.position[:2], 0.93])
-        goal = replace(self._at, position=position, gripper=CLOSE)
-        return self._until(goal, "release", 0.02, limit=60)
+        position = np.array([*self.at.position[:2], 0.93])
+        goal = replace(self.at, position=position, gripper=CLOSE)
+        return self.until(goal, "release", 0.02, limit=60)
 
     def release(self) -> Goal:
         up = 0.0 if self.count < 8 else 0.15
-        return replace(self._at, position=self._at.position + up * UP, gripper=OPEN)
+        return replace(self.at, position=self.at.position + up * UP, gripper=OPEN)
 
 
 class TransportExpert(Expert):

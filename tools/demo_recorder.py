@@ -93,7 +93,8 @@ class Recorder:
                 "attempt": job.number,
             }
             store_part(recording, job, cameras, attrs)
-        return Outcome(success, len(recording), getattr(expert, "phase", ""), kept)
+        phase = getattr(expert, "phase", "")
+        return Outcome(success, len(recording), phase, kept, tuple(expert.achieved))
 
     def close(self) -> None:
         """Free the simulator."""

@@ -100,6 +100,9 @@ def measure(cfg: MainConfig, task: str) -> dict[str, Any]:
         "seed": cfg.seed,
         **summary([o for _, o in done]),
     }
+    stages = dict.fromkeys(stage for _, o in done for stage in o.achieved)
+    if stages:
+        record["achieved"] = {s: np.mean([s in o.achieved for _, o in done]).item() for s in stages}
     lost = sorted((j.env_seed, o.phase) for j, o in done if not o.success)
     record["failed_seeds_and_phases"] = [list(pair) for pair in lost]
     record["seconds"] = round(time.monotonic() - start, 1)
@@ -149,6 +152,7 @@ def main() -> int:
                 f"{task}: {record['success_rate']:.1%} of {cfg.num} episodes ({low:.1%} to "
                 f"{high:.1%}), mean length {record.get('mean_length', '-')}, noise {cfg.noise:g}, "
                 f"failures {record['failed_seeds_and_phases']}"
+                + (f", achieved {record['achieved']}" if "achieved" in record else "")
             )
             if cfg.out:
                 command = (

@@ -59,6 +59,8 @@ class Outcome:
     phase: str
     # whether a recording of it was stored, where that was wanted
     kept: bool = False
+    # what was done of the task (Expert.achieved), where its expert says
+    achieved: tuple[str, ...] = ()
 
 
 class Recorder(Protocol):
