@@ -18,6 +18,9 @@ from common_utils.specs import EnvSpec
 from env.core import Env, EnvError, ObsDict
 
 DEFAULT_MAKER = "env.worker:make_env"
+# seconds for importing and building a simulator, even where steps must answer sooner: on a busy
+# machine minutes pass
+BUILD_TIMEOUT = 600.0
 StepResult = tuple[ObsDict, float, bool, bool, dict[str, Any]]
 
 
@@ -26,7 +29,8 @@ class WorkerProcess:
 
     Args:
         name: how messages call it.
-        timeout: seconds it may take for one answer before it counts as hung.
+        timeout: seconds it may take for one answer before it counts as hung (at least
+            BUILD_TIMEOUT for building its environment).
         error: what is raised when it dies, fails or hangs.
     """
 
@@ -49,17 +53,18 @@ class WorkerProcess:
         )
         self.conn = Connection(ours.detach())
         self.name, self.timeout, self.error = name, timeout, error
-        self.deadline = 0.0
+        self.deadline = self.allowed = 0.0
         self.what = "starting"
 
     def build(self, maker: str, env_cfg: Mapping[str, Any]) -> None:
         """Have it make its environment; it answers ("ready", spec)."""
         self.what = "building its environment"
-        self.send(("env", maker, env_cfg))
+        self.send(("env", maker, env_cfg), max(self.timeout, BUILD_TIMEOUT))
 
-    def send(self, message: tuple[Any, ...]) -> None:
-        """Start waiting for an answer to ``message``."""
-        self.deadline = time.monotonic() + self.timeout
+    def send(self, message: tuple[Any, ...], timeout: float | None = None) -> None:
+        """Start waiting for an answer to ``message``, so long or ``self.timeout`` seconds."""
+        self.allowed = self.timeout if timeout is None else timeout
+        self.deadline = time.monotonic() + self.allowed
         try:
             self.conn.send(message)
         except OSError:
@@ -82,7 +87,7 @@ class WorkerProcess:
     def overdue(self) -> str:
         """What is said of a hung worker."""
         return (
-            f"{self.name} (process {self.process.pid}) did not answer for {self.timeout:g} s "
+            f"{self.name} (process {self.process.pid}) did not answer for {self.allowed:g} s "
             f"while {self.what}; it was ended"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -228,8 +229,39 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(tmp_path):
     assert Parts(tmp_path).won >= {0}
 
 
-def _children() -> list[int]:
-    return [int(p) for p in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def test_the_program_told_what_stopped_it_and_goes_on(made, tmp_path):
+    """Its worker is killed, then the disk is full: exit status 2, one message, nothing lost."""
+    with open(tmp_path / "errors", "w+") as errors:
+        process = subprocess.Popen(
+            command(tmp_path / "out", "--workers", "1"),
+            cwd=REPO, env=environment(), stderr=errors,
+        )  # fmt: skip
+        parts = tmp_path / "out/.parts"
+        deadline = time.monotonic() + 300
+        while not list(parts.glob("[0-9]*.hdf5")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(next(p for p in _children(process.pid) if "env.worker" in _cmdline(p)), 9)
+        assert process.wait(timeout=120) == 2
+        errors.seek(0)
+        told = errors.read().splitlines()
+    assert re.match(r"error: recording worker 0 .*was killed by signal 9 while playing", told[0])
+    assert re.match(r"\d finished episodes are kept in '.*'; the same command goes on", told[1])
+    assert len(told) == 2
+    limit = made.stat().st_size // 2  # too little for the dataset
+    full = subprocess.run(
+        command(tmp_path / "out"), cwd=REPO, env=environment(), text=True, capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert full.returncode == 2
+    assert "error: the file size limit is reached while writing '" in full.stderr
+    assert "3 finished episodes are kept in" in full.stderr and "Traceback" not in full.stderr
+    assert contents(generate(config(tmp_path / "out"))) == contents(made)
+
+
+def _children(pid: int | None = None) -> list[int]:
+    pid = pid or os.getpid()
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _cmdline(pid: int) -> str:
