@@ -129,10 +129,10 @@ def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_step(save_dir, 40, process)  # type: ignore[arg-type]
+    wait_for_step(save_dir, 40, process)
     time.sleep(0.1)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     assert re.search(rf"^error: {said} .*was killed by signal 9 while", errors, re.MULTILINE)
     assert "Traceback" not in errors
