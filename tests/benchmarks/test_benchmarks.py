@@ -85,3 +85,11 @@ def test_jax_comparison_tells_that_jax_is_not_required() -> None:
         [sys.executable, "-m", "benchmarks.jax_rlpd"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "pip install jax" in done.stderr
+
+
+def test_overlap(tmp_path: Path) -> None:
+    config = "release/cfgs/robomimic_rl/lift_state_ibrl.yaml"
+    records = records_of(tmp_path, "overlap", "--config", config)
+    for mode in ("alternating", "overlap", "threads", "overlap_and_threads"):
+        assert records[f"lift_state_ibrl {mode}", "env_steps_per_second"]["value"] > 0
+    assert records["lift_state_ibrl alternating", "times_alternating"]["value"] == 1.0
