@@ -6,7 +6,8 @@ Figure 6).
 For each number of dimensions: demonstrations by the oracle, a policy of each kind on them
 (``release/cfgs/ibc/particle/mlp_{mse,ebm_langevin}.yaml`` with the budget below), and its
 success over ``num_eval_episode`` episodes. Writes ``results.json`` and ``dimensions.png`` into
-``save_dir`` after each run. An interrupted command goes on where it was when it is given again.
+``save_dir`` after each run. The default budget is a reduced one, for some 40 minutes of one core
+(published: 10000 steps, batches of 512, chains of 100). An interrupted command goes on where it was when it is given again.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ class MainConfig:
     # demonstrated episodes
     num_demos: int = 2000
     # gradient steps of the explicit policy
-    mse_steps: int = 10000
+    mse_steps: int = 5000
     # gradient steps of the implicit policy ...
-    ebm_steps: int = 2000
+    ebm_steps: int = 4500
     # ... on batches of so many demonstrated steps (published: 512) ...
-    ebm_batch_size: int = 512
+    ebm_batch_size: int = 256
     # ... with chains of so many steps in training and when acting (published: 100) ...
-    ebm_iterations: int = 100
+    ebm_iterations: int = 50
     # ... computed in this arithmetic
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     # the step size falls to this share of its first value
