@@ -7,7 +7,8 @@ For each number of dimensions: demonstrations by the oracle, a policy of each ki
 (``release/cfgs/ibc/particle/mlp_{mse,ebm_langevin}.yaml`` with the budget below), and its
 success over ``num_eval_episode`` episodes. Writes ``results.json`` and ``dimensions.png`` into
 ``save_dir`` after each run. The default budget is a reduced one, for some 40 minutes of one core
-(published: 10000 steps, batches of 512, chains of 100). An interrupted command goes on where it was when it is given again.
+(published: 10000 steps, batches of 512, chains of 100). An interrupted command goes on where it
+was when it is given again.
 """
 
 from __future__ import annotations
