@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         train_bc.MainConfig, ROOT / "release/cfgs/ibc/particle/mlp_ebm_langevin.yaml"
     )
     cfg.dataset.path, cfg.save_dir = str(root / "train/dataset.hdf5"), str(root / "run")
-    cfg.batch_size, cfg.epoch_len, cfg.num_epoch, cfg.num_eval_episode = 64, 30, 2, 0
+    cfg.batch_size, cfg.epoch_len, cfg.num_epoch, cfg.num_eval_episode = 64, 100, 2, 0
     cfg.ebm.langevin.num_iterations, cfg.ebm.net.width = 5, 64
     train_bc.run(cfg)
     return root / "run" / "model0.pt", root / "test" / "dataset.hdf5"
@@ -62,7 +62,7 @@ def test_a_trained_policy_prefers_what_was_demonstrated(
     assert np.mean(result["ranks"]) == pytest.approx(result["rank"], abs=1e-3)
     assert result["rank"] < 0.3 and result["below_mean"] > 0.75 and result["margin"] > 0
     assert result["info_nce"] < result["chance"] == pytest.approx(math.log(33))
-    assert result["loss_steps"] == [30, 60] and result["loss"][1] < result["loss"][0]
+    assert result["loss_steps"] == [100, 200] and result["loss"][1] < result["loss"][0]
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
