@@ -36,13 +36,15 @@ def demonstration(tmp_path: Path) -> Path:
 def test_the_loss_of_one_demonstration_falls_below_a_thousandth(
     tmp_path: Path, demonstration: Path
 ):
-    # pictures alone, and unshifted: with shifts the same takes thousands of steps
+    # pictures alone, unshifted (with shifts it takes far longer), all of the steps in each batch
     args = ["--config_path", str(ROOT / "release/cfgs/robomimic_bc/lift_pixel.yaml")]
     args += ["--dataset.path", str(demonstration), "--dataset.num_data", "1"]
-    args += ["--policy.use_prop", "0", "--policy.aug_pad", "0", "--lr", "3e-4"]
-    args += ["--num_epoch", "3", "--epoch_len", "50", "--num_eval_episode", "0"]
+    args += ["--dataset.sampling", "epochs", "--batch_size", "30"]
+    args += ["--policy.use_prop", "0", "--policy.aug_pad", "0"]
+    args += ["--lr_schedule", "exponential", "--lr_decay_steps", "0.5"]
+    args += ["--num_epoch", "4", "--epoch_len", "30", "--num_eval_episode", "0"]
     args += ["--device", "cpu", "--save_dir", str(tmp_path / "run")]
     train_bc.run(run_config.parse_args(train_bc.MainConfig, args))
     losses = [r["train/loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert losses[0] > 10 * losses[-1]
+    assert losses[0] > 0.1
     assert losses[-1] < 1e-3, losses
