@@ -76,8 +76,8 @@ def config_of(case: str) -> MainConfig:
 def rl_cases() -> list[str]:
     """Every released RL configuration; "small_state" has a reference figure but no file."""
     found = sorted([*CFGS.glob("robomimic_rl/*.yaml"), *CFGS.glob("metaworld/*.yaml")])
-    # the quickstart's other stages lie beside its RL configuration
-    found = [p for p in found if not p.stem.endswith(("_bc", "_demos"))]
+    # demonstrations and BC policies of the same runs lie beside their RL configurations
+    found = [p for p in found if not {"bc", "demos"} & set(p.stem.split("_"))]
     return ["small_state", *(str(p.relative_to(CFGS).with_suffix("")) for p in found)]
 
 
