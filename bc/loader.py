@@ -40,6 +40,7 @@ RAW_ROBOMIMIC = (
 ROBOMIMIC_FOLDERS = {
     "lift": "Lift",
     "can": "PickPlaceCan",
+    "can_small": "PickPlaceCan",
     "square": "NutAssemblySquare",
     "transport": "TwoArmTransport",
     "tool_hang": "ToolHang",
