@@ -41,6 +41,7 @@ ROBOMIMIC_FOLDERS = {
     "lift": "Lift",
     "can": "PickPlaceCan",
     "can_small": "PickPlaceCan",
+    "lift_pixel": "Lift",
     "square": "NutAssemblySquare",
     "transport": "TwoArmTransport",
     "tool_hang": "ToolHang",
