@@ -26,12 +26,12 @@ from bc.ibc.base import IbcPolicy
 from bc.loader import DatasetError
 from bc_config import MainConfig
 from common_utils import run_config
-from common_utils.atomic import atomic_torch_save, full_disk
+from common_utils.atomic import atomic_torch_save
 from common_utils.ibrl_utils import count_parameters, soft_update_params
 from common_utils.keras_optim import KerasAdam, set_lr
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
-from common_utils.resume import STATE_DIR, start_or_resume
+from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
 from common_utils.run_config import ConfigError, resolve_device
 from common_utils.run_state import GracefulStop, load_state, save_state
 from common_utils.saver import TopkSaver, portable_state_dict
@@ -372,13 +372,9 @@ def main(cfg: MainConfig | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        if not (told := full_disk(error)):
+        if not (told := told_full_disk(error, cfg.save_dir)):
             raise
-        print(
-            f"error: save_dir: {told} while writing to '{cfg.save_dir}'; the last complete "
-            "state is kept, --resume 1 continues from it",
-            file=sys.stderr,
-        )
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 

@@ -24,12 +24,11 @@ from agent_io import build_agent, check_files, inherit_env, load_bc_policies, lo
 from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
-from common_utils.atomic import full_disk
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
 from common_utils.resources import Need, ResourceError, check_fits
-from common_utils.resume import STATE_DIR, start_or_resume
+from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
 from common_utils.run_config import ConfigError
 from common_utils.run_state import GracefulStop, StateError, load_state, save_state
 from common_utils.saver import TopkSaver
@@ -638,13 +637,9 @@ def main(config_class: type[MainConfig] = MainConfig) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
-        if not (told := full_disk(error)):
+        if not (told := told_full_disk(error, cfg.save_dir)):
             raise
-        print(
-            f"error: save_dir: {told} while writing to '{cfg.save_dir}'; the last complete "
-            "state is kept, --resume 1 continues from it",
-            file=sys.stderr,
-        )
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 

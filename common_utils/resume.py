@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from common_utils import run_config
+from common_utils.atomic import full_disk
 from common_utils.run_config import ConfigError, RunConfig
 from common_utils.run_state import latest_state
 
@@ -41,3 +42,13 @@ def start_or_resume(cfg: RunConfig, resume: bool, may_change: Collection[str]) -
         )
     run_config.dump(cfg, cfg.cfg_path)
     return path
+
+
+def told_full_disk(error: BaseException, save_dir: str) -> str:
+    """What to tell of a run that a full disk stopped; "" when ``error`` is something else."""
+    if not (told := full_disk(error)):
+        return ""
+    return (
+        f"save_dir: {told} while writing to '{save_dir}'; the last complete state is kept, "
+        "--resume 1 continues from it"
+    )
