@@ -121,6 +121,9 @@ class MainConfig(RunConfig):
     log_per_step: int = 5000
     # threads of torch; 0 leaves it to OMP_NUM_THREADS
     torch_threads: int = 0
+    # threads of the C++ kernels (perceptrons of state agents); results do not depend on it. 2 with
+    # torch at one thread updates on two cores; 0: as torch
+    kernel_threads: int = 0
     # continue the run in save_dir from its last checkpoint
     resume: Flag = 0
     save_dir: str = "exps/rl/run1"
@@ -140,6 +143,9 @@ class MainConfig(RunConfig):
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in ("torch_threads", "kernel_threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if not 0.0 <= self.mix_rl_rate <= 1.0:
             raise ValueError(f"mix_rl_rate: {self.mix_rl_rate}, expected within [0, 1]")
         if not 0.0 < self.discount <= 1.0:

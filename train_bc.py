@@ -27,7 +27,7 @@ from bc.loader import DatasetError
 from bc_config import MainConfig
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
-from common_utils.ibrl_utils import count_parameters, soft_update_params
+from common_utils.ibrl_utils import count_parameters
 from common_utils.keras_optim import KerasAdam, set_lr
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
@@ -46,6 +46,7 @@ from env.core import Env, EnvError
 from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
+from networks.fast_adam import soft_update
 from policy_io import (
     build_policy,
     fill_in,
@@ -202,7 +203,7 @@ class Workspace:
             set_lr(self.optim, cfg.lr_at(self.step))
         self.optim.step()
         if self.ema is not None:
-            soft_update_params(self.policy, self.ema, cfg.ema)
+            soft_update(list(self.policy.parameters()), list(self.ema.parameters()), cfg.ema)
         # kept on the device; read once per epoch
         self.log.meters.append("train/loss", loss)
         for name, value in self.policy.metrics.items():

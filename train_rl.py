@@ -47,6 +47,7 @@ from env.factory import env_args, make_env
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
+from networks import fast
 from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer, ReplayError
@@ -74,6 +75,7 @@ RESUMABLE_CHANGES = (
     "num_eval_worker",
     "replay_threads",
     "replay_prefetch",
+    "kernel_threads",
 )
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
@@ -599,6 +601,7 @@ def run(cfg: MainConfig) -> Workspace:
     inherit_env(cfg)
     if cfg.torch_threads > 0:
         torch.set_num_threads(cfg.torch_threads)
+    fast.use_threads(cfg.kernel_threads)
     work = Workspace(cfg)
     needs = work.check_fits()  # before anything is written
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)

@@ -5,8 +5,8 @@
 Each case is a real run of ``train_rl`` (demonstrations by the scripted expert, a short BC run,
 warm-up, then ``--steps`` training steps without evaluation). Wall time, because that is the
 point; so nothing else may run beside it. The modes take turns, medians over the repeats:
-``alternating`` is the default, exactly reproducible loop on one thread; ``overlap`` adds
-``overlap_env 1``, ``threads`` gives the updates both cores (``torch_threads 2``).
+``alternating`` is the default loop on one thread; ``overlap`` adds ``overlap_env 1``,
+``threads`` gives the updates both cores (``kernel_threads 2``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from agent_io import inherit_env
 from benchmarks import common
 from common_utils import run_config
 from common_utils.logger import RunLogger
+from networks import fast
 from tools import generate_demos
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs"
 CONFIGS = ("lift_state_ibrl", "can_state_ibrl")
-# name: (overlap_env, torch_threads)
+# name: (overlap_env, kernel_threads)
 MODES = {
     "alternating": (0, 1),
     "overlap": (1, 1),
@@ -64,9 +65,10 @@ def one_run(
     cfg.preload_datapath, cfg.bc_policy, cfg.save_dir = str(data), str(bc), str(save_dir)
     cfg.num_train_step, cfg.log_per_step = steps, steps + 1
     cfg.num_eval_episode, cfg.num_warm_up_episode = 0, 10
-    cfg.overlap_env, cfg.torch_threads = MODES[mode]
+    cfg.overlap_env, cfg.kernel_threads = MODES[mode]
     inherit_env(cfg)
-    torch.set_num_threads(cfg.torch_threads)
+    torch.set_num_threads(1)
+    fast.use_threads(cfg.kernel_threads)
     work = train_rl.Workspace(cfg)
     with RunLogger(save_dir, False, run_config.to_dict(cfg)) as work.log:
         try:

@@ -162,16 +162,6 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             m.train()
 
 
-@torch.no_grad()
-def soft_update_params(net: nn.Module, target: nn.Module, tau: float) -> None:
-    """target <- tau * net + (1 - tau) * target, parameters only (no buffers)."""
-    src: list[torch.Tensor] = list(net.parameters())
-    dst: list[torch.Tensor] = list(target.parameters())
-    if len(src) != len(dst):
-        raise ValueError(f"soft_update_params: {len(src)} parameters against {len(dst)}")
-    torch._foreach_lerp_(dst, src, tau)
-
-
 def orth_weight_init(m: nn.Module) -> None:
     """For ``module.apply``: orthogonal Linear (gain 1) and Conv2d (gain sqrt 2), biases zero."""
     if isinstance(m, nn.Linear):

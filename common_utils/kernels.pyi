@@ -1,6 +1,6 @@
 """Fused float32 kernels (csrc/kernels.cc). All arguments named like a tensor are addresses
-(``Tensor.data_ptr()``) of contiguous float32 arrays, 0 for none; ``networks/fast.py`` and
-``networks/fast_mlp.py`` are the only callers. ``keep`` of 2**32 outcomes survive dropout (0: no
+(``Tensor.data_ptr()``) of contiguous float32 arrays, 0 for none; ``networks/fast*.py`` are the
+only callers. ``keep`` of 2**32 outcomes survive dropout (0: no
 dropout)."""
 
 def norm_relu(
@@ -123,6 +123,20 @@ def mlp_grad_picked(
     threads: int,
 ) -> None:
     """pick: int64 [rows], the member whose value row r's gradient is of."""
+
+def adam(
+    tensors: list[tuple[int, int, int, int, int]],
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    root: float,
+    eps: float,
+    threads: int,
+) -> None:
+    """tensors: elements, weights, gradient, first and second moment."""
+
+def lerp(tensors: list[tuple[int, int, int]], weight: float, threads: int) -> None:
+    """tensors: elements, to, from; to += weight * (from - to)."""
 
 def gemm(
     m: int,

@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -21,6 +20,7 @@
 #endif
 
 #include "ebm.h"
+#include "workers.h"
 
 namespace py = pybind11;
 
@@ -111,12 +111,8 @@ void parallel(int64_t jobs, int threads, const Fn& fn) {
     auto run = [&](int64_t first, int64_t step) {
         for (int64_t i = first; i < jobs; i += step) fn(i);
     };
-    const int64_t workers = std::min<int64_t>(threads, jobs);
-    if (workers <= 1) return run(0, 1);
-    std::vector<std::thread> pool;
-    for (int64_t t = 1; t < workers; ++t) pool.emplace_back(run, t, workers);
-    run(0, workers);
-    for (auto& t : pool) t.join();
+    const int64_t size = std::max<int64_t>(1, std::min<int64_t>(threads, jobs));
+    workers::pool().run(static_cast<int>(size), [&](int rank) { run(rank, size); });
 }
 
 struct Plan {

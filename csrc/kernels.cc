@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <vector>
 
 #include "kernels.h"
 #include "kernels_mlp.h"
+#include "workers.h"
 
 namespace py = pybind11;
 
@@ -60,12 +60,8 @@ void for_blocks(int64_t n, int64_t blocks, int threads, const Fn& fn) {
     auto run = [&](int64_t first, int64_t step) {
         for (int64_t i = first; i < blocks; i += step) fn(i, n * i / blocks, n * (i + 1) / blocks);
     };
-    const int64_t workers = std::min<int64_t>(threads, blocks);
-    if (workers <= 1) return run(0, 1);
-    std::vector<std::thread> pool;
-    for (int64_t t = 1; t < workers; ++t) pool.emplace_back(run, t, workers);
-    run(0, workers);
-    for (auto& t : pool) t.join();
+    const int64_t size = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
+    workers::pool().run(static_cast<int>(size), [&](int rank) { run(rank, size); });
 }
 
 // Below this many elements a thread costs more than it saves.
@@ -239,6 +235,46 @@ void py_mlp_grad_picked(int64_t rows, uintptr_t x, std::vector<int64_t> members,
                     at<int64_t>(pick), at<float>(dout), at<float>(dx), threads);
 }
 
+// fn(tensor, begin, end) over all elements of tensors of so many, each thread on its own share.
+template <typename Fn>
+void over_elements(const std::vector<int64_t>& sizes, int threads, const Fn& fn) {
+    int64_t total = 0;
+    for (int64_t n : sizes) total += n;
+    threads = fit_threads(threads, total);
+    for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
+        int64_t first = 0;  // of the tensor, among all elements
+        for (size_t i = 0; i < sizes.size(); first += sizes[i++]) {
+            const int64_t from = std::max(begin - first, int64_t{0});
+            const int64_t to = std::min(end - first, sizes[i]);
+            if (from < to) fn(i, from, to);
+        }
+    });
+}
+
+using AdamArgs = std::tuple<int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+void py_adam(const std::vector<AdamArgs>& tensors, float step_size, float beta1, float beta2,
+             float root, float eps, int threads) {
+    std::vector<int64_t> sizes;
+    for (const auto& t : tensors) sizes.push_back(std::get<0>(t));
+    const Adam step{step_size, beta1, beta2, root, eps};
+    over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
+        const auto& [n, p, g, m, v] = tensors[i];
+        active->adam(step, at<float>(p) + begin, at<float>(g) + begin, at<float>(m) + begin,
+                     at<float>(v) + begin, end - begin);
+    });
+}
+
+void py_lerp(const std::vector<std::tuple<int64_t, uintptr_t, uintptr_t>>& tensors, float weight,
+             int threads) {
+    std::vector<int64_t> sizes;
+    for (const auto& t : tensors) sizes.push_back(std::get<0>(t));
+    over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
+        const auto& [n, to, from] = tensors[i];
+        active->lerp(at<float>(to) + begin, at<float>(from) + begin, weight, end - begin);
+    });
+}
+
 void py_gemm(int64_t m, int64_t n, int64_t k, uintptr_t a, int64_t lda, bool ta, uintptr_t b,
              int64_t ldb, bool tb, uintptr_t c, int64_t ldc, bool add) {
     static thread_local std::vector<float> scratch(kGemmScratch);
@@ -259,6 +295,8 @@ PYBIND11_MODULE(kernels, m) {
     m.def("mlp", &py_mlp, unlocked);
     m.def("mlp_grad", &py_mlp_grad, unlocked);
     m.def("mlp_grad_picked", &py_mlp_grad_picked, unlocked);
+    m.def("adam", &py_adam, unlocked);
+    m.def("lerp", &py_lerp, unlocked);
     m.def("gemm", &py_gemm, unlocked);
     m.def("isa", [] { return std::string(active->isa); });
     m.def("use", [](const std::string& isa) { active = &by_name(isa); });

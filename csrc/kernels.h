@@ -79,6 +79,14 @@ struct SpatialGrad {
     float* dweight;
 };
 
+// One step of Adam (Kingma and Ba 2015, algorithm 1) on a tensor of weights p with gradient g.
+struct Adam {
+    float step_size;        // alpha / (1 - beta1^t)
+    float beta1, beta2;
+    float root;             // sqrt(1 - beta2^t)
+    float eps;
+};
+
 // Work on one block [begin, end) of groups * rows, or of the batch. The sums of a block over its
 // rows go to `partial`, which the caller adds up in order.
 struct Table {
@@ -88,6 +96,8 @@ struct Table {
     void (*spatial)(const Spatial&, float* out, int64_t begin, int64_t end);
     void (*spatial_grad)(const Spatial&, const SpatialGrad&, int64_t begin, int64_t end);
     void (*add)(float* into, const float* from, int64_t n);
+    void (*adam)(const Adam&, float* p, const float* g, float* m, float* v, int64_t n);
+    void (*lerp)(float* to, const float* from, float weight, int64_t n);  // to += weight (from - to)
     void (*gemm)(const Gemm&, float* scratch);  // scratch: kGemmScratch floats
     void (*narrow)(const Narrow&, float* y);
     void (*narrow_dh)(const Narrow&, const float* dy, float* dh);

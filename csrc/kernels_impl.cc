@@ -326,10 +326,25 @@ void add(float* into, const float* from, int64_t n) {
     SIMD for (int64_t i = 0; i < n; ++i) into[i] += from[i];
 }
 
+void adam(const Adam& a, float* __restrict p, const float* __restrict g, float* __restrict m,
+          float* __restrict v, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        m[i] += (1.0f - a.beta1) * (g[i] - m[i]);
+        v[i] = a.beta2 * v[i] + (1.0f - a.beta2) * g[i] * g[i];
+        p[i] -= a.step_size * m[i] / (__builtin_sqrtf(v[i]) / a.root + a.eps);
+    }
+}
+
+void lerp(float* __restrict to, const float* __restrict from, float weight, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] += weight * (from[i] - to[i]);
+}
+
 }  // namespace
 
 extern const Table table;
-const Table table = {STRINGIFY(KERNELS_ISA), norm_relu, norm_relu_grad, spatial, spatial_grad, add,
+const Table table = {STRINGIFY(KERNELS_ISA), norm_relu, norm_relu_grad, spatial, spatial_grad, add, adam, lerp,
                      gemm, narrow, narrow_dh, narrow_dw};
 
 }  // namespace KERNELS_ISA

@@ -1,23 +1,22 @@
 #include "kernels_mlp.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <new>
-#include <thread>
 
 #include "kernels.h"
+#include "workers.h"
 
 namespace kernels {
 namespace {
 
 constexpr int64_t kNarrow = 8;     // outputs up to which a layer is not worth a matrix product
 constexpr int64_t kRowBlock = 64;  // sums over the batch run over blocks of so many rows
+constexpr int64_t kLeastShare = 8; // rows of one member that are worth a matrix product
 constexpr int64_t kSmall = 1 << 21;  // multiplications below which a thread costs more than it saves
 
-// A thread's memory, kept from call to call.
+// A caller's memory for itself and its helpers, kept from call to call.
 class Scratch {
   public:
     float* get(int64_t floats) {
@@ -38,44 +37,9 @@ class Scratch {
     std::unique_ptr<float[], Free> data_;
     int64_t size_ = 0;
 };
-thread_local Scratch own_scratch;
-thread_local Scratch shared_scratch;  // the caller's, used by its whole team
+thread_local Scratch call_scratch;
 
-// Threads that do the same work on their own shares and wait for each other.
-class Team {
-  public:
-    explicit Team(int size) : size_(size) {}
-
-    template <typename Fn>
-    void run(const Fn& work) {
-        std::vector<std::thread> others;
-        for (int rank = 1; rank < size_; ++rank) others.emplace_back([&work, rank] { work(rank); });
-        work(0);
-        for (auto& t : others) t.join();
-    }
-
-    void wait() {
-        if (size_ == 1) return;
-        std::unique_lock<std::mutex> lock(mutex_);
-        const int64_t turn = turn_;
-        if (++arrived_ == size_) {
-            arrived_ = 0;
-            ++turn_;
-            all_here_.notify_all();
-        } else {
-            all_here_.wait(lock, [&] { return turn_ != turn; });
-        }
-    }
-
-    int size() const { return size_; }
-
-  private:
-    const int size_;
-    int arrived_ = 0;
-    int64_t turn_ = 0;
-    std::mutex mutex_;
-    std::condition_variable all_here_;
-};
+int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 int64_t share(int64_t n, int rank, int size) { return n * rank / size; }
 
@@ -305,16 +269,19 @@ int64_t mlp_saved_size(const Mlp& a, bool hidden) {
 void mlp(const Mlp& a, float* out, float* saved, bool hidden, int threads) {
     const auto parts = saved_parts(a, saved, hidden);
     const int64_t width = widest(a);
-    Team team(team_size(a, threads));
-    team.run([&](int rank) {
-        const int64_t begin = share(a.rows, rank, team.size());
-        const int64_t rows = share(a.rows, rank + 1, team.size()) - begin;
+    const int size = team_size(a, threads);
+    const int64_t work = whole_lines(std::max(kGemmScratch, narrow_size(a)));
+    const int64_t most = a.rows / size + 1;  // rows of one thread
+    const int64_t own = work + whole_lines(most * (2 * width + 2));
+    float* const memory = call_scratch.get(size * own);
+    workers::pool().run(size, [&](int rank) {
+        const int64_t begin = share(a.rows, rank, size);
+        const int64_t rows = share(a.rows, rank + 1, size) - begin;
         if (rows == 0) return;
-        const int64_t work = std::max(kGemmScratch, narrow_size(a));
-        float* scratch = own_scratch.get(work + rows * (2 * width + 2));
-        float* room = scratch + work;
+        float* scratch = memory + rank * own;
         for (size_t p = 0; p < a.members.size(); ++p) {
-            forward_rows(a, static_cast<int64_t>(p), begin, rows, parts, out, scratch, room);
+            forward_rows(a, static_cast<int64_t>(p), begin, rows, parts, out, scratch,
+                         scratch + work);
         }
     });
 }
@@ -325,16 +292,19 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
     const int64_t layers = static_cast<int64_t>(a.layers.size());
     const int64_t blocks = std::max<int64_t>(1, (a.rows + kRowBlock - 1) / kRowBlock);
     Sums sums(a, grads, blocks);
-    Team team(team_size(a, threads));
+    const int size = team_size(a, threads);
+    workers::Barrier barrier(size);
     // of one member at a time: dh, and dz of every layer
     std::vector<int64_t> dz_at{a.rows * widest(a)};
     for (const auto& l : a.layers) dz_at.push_back(dz_at.back() + (l.hidden ? a.rows * l.out : 0));
-    float* const dh = shared_scratch.get(dz_at.back());
+    const int64_t own = whole_lines(std::max(kGemmScratch, narrow_size(a)));
+    float* const memory = call_scratch.get(size * own + dz_at.back());
+    float* const dh = memory + size * own;
     auto dz_of = [&](int64_t layer) { return dh + dz_at[layer]; };
-    team.run([&](int rank) {
-        float* scratch = own_scratch.get(std::max(kGemmScratch, narrow_size(a)));
-        const int64_t first_block = share(blocks, rank, team.size());
-        const int64_t end_block = share(blocks, rank + 1, team.size());
+    workers::pool().run(size, [&](int rank) {
+        float* scratch = memory + rank * own;
+        const int64_t first_block = share(blocks, rank, size);
+        const int64_t end_block = share(blocks, rank + 1, size);
         const int64_t begin = std::min(a.rows, first_block * kRowBlock);
         const int64_t rows = std::min(a.rows, end_block * kRowBlock) - begin;
         for (int64_t p = 0; p < static_cast<int64_t>(a.members.size()); ++p) {
@@ -362,15 +332,15 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
                 linear_dh(l, member, rows, dz + begin * l.out, to, i == 0 && p > 0, scratch);
                 dy = dh;
             }
-            team.wait();
+            barrier.wait();
             for (int64_t i = layers - 1; i >= 0 && !grads.empty(); --i) {
                 const MlpLayer& l = a.layers[i];
                 if (grads[i].dw == nullptr) continue;
                 const float* h = i == 0 ? a.x : parts[i - 1].h + p * a.rows * a.layers[i - 1].out;
                 linear_dw(l, a.rows, h, l.hidden ? dz_of(i) : all_dout,
-                          grads[i].dw + member * l.in * l.out, rank, team.size(), scratch);
+                          grads[i].dw + member * l.in * l.out, rank, size, scratch);
             }
-            team.wait();
+            barrier.wait();
         }
     });
     sums.finish();
@@ -383,17 +353,23 @@ void mlp_grad_picked(const Mlp& a, const float* saved, bool hidden, const int64_
     const int64_t width = std::max(widest(a), a.layers[0].in);
     std::vector<std::vector<int64_t>> rows_of(a.members.size());
     for (int64_t r = 0; r < a.rows; ++r) rows_of[pick[r]].push_back(r);
-    Team team(team_size(a, threads));
-    team.run([&](int rank) {
-        const int64_t most = a.rows / team.size() + 1;  // rows of one member on one thread
-        const int64_t work = std::max(kGemmScratch, narrow_size(a));
-        float* scratch = own_scratch.get(work + most * (3 * width + 2));
+    const int size = team_size(a, threads);
+    const int64_t most = std::max(a.rows / size + 1, 2 * kLeastShare);  // of one member on one thread
+    const int64_t work = whole_lines(std::max(kGemmScratch, narrow_size(a)));
+    const int64_t own = work + whole_lines(most * (3 * width + 2));
+    float* const memory = call_scratch.get(size * own);
+    workers::pool().run(size, [&](int rank) {
+        float* scratch = memory + rank * own;
         float* const dy = scratch + work;
         float *const z = dy + most * width, *const dz = z + most * width, *mean = dz + most * width;
         for (int64_t p = 0; p < static_cast<int64_t>(a.members.size()); ++p) {
             const int64_t all = static_cast<int64_t>(rows_of[p].size());
-            const int64_t* rows = rows_of[p].data() + share(all, rank, team.size());
-            const int64_t n = share(all, rank + 1, team.size()) - share(all, rank, team.size());
+            // few rows are multiplied in another order (gemm_few): a share is never made of so few
+            const int sharing = static_cast<int>(std::clamp<int64_t>(all / kLeastShare, 1, size));
+            const int part = static_cast<int>((rank + p) % size);
+            if (part >= sharing) continue;
+            const int64_t* rows = rows_of[p].data() + share(all, part, sharing);
+            const int64_t n = share(all, part + 1, sharing) - share(all, part, sharing);
             if (n == 0) continue;
             auto gather = [&](const float* from, int64_t size, float* to) {
                 for (int64_t r = 0; r < n; ++r) {

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from networks import fast
 from networks.ebm_passes import Kind, Weights
 
 try:
@@ -117,7 +118,7 @@ class FusedNet:
             if self.w.head_stream is not None:
                 saved.stream = torch.empty(b * n, self.padded)
         tensors = (saved.first, actions, f, grad, saved.memory, saved.stream)
-        self._net.forward(b, n, *_addresses(tensors), torch.get_num_threads())  # type: ignore[call-arg]
+        self._net.forward(b, n, *_addresses(tensors), fast.threads())  # type: ignore[call-arg]
         return f, grad, saved
 
     def gradients(self, saved: Saved, actions: Tensor, scale: Tensor) -> list[Tensor | None]:
@@ -131,7 +132,7 @@ class FusedNet:
         inputs = (saved.first, actions, scale, saved.memory, saved.stream)
         results = (first, matrices, biases, w_a, head, head_stream)
         addresses = _addresses((*inputs, *results))
-        self._net.backward(b, n, *addresses, torch.get_num_threads())  # type: ignore[call-arg]
+        self._net.backward(b, n, *addresses, fast.threads())  # type: ignore[call-arg]
         return [
             first[:, :width],
             w_a[:, :width].t(),

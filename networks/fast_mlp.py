@@ -83,7 +83,7 @@ class _Plan:
             out.data_ptr(),
             fast.address(saved),
             hidden,
-            torch.get_num_threads(),
+            fast.threads(),
         )
         return out, saved
 
@@ -140,7 +140,7 @@ class _Mlp(torch.autograd.Function):
             [(at[i], at[i + 1], at[i + 2], at[i + 3]) for i in range(0, len(at), 4)]
             if ctx.hidden
             else [],
-            torch.get_num_threads(),
+            fast.threads(),
         )
         return _once(dx, None, *grads)
 
@@ -195,7 +195,7 @@ class _MinMember(torch.autograd.Function):
             index.data_ptr(),
             dout.data_ptr(),
             dx.data_ptr(),
-            torch.get_num_threads(),
+            fast.threads(),
         )
         return _once(dx, None)
 

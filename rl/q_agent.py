@@ -23,7 +23,6 @@ from torch import nn
 
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import eval_mode as eval_mode_of
-from common_utils.ibrl_utils import soft_update_params
 from common_utils.run_config import ConfigError, Flag, resolve_device
 from common_utils.specs import BC_ACTION, Batch, Obs, Policy
 from networks.encoder import (
@@ -36,6 +35,7 @@ from networks.encoder import (
     VitEncoderConfig,
 )
 from networks.fast import keep_freed_memory
+from networks.fast_adam import Adam, soft_update
 from networks.normalizer import Normalizer
 from rl.actor import Actor, ActorConfig, FcActor, FcActorConfig
 from rl.critic import Critic, CriticConfig, MultiFcQ, MultiFcQConfig
@@ -169,10 +169,13 @@ class QAgent(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.to(self.device)
+        # (of the net, of its target): collecting them anew takes longer than some kernels
+        self._critic_params = list(self.critic.parameters()), list(self.critic_target.parameters())
+        self._actor_params = list(self.actor.parameters()), list(self.actor_target.parameters())
 
-        self.encoder_opt = None if self.use_state else _adam(self.encoder, cfg.lr)
-        self.critic_opt = _adam(self.critic, cfg.lr)
-        self.actor_opt = _adam(self.actor, cfg.lr)
+        self.encoder_opt = None if self.use_state else Adam(self.encoder.parameters(), cfg.lr)
+        self.critic_opt = Adam(self.critic.parameters(), cfg.lr)
+        self.actor_opt = Adam(self.actor.parameters(), cfg.lr)
 
         # Kept out of nn.Module's registry: they are not part of this agent's checkpoint.
         self.bc_policies: list[Any] = []
@@ -469,12 +472,12 @@ class QAgent(nn.Module):
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
         metrics |= self.update_critic(feats, batch.action, target_q)
-        soft_update_params(self.critic, self.critic_target, self.cfg.critic_target_tau)
+        soft_update(*self._critic_params, self.cfg.critic_target_tau)
         if update_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
             metrics |= self.update_actor(feats, stddev, bc_batch, ref_agent)
-            soft_update_params(self.actor, self.actor_target, self.cfg.critic_target_tau)
+            soft_update(*self._actor_params, self.cfg.critic_target_tau)
         return metrics
 
     @torch.no_grad()
@@ -547,7 +550,7 @@ class QAgent(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """One step on -min Q(s, pi(s)); with ``bc_batch`` plus the BC regulariser (RFT)."""
         action = self.actor(feats, stddev).sample(clip=self.cfg.stddev_clip, generator=self.rng)
-        with _frozen(self.critic):  # no gradients for weights that this step won't touch
+        with _frozen(self._critic_params[0]):  # no gradients for weights that this step won't touch
             actor_loss = -self._q_min(feats, action).mean()
         metrics = {"train/actor_loss": actor_loss.detach()}
         loss = actor_loss
@@ -654,15 +657,13 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
-def _adam(module: nn.Module, lr: float) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=lr, fused=True)
-
-
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for the module's parameters inside the block."""
-    module.requires_grad_(False)
+def _frozen(params: Sequence[torch.Tensor]) -> Iterator[None]:
+    """No gradients for these parameters inside the block."""
+    for p in params:
+        p.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for p in params:
+            p.requires_grad_(True)

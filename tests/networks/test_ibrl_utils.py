@@ -18,7 +18,6 @@ from common_utils.ibrl_utils import (
     get_rescale_transform,
     orth_weight_init,
     schedule,
-    soft_update_params,
 )
 
 
@@ -75,19 +74,6 @@ def test_random_shift_is_the_documented_crop(pad: int, size: tuple[int, int], se
         rows = [min(max(i + sy - pad, 0), h - 1) for i in range(h)]
         cols = [min(max(j + sx - pad, 0), w - 1) for j in range(w)]
         assert torch.equal(y[b], x[b][:, rows][:, :, cols])
-
-
-def test_soft_update_moves_parameters_only() -> None:
-    net, target = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    nn.init.constant_(net.weight, 2.0)
-    net.running_mean = torch.ones(3)
-    soft_update_params(net, target, 0.25)
-    assert torch.allclose(target.weight, torch.full((3,), 1.25))
-    assert target.running_mean is not None
-    assert not target.running_mean.any()
-    assert target.weight.grad_fn is None
-    with pytest.raises(ValueError, match="parameters"):
-        soft_update_params(nn.Linear(1, 1), nn.Linear(1, 1, bias=False), 0.5)
 
 
 def test_eval_mode_restores_each_module_even_after_an_error() -> None:
