@@ -53,6 +53,7 @@ def prepare(root: Path, config: Path) -> tuple[Path, Path]:
     bc = run_config.load(train_bc.MainConfig, CFGS / "robomimic_bc" / f"{name}.yaml")
     bc.dataset.path, bc.save_dir = str(data), str(root / "bc")
     bc.num_epoch, bc.epoch_len, bc.num_eval_episode = 1, 200, 0
+    bc.use_wb = 0
     train_bc.run(bc)
     return data, root / "bc" / "model0.pt"
 

@@ -41,7 +41,7 @@ thread_local Scratch call_scratch;
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-int64_t share(int64_t n, int rank, int size) { return n * rank / size; }
+int64_t share(int64_t n, int rank, int size) { return size == 0 ? 0 : n * rank / size; }
 
 int64_t widest(const Mlp& a) {
     int64_t width = 1;
@@ -61,6 +61,19 @@ int team_size(const Mlp& a, int threads) {
     const int64_t work = weights * a.rows * static_cast<int64_t>(a.members.size());
     const int64_t most = std::min(work / kSmall, (a.rows + kRowBlock - 1) / kRowBlock);
     return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, most)));
+}
+
+// A thread's part of a member's work: number `rank` of `size`.
+struct Part {
+    int rank, size;
+};
+
+// Members are shared out whole, so that a thread's cache holds only its own members' weights; what
+// is left over is done by all threads together. 0 of 0: nothing.
+Part part_of(const Mlp& a, int64_t member, int rank, int size) {
+    const int64_t whole = static_cast<int64_t>(a.members.size()) / size * size;
+    if (member >= whole) return {rank, size};
+    return member % size == rank ? Part{0, 1} : Part{0, 0};
 }
 
 // Where the forward pass left what belongs to a layer, for all members.
@@ -202,15 +215,18 @@ class Sums {
         : a_(a), grads_(grads), blocks_(blocks), norm_(a.layers.size()), bias_(a.layers.size()) {
         for (size_t i = 0; i < grads.size(); ++i) {
             const int64_t width = a.layers[i].out;
-            if (grads[i].dgamma != nullptr) norm_[i].assign(blocks * 2 * width, 0.0f);
+            if (grads[i].dgamma != nullptr) {
+                norm_[i].assign(a.members.size() * blocks * 2 * width, 0.0f);
+            }
             if (grads[i].dbias != nullptr) {
                 bias_[i].assign(a.members.size() * blocks * bias_width(i), 0.0f);
             }
         }
     }
 
-    float* dgamma(size_t layer, int64_t block) {
-        return norm_[layer].empty() ? nullptr : &norm_[layer][block * 2 * a_.layers[layer].out];
+    float* dgamma(size_t layer, int64_t p, int64_t block) {
+        if (norm_[layer].empty()) return nullptr;
+        return &norm_[layer][(p * blocks_ + block) * 2 * a_.layers[layer].out];
     }
 
     float* dbias(size_t layer, int64_t p, int64_t block) {
@@ -225,9 +241,10 @@ class Sums {
     void finish() {
         for (size_t i = 0; i < grads_.size(); ++i) {
             const int64_t width = a_.layers[i].out, bias = bias_width(i);
-            for (int64_t b = 0; b < blocks_ && !norm_[i].empty(); ++b) {
-                active->add(grads_[i].dgamma, dgamma(i, b), width);
-                active->add(grads_[i].dbeta, dgamma(i, b) + width, width);
+            const int64_t sums = static_cast<int64_t>(a_.members.size()) * blocks_;
+            for (int64_t b = 0; b < sums && !norm_[i].empty(); ++b) {
+                active->add(grads_[i].dgamma, dgamma(i, 0, b), width);
+                active->add(grads_[i].dbeta, dgamma(i, 0, b) + width, width);
             }
             for (size_t p = 0; p < a_.members.size() && !bias_[i].empty(); ++p) {
                 for (int64_t b = 0; b < blocks_; ++b) {
@@ -271,17 +288,15 @@ void mlp(const Mlp& a, float* out, float* saved, bool hidden, int threads) {
     const int64_t width = widest(a);
     const int size = team_size(a, threads);
     const int64_t work = whole_lines(std::max(kGemmScratch, narrow_size(a)));
-    const int64_t most = a.rows / size + 1;  // rows of one thread
-    const int64_t own = work + whole_lines(most * (2 * width + 2));
+    const int64_t own = work + whole_lines(a.rows * (2 * width + 2));
     float* const memory = call_scratch.get(size * own);
     workers::pool().run(size, [&](int rank) {
-        const int64_t begin = share(a.rows, rank, size);
-        const int64_t rows = share(a.rows, rank + 1, size) - begin;
-        if (rows == 0) return;
         float* scratch = memory + rank * own;
-        for (size_t p = 0; p < a.members.size(); ++p) {
-            forward_rows(a, static_cast<int64_t>(p), begin, rows, parts, out, scratch,
-                         scratch + work);
+        for (int64_t p = 0; p < static_cast<int64_t>(a.members.size()); ++p) {
+            const Part part = part_of(a, p, rank, size);
+            const int64_t begin = share(a.rows, part.rank, part.size);
+            const int64_t rows = share(a.rows, part.rank + 1, part.size) - begin;
+            if (rows > 0) forward_rows(a, p, begin, rows, parts, out, scratch, scratch + work);
         }
     });
 }
@@ -297,17 +312,22 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
     // of one member at a time: dh, and dz of every layer
     std::vector<int64_t> dz_at{a.rows * widest(a)};
     for (const auto& l : a.layers) dz_at.push_back(dz_at.back() + (l.hidden ? a.rows * l.out : 0));
-    const int64_t own = whole_lines(std::max(kGemmScratch, narrow_size(a)));
-    float* const memory = call_scratch.get(size * own + dz_at.back());
-    float* const dh = memory + size * own;
-    auto dz_of = [&](int64_t layer) { return dh + dz_at[layer]; };
+    const int64_t work = whole_lines(std::max(kGemmScratch, narrow_size(a)));
+    const int64_t own = work + whole_lines(dz_at.back());
+    float* const memory = call_scratch.get((size + 1) * own);  // one's own, and all threads'
     workers::pool().run(size, [&](int rank) {
         float* scratch = memory + rank * own;
-        const int64_t first_block = share(blocks, rank, size);
-        const int64_t end_block = share(blocks, rank + 1, size);
-        const int64_t begin = std::min(a.rows, first_block * kRowBlock);
-        const int64_t rows = std::min(a.rows, end_block * kRowBlock) - begin;
         for (int64_t p = 0; p < static_cast<int64_t>(a.members.size()); ++p) {
+            // dx sums over the members: its rows belong to one thread each
+            const Part part = dx != nullptr ? Part{rank, size} : part_of(a, p, rank, size);
+            if (part.size == 0) continue;
+            const bool together = part.size > 1;
+            float* const dh = (together ? memory + size * own : scratch) + work;
+            auto dz_of = [&](int64_t layer) { return dh + dz_at[layer]; };
+            const int64_t first_block = share(blocks, part.rank, part.size);
+            const int64_t end_block = share(blocks, part.rank + 1, part.size);
+            const int64_t begin = std::min(a.rows, first_block * kRowBlock);
+            const int64_t rows = std::min(a.rows, end_block * kRowBlock) - begin;
             const int64_t member = a.members[p];
             const float* all_dout = dout + p * a.rows * a.layers.back().out;
             const float* dy = all_dout;  // [rows of the batch, out of the layer]
@@ -321,7 +341,7 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
                         const auto norm = norm_relu_of(l, member, first, n, parts[i].z + first * l.out,
                                                        parts[i].mean + first, parts[i].rstd + first);
                         through_norm(l, norm, dy + r * l.out, dz_of(i) + r * l.out,
-                                     sums.dgamma(i, b), dbias);
+                                     sums.dgamma(i, p, b), dbias);
                     } else if (dbias != nullptr) {
                         sum_rows(dy + r * l.out, n, l.out, l.bias_per_unit, dbias);
                     }
@@ -332,15 +352,15 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
                 linear_dh(l, member, rows, dz + begin * l.out, to, i == 0 && p > 0, scratch);
                 dy = dh;
             }
-            barrier.wait();
+            if (together) barrier.wait();
             for (int64_t i = layers - 1; i >= 0 && !grads.empty(); --i) {
                 const MlpLayer& l = a.layers[i];
                 if (grads[i].dw == nullptr) continue;
                 const float* h = i == 0 ? a.x : parts[i - 1].h + p * a.rows * a.layers[i - 1].out;
                 linear_dw(l, a.rows, h, l.hidden ? dz_of(i) : all_dout,
-                          grads[i].dw + member * l.in * l.out, rank, size, scratch);
+                          grads[i].dw + member * l.in * l.out, part.rank, part.size, scratch);
             }
-            barrier.wait();
+            if (together) barrier.wait();
         }
     });
     sums.finish();

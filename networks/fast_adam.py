@@ -25,6 +25,14 @@ class Adam(torch.optim.Adam):
     def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
         super().__init__(params, lr=lr, fused=True)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, without its wrappings."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """One step on every parameter that has a gradient."""

@@ -185,6 +185,7 @@ class QAgent(nn.Module):
         self._eval_rng = torch.Generator(self.device).manual_seed(seed + 2)
         self._eval_host_rng = torch.Generator().manual_seed(seed + 3)
         self.stats: Any = None
+        self._switched: list[nn.Module] = []  # all but the targets, once known
         self.train()
 
     # ------------------------------------------------------------------ set-up
@@ -234,9 +235,14 @@ class QAgent(nn.Module):
         """Switch encoder, actor and critic. The targets keep their modes: the critic's is
         always eval; the actor's always train, so bootstrap actions see dropout (as released).
         """
-        super().train(mode)
-        self.critic_target.eval()
-        self.actor_target.train()
+        if not self._switched:
+            super().train(mode)
+            self.critic_target.eval()
+            self.actor_target.train()
+            targets = {*self.critic_target.modules(), *self.actor_target.modules()}
+            self._switched = [m for m in self.modules() if m not in targets]
+        for m in self._switched:  # every step, around acting: past nn.Module's slow __setattr__
+            m.__dict__["training"] = mode
         return self
 
     @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -105,22 +108,70 @@ def test_gradient_of_the_smallest_member(norm: int) -> None:
     torch.testing.assert_close(gradients(q, dq, [action]), gradients(plain, dq, [action]))
 
 
-def test_results_depend_neither_on_threads_nor_on_other_rows() -> None:
-    critic = MultiFcQ((40,), 8, MultiFcQConfig(num_q=3, hidden_dim=128, layer_norm=1))
-    state, action = torch.randn(300, 40), torch.randn(300, 8, requires_grad=True)
+@pytest.mark.parametrize("num_q", [1, 2, 5])
+@pytest.mark.parametrize("rows", [100, 300])
+@pytest.mark.parametrize("layer_norm", [0, 1])
+def test_results_depend_neither_on_threads_nor_on_other_rows(
+    num_q: int, rows: int, layer_norm: int
+) -> None:
+    cfg = MultiFcQConfig(
+        num_q=num_q, num_k=1, hidden_dim=192, layer_norm=layer_norm, bias_per_unit=1, dropout=0.2
+    )
+    critic = MultiFcQ((40,), 8, cfg)
+    state, action = torch.randn(rows, 40), torch.randn(rows, 8, requires_grad=True)
 
     def run(threads: int) -> list[torch.Tensor]:
-        torch.set_num_threads(threads)
+        fast.use_threads(threads)
+        critic.train()
+        torch.manual_seed(3)  # of the dropout
         q = critic(state, action)
-        return [q, *gradients(q.square().sum(), torch.tensor(1.0), [action, *critic.parameters()])]
+        params = list(critic.parameters())
+        dq = torch.linspace(-1, 1, rows).unsqueeze(1).expand_as(q)
+        weights_only = gradients(q, dq, params)  # takes the members one by one
+        all_of_it = gradients(q, dq, [action, *params])
+        critic.eval().requires_grad_(False)
+        least = critic.min_q(state, action)
+        picked = gradients(least, dq[:, 0], [action])
+        critic.requires_grad_(True)
+        return [q, *weights_only, *all_of_it, least, *picked]
 
-    before = torch.get_num_threads()
     try:
-        one, three = run(1), run(3)
+        one = run(1)
+        for threads in (2, 3) * 5:  # a race need not show the first time
+            assert all(torch.equal(a, b) for a, b in zip(one, run(threads), strict=True))
     finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
-    assert torch.equal(critic(state[100:150], action[100:150]), one[0][100:150])
+        fast.use_threads(0)
+    critic.eval()
+    assert torch.equal(critic(state[50:90], action[50:90]), critic(state, action)[50:90])
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    critic = MultiFcQ((40,), 8, MultiFcQConfig(num_q=4, hidden_dim=192))
+    state, action = torch.randn(200, 40), torch.randn(200, 8)
+    fast.use_threads(2)
+    try:
+        q = critic(state, action)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(critic(state, action), q) else 1)
+        for _ in range(200):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child waits for threads that it does not have")
+    finally:
+        fast.use_threads(0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_threads_are_a_count() -> None:
+    assert fast.threads() == torch.get_num_threads()
+    with pytest.raises(ValueError, match="-1, expected 0 or more"):
+        fast.use_threads(-1)
 
 
 def test_dropout_is_norm_relus() -> None:
