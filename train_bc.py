@@ -28,7 +28,6 @@ from bc_config import MainConfig
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
 from common_utils.ibrl_utils import count_parameters
-from common_utils.keras_optim import KerasAdam, set_lr
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
@@ -47,6 +46,7 @@ from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from networks.fast_adam import soft_update
+from networks.keras_optim import KerasAdam, set_lr
 from policy_io import (
     build_policy,
     fill_in,

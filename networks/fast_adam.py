@@ -22,8 +22,14 @@ class Adam(torch.optim.Adam):
     stay as they are by default.
     """
 
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
-        super().__init__(params, lr=lr, fused=True)
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its wrappings."""

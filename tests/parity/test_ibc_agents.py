@@ -13,9 +13,9 @@ from bc.ibc.base import FrameStatistics, NormConfig
 from bc.ibc.ebm_policy import Draws, EbmPolicy, EbmPolicyConfig, sampling_box
 from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
-from common_utils.keras_optim import KerasAdam, exponential_decay, set_lr, warmup
 from networks.ebm_fast import fast_score_and_action_grad
 from networks.ibc_mlp import MLPEBM, MLPConfig
+from networks.keras_optim import KerasAdam, exponential_decay, set_lr, warmup
 from networks.normalizer import AffineNormalizer
 from tests.parity import ibc_recipes as ibc
 from tests.parity.ibc_recipes import assert_close, cases

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
+from networks.fast_adam import Adam
+
 # Keras: warm-up of the Transformer, with its model dimension and number of steps
 _WARMUP_DIM, _WARMUP_STEPS = 32, 4000
 
 
-class KerasAdam(torch.optim.Adam):
-    """``torch.optim.Adam`` (fused) with Keras's epsilon; ``t`` of a group counts its steps."""
+class KerasAdam(Adam):
+    """:class:`networks.fast_adam.Adam` with Keras's epsilon; ``t`` of a group counts its steps."""
 
     def __init__(
         self,
@@ -32,7 +34,7 @@ class KerasAdam(torch.optim.Adam):
     ) -> None:
         if eps <= 0:
             raise ValueError(f"KerasAdam: eps is {eps}, expected above 0")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
         for group in self.param_groups:
             group["keras_eps"], group["t"] = eps, 0
 
