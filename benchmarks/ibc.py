@@ -16,7 +16,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.logger import MultiCounter
 from networks import fast
+from networks.ebm_fast import Precision
 from networks.ebm_fused import choose
 from train_bc import DemoDataset, MainConfig, Workspace, fill_in
 
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--case", action="append", help="only these (shell pattern, repeatable)")
     parser.add_argument(
-        "--precision", choices=["float32", "bfloat16", "both"], default="both", help="of EBMs"
+        "--precision", choices=[*get_args(Precision), "all"], default="all", help="of EBMs"
     )
     parser.add_argument("--repeat", type=int, default=3, help="repeats whose median is taken")
     args = parser.parse_args(argv)
@@ -145,13 +146,13 @@ def main(argv: list[str] | None = None) -> None:
         timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
     report = common.start(args)
     fast.keep_freed_memory()
-    builds = [choose(dtype, 128, 1) for dtype in (torch.float32, torch.bfloat16)]
-    print(f"energy networks: float32 {builds[0] or 'torch'}, bfloat16 {builds[1] or 'torch'}")
+    chosen_builds = {p: choose(p, 128, 1) or "torch" for p in get_args(Precision)}
+    print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
     for case in chosen:
-        both = ["float32", "bfloat16"] if "ebm" in case else ["float32"]
-        for precision in both:
-            if args.precision in (precision, "both") or len(both) == 1:
+        known = get_args(Precision) if "mlp_ebm" in case else ("float32",)
+        for precision in known:
+            if args.precision in (precision, "all") or len(known) == 1:
                 bench(report, case, precision, timing)
                 report.write(args.json)
 

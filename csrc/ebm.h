@@ -62,7 +62,8 @@ struct Block {
 
 struct Build {
     const char* name;
-    bool bfloat16;       // packed matrices are bfloat16, else float32
+    const char* precision;  // of products: float32, bfloat16, or bfloat16x3: three products of
+                            // bfloat16 parts, so that 16 bits of each factor count
     int64_t block;       // rows
     int64_t saved_block; // the same, where a backward pass follows
     int64_t align;       // blocks are padded to a multiple of this in `saved`
@@ -74,7 +75,7 @@ struct Build {
 };
 
 #if defined(__x86_64__)
-namespace amx { extern const Build bf16; }
+namespace amx { extern const Build bf16, bf16x3; }
 namespace v4_bf16 { extern const Build bf16; }
 namespace v4 { extern const Build f32, rounded; }
 namespace v3 { extern const Build f32, rounded; }

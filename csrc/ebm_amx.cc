@@ -1,4 +1,9 @@
-// Energy networks in bfloat16 on tile registers (AMX); sums in float32.
+// Energy networks on tile registers (AMX): products in bfloat16, sums in float32.
+//
+// With kParts 1 a factor is rounded to bfloat16. With 2 it is the sum of two bfloat16 numbers, the
+// rounded one and what rounding left (16 bits of float32's 24 together), and three products of
+// parts take the place of one: high x high, high x low, low x high. The parts of a matrix, or of a
+// layer's rows, lie one after the other.
 //
 // All matrices are cut in tiles of 16 rows x 64 bytes that lie in one piece (512 numbers). With
 // "pairs" a tile holds [16][16][2]: two neighbours of the summed index side by side, as the second
@@ -25,6 +30,7 @@ struct alignas(64) TileConfig {
 constexpr TileConfig kConfig;
 
 // Layout of one thread's scratch memory, for `rows` rows.
+template <int kParts>
 struct Scratch {
     bf16 *a[2];        // forward: h of one layer, tiles [rows/16][width/32], ping and pong
     bf16 *pairs[2];    // backward: g of one layer, pairs of units, tiles [rows/16][width/32]
@@ -47,16 +53,16 @@ struct Scratch {
             return q;
         };
         const int64_t unit = rows * net.width;
-        for (auto& t : a) t = reinterpret_cast<bf16*>(take(unit * 2));
+        for (auto& t : a) t = reinterpret_cast<bf16*>(take(unit * 2 * kParts));
         pairs[0] = a[0];  // the forward pass is over when the backward pass begins
         pairs[1] = a[1];
-        plain = reinterpret_cast<bf16*>(take(unit * 2));
+        plain = reinterpret_cast<bf16*>(take(unit * 2 * kParts));
         stream = reinterpret_cast<float*>(take(unit * 4));
         masks = reinterpret_cast<uint16_t*>(take((net.layers + 1) * unit / 8));
         lanes = reinterpret_cast<float*>(take(rows * 64));
         grad = reinterpret_cast<float*>(take(rows * net.action * 4));
         c = reinterpret_cast<float*>(take(2 * 4096));
-        h = reinterpret_cast<bf16*>(take((net.layers + 1) * unit * 2));
+        h = reinterpret_cast<bf16*>(take((net.layers + 1) * unit * 2 * kParts));
         bytes = p - begin;
     }
 };
@@ -70,6 +76,21 @@ inline uint16_t positive(__m512 v) {
 }
 inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+inline __m512 widen(__m256i v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+// [16 of low | 16 of high], in parts
+template <int kParts>
+inline void split(__m512 low, __m512 high, __m512i parts[kParts]) {
+    parts[0] = to_bf16(low, high);
+    if (kParts == 2) {
+        low = _mm512_sub_ps(low, widen(_mm512_castsi512_si256(parts[0])));
+        high = _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64(parts[0], 1)));
+        parts[kParts - 1] = to_bf16(low, high);
+    }
+}
+
 // [16 of x | 16 of y] -> x0 y0 x1 y1 ...
 inline __m512i interleave_halves(__m512i v) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
@@ -81,9 +102,11 @@ inline __m512i interleave_halves(__m512i v) {
 // The compiler does not know that tile loads read memory.
 inline void memory_written() { asm volatile("" ::: "memory"); }
 
-// C (32 x 32) = sum over chunks of a tiles (am apart between the two, ak between chunks) x b tiles
-inline void product(const bf16* a, int64_t am, int64_t ak, const bf16* b, int64_t bn, int64_t bk,
-                    int64_t chunks) {
+// C (32 x 32) = sum over chunks of a tiles (am apart between the two, ak between chunks) x b tiles;
+// the low parts lie a_low and b_low further.
+template <int kParts>
+inline void product(const bf16* a, int64_t am, int64_t ak, int64_t a_low, const bf16* b, int64_t bn,
+                    int64_t bk, int64_t b_low, int64_t chunks) {
     memory_written();
     for (int64_t k = 0; k < chunks; ++k, a += ak, b += bk) {
         _tile_loadd(4, a, 64);
@@ -92,6 +115,21 @@ inline void product(const bf16* a, int64_t am, int64_t ak, const bf16* b, int64_
         _tile_loadd(7, b + bn, 64);
         _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(5, a + am, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        if (kParts == 1) continue;
+        _tile_loadd(6, b + b_low, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + b_low + bn, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(4, a + a_low, 64);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + bn, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + a_low + am, 64);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
@@ -106,7 +144,7 @@ inline void store_c(float* c, int64_t stride) {
 
 // All 32 x 32 blocks of a [m, k] x b [k, n]: epilogue(m, n, c) for each. The tiles of the next
 // block are multiplied while the vector units work on the epilogue of the last.
-template <bool kOuterN, class Epilogue>
+template <int kParts, bool kOuterN, class Epilogue>
 inline void multiply(const bf16* a, int64_t m, const bf16* b, int64_t n, int64_t k, float* c,
                      const Epilogue& epilogue) {
     const int64_t chunks = k / 32, ms = m / 32, ns = n / 32, total = ms * ns;
@@ -120,8 +158,8 @@ inline void multiply(const bf16* a, int64_t m, const bf16* b, int64_t n, int64_t
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
-            product(a + im * 2 * chunks * kTile, chunks * kTile, kTile,
-                    b + in * 2 * chunks * kTile, chunks * kTile, kTile, chunks);
+            product<kParts>(a + im * 2 * chunks * kTile, chunks * kTile, kTile, m * k,
+                            b + in * 2 * chunks * kTile, chunks * kTile, kTile, n * k, chunks);
             store_c(now, 32);
         }
         if (i > 0) epilogue(last_m, last_n, c + ((i - 1) & 1) * 1024);
@@ -147,9 +185,10 @@ struct Out {
 enum class Skip { kNone, kPre, kOrig, kFirst, kFirstOrig };
 
 // Two neighbouring rows x 32 units, from their values before skip and relu.
-template <Skip kSkip>
+template <int kParts, Skip kSkip>
 inline void finish(const Out& o, int64_t row, int64_t n, __m512 v[2][2]) {
-    __m512i packed[2];
+    __m512i packed[2][kParts];
+    const int64_t unit = o.rows * o.width;  // numbers in a part
     for (int q = 0; q < 2; ++q) {
         const int64_t r = row + q;
         __m512 x0 = v[q][0], x1 = v[q][1], h0, h1;
@@ -183,24 +222,26 @@ inline void finish(const Out& o, int64_t row, int64_t n, __m512 v[2][2]) {
             sum = _mm512_fmadd_ps(d1, _mm512_loadu_ps(o.dot + n * 32 + 16), sum);
             _mm512_store_ps(o.lanes + r * 16, sum);
         }
-        packed[q] = to_bf16(h0, h1);
-        if (o.a != nullptr) {
-            bf16* to = o.a + (r / 16 * (o.width / 32) + n) * kTile + r % 16 * 32;
-            _mm512_store_si512(to, packed[q]);
+        split<kParts>(h0, h1, packed[q]);
+        for (int part = 0; part < kParts && o.a != nullptr; ++part) {
+            bf16* to = o.a + part * unit + (r / 16 * (o.width / 32) + n) * kTile + r % 16 * 32;
+            _mm512_store_si512(to, packed[q][part]);
         }
     }
-    if (o.saved != nullptr) {
-        bf16* to = o.saved + (row / 32 * (o.width / 16) + 2 * n) * kTile + row % 32 * 16;
-        const __m512i low = _mm512_inserti64x4(packed[0], _mm512_castsi512_si256(packed[1]), 1);
-        const __m512i high = _mm512_shuffle_i64x2(packed[0], packed[1], 0xee);
+    for (int part = 0; part < kParts && o.saved != nullptr; ++part) {
+        bf16* to = o.saved + part * unit + (row / 32 * (o.width / 16) + 2 * n) * kTile +
+                   row % 32 * 16;
+        const __m512i one = packed[0][part], two = packed[1][part];
+        const __m512i low = _mm512_inserti64x4(one, _mm512_castsi512_si256(two), 1);
+        const __m512i high = _mm512_shuffle_i64x2(one, two, 0xee);
         _mm512_storeu_si512(to, interleave_halves(low));
         _mm512_storeu_si512(to + kTile, interleave_halves(high));
     }
 }
 
-template <Skip kSkip>
+template <int kParts, Skip kSkip>
 void layer(const bf16* a, const bf16* b, const float* bias, const Out& o, float* c) {
-    multiply<true>(a, o.rows, b, o.width, o.width, c, [&](int64_t m, int64_t n, const float* y) {
+    const auto epilogue = [&](int64_t m, int64_t n, const float* y) {
         const __m512 b0 = _mm512_loadu_ps(bias + n * 32), b1 = _mm512_loadu_ps(bias + n * 32 + 16);
         for (int64_t r = 0; r < 32; r += 2) {
             __m512 v[2][2];
@@ -208,13 +249,14 @@ void layer(const bf16* a, const bf16* b, const float* bias, const Out& o, float*
                 v[q][0] = _mm512_add_ps(b0, _mm512_load_ps(y + (r + q) * 32));
                 v[q][1] = _mm512_add_ps(b1, _mm512_load_ps(y + (r + q) * 32 + 16));
             }
-            finish<kSkip>(o, m * 32 + r, n, v);
+            finish<kParts, kSkip>(o, m * 32 + r, n, v);
         }
-    });
+    };
+    multiply<kParts, true>(a, o.rows, b, o.width, o.width, c, epilogue);
 }
 
 // x = first[b] + w_a a
-template <Skip kSkip>
+template <int kParts, Skip kSkip>
 void first_layer(const Net& net, const Rows& rows, const Block& block, const Out& o) {
     const int64_t last = block.end - 1;
     for (int64_t r = 0; r < o.rows; r += 2) {
@@ -235,19 +277,20 @@ void first_layer(const Net& net, const Rows& rows, const Block& block, const Out
                     v[q][1] = _mm512_fmadd_ps(x, _mm512_loadu_ps(w + 16), v[q][1]);
                 }
             }
-            finish<kSkip>(o, r, n, v);
+            finish<kParts, kSkip>(o, r, n, v);
         }
     }
 }
 
-void run_layers(const Net& net, const Rows& rows, const Block& block, Scratch& s, uint16_t* masks,
-                bf16* saved) {
+template <int kParts>
+void run_layers(const Net& net, const Rows& rows, const Block& block, Scratch<kParts>& s,
+                uint16_t* masks, bf16* saved) {
     const int64_t n = padded(block), width = net.width, unit = n * width;
     const bool pre = net.kind == Kind::kPreActivation, orig = net.kind == Kind::kOrig;
     Out o{s.a[0], saved, masks, s.stream, nullptr, false, s.lanes, n, width};
     auto next = [&](int64_t i) {  // the output of layer i - 1 is h_i
         o.a = i == net.layers ? nullptr : s.a[i & 1];
-        o.saved = saved ? saved + i * unit : nullptr;
+        o.saved = saved ? saved + i * unit * kParts : nullptr;
         o.masks = masks ? masks + i * n * (width / 16) : nullptr;
         o.dot_stream = pre && i == net.layers - 1;
         o.dot = i == net.layers ? net.head : o.dot_stream ? net.head_stream : nullptr;
@@ -256,21 +299,21 @@ void run_layers(const Net& net, const Rows& rows, const Block& block, Scratch& s
     for (int64_t i = 0; i < n * 16; ++i) s.lanes[i] = 0.0f;
     next(0);
     if (orig) {
-        first_layer<Skip::kFirstOrig>(net, rows, block, o);
+        first_layer<kParts, Skip::kFirstOrig>(net, rows, block, o);
     } else {
-        first_layer<Skip::kFirst>(net, rows, block, o);
+        first_layer<kParts, Skip::kFirst>(net, rows, block, o);
     }
     const bf16* weights = static_cast<const bf16*>(net.forward);
     for (int64_t i = 0; i < net.layers; ++i) {
         next(i + 1);
-        const bf16* w = weights + i * width * width;
+        const bf16* w = weights + i * width * width * kParts;
         const float* bias = net.bias + i * width;
         if (pre && i % 2) {
-            layer<Skip::kPre>(s.a[i & 1], w, bias, o, s.c);
+            layer<kParts, Skip::kPre>(s.a[i & 1], w, bias, o, s.c);
         } else if (orig && i % 2) {
-            layer<Skip::kOrig>(s.a[i & 1], w, bias, o, s.c);
+            layer<kParts, Skip::kOrig>(s.a[i & 1], w, bias, o, s.c);
         } else {
-            layer<Skip::kNone>(s.a[i & 1], w, bias, o, s.c);
+            layer<kParts, Skip::kNone>(s.a[i & 1], w, bias, o, s.c);
         }
     }
 }
@@ -281,23 +324,32 @@ alignas(64) constexpr uint16_t kBits[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 51
                                             4096, 8192, 16384, 32768};
 
 // g of 32 units x 32 rows, row by row of C, to where the next products want it.
+template <int kParts>
 struct Sink {
     bf16 *pairs, *plain;  // plain null: no gradients of parameters wanted
     float* bias;          // [width][16], with plain
-    int64_t width;
+    int64_t width, unit;  // unit: numbers in a part
 
     inline void put(int64_t m, int64_t n, int64_t j, const __m512 low[2], const __m512 high[2]) const {
         // rows j and j + 1 of the block (m, n)
-        bf16* to = pairs + (2 * n * (width / 32) + m) * kTile + j * 16;
-        _mm512_store_si512(to, interleave_halves(to_bf16(low[0], low[1])));
-        to += width / 32 * kTile;
-        _mm512_store_si512(to, interleave_halves(to_bf16(high[0], high[1])));
+        __m512i parts[2][kParts];
+        split<kParts>(low[0], low[1], parts[0]);
+        split<kParts>(high[0], high[1], parts[1]);
+        for (int part = 0; part < kParts; ++part) {
+            bf16* to = pairs + part * unit + (2 * n * (width / 32) + m) * kTile + j * 16;
+            _mm512_store_si512(to, interleave_halves(parts[0][part]));
+            to += width / 32 * kTile;
+            _mm512_store_si512(to, interleave_halves(parts[1][part]));
+        }
         if (plain == nullptr) return;
         for (int q = 0; q < 2; ++q) {
-            const int64_t unit = m * 32 + j + q;
-            bf16* line = plain + (n * (width / 16) + unit / 16) * kTile + unit % 16 * 32;
-            _mm512_store_si512(line, to_bf16(low[q], high[q]));
-            float* sum = bias + unit * 16;
+            const int64_t row = m * 32 + j + q;
+            bf16* line = plain + (n * (width / 16) + row / 16) * kTile + row % 16 * 32;
+            split<kParts>(low[q], high[q], parts[0]);
+            for (int part = 0; part < kParts; ++part) {
+                _mm512_store_si512(line + part * unit, parts[0][part]);
+            }
+            float* sum = bias + row * 16;
             const __m512 both = _mm512_add_ps(low[q], high[q]);
             _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), both));
         }
@@ -310,8 +362,9 @@ inline __mmask32 unit_mask(const uint16_t* masks, int64_t rows, int64_t unit, in
 }
 
 // The output unit's part: g of the last layer, and the stream's
+template <int kParts>
 void start(const Net& net, const uint16_t* masks, const float* scale, int64_t rows, float* stream,
-           const Sink& sink) {
+           const Sink<kParts>& sink) {
     const int64_t width = net.width;
     for (int64_t n = 0; n < rows / 32; ++n) {
         const __m512 c0 = _mm512_load_ps(scale + n * 32), c1 = _mm512_load_ps(scale + n * 32 + 16);
@@ -366,11 +419,11 @@ inline void pull(const uint16_t* masks, int64_t rows, int64_t width, float* stre
     _mm512_store_ps(s + 16, high);
 }
 
-template <Back kBack>
+template <int kParts, Back kBack>
 void back_layer(const Net& net, const bf16* w, const bf16* g, int64_t rows, const uint16_t* masks,
-                float* stream, const Sink& sink, float* c) {
+                float* stream, const Sink<kParts>& sink, float* c) {
     const int64_t width = net.width;
-    multiply<false>(w, width, g, rows, width, c, [&](int64_t m, int64_t n, const float* y) {
+    const auto epilogue = [&](int64_t m, int64_t n, const float* y) {
         for (int64_t j = 0; j < 32; j += 2) {
             __m512 low[2], high[2];
             for (int q = 0; q < 2; ++q) {
@@ -379,7 +432,8 @@ void back_layer(const Net& net, const bf16* w, const bf16* g, int64_t rows, cons
             }
             sink.put(m, n, j, low, high);
         }
-    });
+    };
+    multiply<kParts, false>(w, width, g, rows, width, c, epilogue);
 }
 
 // The gradients that end at x: of actions, or of first and w_a. Works on gx [32 units][32 rows].
@@ -437,10 +491,10 @@ struct Ends {
     }
 };
 
-template <Back kBack>
+template <int kParts, Back kBack>
 void last_layer(const Net& net, const bf16* w, const bf16* g, int64_t rows, const uint16_t* masks,
                 float* stream, float* c, const Ends& ends) {
-    multiply<false>(w, net.width, g, rows, net.width, c, [&](int64_t m, int64_t n, float* y) {
+    const auto epilogue = [&](int64_t m, int64_t n, float* y) {
         for (int64_t j = 0; j < 32; ++j) {
             __m512 low, high;
             pull<kBack>(masks, rows, net.width, stream, m * 32 + j, n, y + j * 32, low, high);
@@ -448,10 +502,12 @@ void last_layer(const Net& net, const bf16* w, const bf16* g, int64_t rows, cons
             _mm512_store_ps(y + j * 32 + 16, high);
         }
         ends(m, n, y);
-    });
+    };
+    multiply<kParts, false>(w, net.width, g, rows, net.width, c, epilogue);
 }
 
 // dw [out, in] += g [out, rows] h [rows, in]
+template <int kParts>
 void weight_grad(const bf16* g, const bf16* h, int64_t rows, int64_t width, float* dw) {
     const int64_t step = width / 16 * kTile;
     for (int64_t o = 0; o < width / 32; ++o) {
@@ -462,44 +518,47 @@ void weight_grad(const bf16* g, const bf16* h, int64_t rows, int64_t width, floa
             _tile_loadd(1, c + 16, width * 4);
             _tile_loadd(2, c + 16 * width, width * 4);
             _tile_loadd(3, c + 16 * width + 16, width * 4);
-            product(g + 2 * o * kTile, kTile, step, h + 2 * i * kTile, kTile, step, rows / 32);
+            product<kParts>(g + 2 * o * kTile, kTile, step, rows * width, h + 2 * i * kTile, kTile,
+                            step, rows * width, rows / 32);
             store_c(c, width);
         }
     }
 }
 
-void pull_back(const Net& net, const uint16_t* masks, int64_t rows, const float* scale, Scratch& s,
-               const Grads* params, const bf16* saved, const Ends& ends) {
+template <int kParts>
+void pull_back(const Net& net, const uint16_t* masks, int64_t rows, const float* scale,
+               Scratch<kParts>& s, const Grads* params, const bf16* saved, const Ends& ends) {
     const int64_t width = net.width, unit = rows * width;
     const bool pre = net.kind == Kind::kPreActivation, orig = net.kind == Kind::kOrig;
     const bf16* weights = static_cast<const bf16*>(net.backward);
     auto sink = [&](int64_t i) {  // of g of layer i
-        return Sink{s.pairs[i & 1], params ? s.plain : nullptr,
-                    params ? params->bias + i * width * 16 : nullptr, width};
+        return Sink<kParts>{s.pairs[i & 1], params ? s.plain : nullptr,
+                            params ? params->bias + i * width * 16 : nullptr, width, unit};
     };
     const int64_t last = net.layers - 1;
     start(net, masks + net.layers * rows * (width / 16), scale, rows, s.stream, sink(last));
     for (int64_t i = last; i >= 0; --i) {
         if (params != nullptr) {
-            weight_grad(s.plain, saved + i * unit, rows, width, params->layers + i * width * width);
+            weight_grad<kParts>(s.plain, saved + i * unit * kParts, rows, width,
+                                params->layers + i * width * width);
         }
-        const bf16 *w = weights + i * width * width, *g = s.pairs[i & 1];
+        const bf16 *w = weights + i * width * width * kParts, *g = s.pairs[i & 1];
         const uint16_t* mask = masks + i * rows * (width / 16);
         const bool even = i % 2 == 0;
         if (i > 0) {
             if (pre && even) {
-                back_layer<Back::kPre>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
+                back_layer<kParts, Back::kPre>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
             } else if (orig && even) {
-                back_layer<Back::kOrig>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
+                back_layer<kParts, Back::kOrig>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
             } else {
-                back_layer<Back::kMask>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
+                back_layer<kParts, Back::kMask>(net, w, g, rows, mask, s.stream, sink(i - 1), s.c);
             }
         } else if (pre) {
-            last_layer<Back::kPre>(net, w, g, rows, mask, s.stream, s.c, ends);
+            last_layer<kParts, Back::kPre>(net, w, g, rows, mask, s.stream, s.c, ends);
         } else if (orig) {
-            last_layer<Back::kOrigFirst>(net, w, g, rows, mask, s.stream, s.c, ends);
+            last_layer<kParts, Back::kOrigFirst>(net, w, g, rows, mask, s.stream, s.c, ends);
         } else {
-            last_layer<Back::kMask>(net, w, g, rows, mask, s.stream, s.c, ends);
+            last_layer<kParts, Back::kMask>(net, w, g, rows, mask, s.stream, s.c, ends);
         }
     }
 }
@@ -525,11 +584,12 @@ void head_grad(const bf16* h, const float* scale, int64_t rows, int64_t width, f
 
 // ------------------------------------------------------------------------------- blocks
 
+template <int kParts>
 void forward(const Net& net, const Rows& rows, const Values& out, const Block& block,
              char* memory) {
     _tile_loadconfig(&kConfig);
     const int64_t n = padded(block), count = block.end - block.begin;
-    Scratch s(memory, net);
+    Scratch<kParts> s(memory, net);
     run_layers(net, rows, block, s, out.grad != nullptr ? s.masks : nullptr, nullptr);
     for (int64_t r = 0; r < count; ++r) {
         const __m512 sum = _mm512_load_ps(s.lanes + r * 16);
@@ -550,11 +610,12 @@ void forward(const Net& net, const Rows& rows, const Values& out, const Block& b
 }
 
 // Memory is slower than tiles: the forward pass is done again, its results stay in the cache.
+template <int kParts>
 void backward(const Net& net, const Rows& rows, const Grads& grads, const Block& block,
               char* memory) {
     _tile_loadconfig(&kConfig);
     const int64_t n = padded(block), count = block.end - block.begin, width = net.width;
-    Scratch s(memory, net);
+    Scratch<kParts> s(memory, net);
     run_layers(net, rows, block, s, s.masks, s.h);
     float* scale = s.lanes;  // padding has no weight
     for (int64_t r = 0; r < n; ++r) scale[r] = r < count ? grads.scale[block.begin + r] : 0.0f;
@@ -564,7 +625,10 @@ void backward(const Net& net, const Rows& rows, const Grads& grads, const Block&
             s.grad[i * n + r] = rows.actions[row * net.action + i];
         }
     }
-    head_grad(s.h + net.layers * n * width, scale, n, width, grads.head);
+    for (int part = 0; part < kParts; ++part) {
+        const bf16* h = s.h + (net.layers * kParts + part) * n * width;
+        head_grad(h, scale, n, width, grads.head);
+    }
     for (int64_t r = 0; net.head_stream != nullptr && r < count; ++r) {
         const float *x = s.stream + r * width, weight = scale[r];
         for (int64_t i = 0; i < width; ++i) grads.head_stream[i] += weight * x[i];
@@ -575,12 +639,17 @@ void backward(const Net& net, const Rows& rows, const Grads& grads, const Block&
 }
 
 int64_t saved_bytes(const Net&) { return 0; }
-int64_t scratch_bytes(const Net& net) { return Scratch(nullptr, net).bytes; }
+template <int kParts>
+int64_t scratch_bytes(const Net& net) {
+    return Scratch<kParts>(nullptr, net).bytes;
+}
 
 }  // namespace
 
-const Build bf16{"amx", true, kBlock, kBlock, 32, 16, &saved_bytes, &scratch_bytes,
-                 &forward, &backward};
+const Build bf16{"amx", "bfloat16", kBlock, kBlock, 32, 16, &saved_bytes, &scratch_bytes<1>,
+                 &forward<1>, &backward<1>};
+const Build bf16x3{"amx_x3", "bfloat16x3", kBlock, kBlock, 32, 16, &saved_bytes, &scratch_bytes<2>,
+                   &forward<2>, &backward<2>};
 
 }  // namespace amx
 }  // namespace ebm

@@ -70,7 +70,10 @@ const std::vector<const Build*>& builds() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
         const bool v4_bf16 = v4 && has_avx512_bf16();
-        if (v4_bf16 && has_amx_bf16() && tiles_allowed()) list.push_back(&amx::bf16);
+        if (v4_bf16 && has_amx_bf16() && tiles_allowed()) {
+            list.push_back(&amx::bf16);
+            list.push_back(&amx::bf16x3);
+        }
         if (v4_bf16) list.push_back(&v4_bf16::bf16);
         if (v4) list.insert(list.end(), {&v4::f32, &v4::rounded});
         if (v3) list.insert(list.end(), {&v3::f32, &v3::rounded});
@@ -243,11 +246,11 @@ PYBIND11_MODULE(ebm_kernels, m) {
     m.def(
         "builds",
         [] {
-            std::vector<std::pair<std::string, bool>> names;
-            for (const Build* b : builds()) names.emplace_back(b->name, b->bfloat16);
+            std::vector<std::pair<std::string, std::string>> names;
+            for (const Build* b : builds()) names.emplace_back(b->name, b->precision);
             return names;
         },
-        "(name, whether its matrices are bfloat16) of what this CPU runs, best first");
+        "(name, precision) of what this CPU runs, best first");
 }
 
 }  // namespace ebm

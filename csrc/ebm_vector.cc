@@ -45,7 +45,7 @@ inline Vec relu(Vec v) { return v < 0.0f ? Vec{} : v; }  // keeps NaN
 // ------------------------------------------------------------------------------- numbers
 
 struct Float {
-    static constexpr bool kIsBf16 = false;
+    static constexpr const char* kPrecision = "float32";
     static constexpr int kPack = 1;  // numbers in a unit
     using Number = float;
     using Unit = float;
@@ -62,13 +62,13 @@ inline Vec round_bf16(Vec v) {
 }
 
 struct Rounded : Float {
-    static constexpr bool kIsBf16 = true;
+    static constexpr const char* kPrecision = "bfloat16";
     static void put(float* p, Vec v) { store(p, round_bf16(v)); }
 };
 
 #if defined(EBM_BF16)
 struct Bf16 {
-    static constexpr bool kIsBf16 = true;
+    static constexpr const char* kPrecision = "bfloat16";
     static constexpr int kPack = 2;
     using Number = uint16_t;
     using Unit = uint32_t;
@@ -435,7 +435,7 @@ void backward(const Net& net, const Rows& rows, const Grads& grads, const Block&
 
 template <class T>
 constexpr Build make(const char* name) {
-    return {name,         T::kIsBf16,       kBlock,       kSavedBlock,  1,
+    return {name,         T::kPrecision,    kBlock,       kSavedBlock,  1,
             1,            &saved_bytes<T>,  &scratch_bytes<T>, &forward<T>, &backward<T>};
 }
 

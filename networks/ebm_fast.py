@@ -10,7 +10,9 @@ What is saved against plain torch, all of it exact up to rounding:
   one product per weight matrix. ReLU networks have no second derivative almost everywhere.
 
 ``precision`` "bfloat16" multiplies matrices in bfloat16 with float32 sums; the first layer, the
-residual stream, the output unit and all gradients of parameters stay float32.
+residual stream, the output unit and all gradients of parameters stay float32. "bfloat16x3" makes
+three such products of factors in two parts (what torch calls float32 matmul precision "high"):
+errors of about 3e-6 of a layer's norm, twice float32's speed; without tile registers it is float32.
 
 The passes are C++ (:mod:`networks.ebm_fused`) for networks that fit in the cache, else torch
 operations (:mod:`networks.ebm_passes`); ``IBC_KERNELS`` (environment) = auto, off or the name of
@@ -22,7 +24,7 @@ same results in float32 (and without the bfloat16 option's speed).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,18 +34,23 @@ from networks.ebm_fused import FusedNet, choose
 from networks.ebm_passes import Kind, TorchNet, Weights, supported, weights_of
 from networks.ibc_mlp import MLPEBM
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 
 
-def _dtype(precision: str) -> torch.dtype:
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision is {precision!r}, must be float32 or bfloat16")
-    return torch.float32 if precision == "float32" else torch.bfloat16
+def _checked(precision: str) -> str:
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"precision is {precision!r}, must be one of {known}")
+    return precision
 
 
-def _ready(w: Weights, dtype: torch.dtype) -> FusedNet | TorchNet:
-    build = choose(dtype, w.head.numel(), len(w.layers))
-    return TorchNet(w, dtype) if build is None else FusedNet(w, build)
+def _torch_net(w: Weights, precision: str) -> TorchNet:
+    return TorchNet(w, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+
+
+def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
+    build = choose(precision, w.head.numel(), len(w.layers))
+    return _torch_net(w, precision) if build is None else FusedNet(w, build)
 
 
 # ---------------------------------------------------------------------- without a graph
@@ -56,12 +63,13 @@ class Prepared:
     """
 
     def __init__(self, net: MLPEBM, precision: Precision = "float32") -> None:
-        self.net, dtype = net, _dtype(precision)
+        self.net = net
+        _checked(precision)
         self._ready: tuple[Weights, FusedNet | TorchNet] | None = None
         if supported(net):
             with torch.no_grad():
                 w = weights_of(net)
-                self._ready = w, _ready(w, dtype)
+                self._ready = w, _ready(w, precision)
 
     @torch.no_grad()
     def logits(self, encoded: Tensor, actions: Tensor) -> Tensor:
@@ -122,11 +130,11 @@ class _Score(torch.autograd.Function):
         actions: Tensor,
         with_grad: bool,
         kind: Kind,
-        dtype: torch.dtype,
+        precision: str,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         w = Weights.of_tensors(kind, tensors)
-        ready = TorchNet(w, dtype) if with_grad else _ready(w, dtype)
+        ready = _torch_net(w, precision) if with_grad else _ready(w, precision)
         f, grad, saved = ready.forward_saving(first, actions, with_grad)
         ctx.ready, ctx.saved, ctx.actions = ready, saved, actions
         ctx.set_materialize_grads(False)
@@ -153,12 +161,12 @@ def fast_score(
     encoded [B, E], actions [B, N, A]. Not differentiable a second time (an error says so), and
     actions get no gradient; for the gradient penalty see :func:`fast_score_and_action_grad`.
     """
-    dtype = _dtype(precision)
+    _checked(precision)
     if not supported(net):
         return net.score(encoded, actions)
     w = weights_of(net)
     first = w.first(encoded)
-    return _Score.apply(first, actions.detach(), False, w.kind, dtype, *w.tensors())[0]
+    return _Score.apply(first, actions.detach(), False, w.kind, precision, *w.tensors())[0]
 
 
 def fast_score_and_action_grad(
@@ -168,11 +176,11 @@ def fast_score_and_action_grad(
 
     What a loss with a gradient penalty needs, at the price of little more than :func:`fast_score`.
     """
-    dtype = _dtype(precision)
+    _checked(precision)
     actions = actions.detach()
     if not supported(net):
         actions = actions.requires_grad_()
         f = net.score(encoded, actions)
         return f, torch.autograd.grad(f.sum(), actions, create_graph=True)[0]
     w = weights_of(net)
-    return _Score.apply(w.first(encoded), actions, True, w.kind, dtype, *w.tensors())
+    return _Score.apply(w.first(encoded), actions, True, w.kind, precision, *w.tensors())

@@ -29,23 +29,23 @@ _KINDS: dict[Kind, int] = {"MLPDropout": 0, "ResNetOrig": 1, "ResNetPreActivatio
 
 
 @lru_cache(maxsize=1)
-def _builds() -> list[tuple[str, bool]]:
+def _builds() -> list[tuple[str, str]]:
     return [] if ebm_kernels is None else ebm_kernels.builds()
 
 
-def choose(dtype: torch.dtype, width: int, layers: int) -> str | None:
+def choose(precision: str, width: int, layers: int) -> str | None:
     """The best build of this CPU for a network, or None: take torch.
 
     ``IBC_KERNELS`` (environment) = auto, off, or the name of a build.
     """
     mode = os.environ.get("IBC_KERNELS", "auto")
-    names = [name for name, is_bf16 in _builds() if is_bf16 == (dtype is torch.bfloat16)]
     if mode not in ("auto", "off") and mode not in [name for name, _ in _builds()]:
         known = ", ".join(name for name, _ in _builds())
         raise ValueError(f"IBC_KERNELS: '{mode}', expected auto, off or one of: {known}")
-    if mode not in ("auto", "off"):
-        names = [name for name in names if name == mode]
-    if mode == "off" or not names or layers < 1 or width > MAX_WIDTH:
+    if precision == "bfloat16x3" and precision not in [p for _, p in _builds()]:
+        precision = "float32"  # no tile registers: nothing to be gained
+    names = [name for name, p in _builds() if p == precision and mode in ("auto", name)]
+    if not names or layers < 1 or width > MAX_WIDTH:
         return None
     return names[0]
 
@@ -151,10 +151,13 @@ def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
 def _pack(layers: Tensor, build: str) -> tuple[Tensor, Tensor]:
     """[L, out, in] -> for the forward and the backward pass, as ``build`` reads them."""
     count, width, _ = layers.shape
-    if build == "amx":
-        matrices = layers.to(torch.bfloat16)
+    if build in ("amx", "amx_x3"):
+        parts = [layers.to(torch.bfloat16)]
+        if build == "amx_x3":  # and what rounding left
+            parts.append((layers - parts[0].float()).to(torch.bfloat16))
+        matrices = torch.stack(parts, 1).flatten(0, 1)  # of a layer one after the other
         # the forward pass has it as the second factor, the backward pass as the first
-        tiles = matrices.view(count, width // 32, 32, width // 16, 16)
+        tiles = matrices.view(-1, width // 32, 32, width // 16, 16)
         return _panels(matrices, 2), tiles.permute(0, 3, 1, 4, 2).contiguous()
     if build == "v4_bf16":
         matrices = layers.to(torch.bfloat16)

@@ -14,8 +14,9 @@ from networks.ibc_mlp import MLPEBM, MLPConfig
 KINDS = ["MLPDropout", "ResNetOrig", "ResNetPreActivation"]
 CASES = [(kind, *size) for kind in KINDS for size in ((3, 2), (33, 4), (128, 8), (256, 2))]
 BUILDS = [name for name, _ in ebm_kernels.builds()]
-FLOAT32 = ["off", *(name for name, is_bf16 in ebm_kernels.builds() if not is_bf16)]
-BFLOAT16 = ["off", *(name for name, is_bf16 in ebm_kernels.builds() if is_bf16)]
+PRECISION = dict(ebm_kernels.builds())
+FLOAT32 = ["off", *(name for name in BUILDS if PRECISION[name] == "float32")]
+BFLOAT16 = ["off", *(name for name in BUILDS if PRECISION[name] == "bfloat16")]
 
 
 def make(
@@ -110,11 +111,17 @@ def test_bfloat16(
     check_network(make(kind, width, depth, steady=True), "bfloat16", 0.02)
 
 
+@pytest.mark.parametrize("kind, width, depth", CASES)
+def test_bfloat16x3(kind: str, width: int, depth: int) -> None:
+    check_network(make(kind, width, depth, steady=True), "bfloat16x3", 3e-5)
+
+
 @pytest.mark.parametrize("dense", ["regular", "spectral_norm"])
 @pytest.mark.parametrize("b, n", [(1, 700), (300, 1), (20, 30)])
 def test_many_rows_and_spectral_norm(b: int, n: int, dense: str) -> None:
     """More rows than a block has; observations that begin within a block."""
     check_network(make("ResNetPreActivation", 40, 4, dense), "float32", 3e-6, b, n)
+    check_network(make("ResNetPreActivation", 40, 4, dense), "bfloat16x3", 2e-5, b, n)
     if dense == "regular":
         check_network(
             make("ResNetPreActivation", 40, 4, dense, steady=True), "bfloat16", 0.02, b, n
@@ -124,7 +131,7 @@ def test_many_rows_and_spectral_norm(b: int, n: int, dense: str) -> None:
 @pytest.mark.parametrize("build", BUILDS)
 def test_results_do_not_depend_on_threads(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBC_KERNELS", build)
-    precision = "bfloat16" if build in BFLOAT16 else "float32"
+    precision = PRECISION[build]
     net = make("ResNetPreActivation", 64, 4)
     obs, actions = inputs(net, 30, 41)
     before, runs = torch.get_num_threads(), []
@@ -162,7 +169,7 @@ def test_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ebm_fused, "ebm_kernels", None)
     ebm_fused._builds.cache_clear()
     try:
-        assert ebm_fused.choose(torch.float32, 64, 1) is None
+        assert ebm_fused.choose("float32", 64, 1) is None
         check_network(make("ResNetPreActivation", 33, 4), "float32", 3e-6)
     finally:
         ebm_fused._builds.cache_clear()
@@ -172,7 +179,7 @@ def test_nan_comes_through() -> None:
     net = make("ResNetPreActivation", 64, 4)
     obs, actions = inputs(net)
     actions[2, 3, 0] = float("nan")
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16x3", "bfloat16"):
         f, grad = ebm_fast.logits_and_action_grad(net, net.encode(obs), actions, precision)
         assert f.isnan().nonzero().tolist() == [[2, 3]]
         assert not grad[0].isnan().any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from bc.dataset import BcBatch, gather_stack
@@ -13,6 +14,7 @@ from bc.ibc.base import FrameStatistics, NormConfig
 from bc.ibc.ebm_policy import Draws, EbmPolicy, EbmPolicyConfig, sampling_box
 from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
+from networks import ebm_fast
 from networks.ebm_fast import fast_score_and_action_grad
 from networks.ibc_mlp import MLPEBM, MLPConfig
 from networks.keras_optim import KerasAdam, exponential_decay, set_lr, warmup
@@ -20,6 +22,14 @@ from networks.normalizer import AffineNormalizer
 from tests.parity import ibc_recipes as ibc
 from tests.parity.ibc_recipes import assert_close, cases
 from tests.parity.recipes import Fixture
+
+
+@pytest.fixture(params=["float32", "bfloat16x3"], autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How energy networks multiply: both precisions at the same tolerances."""
+    choose = ebm_fast.choose
+    monkeypatch.setattr(ebm_fast, "choose", lambda _, *sizes: choose(request.param, *sizes))
+
 
 LONG_CHAIN_ATOL = 1e-4  # chains longer than 20 steps
 BOX = 1.1  # the sampling box of the fixtures: [-1, 1] and 5 % of its width on each side
