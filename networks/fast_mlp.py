@@ -9,7 +9,6 @@ don't cover (GPU, float64, a chosen ``IBRL_GEMM``) runs in plain torch or by ``n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import nn
 from networks import fast
 
 
-@dataclass(frozen=True)
 class Layer:
     """A linear layer; if hidden, relu(dropout(norm(. + bias), p)) after it.
 
@@ -26,34 +24,37 @@ class Layer:
     member or one per unit; norm's parameters are shared by the members.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    norm: nn.LayerNorm | None = None
-    p: float = 0.0
-    hidden: bool = True
+    __slots__ = ("hidden", "norm", "p", "params", "weight")
 
-    @property
-    def params(self) -> tuple[torch.Tensor | None, ...]:
-        """weight, bias, gamma, beta."""
-        norm = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        return (self.weight, self.bias, *norm)
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm: nn.LayerNorm | None = None,
+        p: float = 0.0,
+        hidden: bool = True,
+    ) -> None:
+        self.weight, self.norm, self.p, self.hidden = weight, norm, p, hidden
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        # looked at several times in a call, and modules are slow to give them
+        self.params: tuple[torch.Tensor | None, ...] = (weight, bias, gamma, beta)
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Inputs, outputs."""
-        w = self.weight
-        return (w.size(1), w.size(2)) if w.dim() == 3 else (w.size(1), w.size(0))
+        *_, rows, columns = self.weight.shape
+        return (rows, columns) if self.weight.dim() == 3 else (columns, rows)
 
 
 def fits(x: torch.Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the kernels can take it: CPU, float32, contiguous parameters, not empty."""
-    if not layers or not fast.own_gemm() or x.numel() == 0 or not fast.fits(x):
+    if not layers or x.numel() == 0 or not (fast.fits(x) and fast.own_gemm()):
         return False
     for layer in layers:
-        if layer.p >= 1.0 or (layer.norm is not None and layer.norm.bias is None):
+        if layer.p >= 1.0 or (layer.norm is not None and layer.params[3] is None):
             return False
         for t in layer.params:
-            if not (fast.fits(t) and (t is None or t.is_contiguous())):
+            if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
                 return False
     return True
 
@@ -91,19 +92,17 @@ class _Plan:
 def _layer_args(layer: Layer) -> tuple[Any, ...]:
     w, b, gamma, beta = layer.params
     in_dim, out_dim = layer.sizes
-    per_unit = b is not None and (w is None or b.size(-1) == out_dim)
-    eps = 0.0 if layer.norm is None else layer.norm.eps
     return (
         in_dim,
         out_dim,
-        fast.address(w),
+        layer.weight.data_ptr(),
         layer.weight.dim() == 2,
-        fast.address(b),
-        per_unit,
-        fast.address(gamma),
-        fast.address(beta),
-        eps,
-        *fast.drop_args(layer.p),
+        0 if b is None else b.data_ptr(),
+        b is not None and b.size(-1) == out_dim,
+        0 if gamma is None else gamma.data_ptr(),
+        0 if beta is None else beta.data_ptr(),
+        0.0 if layer.norm is None else layer.norm.eps,
+        *(fast.drop_args(layer.p) if layer.p else (0, 1.0, 0)),
         layer.hidden,
     )
 
