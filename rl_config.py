@@ -7,7 +7,7 @@ from typing import Literal
 
 from common_utils.run_config import Flag, RunConfig
 from env.factory import EnvConfig, GymConfig
-from rl.q_agent import QAgentConfig
+from rl.q_agent_config import QAgentConfig
 
 RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")
 Suite = Literal["robosuite", "metaworld", "gymnasium"]

@@ -18,7 +18,8 @@ from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyC
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.specs import Batch
-from rl.q_agent import QAgent, QAgentConfig
+from rl.q_agent import QAgent
+from rl.q_agent_config import QAgentConfig
 from rl.selection import select_candidate
 from tests.parity import recipes
 

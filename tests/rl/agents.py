@@ -12,7 +12,8 @@ from common_utils.specs import Batch, Obs
 from networks.encoder import VitEncoderConfig
 from rl.actor import ActorConfig, FcActorConfig
 from rl.critic import CriticConfig, MultiFcQConfig
-from rl.q_agent import QAgent, QAgentConfig
+from rl.q_agent import QAgent
+from rl.q_agent_config import QAgentConfig
 
 S, A, P, CAMERA, IMAGE = 6, 3, 4, "front", (3, 96, 96)
 

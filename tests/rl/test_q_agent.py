@@ -13,7 +13,8 @@ from common_utils.specs import Batch
 from networks.encoder import VitEncoder
 from rl.actor import ActorConfig, FcActorConfig
 from rl.critic import MultiFcQConfig
-from rl.q_agent import QAgent, QAgentConfig
+from rl.q_agent import QAgent
+from rl.q_agent_config import QAgentConfig
 from tests.rl.agents import (
     CAMERA,
     IMAGE,
