@@ -65,6 +65,9 @@ class MainConfig(RunConfig):
     ema: float = -1
     # auto (cuda when present), cpu, cuda or cuda:N
     device: str = "auto"
+    # threads of the C++ kernels (perceptrons, energy networks); results do not depend on it. 2 with
+    # torch at one thread trains on two cores; 0: as torch
+    kernel_threads: int = 0
     # games after each epoch; 0: no evaluation, the newest weights count as the best
     num_eval_episode: int = 50
     # games of the long evaluations: every 5 epochs and at the end
@@ -101,7 +104,8 @@ class MainConfig(RunConfig):
         for name in ("num_epoch", "epoch_len", "batch_size", "num_eval_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        for name in ("num_eval_episode", "num_final_episode", "weight_decay", "grad_clip"):
+        not_negative = "num_eval_episode num_final_episode weight_decay grad_clip kernel_threads"
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         for name in ("lr", "lr_decay_steps"):

@@ -45,6 +45,7 @@ from env.core import Env, EnvError
 from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
+from networks import fast
 from networks.fast_adam import soft_update
 from networks.keras_optim import KerasAdam, set_lr
 from policy_io import (
@@ -57,7 +58,14 @@ from policy_io import (
 )
 
 # What may differ between a run and its resumption without changing what was done so far.
-RESUMABLE_CHANGES = ("resume", "num_epoch", "use_wb", "mp_eval", "num_eval_worker")
+RESUMABLE_CHANGES = (
+    "resume",
+    "num_epoch",
+    "use_wb",
+    "mp_eval",
+    "num_eval_worker",
+    "kernel_threads",
+)
 # The long evaluation's first seed, and how often it is done (specification 9).
 LONG_EVAL_SEED = 1
 LONG_EVAL_EVERY = 5
@@ -328,6 +336,7 @@ def run(cfg: MainConfig) -> Workspace:
     data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
     fill_in(cfg, data)
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
+    fast.use_threads(cfg.kernel_threads)
     work = Workspace(cfg, data)
     try:
         work.open_env()
