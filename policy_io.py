@@ -135,6 +135,10 @@ def how_to_train(path: str | Path) -> str:
 
 def require_weights(path: str | Path, what: str) -> None:
     """ConfigError, with the command that makes them, unless the weights are there."""
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
+        )
     if not Path(path).is_file():
         raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
 

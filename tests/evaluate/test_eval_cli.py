@@ -117,6 +117,7 @@ def test_an_rl_checkpoint(tmp_path, capsys):
     ("args", "message"),
     [
         (["--weight", "nowhere/model0.pt"], "no file 'nowhere/model0.pt'"),
+        (["--weight", "tests"], "'tests' is a folder, expected a weight file"),
         (["--folder", "nowhere"], "no folder 'nowhere'"),
     ],
 )
