@@ -118,6 +118,7 @@ def bench(report: common.Report, case: str, precision: str, timing: dict[str, An
         batch = work.cfg.batch_size
         total = None if step_s is None else step_s + PIPELINE * batch / 512
         report.add(f"{name}: training step", "cpu_time", t.cpu_ms / 1e3, "s", total)
+        report.add(f"{name}: training step", "wall_time", t.wall_ms / 1e3, "s")
         work.policy.eval()
         obs = {k: v[0] for k, v in work.data.batch_at(np.arange(2)).obs.items()}
         t = common.measure(lambda: work.policy.act(obs), **timing)  # type: ignore[operator]
@@ -133,6 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         "--precision", choices=[*get_args(Precision), "all"], default="all", help="of EBMs"
     )
     parser.add_argument("--repeat", type=int, default=3, help="repeats whose median is taken")
+    parser.add_argument("--kernel_threads", type=int, default=0, help="of the kernels alone")
     args = parser.parse_args(argv)
     if args.repeat < 1:
         parser.error(f"--repeat must be at least 1, got {args.repeat}")
@@ -146,6 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
     report = common.start(args)
     fast.keep_freed_memory()
+    fast.use_threads(args.kernel_threads)
     chosen_builds = {p: choose(p, 128, 1) or "torch" for p in get_args(Precision)}
     print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")

@@ -70,8 +70,14 @@ def _adam(group: dict[str, Any], rows: list[_Row]) -> None:
     t, (beta1, beta2) = rows[0][2]["step"].item(), group["betas"]
     fast.kernels.adam(
         [
-            (p.numel(), *(t.data_ptr() for t in (p, g, s["exp_avg"], s["exp_avg_sq"])))  # type: ignore[misc]
-            for p, g, s in rows
+            (
+                p.numel(),
+                p.data_ptr(),
+                g.data_ptr(),
+                state["exp_avg"].data_ptr(),
+                state["exp_avg_sq"].data_ptr(),
+            )
+            for p, g, state in rows
         ],
         group["lr"] / (1 - beta1**t),
         beta1,
