@@ -62,9 +62,26 @@ def load_bc_policies(cfg: MainConfig) -> tuple[list[Any], list[str]]:
     paths = cfg.bc_policy.split("+")
     for path in paths:
         require_weights(path, "bc_policy")
-    policies = [train_bc.load_policy(path, cfg.q_agent.device)[0] for path in paths]
+    loaded = [train_bc.load_policy(path, cfg.q_agent.device) for path in paths]
+    for path, (_, bc_cfg) in zip(paths, loaded, strict=True):
+        _check_padding(path, bc_cfg)
+    policies = [policy for policy, _ in loaded]
     cameras = [k for p in policies for k, s in p.input_specs().items() if len(s.shape) == 3]
     return policies, list(dict.fromkeys(cameras))
+
+
+def _check_padding(path: str, bc_cfg: train_bc.MainConfig) -> None:
+    """RL's histories, in the environment and in the replay, begin with zeros."""
+    dataset = bc_cfg.dataset
+    stack = (
+        dataset.state_stack if dataset.use_state else max(dataset.image_stack, dataset.prop_stack)
+    )
+    if stack > 1 and dataset.stack_pad != "zeros":
+        raise ConfigError(
+            f"bc_policy '{path}' was trained on histories of {stack} steps with "
+            f"dataset.stack_pad {dataset.stack_pad}, but RL pads histories with zeros: train it "
+            "with --dataset.stack_pad zeros"
+        )
 
 
 def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgent:

@@ -70,7 +70,7 @@ class MainConfig(RunConfig):
     kernel_threads: int = 0
     # games after each epoch; 0: no evaluation, the newest weights count as the best
     num_eval_episode: int = 50
-    # games of the long evaluations: every 5 epochs and at the end
+    # games of the long evaluations, every 5 epochs and at the end (none with num_eval_episode 0)
     num_final_episode: int = 100
     # evaluate in worker processes
     mp_eval: Flag = 0

@@ -46,6 +46,8 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
     quality = (data.env_args.get("env_kwargs") or {}).get("render_quality")
     if quality in ("faithful", "fast"):
         cfg.env.render_quality = quality
+    if (data.env_args.get("env_kwargs") or {}).get("hide_velocity"):
+        cfg.env.hide_velocity = 1
     if data.suite or not cfg.env.task:
         cfg.env.task = data.task_name or cfg.env.task
     if cfg.env.suite == "robosuite":

@@ -224,8 +224,7 @@ class Workspace:
         extra: dict[str, float] = {"other/epoch": epoch + 1}
         if cfg.evaluates:
             result = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch))
-            # the D4RL tasks are compared by their returns
-            score = result.mean_score if cfg.env.suite == "d4rl" else result.success_rate
+            score = self._score(result)
             extra["score/success"] = result.success_rate
             extra["score/return"] = result.mean_score
             extra |= {f"score/{k}": v for k, v in result.mean_metrics.items()}
@@ -237,7 +236,7 @@ class Workspace:
             extra |= self._finish_ema(score)
         if cfg.evaluates and cfg.num_final_episode and self._long_eval_due():
             result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
-            extra["score/last_ckpt_score"] = result.success_rate
+            extra["score/last_ckpt_score"] = self._score(result)
         if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
             weights = portable_state_dict(self.policy.state_dict())
             atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")
@@ -257,9 +256,13 @@ class Workspace:
             mine.copy_(theirs)  # running statistics are not averaged a second time
         if self.cfg.evaluates:
             seed = self.cfg.eval_seed(self.epoch)
-            score = self.evaluate(self.cfg.num_eval_episode, seed, self.ema).success_rate
+            score = self._score(self.evaluate(self.cfg.num_eval_episode, seed, self.ema))
         self.saver.save(self.ema.state_dict(), score, save_latest=False)
         return {"score/ema_score": score}
+
+    def _score(self, result: EvalResult) -> float:
+        """What checkpoints are compared by: success, or the return on the D4RL tasks."""
+        return result.mean_score if self.cfg.env.suite == "d4rl" else result.success_rate
 
     def evaluate(self, num: int, seed: int, policy: BasePolicy | None = None) -> EvalResult:
         """Play ``num`` games from ``seed`` on."""
@@ -274,8 +277,8 @@ class Workspace:
         policy = copy.deepcopy(self.policy)
         put_weights(policy, load_weights(best, "best checkpoint"), best, "best checkpoint")
         result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED, policy.eval())
-        self.scores["best_ckpt_score"] = result.success_rate
-        self.log.log(self.step, {"score/best_ckpt_score": result.success_rate})
+        self.scores["best_ckpt_score"] = score = self._score(result)
+        self.log.log(self.step, {"score/best_ckpt_score": score})
         self.log.print(f"best checkpoint {best.name}: success {result.rate()}")
 
     # --------------------------------------------------------- checkpoint, resume

@@ -40,6 +40,16 @@ def set_all_seeds(seed: int) -> None:
     torch.cuda.manual_seed_all(seed + 3)
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """The generator itself, or, where it belongs to another kind of device (torch refuses to draw
+    there with it), a new one on ``device`` seeded from it.
+    """
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
+
+
 def _cuda_in_use() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 

@@ -24,6 +24,7 @@ from torch import nn
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import eval_mode as eval_mode_of
 from common_utils.run_config import ConfigError, resolve_device
+from common_utils.seeding import generator_on
 from common_utils.specs import BC_ACTION, Batch, Obs, Policy
 from networks.encoder import (
     DrQEncoder,
@@ -320,10 +321,7 @@ class QAgent(nn.Module):
 
     def _on_device(self, generator: torch.Generator | None) -> torch.Generator | None:
         """The caller's CPU generator, or one on the agent's device seeded from it."""
-        if generator is None or generator.device.type == self.device.type:
-            return generator
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        return torch.Generator(self.device).manual_seed(seed)
+        return None if generator is None else generator_on(self.device, generator)
 
     def _to_batched(self, obs: Mapping[str, torch.Tensor]) -> tuple[Obs, bool]:
         key = "state" if self.use_state else self.rl_camera

@@ -37,6 +37,7 @@ from tools.recording import DemoRun, Job, Outcome, exit_status, store_part
 
 # a time limit that is never reached: the task's own one counts
 NO_LIMIT = 10**6
+FPS = {"particle": 20, "block_pushing": 10}  # control steps per second
 FIRST, MID, LAST = 0, 1, 2  # of a row in its episode, as in the published recordings
 
 
@@ -118,14 +119,26 @@ class Recorder:
         success, played = bool(info["success"]), len(recording)
         if settings.boundary_rows:
             recording.append(obs, obs["state"], self.oracle.action(), 0.0)
-        kept = bool(job.part) and (success or not settings.successes_only)
+        kept = bool(job.part) and (
+            self._achieved(success, recording) or not settings.successes_only
+        )
         if kept:
             self._store(recording, played, success, job)
         if filming:
             frames.append(annotate(self.env.render(), f"seed {job.env_seed}", success))
             outcome = "success" if success else "failure"
-            write_video(Path(settings.video_dir) / f"{job.number:04d}_{outcome}.mp4", frames, 10)
+            write_video(
+                Path(settings.video_dir) / f"{job.number:04d}_{outcome}.mp4",
+                frames,
+                FPS[suite_of(settings.task)],
+            )
         return Outcome(success, played, getattr(self.oracle, "phase", ""), kept)
+
+    def _achieved(self, success: bool, recording: Recording) -> bool:
+        """The particle's success asks for the second goal at the end, its reward for both goals in
+        either order: by it episodes of ``random_order`` are kept, as the original does.
+        """
+        return success or (suite_of(self.settings.task) == "particle" and any(recording.rewards))
 
     def _store(self, recording: Recording, played: int, success: bool, job: Job) -> None:
         attrs = {"seed": job.env_seed, "expert_seed": job.expert_seed, "success": success}
@@ -195,7 +208,10 @@ class MainConfig:
         for name, least in (("num", 1), ("image_size", 1), ("replicas", -1), ("num_videos", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least {least}")
-        for name in ("noise", "goal_tolerance", "wait", "wait_at_first_goal"):
+        if self.wait_at_first_goal < 1:
+            # the oracle would leave for the second goal at once
+            raise ValueError(f"wait_at_first_goal: {self.wait_at_first_goal}, expected at least 1")
+        for name in ("noise", "goal_tolerance", "wait"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if self.shared_memory and self.replicas > 0:

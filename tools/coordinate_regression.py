@@ -222,6 +222,7 @@ def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
     settings = {k: v for k, v in asdict(cfg).items() if k != "out"}
     what = {k: settings[k] for k in ("num_test", "image_size", "steps", "batch_size", "lr")}
     results = _finished(path, what)
+    _check_points(cfg)
     for seed in range(cfg.num_seeds):
         for num in cfg.num_points:
             for policy in cfg.policies:
@@ -234,6 +235,18 @@ def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
                 )
                 atomic_json({"command": command, **what, "results": results}, path)
     return results
+
+
+def _check_points(cfg: MainConfig) -> None:
+    """Points on one line have no hull to be inside of: said before anything is trained."""
+    for seed in range(cfg.num_seeds):
+        for num in cfg.num_points:
+            seen = points(num, seed, cfg.image_size)
+            if np.linalg.matrix_rank(seen - seen[0]) < 2:
+                raise ConfigError(
+                    f"num_points: the {num} points of seed {seed} at image_size {cfg.image_size} "
+                    "lie on a line, expected a triangle at least; take more points"
+                )
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

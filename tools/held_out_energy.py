@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import h5py
 import numpy as np
 import torch
 
@@ -80,7 +81,41 @@ def held_out(cfg: train_bc.MainConfig, path: str) -> DemoDataset:
     """The demonstrations of another file, as the run read its own."""
     if Path(path).resolve() == Path(cfg.dataset.path).resolve():
         raise ConfigError(f"--data: '{path}' is what the policy was trained on")
-    return DemoDataset(replace(cfg.dataset, path=path, num_data=-1))
+    data = DemoDataset(replace(cfg.dataset, path=path, num_data=-1))
+    try:
+        if data.task_name != cfg.task_name:
+            raise ConfigError(
+                f"--data: '{path}' shows {data.task_name or 'no named task'}, expected "
+                f"{cfg.task_name}, on which the policy was trained"
+            )
+        trained_on = _episode_seeds(cfg.dataset.path)
+        if common := len(trained_on & _episode_seeds(path)):
+            raise ConfigError(
+                f"--data: {common} of the {data.num_episodes} episodes in '{path}' start from "
+                f"seeds that '{cfg.dataset.path}' holds as well; collect them with another --seed"
+            )
+    except ConfigError:
+        data.close()
+        raise
+    return data
+
+
+def _episode_seeds(path: str) -> set[int]:
+    """Seeds of the recorded episodes, as far as the file is there and tells them."""
+    if not Path(path).is_file():
+        return set()
+    with h5py.File(path, "r") as file:
+        return {int(demo.attrs["seed"]) for demo in file["data"].values() if "seed" in demo.attrs}
+
+
+def _check_inputs(policy: EbmPolicy, data: DemoDataset, path: str) -> None:
+    for key, wanted in policy.input_specs().items():
+        found = data.observation_specs.get(key)
+        if found is None or found.shape != wanted.shape:
+            raise ConfigError(
+                f"--data: '{path}', {key}: shape {None if found is None else found.shape}, but the "
+                f"policy takes {wanted.shape}"
+            )
 
 
 def loss_curve(weight: Path) -> tuple[list[int], list[float]]:
@@ -98,6 +133,7 @@ def evaluate(weight: Path, path: str, num: int, steps: int, seed: int) -> dict[s
         raise ConfigError(f"--weight: '{weight}' is no energy-based policy over whole actions")
     data = held_out(cfg, path)
     try:
+        _check_inputs(policy, data, path)
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(data.num_steps)[:steps])
         logits = logits_of(policy, data, rows, num, seed)
@@ -176,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_json({"command": command} | result, out.with_suffix(".json"))
-    plot(result, out.with_suffix(".png"))
+    atomic_json({"command": command} | result, out.with_name(f"{out.name}.json"))
+    plot(result, out.with_name(f"{out.name}.png"))
     print(
         f"{result['task']}, {result['steps']} held-out steps: the demonstrated action's energy is "
         f"below that of {1 - result['rank']:.1%} of {args.num} uniform actions (chance 50 %),\n"

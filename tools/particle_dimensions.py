@@ -20,24 +20,23 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 
 import train_bc
 from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
-from common_utils.demo_file import FILE_NAME
 from common_utils.progress import console
 from common_utils.resources import ResourceError
 from common_utils.resume import STATE_DIR
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from evaluate.rollout import EvalError
-from evaluate.stats import wilson
+from evaluate.stats import Rate, wilson
+from networks.ebm_fast import Precision
 from tools import collect_oracle
 
 CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc" / "particle"
@@ -72,7 +71,7 @@ class MainConfig:
     # ... with chains of so many steps in training and when acting (published: 100) ...
     ebm_iterations: int = 50
     # ... computed in this arithmetic
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     # the step size falls to this share of its first value
     final_lr: float = 0.05
     # episodes of the evaluation: seeds 0, 1, ...
@@ -108,12 +107,12 @@ class MainConfig:
 def make_demos(cfg: MainConfig, dim: int) -> Path:
     """The oracle's episodes in ``dim`` dimensions."""
     folder = Path(cfg.save_dir) / "demos" / f"particle_{dim}d"
-    if not (folder / FILE_NAME).exists():
-        options = collect_oracle.MainConfig(
+    # does nothing where they are, and refuses others than these
+    return collect_oracle.collect(
+        collect_oracle.MainConfig(
             task=f"PARTICLE_{dim}d", num=cfg.num_demos, replicas=0, out=str(folder)
         )
-        collect_oracle.collect(options)
-    return folder / FILE_NAME
+    )
 
 
 def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path) -> Any:
@@ -175,7 +174,7 @@ def _write(cfg: MainConfig, results: list[dict[str, Any]]) -> None:
     command = " ".join(["python -m tools.particle_dimensions", *texts])
     tree = {"command": command, "budget": cfg.budget, "results": results}
     atomic_json(tree, Path(cfg.save_dir) / "results.json")
-    plot(results, Path(cfg.save_dir) / "dimensions.png")
+    plot(results, cfg.num_eval_episode, Path(cfg.save_dir) / "dimensions.png")
 
 
 def _finished(path: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
@@ -191,8 +190,14 @@ def _finished(path: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
     return tree["results"]
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Success against dimensions: a line per policy, 95 % intervals, the seeds pooled."""
+def pooled(runs: list[dict[str, Any]], episodes: int) -> Rate:
+    """Success over the episodes of several runs, ``episodes`` each."""
+    wins = sum(round(r["success"] * episodes) for r in runs)
+    return wilson(wins, episodes * len(runs))
+
+
+def plot(results: list[dict[str, Any]], episodes: int, path: Path) -> None:
+    """Success against dimensions: a line per policy, 95 % intervals over all seeds' episodes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -202,10 +207,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     for policy, (_, label, colour) in POLICIES.items():
         mine = [r for r in results if r["policy"] == policy]
         dims = sorted({r["dim"] for r in mine})
-        means = [float(np.mean([r["success"] for r in mine if r["dim"] == d])) for d in dims]
-        low = [float(np.mean([r["interval"][0] for r in mine if r["dim"] == d])) for d in dims]
-        high = [float(np.mean([r["interval"][1] for r in mine if r["dim"] == d])) for d in dims]
-        axis.plot(dims, means, "o-", color=colour, label=label)
+        rates = [pooled([r for r in mine if r["dim"] == d], episodes) for d in dims]
+        axis.plot(dims, [r.mean for r in rates], "o-", color=colour, label=label)
+        low, high = [r.low for r in rates], [r.high for r in rates]
         axis.fill_between(dims, low, high, color=colour, alpha=0.15)
     ticks = sorted({r["dim"] for r in results})
     axis.set(xscale="log", xlabel="dimensions", ylabel="success rate", ylim=(-0.02, 1.02))

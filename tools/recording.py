@@ -272,7 +272,7 @@ class DemoRun:
         console().print(
             f"{self.num} demonstrations of {self.title} in {self.file} "
             f"({self.file.stat().st_size / 2**20:.1f} MiB); {failed} of {tried} episodes failed "
-            f"({failed / tried:.1%}); {min(lengths)} to {max(lengths)} steps, "
+            f"and were left out ({failed / tried:.1%}); {min(lengths)} to {max(lengths)} steps, "
             f"mean {sum(lengths) / len(lengths):.1f}"
         )
         return lengths

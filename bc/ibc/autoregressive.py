@@ -86,6 +86,8 @@ class AutoregressivePolicy(EbmPolicy):
             each = losses.info_nce(logits, cfg.softmax_temperature, cfg.prob_clip)
             total = total + each.mean()
         self.metrics = {"ebm_loss": total.detach()}
+        if cfg.compute_mse:
+            self.metrics["mse_counter_examples"] = (uniform - true.unsqueeze(1)).square().mean()
         return total
 
     def _search(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from bc.base import BasePolicy, batch_action, check_proposal
 from common_utils.config_types import Flag
+from common_utils.seeding import generator_on
 from common_utils.specs import ArraySpec, Obs
 from networks.ibc_pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer
@@ -133,6 +134,12 @@ class IbcPolicy(BasePolicy):
             self._rng = torch.Generator(device).manual_seed(self._seed)
         return self._rng
 
+    def _rng_for(self, generator: torch.Generator | None) -> torch.Generator:
+        """Where draws come from: the caller's generator, on the device of the weights."""
+        if generator is None:
+            return self.generator
+        return generator_on(self.act_norm.offset.device, generator)
+
     def rng_state(self) -> dict[str, Any]:
         """State of the own generator."""
         return {"generator": self.generator.get_state()}
@@ -218,7 +225,7 @@ class IbcPolicy(BasePolicy):
         """
         self._require_eval("act")
         inputs, batched = self._read(obs)
-        rng = self.generator if generator is None else generator
+        rng = self._rng_for(generator)
         action = self.to_env(self._act(self.features(inputs), eval_mode, rng))
         if not batched:
             action = action.squeeze(0)
@@ -232,5 +239,5 @@ class IbcPolicy(BasePolicy):
         self._require_eval("propose")
         inputs, batched = self._read(obs)
         check_proposal(n, batched)
-        rng = self.generator if generator is None else generator
+        rng = self._rng_for(generator)
         return self.to_env(self._propose(self.features(inputs), n, rng))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -91,10 +92,35 @@ class EbmPolicyConfig:
                 f"fraction_dfo_samples: {dfo} and fraction_langevin_samples {langevin}, "
                 "expected shares whose sum is at most 1"
             )
+        for name in ("first_noise_scale", "inference_langevin_noise_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.uniform_boundary_buffer < math.inf:
+            raise ValueError(
+                f"uniform_boundary_buffer: {self.uniform_boundary_buffer}, expected 0 or more"
+            )
+        penalty = self.grad_penalty
+        along_chain = penalty.add_grad_penalty and not penalty.only_apply_final_grad_penalty
+        if along_chain and not self.num_langevin:
+            raise ValueError(
+                "grad_penalty.only_apply_final_grad_penalty: 0 needs Langevin counter-examples, "
+                f"but fraction_langevin_samples {langevin} of num_counter_examples "
+                f"{self.num_counter_examples} is none"
+            )
         if self.autoregressive:
             self._check_autoregressive()
         if not 0 <= self.prob_clip < 1:
             raise ValueError(f"prob_clip: {self.prob_clip}, expected 0 or a small probability")
+
+    @property
+    def num_dfo(self) -> int:
+        """Counter-examples made by derivative-free optimisation."""
+        return int(self.fraction_dfo_samples * self.num_counter_examples)
+
+    @property
+    def num_langevin(self) -> int:
+        """Counter-examples made by Langevin chains."""
+        return int(self.fraction_langevin_samples * self.num_counter_examples)
 
     def _check_autoregressive(self) -> None:
         """What goes with ``autoregressive``; ValueError names the field that does not."""
@@ -184,6 +210,12 @@ class EbmPolicy(IbcPolicy):
         low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
         low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
         if self.cfg.scalar_box:
+            if not bool(low[0] < high[0]):
+                raise ValueError(
+                    "ebm.scalar_box: 1 samples all action dimensions within the range of the "
+                    f"first, but that is {float(actions[0, 0]):g} in all of the data; expected "
+                    "--ebm.scalar_box 0"
+                )
             low, high = low[:1].expand_as(low), high[:1].expand_as(high)
         with torch.no_grad():
             self.box_low.copy_(low)
@@ -247,8 +279,7 @@ class EbmPolicy(IbcPolicy):
         out = draws.uniform
         if out is None:
             out = samplers.uniform(len(encoded), num, low, high, rng)
-        num_dfo = int(cfg.fraction_dfo_samples * num)
-        num_langevin = int(cfg.fraction_langevin_samples * num)
+        num_dfo, num_langevin = cfg.num_dfo, cfg.num_langevin
         if not num_dfo and not num_langevin:
             return out
         parts = [out[:, : num - num_dfo - num_langevin]]

@@ -72,6 +72,14 @@ class LangevinConfig:
         for name in ("sampler_stepsize_init", "sampler_stepsize_final", "delta_action_clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        for name in ("sampler_stepsize_decay", "grad_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: {value}, expected above 0")
+        if self.sampler_stepsize_power < 0:
+            raise ValueError(
+                f"sampler_stepsize_power: {self.sampler_stepsize_power}, expected 0 or more"
+            )
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale: {self.noise_scale}, expected 0 or more")
 

@@ -368,6 +368,49 @@ def test_penalty_along_the_whole_chain_counts_all_its_points():
     assert float(policy.metrics["grad_penalty"]) > 0
     expected = _chain_penalty(policy)
     torch.testing.assert_close(policy.metrics["grad_penalty"], expected)
+    # it teaches: the loss's gradient is not InfoNCE's alone
+    grads = []
+    for add in (1, 0):
+        policy.cfg.grad_penalty.add_grad_penalty = add
+        policy.seed(0)
+        policy.zero_grad()
+        policy.loss(data()).backward()
+        grads.append(policy.net.trunk.blocks[0].w1.weight.grad.clone())
+    assert float((grads[0] - grads[1]).norm()) > 1e-3 * float(grads[1].norm())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"fraction_langevin_samples": 0.2, "num_counter_examples": 4}, "needs Langevin"),
+        ({"first_noise_scale": -1}, "first_noise_scale: -1"),
+        ({"inference_langevin_noise_scale": -1}, "inference_langevin_noise_scale: -1"),
+        ({"uniform_boundary_buffer": -0.7}, "uniform_boundary_buffer: -0.7"),
+        ({"uniform_boundary_buffer": float("nan")}, "uniform_boundary_buffer: nan"),
+    ],
+)
+def test_senseless_options_are_told(options, told):
+    penalty = GradPenaltyConfig(only_apply_final_grad_penalty=0)
+    with pytest.raises(ValueError, match=told):
+        EbmPolicyConfig(grad_penalty=penalty, **options)
+
+
+@pytest.mark.parametrize("name", ["grad_clip", "sampler_stepsize_decay"])
+def test_chains_refuse_what_would_turn_them_around(name):
+    with pytest.raises(ValueError, match=f"{name}: -1"):
+        LangevinConfig(**{name: -1.0})
+
+
+def test_a_constant_first_dimension_is_no_box_for_the_others():
+    actions = torch.stack([torch.full((20,), 0.3), torch.linspace(-0.9, 0.9, 20)], 1)
+    batch = batch_of(torch.randn(20, 6), actions)
+    with pytest.raises(ValueError, match="scalar_box: 1 .* 0.3 in all"):
+        ebm().fit([batch])
+    policy = ebm(scalar_box=0)
+    policy.fit([batch])
+    found = policy.eval().act({"state": torch.randn(8, 6)})
+    torch.testing.assert_close(found[:, 0], torch.full((8,), 0.3))
+    assert float(found[:, 1].std()) > 0
 
 
 def _chain_penalty(policy: EbmPolicy) -> torch.Tensor:

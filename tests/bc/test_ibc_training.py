@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,11 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ibc_data import write_particle
 
+import agent_io
+import rl_config
 import train_bc
 from bc.ibc.ebm_policy import EbmPolicy
 from bc.ibc.mdn_policy import MdnPolicy
 from bc.ibc.mse_policy import MsePolicy
 from common_utils import run_config
+from common_utils.demo_file import Recording, write_demos
 from common_utils.logger import read_metrics
 from common_utils.run_config import ConfigError
 from env.factory import make_env
@@ -121,3 +125,36 @@ def test_an_infinite_loss_ends_the_run_and_says_where(tmp_path, data):
 def test_impossible_runs_are_refused(tmp_path, data, more, match):
     with pytest.raises((ConfigError, ValueError), match=match):
         train_bc.run(config("ebm", tmp_path / "run", data, *more))
+
+
+def test_averaged_weights_of_d4rl_compete_by_their_returns(tmp_path):
+    """Returns are below zero there, so a success rate among them would always win."""
+    rng, recording = np.random.default_rng(0), Recording()
+    for _ in range(10):
+        obs = {"state": rng.standard_normal(39).astype(np.float32)}
+        recording.append(obs, np.zeros(1), rng.uniform(-1, 1, 28).astype(np.float32), 0.0)
+    env_args = {"suite": "d4rl", "env_name": "door-human-v0"}
+    path = write_demos(tmp_path / "door-human-v0", [recording], [], env_args)
+    cfg = run_config.load(train_bc.MainConfig, RELEASE.parent / "d4rl" / "mlp_mse_best.yaml")
+    cfg.dataset.path, cfg.save_dir = str(path), str(tmp_path / "run")
+    cfg.mse.net.width, cfg.epoch_len, cfg.num_epoch, cfg.ema = 16, 2, 1, 0.5
+    cfg.num_eval_episode, cfg.num_final_episode, cfg.dataset.eval_episode_len = 1, 1, 10
+    train_bc.run(cfg)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for name in ("score", "ema_score", "last_ckpt_score"):
+        assert rows[0][f"score/{name}"] < 0
+    assert rows[1]["score/best_ckpt_score"] < 0
+
+
+def test_rl_refuses_a_policy_that_repeats_the_first_step(tmp_path, data):
+    """RL's histories begin with zeros, which such a policy has never seen."""
+    for pad in ("repeat", "zeros"):
+        train_bc.run(config("mse", tmp_path / pad, data, "--dataset.stack_pad", pad))
+    options = ["--bc_policy", str(tmp_path / "zeros" / "model0.pt"), "--q_agent.device", "cpu"]
+    (policy,), cameras = agent_io.load_bc_policies(
+        run_config.parse_args(rl_config.MainConfig, options)
+    )
+    assert isinstance(policy, MsePolicy) and cameras == []
+    options[1] = str(tmp_path / "repeat" / "model0.pt")
+    with pytest.raises(ConfigError, match="repeat.*histories of 2 steps.*stack_pad zeros"):
+        agent_io.load_bc_policies(run_config.parse_args(rl_config.MainConfig, options))

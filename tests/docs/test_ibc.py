@@ -32,7 +32,7 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert len([c for c in commands() if c.split()[1] in CONFIGS]) == 4
+    assert len([c for c in commands() if c.split()[1] in CONFIGS]) == 5
     collect = next(c for c in commands() if "collect_oracle" in c)
     run_config.parse_args(collect_oracle.MainConfig, shlex.split(collect)[3:])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def test_a_trained_policy_prefers_what_was_demonstrated(
     run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weight, data = run
-    out = tmp_path / "plots" / "energy"
+    out = tmp_path / "plots" / "energy_v1"
     options = ["--num", "32", "--steps", "80", "--out", str(out)]
     assert tool.main(["--weight", str(weight), "--data", str(data), *options]) == 0
     assert "80 held-out steps" in capsys.readouterr().out
@@ -77,3 +79,24 @@ def test_what_cannot_be_measured_is_told(
     assert "no.hdf5" in capsys.readouterr().err
     assert tool.main(["--weight", "no/model0.pt", "--data", str(data)]) == 2
     assert "no/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"task": "PARTICLE_2d", "num": 3}, "3 of the 3 episodes .* start from seeds"),
+        ({"task": "PARTICLE_3d", "num": 1, "seed": 1}, "shows PARTICLE_3d, expected PARTICLE_2d"),
+        ({"task": "PARTICLE_2d", "num": 1, "seed": 1, "hide_velocity": 1}, r"state: shape \(12,\)"),
+    ],
+)
+def test_other_data_are_told(
+    run: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    told: str,
+) -> None:
+    out = tmp_path / "other"
+    collect_oracle.collect(collect_oracle.MainConfig(replicas=0, out=str(out), **options))
+    assert tool.main(["--weight", str(run[0]), "--data", str(out / "dataset.hdf5")]) == 2
+    assert re.search(told, capsys.readouterr().err)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from common_utils.run_config import ConfigError
+from evaluate.stats import wilson
 from tools import particle_dimensions as tool
 from tools.particle_dimensions import MainConfig
 
@@ -40,6 +41,17 @@ def test_runs_are_recorded_go_on_and_are_drawn(tmp_path: Path) -> None:
     assert 0.99 ** (2 / run["lr_decay_steps"]) == pytest.approx(0.05)
     with pytest.raises(ConfigError, match="another budget"):
         tool.sweep(MainConfig(**TINY | {"ebm_steps": 3, "save_dir": str(tmp_path)}))
+
+
+def test_demonstrations_of_another_budget_are_not_taken(tmp_path: Path) -> None:
+    tool.make_demos(MainConfig(**TINY | {"save_dir": str(tmp_path)}), 1)
+    with pytest.raises(ConfigError, match="was made otherwise"):
+        tool.make_demos(MainConfig(**TINY | {"num_demos": 4, "save_dir": str(tmp_path)}), 1)
+
+
+def test_seeds_are_pooled() -> None:
+    rate = tool.pooled([{"success": 0.9}, {"success": 0.8}, {"success": 1.0}], 50)
+    assert rate.mean == pytest.approx(0.9) and rate == wilson(135, 150)
 
 
 @pytest.mark.parametrize(
