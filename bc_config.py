@@ -133,7 +133,7 @@ class MainConfig(RunConfig):
         if not self.dataset.use_state:
             raise ValueError(
                 f"ebm.precision: {self.ebm.precision} is for networks over states; with images "
-                "set ebm.pixel.conv_precision"
+                "set ebm.pixel.image.conv_precision"
             )
         net = self.ebm.net
         if net.activation != "relu" or net.normalizer is not None or net.rate > 0:

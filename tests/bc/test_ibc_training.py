@@ -118,7 +118,7 @@ def test_an_infinite_loss_ends_the_run_and_says_where(tmp_path, data):
         (["--ebm.precision", "bfloat16", "--ebm.net.rate", "0.1"], "precision.*rate 0, got"),
         (
             ["--ebm.precision", "bfloat16", "--dataset.use_state", "0"],
-            "precision.*ebm.pixel.conv_precision",
+            "precision.*ebm.pixel.image.conv_precision",
         ),
     ],
 )
