@@ -12,11 +12,28 @@ import pytest
 import train_bc
 import train_rl
 from common_utils import run_config
-from tools import collect_oracle
+from evaluate import eval as evaluation
+from tools import (
+    collect_oracle,
+    held_out_energy,
+    implicit_ibrl,
+    particle_dimensions,
+    plot_particle,
+)
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs" / "ibc.md").read_text()
 CONFIGS: dict[str, Any] = {"train_rl.py": train_rl.MainConfig, "train_bc.py": train_bc.MainConfig}
+TOOLS: dict[str, Any] = {
+    "tools.collect_oracle": collect_oracle.MainConfig,
+    "tools.particle_dimensions": particle_dimensions.MainConfig,
+    "tools.implicit_ibrl": implicit_ibrl.MainConfig,
+}
+PARSERS: dict[str, Any] = {
+    "tools.plot_particle": plot_particle._parser,
+    "tools.held_out_energy": held_out_energy._parser,
+    "evaluate.eval": evaluation._parser,
+}
 
 
 def commands() -> list[str]:
@@ -31,10 +48,19 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run_config.parse_args(CONFIGS[program], args)
 
 
+@pytest.mark.parametrize("command", [c for c in commands() if " -m " in c])
+def test_tools_take_their_options(command: str) -> None:
+    module, *args = shlex.split(command.partition("#")[0])[2:]
+    if module in TOOLS:
+        run_config.parse_args(TOOLS[module], args)
+    else:
+        PARSERS[module]().parse_args(args)
+
+
 def test_there_are_commands() -> None:
     assert len([c for c in commands() if c.split()[1] in CONFIGS]) == 5
-    collect = next(c for c in commands() if "collect_oracle" in c)
-    run_config.parse_args(collect_oracle.MainConfig, shlex.split(collect)[3:])
+    modules = {c.split()[2] for c in commands() if " -m " in c}
+    assert modules == TOOLS.keys() | PARSERS.keys()
 
 
 def test_options_exist() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import train_bc
 from common_utils import run_config
-from tools import collect_oracle
+from tools import collect_oracle, plot_particle
 from tools import held_out_energy as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +66,17 @@ def test_a_trained_policy_prefers_what_was_demonstrated(
     assert result["info_nce"] < result["chance"] == pytest.approx(math.log(33))
     assert result["loss_steps"] == [100, 200] and result["loss"][1] < result["loss"][0]
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_energy_is_drawn_by_the_documented_command(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--weight", str(run[0]), "--num", "2", "--energy", "--out", str(tmp_path / "plots")]
+    assert plot_particle.main(options) == 0
+    told = capsys.readouterr().out
+    drawn = sorted(p.name for p in (tmp_path / "plots").glob("*.png"))
+    assert "trajectories.png" in drawn and any(n.startswith("energy") for n in drawn)
+    assert all(name in told for name in drawn)
 
 
 def test_what_cannot_be_measured_is_told(
