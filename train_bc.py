@@ -230,7 +230,8 @@ class Workspace:
             extra |= {f"score/{k}": v for k, v in result.mean_metrics.items()}
         else:
             score = float(epoch)  # the newest weights are kept
-        self.scores["score"] = extra["score/score"] = score
+        if cfg.evaluates:
+            self.scores["score"] = extra["score/score"] = score
         self.saver.save(self.policy.state_dict(), score)
         if self.ema is not None:
             extra |= self._finish_ema(score)
@@ -258,7 +259,7 @@ class Workspace:
             seed = self.cfg.eval_seed(self.epoch)
             score = self._score(self.evaluate(self.cfg.num_eval_episode, seed, self.ema))
         self.saver.save(self.ema.state_dict(), score, save_latest=False)
-        return {"score/ema_score": score}
+        return {"score/ema_score": score} if self.cfg.evaluates else {}
 
     def _score(self, result: EvalResult) -> float:
         """What checkpoints are compared by: success, or the return on the D4RL tasks."""
@@ -373,6 +374,7 @@ def _say_what_runs(work: Workspace) -> None:
     work.log.print(
         f"{type(work.policy).__name__}, {count_parameters(work.policy):,} parameters on "
         f"{work.device}; {cfg.num_epoch} epochs of {cfg.epoch_len} steps"
+        f"{'' if cfg.evaluates else '; no games are played, the newest weights are kept'}"
     )
 
 

@@ -158,3 +158,12 @@ def test_rl_refuses_a_policy_that_repeats_the_first_step(tmp_path, data):
     options[1] = str(tmp_path / "repeat" / "model0.pt")
     with pytest.raises(ConfigError, match="repeat.*histories of 2 steps.*stack_pad zeros"):
         agent_io.load_bc_policies(run_config.parse_args(rl_config.MainConfig, options))
+
+
+def test_without_games_no_score_is_made_up(tmp_path, data, capsys):
+    work = train_bc.run(config("mse", tmp_path / "run", data, "--ema", "0.1"))
+    assert "no games are played, the newest weights are kept" in capsys.readouterr().out
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 2 and not any(k.startswith("score/") for row in rows for k in row)
+    latest = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    assert all(torch.equal(v, work.policy.state_dict()[k]) for k, v in latest.items())
