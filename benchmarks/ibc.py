@@ -59,12 +59,19 @@ SIZES = {
     "pushing_pixels": Sizes(0, 2, {"env_name": "BlockPush-v0"}),
     "d4rl": Sizes(45, 24, {"env_name": "pen-human-v0"}),
 }
-IMAGE = (240, 320, 3)
+IMAGE = (3, 240, 320)
 
 
 def cases() -> list[str]:
     """Every released configuration of Implicit BC."""
     return sorted(str(p.relative_to(CFGS).with_suffix("")) for p in CFGS.glob("*/*.yaml"))
+
+
+def precisions(case: str) -> tuple[str, ...]:
+    """Arithmetic that a case's network knows: of its trunk, or over images of its convolutions."""
+    if "mlp_ebm" in case:
+        return get_args(Precision)
+    return ("float32", "bfloat16") if "pixel_ebm" in case else ("float32",)
 
 
 def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
@@ -92,7 +99,11 @@ def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
     pixels = not sizes.state
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
-    cfg.device, cfg.num_eval_episode, cfg.ebm.precision = "cpu", 0, precision  # type: ignore[assignment]
+    cfg.device, cfg.num_eval_episode = "cpu", 0
+    if pixels:
+        cfg.ebm.pixel.image.conv_precision = precision  # type: ignore[assignment]
+    else:
+        cfg.ebm.precision = precision  # type: ignore[assignment]
     data = DemoDataset(cfg.dataset, seed=0)
     fill_in(cfg, data)
     return Workspace(cfg, data)
@@ -153,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
     for case in chosen:
-        known = get_args(Precision) if "mlp_ebm" in case else ("float32",)
+        known = precisions(case)
         for precision in known:
             if args.precision in (precision, "all") or len(known) == 1:
                 bench(report, case, precision, timing)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import update
+from benchmarks import ibc, update
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"case", "metric", "value", "unit", "threads", "reference", "ratio"}
@@ -93,3 +93,15 @@ def test_overlap(tmp_path: Path) -> None:
     for mode in ("alternating", "overlap", "threads", "overlap_and_threads"):
         assert records[f"lift_state_ibrl {mode}", "env_steps_per_second"]["value"] > 0
     assert records["lift_state_ibrl alternating", "times_alternating"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("case", ibc.cases())
+def test_every_ibc_configuration_finds_its_batches(case: str, tmp_path: Path) -> None:
+    work = ibc.make_workspace(case, ibc.precisions(case)[-1], tmp_path)
+    try:
+        batch = work.data.sample_bc(2, work.device)
+        key = work.policy.obs_key  # type: ignore[attr-defined]
+        assert batch.obs[key].shape == (2, *work.cfg.obs_shape)
+        assert batch.action.shape == (2, ibc.SIZES[case.split("/")[0]].action)
+    finally:
+        work.close()
