@@ -38,7 +38,7 @@ def test_runs_are_recorded_go_on_and_are_drawn(tmp_path: Path) -> None:
     assert tool.table(results).count("\n") == 4
     run = yaml.safe_load((tmp_path / "ebm_3d_seed0" / "cfg.yaml").read_text())
     assert run["env"]["task"] == "PARTICLE_3d" and run["ebm"]["precision"] == "bfloat16"
-    assert 0.99 ** (2 / run["lr_decay_steps"]) == pytest.approx(0.05)
+    assert 0.99 ** (2 / run["lr_decay_steps"]) == pytest.approx(0.86)
     with pytest.raises(ConfigError, match="another budget"):
         tool.sweep(MainConfig(**TINY | {"ebm_steps": 3, "save_dir": str(tmp_path)}))
 
