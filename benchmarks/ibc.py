@@ -94,16 +94,14 @@ def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
 
 def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
     """The training run of a case on recorded random numbers; it plays no games."""
-    cfg = run_config.load(MainConfig, CFGS / f"{case}.yaml")
     sizes = SIZES[case.split("/")[0]]
     pixels = not sizes.state
+    option = "--ebm.pixel.image.conv_precision" if pixels else "--ebm.precision"
+    args = ["--config_path", str(CFGS / f"{case}.yaml"), option, precision]
+    cfg = run_config.parse_args(MainConfig, args)
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
     cfg.device, cfg.num_eval_episode = "cpu", 0
-    if pixels:
-        cfg.ebm.pixel.image.conv_precision = precision  # type: ignore[assignment]
-    else:
-        cfg.ebm.precision = precision  # type: ignore[assignment]
     data = DemoDataset(cfg.dataset, seed=0)
     fill_in(cfg, data)
     return Workspace(cfg, data)
