@@ -91,7 +91,9 @@ def test_mlp_mse_and_mdn(case: Fixture) -> None:
     for mode, dist in (("train", train), ("eval", acting)):
         expected = {k.removeprefix(f"mdn_{mode}_"): v for k, v in arrays.items()}
         assert_close(dist.loc, expected["loc"], "loc")
-        assert_close(dist.scale, expected["scale_diag"], "scale_diag")
+        # scales reach 43, where the next float32 is 4e-6 away: who multiplies matrices decides
+        # the last bits (absolute differences of 2e-5 on AMD, 4e-7 of the value)
+        assert_close(dist.scale, expected["scale_diag"], "scale_diag", rtol=1e-6)
         assert_close(dist.logits, expected["logits"], "logits")
         assert_close(-dist.log_prob(action), expected["neg_log_prob"], "neg_log_prob")
     assert_close(acting.mean, arrays["mdn_eval_mean"], "mdn_eval_mean")
