@@ -124,9 +124,10 @@ class DemoDataset:
     """Demonstrations in memory, with their own generator for BC batches.
 
     ``cfg.path`` may hold the robomimic or the Meta-World layout. Public attributes: ``cfg``,
-    ``env_args`` (dict from the file), ``suite``, ``task_name``, ``robots`` (list of str),
-    ``action_dim``, ``num_steps``, ``num_episodes``, ``cameras`` (tuple, empty with states),
-    ``image_size`` (int, -1 with states), ``lazy`` (images read per batch).
+    ``env_args`` (dict from the file), ``notes`` (sentences on what of it needs saying),
+    ``suite``, ``task_name``, ``robots`` (list of str), ``action_dim``, ``num_steps``,
+    ``num_episodes``, ``cameras`` (tuple, empty with states), ``image_size`` (int, -1 with
+    states), ``lazy`` (images read per batch).
     """
 
     def __init__(self, cfg: DatasetConfig, *, seed: int = 0) -> None:
@@ -140,6 +141,7 @@ class DemoDataset:
         self._position = 0
         self._file = DemoFile(cfg.path)
         self.env_args, self.suite = self._file.env_args, self._file.suite
+        self.notes = list(self._file.notes)
         self.task_name = self._file.env_name
         kwargs = self.env_args.get("env_kwargs") or {}
         robots = kwargs.get("robots", [])

@@ -1,6 +1,6 @@
 """Reading demonstration files: robomimic and Meta-World HDF5 layouts (specification 12).
 
-    data/demo_{i}/actions            float [T, A]
+    data/demo_{i}/actions            float [T, A]   (any other name of a group does as well)
     data/demo_{i}/rewards            float [T]
     data/demo_{i}/dones              0 or 1 [T] (optional)
     data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first
@@ -94,12 +94,19 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
 
 
+def _few(names: Sequence[str], most: int = 4) -> str:
+    """The names, or the first of them and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class DemoFile:
     """An open demonstration file; reads single arrays, checked and converted.
 
-    Attributes: ``names`` (naturally sorted demo names), ``env_args`` (dict, empty when the file
-    carries none), ``env_name`` (str, may be empty), ``suite`` ("metaworld", "robosuite",
-    "d4rl", any other that env_args names, or "").
+    Attributes: ``names`` (demonstrations: ``demo_*``, then those of other names, each naturally
+    sorted), ``notes`` (sentences on what of ``data`` has other names), ``env_args`` (dict, empty
+    when the file carries none), ``env_name`` (str, may be empty), ``suite`` ("metaworld",
+    "robosuite", "d4rl", any other that env_args names, or "").
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -125,9 +132,7 @@ class DemoFile:
                 if not isinstance(data, h5py.Group):
                     raise self.error(None, "data", "no group 'data'; expected the robomimic layout")
                 self._data = data
-                self.names = sorted((n for n in data if n.startswith("demo")), key=_natural)
-                if not self.names:
-                    raise self.error(None, "data", "no demonstration 'demo_*' in it")
+                self.names, self.notes = self._demonstrations()
                 self.env_args = self._read_env_args()
         except BaseException:
             self._file.close()
@@ -164,6 +169,28 @@ class DemoFile:
             raise
         except H5_FAULTS as err:
             raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
+
+    def _demonstrations(self) -> tuple[list[str], list[str]]:
+        """Names in reading order, and notes on every entry that is not called ``demo*``."""
+        named = [n for n in self._data if n.startswith("demo")]
+        others: dict[bool, list[str]] = {True: [], False: []}
+        for name in sorted(set(self._data) - set(named), key=_natural):
+            entry = self._data.get(name)
+            others[isinstance(entry, h5py.Group) and "actions" in entry].append(name)
+        notes = []
+        if others[True] and named:
+            notes.append(
+                f"{len(others[True])} demonstrations are not called demo_*: {_few(others[True])}; "
+                f"they are read after the {len(named)} that are"
+            )
+        if others[False]:
+            notes.append(f"no demonstration, since without 'actions': {_few(others[False])}")
+        if not named and not others[True]:
+            raise self.error(
+                None, "data", "no demonstration in it, which is a group 'demo_*' or any other with "
+                f"'actions'; it holds {_few(others[False]) or 'nothing'}"
+            )  # fmt: skip
+        return sorted(named, key=_natural) + others[True], notes
 
     @property
     def root(self) -> h5py.File:

@@ -5,8 +5,9 @@
 
 Prints demonstrations, lengths, returns, attributes, and every key with its shape and range, then
 the problems found; writes a contact sheet of the images beside the file (one row per
-demonstration and camera, time from left to right). Raw recordings (robomimic, robosuite) are
-read too. Exit status: 0, 1 when problems were found, 2 when the file cannot be read.
+demonstration and camera, time from left to right; where that folder is read-only it says so). Raw
+recordings (robomimic, robosuite) are read too. Exit status: 0, 1 when problems were found, 2 when
+the file cannot be read or the sheet asked for cannot be written.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from bc.loader import H5_FAULTS, DatasetError, DemoFile
 from common_utils.atomic import atomic_write
 from common_utils.progress import console
 from common_utils.resources import format_bytes
+from common_utils.run_config import ConfigError
 
 # images are large: ranges come from so many frames of each demonstration
 FRAMES_READ = 3
@@ -118,6 +120,8 @@ def _facts(file: DemoFile, report: Report) -> None:
     facts = report.facts
     facts["size"] = format_bytes(file.path.stat().st_size)
     facts["environment"] = f"{file.suite or '?'}/{file.env_name or '?'}"
+    for note in file.notes:
+        facts["note"] = f"{facts['note']}; {note}" if "note" in facts else note
     if kwargs.get("robots"):
         facts["robots"] = str(kwargs["robots"])
     if file.suite == "robosuite":
@@ -322,7 +326,8 @@ def _problem_text(report: Report) -> Text:
 def contact_sheet(path: str | Path, out: str | Path, demos: int = 6, frames: int = 8) -> bool:
     """Write a PNG: a row for each of ``demos`` demonstrations and each camera, ``frames`` columns.
 
-    Returns False, writing nothing, when the file has no readable images.
+    Returns False, writing nothing, when the file has no readable images. Raises ConfigError where
+    the PNG cannot be written, one of H5_FAULTS where the images cannot be read.
     """
     rows: list[np.ndarray] = []
     with DemoFile(path) as file:
@@ -335,8 +340,11 @@ def contact_sheet(path: str | Path, out: str | Path, demos: int = 6, frames: int
         return False
     width = max(r.shape[1] for r in rows)
     padded = [np.pad(r, ((0, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
-    with atomic_write(out) as temp:
-        imageio.imwrite(temp, np.concatenate(padded), format="png")
+    try:
+        with atomic_write(out) as temp:
+            imageio.imwrite(temp, np.concatenate(padded), format="png")
+    except OSError as error:
+        raise ConfigError(f"out: '{out}' cannot be written ({error.strerror or error})") from error
     return True
 
 
@@ -383,6 +391,14 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if options.demos and contact_sheet(options.file, out, options.demos, options.frames):
             console().print(f"contact sheet: {out}", soft_wrap=True)
+    except ConfigError as error:
+        if options.out:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        # a data folder may be read-only; that is no fault of the file
+        console().print(
+            f"no contact sheet: {error}; --out FILE.png puts it elsewhere", soft_wrap=True
+        )
     except H5_FAULTS as error:
         console().print(Text(f"no contact sheet: {error}", style="red"))
         return 1

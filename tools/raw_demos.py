@@ -79,7 +79,7 @@ def read_source(file: DemoFile) -> Source:
             f"{list(task.robots)}"
         )  # fmt: skip
     version, here = str(args.get("env_version", "")), import_robosuite().__version__
-    notes = []
+    notes = list(file.notes)
     if not version:
         notes.append(f"the file does not tell its robosuite version; replayed in {here}")
     elif version_numbers(version) != version_numbers(here):

@@ -197,6 +197,43 @@ def test_natural_order_num_data_and_max_len(tmp_path):
         DemoDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=4))
 
 
+def rename(path: Path, **names: str) -> None:
+    with h5py.File(path, "r+") as file:
+        for old, new in names.items():
+            file["data"].move(old, new)
+
+
+def test_demonstrations_of_other_names_are_read_after_the_others(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(3, 4, 5, 6))
+    rename(path, demo_0="episode_10", demo_1="episode_2")
+    with h5py.File(path, "r+") as file:
+        file["data"].create_group("statistics")["mean"] = np.zeros(7)
+    data = DemoDataset(DatasetConfig(path=str(path), use_state=1))
+    demos = {e.name: len(e) for e in data.episodes()}
+    assert list(demos.items()) == [
+        ("demo_2", 5), ("demo_3", 6), ("episode_2", 4), ("episode_10", 3)
+    ]  # fmt: skip
+    assert data.notes == [
+        "2 demonstrations are not called demo_*: episode_2, episode_10; they are read after the "
+        "2 that are",
+        "no demonstration, since without 'actions': statistics",
+    ]
+    rename(path, demo_2="a", demo_3="b")
+    with DemoFile(path) as file:
+        assert file.names == ["a", "b", "episode_2", "episode_10"]
+        assert [n for n in file.notes if "demo_*" in n] == []
+
+
+def test_a_file_without_demonstrations_says_what_it_holds(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(3,))
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0"]
+        for number in range(6):
+            file["data"].create_group(f"part_{number}")
+    with pytest.raises(DatasetError, match=r"'data': no demonstration.*holds part_0.*\(6 in all"):
+        DemoFile(path)
+
+
 def test_demos_for_the_replay_stop_at_the_first_success(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(6, 4))
     with h5py.File(path, "r+") as file:

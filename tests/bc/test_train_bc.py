@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 import yaml
@@ -64,6 +65,15 @@ def test_state_run_and_a_moved_folder(tmp_path, data):
         assert torch.equal(policy.state_dict()[key], value)
     action = policy.act({"state": torch.zeros(46)})
     assert action.shape == (7,) and bool((action.abs() <= 1).all())
+
+
+def test_the_log_names_demonstrations_of_other_names(tmp_path, data):
+    with h5py.File(data, "r+") as file:
+        file["data"].move("demo_1", "extra")
+    train_bc.run(config(tmp_path / "run", data, "--dataset.use_state", "1", "--num_epoch", "1"))
+    text = (tmp_path / "run" / "train.log").read_text()
+    assert "1 demonstrations are not called demo_*: extra" in text
+    assert "3 demonstrations, 21 steps" in text
 
 
 def test_pixel_run_with_two_cameras_and_prop(tmp_path, data):

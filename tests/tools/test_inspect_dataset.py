@@ -116,6 +116,31 @@ def test_problems_of_the_whole_file(tmp_path):
     assert problems(path)["the same actions as demo_1"] == ["demo_2"]
 
 
+def test_demonstrations_of_other_names_are_inspected(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["data"].move("demo_1", "episode_1")
+    edit(path, "data/episode_1/obs/object", np.full((5, 14), np.nan))
+    assert problems(path)["obs/object holds NaN or infinity"] == ["episode_1"]
+    assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
+    assert "not called demo_*: episode_1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_that_takes_no_sheet(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5", size=16)
+    with open(path, "rb") as handle:  # nobody, not even root, writes beside this name
+        assert inspect_dataset.main([f"/proc/self/fd/{handle.fileno()}"]) == 0
+    out, err = capsys.readouterr()
+    assert "no problems found" in out and err == ""
+    (line,) = [x for x in out.splitlines() if "contact sheet" in x]
+    assert line.startswith("no contact sheet: out: '/proc/self/fd/")
+    assert "cannot be written (No such file or directory); --out FILE.png" in line
+    wanted = str(tmp_path / "d.hdf5" / "sheet.png")  # its folder is a file
+    assert inspect_dataset.main([str(path), "--out", wanted]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: out: '{wanted}' cannot be written") and err.count("\n") == 1
+
+
 def test_damaged_and_missing_files(tmp_path, capsys):
     path = write_robomimic(tmp_path / "d.hdf5")
     cut = tmp_path / "cut.hdf5"
