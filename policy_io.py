@@ -22,7 +22,7 @@ from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from common_utils.env_args import arm_controller
 from common_utils.run_config import ConfigError
-from env.robomimic_args import controller_differences
+from env.robosuite.robomimic_args import controller_differences
 
 if TYPE_CHECKING:
     from bc_config import MainConfig

@@ -29,8 +29,9 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.logger import read_metrics
 from common_utils.progress import console, format_seconds
 from common_utils.resume import STATE_DIR
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult, run_eval
 from mw_main import generate_metaworld_dataset as demos

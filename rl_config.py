@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from common_utils.run_config import Flag, RunConfig
-from env.factory import EnvConfig, GymConfig
+from env.config import EnvConfig, GymConfig
 from rl.q_agent_config import QAgentConfig
 
 RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")

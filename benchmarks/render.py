@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.common import Report, measure, parser, start, timing_options
 from common_utils.gl import BACKENDS, best_backend
-from env.experts import metaworld_expert
-from env.factory import EnvConfig
-from env.metaworld_wrapper import MetaWorldEnv
+from env.config import EnvConfig
+from env.metaworld.env import MetaWorldEnv
+from env.metaworld.expert import metaworld_expert
 from env.rendering import resize_picture
-from env.robosuite_control import Noise
-from env.robosuite_experts import make_expert
-from env.robosuite_wrapper import RobosuiteEnv
+from env.robosuite.control import Noise
+from env.robosuite.env import RobosuiteEnv
+from env.robosuite.experts import make_expert
 
 SIZES = (96, 224)
 QUALITIES = ("faithful", "fast")

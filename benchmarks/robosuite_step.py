@@ -13,9 +13,9 @@ import argparse
 import numpy as np
 
 from benchmarks.common import Report, measure, run, timing_options
-from env.factory import EnvConfig
-from env.robosuite_sim import make_sim, reset_sim
-from env.robosuite_wrapper import RobosuiteEnv
+from env.config import EnvConfig
+from env.robosuite.env import RobosuiteEnv
+from env.robosuite.sim import make_sim, reset_sim
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "TwoArmTransport", "ToolHang")
 

@@ -69,7 +69,8 @@ def check_packages() -> list[Finding]:
 
 _ROBOSUITE_PROGRAM = """
 import numpy as np
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 env = make_env(EnvConfig(suite="robosuite", task="Lift", use_state=1))
 env.reset(seed=0)
 env.step(np.zeros(7))

@@ -1,4 +1,4 @@
-"""robosuite's control loop of fixed-base arms (csrc/osc.cc); env/robosuite_fast.py is the only
+"""robosuite's control loop of fixed-base arms (csrc/osc.cc); env/robosuite/fast.py is the only
 caller. Functions and arrays are given by their addresses."""
 
 import numpy as np

@@ -3,7 +3,7 @@
 // The control loop of one environment step (25 physics steps of MuJoCo, the torques of every arm
 // computed before each) without Python in between. MuJoCo is called through the addresses of its
 // functions in the library that Python has already loaded, so that neither its headers nor a link
-// to it are needed; env/robosuite_fast.py is the only caller and checks shapes and types.
+// to it are needed; env/robosuite/fast.py is the only caller and checks shapes and types.
 //
 // O. Khatib, "A unified approach for motion and force control of robot manipulators: the
 // operational space formulation", 1987.

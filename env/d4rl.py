@@ -21,16 +21,14 @@ import io
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
 
+from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.gymnasium_adapter import GymnasiumEnv
-
-if TYPE_CHECKING:
-    from env.factory import EnvConfig
 
 SUITE = "d4rl"
 # steps with the goal achieved that an Adroit episode needs more than

@@ -22,17 +22,6 @@ class Oracle(Protocol):
         """Action float32 [A] in [-1, 1] for the environment's present state."""
 
 
-def metaworld_expert(task: str) -> Any:
-    """The scripted policy of ``task`` (assembly-v3): ``get_action(state [39]) -> [4]``."""
-    from metaworld.policies import ENV_POLICY_MAP
-
-    policies: dict[str, Any] = ENV_POLICY_MAP
-    try:
-        return policies[task]()
-    except KeyError:
-        raise EnvError(f"no scripted policy for Meta-World task '{task}'") from None
-
-
 class _BlockOracle:
     """An expert of a block task, in the units of the framework."""
 
@@ -55,7 +44,7 @@ def make_oracle(env: Env, noise_std: float = 0.0, **options: Any) -> Oracle:
     Args:
         env: what it looks at and acts in.
         noise_std: of Gaussian noise, in the task's native units (block pushing: metres).
-        options: of the oracle's class (``env.particle``, ``env.block_pushing.oracles``).
+        options: of the oracle's class (``env.particle.oracle``, ``env.block_pushing.oracles``).
 
     Raises EnvError for an environment without one, or an option it doesn't have.
     """
@@ -65,7 +54,7 @@ def make_oracle(env: Env, noise_std: float = 0.0, **options: Any) -> Oracle:
         )
     try:
         if env.spec.suite == "particle":
-            from env.particle import ParticleOracle
+            from env.particle.oracle import ParticleOracle
 
             return ParticleOracle(env, noise_std=noise_std, **options)  # type: ignore[arg-type]
         return _BlockOracle(env, noise_std, options)  # type: ignore[arg-type]

@@ -2,99 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-from common_utils.run_config import Flag
+from env.config import EnvConfig
 from env.core import Env, EnvError
-from env.stacking import StackPad
 
 SUITES = ("robosuite", "metaworld", "gymnasium", "particle", "block_pushing", "d4rl")
-
-
-@dataclass
-class EnvConfig:
-    """What an environment is and what it delivers; plain data, so workers can rebuild it."""
-
-    # robosuite, metaworld, gymnasium, particle, block_pushing or d4rl
-    suite: str = ""
-    # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
-    task: str = ""
-    # cameras to deliver, "" or none for states only
-    cameras: list[str] = field(default_factory=list)
-    # size at which videos are rendered
-    image_size: int = 224
-    # size of delivered images
-    rl_image_size: int = 96
-    # steps per observation, newest first: images
-    obs_stack: int = 1
-    # proprioception
-    prop_stack: int = 1
-    # state vectors
-    state_stack: int = 1
-    # what fills stacks before the episode's start: zeros, or repeat (the first frame)
-    stack_pad: StackPad = "zeros"
-    # deliver the state vector
-    use_state: Flag = 0
-    # time limit in control steps
-    episode_length: int = 100
-    # simulator steps per control step
-    action_repeat: int = 1
-    # end the episode at the first success
-    end_on_success: Flag = 1
-    # factor on rewards
-    env_reward_scale: float = 1.0
-    # faithful or fast (docs/environments.md)
-    render_quality: Literal["faithful", "fast"] = "faithful"
-    # deliver the big pictures of every step in info["images"]
-    record_images: Flag = 0
-    # robosuite: actions are relative (1), or the hand's pose in the world (0)
-    ctrl_delta: Flag = 1
-    # robosuite: deliver the simulator's state in info["sim_state"], and with what belongs to it in
-    # files in info["recorded"]
-    record_sim_state: Flag = 0
-    # gymnasium: module to import first, so that it registers the id
-    gym_module: str = ""
-    # gymnasium: observation key(s) of the state, joined by "+" ("": observations are one vector)
-    gym_state_key: str = ""
-    # gymnasium: observation key(s) of proprioception ("": none)
-    gym_prop_key: str = ""
-    # gymnasium: what is success: an info key, "terminated", "truncated" (lasting to the time
-    # limit), or "" for a reward of at least 1
-    gym_success_key: str = ""
-
-    # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
-    goal_tolerance: float = 0.0
-    # particle: leave the velocity out of the state
-    hide_velocity: Flag = 0
-    # block_pushing: use a running pybullet server, which shows the scene
-    shared_memory: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.goal_tolerance < 0:
-            raise ValueError(f"goal_tolerance: {self.goal_tolerance}, expected 0 or more")
-        sizes = ("image_size", "rl_image_size", "obs_stack", "prop_stack", "state_stack")
-        for name in (*sizes, "episode_length", "action_repeat"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-
-
-@dataclass
-class GymConfig:
-    """How a run reads an environment of gymnasium (suite gymnasium; docs/environments.md)."""
-
-    # module to import first, so that it registers the id
-    module: str = ""
-    # observation key(s) of the state, joined by "+" ("": observations are one vector)
-    state_key: str = ""
-    # observation key(s) of proprioception ("": none)
-    prop_key: str = ""
-    # what is success: an info key, terminated, truncated, or "" for a reward of at least 1
-    success_key: str = ""
-
-    def env_fields(self) -> dict[str, Any]:
-        """The fields of EnvConfig that these are."""
-        return {f"gym_{name}": value for name, value in vars(self).items()}
 
 
 def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
@@ -102,7 +16,7 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
     if isinstance(cfg, dict):
         cfg = EnvConfig(**cfg)
     if cfg.suite == "metaworld":
-        from env.metaworld_wrapper import MetaWorldEnv
+        from env.metaworld.env import MetaWorldEnv
 
         return MetaWorldEnv(cfg)
     if cfg.suite == "gymnasium":
@@ -110,7 +24,7 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 
         return GymnasiumEnv(cfg)
     if cfg.suite == "particle":
-        from env.particle import ParticleEnv
+        from env.particle.env import ParticleEnv
 
         return ParticleEnv(cfg)
     if cfg.suite == "block_pushing":
@@ -122,7 +36,7 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 
         return D4RLEnv(cfg)
     if cfg.suite == "robosuite":
-        from env.robosuite_wrapper import RobosuiteEnv
+        from env.robosuite.env import RobosuiteEnv
 
         return RobosuiteEnv(cfg)
     raise EnvError(f"suite '{cfg.suite}' is unknown; expected one of {', '.join(SUITES)}")
@@ -131,7 +45,7 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 def env_args(cfg: EnvConfig) -> dict[str, Any]:
     """What files of demonstrations say of the environment (``data.attrs["env_args"]``)."""
     if cfg.suite == "robosuite":
-        from env.robomimic_args import robomimic_env_args
+        from env.robosuite.robomimic_args import robomimic_env_args
 
         size, delta = cfg.rl_image_size, bool(cfg.ctrl_delta)
         args = robomimic_env_args(cfg.task, cfg.cameras, size, delta=delta)

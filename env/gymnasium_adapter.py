@@ -18,14 +18,13 @@ import numpy as np
 
 from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
+from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
 from env.stacking import Stacker
 
 if TYPE_CHECKING:
     import gymnasium
-
-    from env.factory import EnvConfig
 
 RENDER = "render"
 # keys that a single Box goes by

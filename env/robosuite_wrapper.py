@@ -1,192 +1,20 @@
-"""robosuite tasks behind the environment interface, as IBRL's ``PixelRobosuite`` delivers them.
-
-The reward is sparse (1 at success), a control step lasts 50 ms, an episode follows from its
-seed and actions alone. States need no OpenGL; pictures are drawn by ``env.rendering``.
-"""
+"""``PixelRobosuite``: the original program's class, over ``env.robosuite``."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common_utils.gl import load_triton_before_mesa
-from common_utils.robomimic_keys import STATE_DIMS
-from common_utils.specs import ArraySpec, EnvSpec
+from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.original_api import OriginalApi
-from env.robomimic_args import model_xml
-from env.robosuite_obs import PROP_DIM, observe, prop_vector, state_vector
-from env.robosuite_replay import restore_state
-from env.robosuite_sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
-from env.seeded import SeededEnv
-from env.stacking import Stacker
+from env.robosuite.env import DEFAULT_CAMERA, RobosuiteEnv
+from env.robosuite.sim import task_named
 
 if TYPE_CHECKING:
     import torch
-
-    from env.factory import EnvConfig
-
-COLLISION_GROUP = 0  # robosuite's collision shapes, which lie over the visual ones
-DEFAULT_CAMERA = "agentview"
-
-
-class RobosuiteEnv(SeededEnv):
-    """One robosuite task.
-
-    Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] upright, ``prop`` (robot0's hand position,
-    quaternion and fingers) float32 [9 * prop_stack], and with ``use_state`` ``state`` float32
-    [STATE_DIMS[task] * state_stack]. With ``record_sim_state`` ``info["sim_state"]`` is the
-    flattened simulator state float64 [1 + nq + nv] that belongs to the observation, and
-    ``info["recorded"]`` what robomimic's files hold of it: that state, its observations by name
-    and, at success, the episode's model.
-    """
-
-    def __init__(self, cfg: EnvConfig) -> None:
-        load_triton_before_mesa(rendering=bool(cfg.cameras))
-        if cfg.action_repeat != 1:
-            raise EnvError(f"action_repeat: {cfg.action_repeat}; robosuite's tasks take 1")
-        self.cfg = cfg
-        self.task = task_named(cfg.task)
-        self._sim = make_sim(cfg.task, delta=bool(cfg.ctrl_delta))
-        if not cfg.ctrl_delta:
-            self._action_limit = np.inf  # poses, not shares of a range
-        self._stackers = {c: Stacker(cfg.obs_stack, cfg.stack_pad) for c in cfg.cameras}
-        self._stackers["prop"] = Stacker(cfg.prop_stack, cfg.stack_pad)
-        self._stackers["state"] = Stacker(cfg.state_stack, cfg.stack_pad)
-        self.spec = self._make_spec()
-        self._renderer: Any = None
-        self._pictures: dict[str, np.ndarray] = {}
-        for camera in cfg.cameras:  # no GL, wrong camera: say so now
-            self._check_camera(camera)
-        if cfg.cameras:
-            self._picture(cfg.cameras[0])
-        self.raw_obs: dict[str, np.ndarray] = {}
-
-    def _make_spec(self) -> EnvSpec:
-        cfg, s = self.cfg, self.cfg.rl_image_size
-        observations = {
-            c: ArraySpec((3 * cfg.obs_stack, s, s), "uint8", cfg.obs_stack) for c in cfg.cameras
-        }
-        observations["prop"] = ArraySpec((PROP_DIM * cfg.prop_stack,), "float32", cfg.prop_stack)
-        if cfg.use_state:
-            shape = (STATE_DIMS[self.task.name] * cfg.state_stack,)
-            observations["state"] = ArraySpec(shape, "float32", cfg.state_stack)
-        return EnvSpec(
-            suite="robosuite",
-            task=self.task.name,
-            observations=observations,
-            action_dim=self.task.action_dim,
-            horizon=cfg.episode_length,
-            cameras=tuple(cfg.cameras),
-        )
-
-    @property
-    def sim(self) -> Any:
-        """The robosuite environment itself (``make_sim``), which scripted experts read."""
-        return self._sim
-
-    # ----------------------------------------------------------------- pictures
-
-    def _check_camera(self, camera: str) -> None:
-        known = camera_names(self._sim)
-        if camera not in known:
-            raise EnvError(
-                f"camera '{camera}' does not exist in {self.task.name}; expected one of "
-                f"{', '.join(known)}"
-            )
-
-    def draw(self, camera: str) -> np.ndarray:
-        """uint8 [image_size, image_size, 3], upright, drawn anew."""
-        from env.rendering import Renderer
-
-        sim, size = self._sim.sim, self.cfg.image_size
-        if self._renderer is None:
-            quality = self.cfg.render_quality
-            self._renderer = Renderer(sim.model._model, size, size, quality, (COLLISION_GROUP,))
-        started = time.perf_counter()
-        picture = self._renderer.render(sim.data._data, self._renderer.camera_id(camera))
-        self.render_seconds += time.perf_counter() - started
-        return picture
-
-    def _picture(self, camera: str) -> np.ndarray:
-        """uint8 [image_size, image_size, 3], upright; drawn once per step."""
-        if self._blind:
-            return np.zeros((self.cfg.image_size, self.cfg.image_size, 3), np.uint8)
-        if camera not in self._pictures:
-            self._pictures[camera] = self.draw(camera)
-        return self._pictures[camera]
-
-    def render(self, camera: str | None = None) -> np.ndarray:
-        """Upright picture uint8 [image_size, image_size, 3]."""
-        camera = camera or (self.cfg.cameras[0] if self.cfg.cameras else DEFAULT_CAMERA)
-        return np.ascontiguousarray(self._picture(camera))
-
-    # ------------------------------------------------------------------ episode
-
-    def _observe(self) -> ObsDict:
-        from env.rendering import resize_picture
-
-        cfg = self.cfg
-        self._pictures.clear()
-        self.raw_obs = observe(self._sim)
-        frames = {
-            c: np.ascontiguousarray(
-                resize_picture(self._picture(c), cfg.rl_image_size).transpose(2, 0, 1)
-            )
-            for c in cfg.cameras
-        }
-        frames["prop"] = prop_vector(self.raw_obs)
-        if cfg.use_state:
-            frames["state"] = state_vector(self.task.name, self.raw_obs)
-        return {k: self._stackers[k].push(f) for k, f in frames.items()}
-
-    def _info(self, success: bool) -> dict[str, Any]:
-        info: dict[str, Any] = {"success": success}
-        if self.cfg.record_images:
-            cameras = self.cfg.cameras or [DEFAULT_CAMERA]
-            info["images"] = {c: self.render(c) for c in cameras}
-        if self.cfg.record_sim_state:
-            info["sim_state"] = sim_state(self._sim)
-            info["recorded"] = {"sim_state": info["sim_state"], **self.raw_obs}
-            if success:
-                info["recorded"]["model_file"] = model_xml(self._sim)
-        return info
-
-    def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
-        """Objects and arm where ``seed`` puts them."""
-        seed = self._begin(seed)
-        for stacker in self._stackers.values():
-            stacker.reset()
-        reset_sim(self._sim, seed)
-        return self._observe(), self._info(False)
-
-    def observe_state(self, state: np.ndarray, *, live: bool) -> tuple[ObsDict, float]:
-        """Observation (stacks hold it alone) and reward of a recorded simulator state.
-
-        ``live``: as they are seen right after a control step, see ``restore_state``. The episode
-        that was played before is lost.
-        """
-        restore_state(self._sim, state, live=live)
-        for stacker in self._stackers.values():
-            stacker.reset()
-        return self._observe(), float(self._sim.reward()) * self.cfg.env_reward_scale
-
-    def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
-        """One control step of 50 ms."""
-        action = self._take(action)
-        success = step_sim(self._sim, action)
-        terminated, truncated = self._end(success and bool(self.cfg.end_on_success))
-        reward = float(success) * self.cfg.env_reward_scale
-        return self._observe(), reward, terminated, truncated, self._info(success)
-
-    def close(self) -> None:
-        """Free the renderer and the simulator."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 class PixelRobosuite(OriginalApi):
@@ -222,8 +50,6 @@ class PixelRobosuite(OriginalApi):
         render_quality: str = "faithful",
         seed: int = 0,
     ) -> None:
-        from env.factory import EnvConfig
-
         expected = list(task_named(env_name).robots)
         if robots and list(robots) != expected:
             raise EnvError(f"robots: {robots}; {env_name} is offered with {expected}")

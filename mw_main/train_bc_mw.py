@@ -20,7 +20,7 @@ from bc.dataset import DatasetConfig
 from bc.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
 from common_utils.run_config import Flag, RunConfig
-from env.factory import EnvConfig
+from env.config import EnvConfig
 from mw_main.names import DATASETS
 from policy_io import metaworld_names
 

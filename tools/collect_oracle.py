@@ -28,9 +28,10 @@ from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording
 from common_utils.progress import console
 from common_utils.run_config import ConfigError, Flag
+from env.config import EnvConfig
 from env.core import Env
 from env.experts import Oracle, make_oracle
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
 from tools.recording import DemoRun, Job, Outcome, exit_status, store_part

@@ -35,7 +35,7 @@ from common_utils.progress import console
 from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError
 from env.core import EnvError
-from env.robosuite_sim import CONTROL_FREQ
+from env.robosuite.sim import CONTROL_FREQ
 from tools.raw_demos import ReplaySettings, read_source
 from tools.recording import DemoRun, Job, Parts
 

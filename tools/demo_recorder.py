@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from common_utils.demo_file import Recording
-from env.factory import EnvConfig
-from env.robomimic_args import robomimic_env_args
-from env.robosuite_control import Noise
-from env.robosuite_experts import make_expert
-from env.robosuite_sim import task_named
-from env.robosuite_wrapper import RobosuiteEnv
+from env.config import EnvConfig
+from env.robosuite.control import Noise
+from env.robosuite.env import RobosuiteEnv
+from env.robosuite.experts import make_expert
+from env.robosuite.robomimic_args import robomimic_env_args
+from env.robosuite.sim import task_named
 from tools.recording import Job, Outcome, store_part
 
 

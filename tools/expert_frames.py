@@ -25,9 +25,9 @@ from common_utils.progress import console
 from common_utils.run_config import ConfigError, Flag
 from env.core import EnvError
 from env.rendering import Renderer, resize_picture
-from env.robosuite_control import Noise
-from env.robosuite_experts import EXPERTS, make_expert
-from env.robosuite_sim import TASKS, make_sim, reset_sim, step_sim
+from env.robosuite.control import Noise
+from env.robosuite.experts import EXPERTS, make_expert
+from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 COLLISION_GROUP = 0  # hidden collision shapes
 DRAWN = 224  # pixels at which pictures are drawn

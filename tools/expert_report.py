@@ -26,9 +26,9 @@ from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from env.core import EnvError
-from env.robosuite_control import Noise
-from env.robosuite_experts import EXPERTS
-from env.robosuite_sim import TASKS
+from env.robosuite.control import Noise
+from env.robosuite.experts import EXPERTS
+from env.robosuite.sim import TASKS
 from evaluate.stats import wilson
 from tools.demo_recorder import Settings
 from tools.recording import Job, Outcome, play

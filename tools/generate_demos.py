@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common_utils import run_config
 from common_utils.run_config import ConfigError, Flag
-from env.robosuite_control import Noise
-from env.robosuite_experts import EXPERTS
-from env.robosuite_sim import TASKS
+from env.robosuite.control import Noise
+from env.robosuite.experts import EXPERTS
+from env.robosuite.sim import TASKS
 from tools.demo_recorder import Settings
 from tools.recording import DemoRun, exit_status
 

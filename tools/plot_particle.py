@@ -28,7 +28,8 @@ from common_utils.run_config import ConfigError
 from env.core import EnvError, ObsDict
 from env.experts import make_oracle
 from env.factory import make_env
-from env.particle import ParticleEnv, ParticleSim
+from env.particle.env import ParticleEnv
+from env.particle.sim import ParticleSim
 
 if TYPE_CHECKING:
     from bc.ibc.ebm_policy import EbmPolicy

@@ -18,12 +18,12 @@ import numpy as np
 from bc.loader import DatasetError, DemoFile
 from common_utils.demo_file import Recording
 from common_utils.env_args import arm_controller, version_numbers
+from env.config import EnvConfig
 from env.core import EnvError, ObsDict
-from env.factory import EnvConfig
-from env.robomimic_args import controller_differences, model_xml, robomimic_env_args
-from env.robosuite_replay import RecordedScene, restore_state, restore_step, to_base_frame
-from env.robosuite_sim import import_robosuite, sim_state, step_sim, task_named
-from env.robosuite_wrapper import RobosuiteEnv
+from env.robosuite.env import RobosuiteEnv
+from env.robosuite.replay import RecordedScene, restore_state, restore_step, to_base_frame
+from env.robosuite.robomimic_args import controller_differences, model_xml, robomimic_env_args
+from env.robosuite.sim import import_robosuite, sim_state, step_sim, task_named
 from tools.recording import Job, Outcome, store_part
 
 STEPS_TRIED = 20  # single actions played per demonstration, to see whether they fit the states

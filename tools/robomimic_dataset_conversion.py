@@ -31,8 +31,8 @@ from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
 from env.core import EnvError
-from env.robosuite_obs import observe
-from env.robosuite_replay import (
+from env.robosuite.obs import observe
+from env.robosuite.replay import (
     RecordedScene,
     hand_rotations,
     poses_asked_for,
@@ -40,7 +40,7 @@ from env.robosuite_replay import (
     restore_step,
     to_base_frame,
 )
-from env.robosuite_sim import make_sim, reset_sim, step_sim
+from env.robosuite.sim import make_sim, reset_sim, step_sim
 from tools.raw_demos import RawDemo, Source, read_demo, read_source
 from tools.recording import disk_told
 

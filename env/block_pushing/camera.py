@@ -8,12 +8,10 @@ as the published pixel policies do (bilinear, no antialiasing), ``fast`` renders
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from env.block_pushing.sim import BlockPushSim
+from env.block_pushing.sim import BlockPushSim
 
 HEIGHT, WIDTH = 240, 320
 _POSITION = (1.0, 0.0, 0.75)

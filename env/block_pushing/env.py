@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,10 @@ from env.block_pushing.tasks import (
     observation,
     state_vector,
 )
+from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
 from env.stacking import Stacker
-
-if TYPE_CHECKING:
-    from env.factory import EnvConfig
 
 SUITE = "block_pushing"
 CAMERA = "rgb"

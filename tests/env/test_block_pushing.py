@@ -16,9 +16,10 @@ from env.block_pushing import make_assets, sim
 from env.block_pushing.camera import resize
 from env.block_pushing.env import BlockPushEnv, task_name
 from env.block_pushing.oracles import MultimodalOracle, quarter_turn
+from env.config import EnvConfig
 from env.core import EnvError
 from env.experts import make_oracle
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
 

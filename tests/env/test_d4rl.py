@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from bc.dataset import DatasetConfig, DemoDataset
+from env.config import EnvConfig
 from env.core import EnvError
 from env.d4rl import KITCHEN_JOINTS, REWARDS, TASKS, AdroitTask, D4RLEnv, kitchen_state
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
 

@@ -13,8 +13,9 @@ import torch
 from bc.dataset import read_demos
 from common_utils.gl import best_backend
 from common_utils.run_config import ConfigError
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from mw_main.generate_metaworld_dataset import MainConfig, MetaWorldEnvConfig, generate
 
 

@@ -14,7 +14,8 @@ from common_utils.gl import BACKENDS, probe
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 env = make_env(EnvConfig(suite="metaworld", task="Assembly", cameras=sys.argv[1:]))
 env.reset(seed=0)
 import torch

@@ -6,8 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from env.gymnasium_adapter import GymnasiumEnv
 
 

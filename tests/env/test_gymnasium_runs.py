@@ -105,7 +105,8 @@ def test_options_reach_the_environment():
 RENDERED = """
 import sys
 import gymnasium, numpy as np
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 
 def make(task, **more):
     more = {"rl_image_size": 64, "image_size": 96, "episode_length": 9, **more}

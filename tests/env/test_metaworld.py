@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from common_utils.ibrl_utils import concat_obs
+from env.config import EnvConfig
 from env.core import EnvError
-from env.experts import metaworld_expert
-from env.factory import EnvConfig, make_env
-from env.metaworld_wrapper import MetaWorldEnv, task_id
+from env.factory import make_env
+from env.metaworld.env import MetaWorldEnv, task_id
+from env.metaworld.expert import metaworld_expert
 
 TASKS = ["Assembly", "coffee-push", "box-close-v3", "StickPull"]
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
-from env.particle import ParticleEnv, ParticleOracle, ParticleParams
+from env.factory import make_env
+from env.particle.env import ParticleEnv
+from env.particle.oracle import ParticleOracle
+from env.particle.sim import ParticleParams
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
 

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
+from env.factory import make_env
 from env.remote import RemoteEnv
 
 CONFIG = EnvConfig(suite="metaworld", task="Assembly", use_state=1, episode_length=20)

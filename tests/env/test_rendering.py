@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(
 HEAD = """
 import sys
 import numpy as np
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 
 def make(task, size=64, **options):
     options = {"cameras": ["corner2"], "rl_image_size": size, "image_size": size,

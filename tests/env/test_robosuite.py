@@ -10,11 +10,13 @@ import pytest
 
 from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import SpecError
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
-from env.robosuite_obs import observe, state_vector
-from env.robosuite_sim import TASKS, make_sim, reset_sim, sim_state, step_sim
-from env.robosuite_wrapper import PixelRobosuite, RobosuiteEnv
+from env.factory import make_env
+from env.robosuite.env import RobosuiteEnv
+from env.robosuite.obs import observe, state_vector
+from env.robosuite.sim import TASKS, make_sim, reset_sim, sim_state, step_sim
+from env.robosuite_wrapper import PixelRobosuite
 
 PAPER = ("Lift", "PickPlaceCan", "NutAssemblySquare", "TwoArmTransport", "ToolHang")
 # the names of robosuite 1.5, in the order of 1.4's "object-state"
@@ -304,7 +306,8 @@ def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
 NO_GL = """
 import os, sys
 import numpy as np
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 env = make_env(EnvConfig(suite="robosuite", task="Lift", use_state=1))
 env.reset(seed=0)
 env.step(np.zeros(7))

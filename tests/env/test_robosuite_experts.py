@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from env.core import EnvError
-from env.robosuite_control import CLOSE, OPEN, Arm, ArmExpert, Goal, Noise, body_pose, wrapped
-from env.robosuite_experts import make_expert
-from env.robosuite_sim import TASKS, make_sim, reset_sim, step_sim
+from env.robosuite.control import CLOSE, OPEN, Arm, ArmExpert, Goal, Noise, body_pose, wrapped
+from env.robosuite.experts import make_expert
+from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 
 @pytest.fixture(scope="module")

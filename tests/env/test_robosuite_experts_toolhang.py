@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from env.robosuite_control import Noise, body_pose
-from env.robosuite_experts import make_expert
-from env.robosuite_sim import TASKS, make_sim, reset_sim, step_sim
+from env.robosuite.control import Noise, body_pose
+from env.robosuite.experts import make_expert
+from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 TASK = "ToolHang"
 STAGES = ["frame grasped", "frame inserted", "tool grasped"]

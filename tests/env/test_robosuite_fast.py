@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from env import robosuite_sim
-from env.robosuite_fast import FastLoop, fits
-from env.robosuite_sim import make_sim, reset_sim, sim_state, step_sim
+from env.robosuite import sim as robosuite_sim
+from env.robosuite.fast import FastLoop, fits
+from env.robosuite.sim import make_sim, reset_sim, sim_state, step_sim
 
 
 def actions(number: int, dim: int, scale: float = 1.0) -> np.ndarray:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(
 
 HEAD = """
 import numpy as np
-from env.factory import EnvConfig, make_env
+from env.config import EnvConfig
+from env.factory import make_env
 CAMERAS = ["agentview", "robot0_eye_in_hand"]
 def make(**options):
     options = {"cameras": CAMERAS, **options}

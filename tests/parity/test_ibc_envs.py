@@ -8,8 +8,10 @@ import pytest
 from env.block_pushing import normalized
 from env.block_pushing.env import BlockPushEnv
 from env.block_pushing.oracles import MultimodalOracle, block_oracle
-from env.factory import EnvConfig
-from env.particle import ParticleEnv, ParticleOracle, ParticleParams, ParticleSim
+from env.config import EnvConfig
+from env.particle.env import ParticleEnv
+from env.particle.oracle import ParticleOracle
+from env.particle.sim import ParticleParams, ParticleSim
 from tests.parity import recipes
 from tests.parity.ibc_recipes import CLAIMED, cases
 from tests.parity.recipes import Fixture

@@ -25,9 +25,9 @@ import train_bc
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
 from common_utils.env_args import arm_controller, read_env_args
 from common_utils.gl import best_backend
-from env.robomimic_args import OSC_POSE, robomimic_env_args
-from env.robosuite_replay import poses_asked_for, to_base_frame
-from env.robosuite_sim import make_sim, reset_sim
+from env.robosuite.replay import poses_asked_for, to_base_frame
+from env.robosuite.robomimic_args import OSC_POSE, robomimic_env_args
+from env.robosuite.sim import make_sim, reset_sim
 from tools import dataset_states_to_obs, generate_demos, robomimic_dataset_conversion
 
 HUMAN = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "human_demos"

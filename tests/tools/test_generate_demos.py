@@ -22,10 +22,11 @@ import pytest
 from bc.dataset import DemoDataset, read_demos
 from common_utils import run_config
 from common_utils.run_config import ConfigError
+from env.config import EnvConfig
 from env.core import EnvError
-from env.factory import EnvConfig, make_env
-from env.robomimic_args import model_xml
-from env.robosuite_sim import make_sim, reset_sim
+from env.factory import make_env
+from env.robosuite.robomimic_args import model_xml
+from env.robosuite.sim import make_sim, reset_sim
 from tools.demo_recorder import Settings
 from tools.generate_demos import MainConfig, generate
 from tools.recording import Job, Parts, disk_told, play
@@ -157,7 +158,8 @@ def test_pictures_are_the_environments(tmp_path):
     script = (
         "import sys, h5py, numpy as np\n"
         "from tools.generate_demos import MainConfig, generate\n"
-        "from env.factory import EnvConfig, make_env\n"
+        "from env.config import EnvConfig\n"
+        "from env.factory import make_env\n"
         f"names = ['agentview', '{camera}']\n"
         "cfg = MainConfig(task='Lift', num=1, cameras=names, image_size=64, obs_size=32,\n"
         "    render_quality='fast', workers=0, out=sys.argv[1])\n"

@@ -12,8 +12,9 @@ import train_rl
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.robomimic_keys import STATE_DIMS
-from env.factory import EnvConfig, env_args
-from env.robosuite_wrapper import RobosuiteEnv
+from env.config import EnvConfig
+from env.factory import env_args
+from env.robosuite.env import RobosuiteEnv
 
 CFGS = Path(__file__).resolve().parents[2] / "release" / "cfgs"
 TASKS = {"transport": ("TwoArmTransport", 14), "tool_hang": ("ToolHang", 7)}

@@ -184,8 +184,8 @@ import h5py, numpy as np, torch
 import train_rl
 from common_utils import run_config
 from common_utils.logger import RunLogger
-from env.robosuite_control import Noise
-from env.robosuite_experts import make_expert
+from env.robosuite.control import Noise
+from env.robosuite.experts import make_expert
 from tools.inspect_dataset import inspect
 
 cfg = run_config.parse_args(train_rl.MainConfig, sys.argv[1:])

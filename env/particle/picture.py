@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from env.particle import ParticleSim
+from env.particle.sim import ParticleSim
 
 _GREEN, _BLUE, _RED, _GREY = (30, 160, 60), (50, 80, 220), (220, 50, 50), (120, 120, 120)
 _GOALS = (_GREEN, _BLUE)

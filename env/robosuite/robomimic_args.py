@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from env.robosuite_shapes import variable_body
-from env.robosuite_sim import CONTROL_FREQ, import_robosuite, task_named
+from env.robosuite.shapes import variable_body
+from env.robosuite.sim import CONTROL_FREQ, import_robosuite, task_named
 
 ENV_TYPE = 1  # robomimic's number for robosuite
 

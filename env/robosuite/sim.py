@@ -1,7 +1,7 @@
 """robosuite 1.5 simulations as robomimic's data (robosuite 1.4) knows them: made, seeded, saved.
 
 The differences between the two versions that matter to data and policies are handled here and
-in ``env.robosuite_wrapper``; docs/environments.md lists them. Nothing here renders: pictures
+in ``env.robosuite.obs``; docs/environments.md lists them. Nothing here renders: pictures
 are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from env.core import EnvError
-from env.robosuite_fast import FastLoop, fits
-from env.robosuite_shapes import draw_shapes
+from env.robosuite.fast import FastLoop, fits
+from env.robosuite.shapes import draw_shapes
 
 CONTROL_FREQ = 20  # Hz
 ARM_ACTION_DIM = 7  # position 3, rotation 3 (axis-angle), gripper 1 (-1 opens, +1 closes)
@@ -184,7 +184,7 @@ def step_sim(env: Any, action: np.ndarray, *, fast: bool = True) -> bool:
     """One control step (25 physics steps); whether the task is solved after it.
 
     The same as ``env.step(action)`` without robosuite's observations, which
-    ``env.robosuite_obs.observe`` replaces. ``fast`` takes ``env.robosuite_fast`` where it can.
+    ``env.robosuite.obs.observe`` replaces. ``fast`` takes ``env.robosuite.fast`` where it can.
     """
     steps = round(env.control_timestep / env.model_timestep)
     loop = _fast_loop(env) if fast else None

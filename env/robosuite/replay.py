@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from env.core import EnvError
-from env.robosuite_obs import ARM
-from env.robosuite_shapes import (
+from env.robosuite.obs import ARM
+from env.robosuite.shapes import (
     BODY_FIELDS,
     BVH_FIELDS,
     GEOM_FIELDS,

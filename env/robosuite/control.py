@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from env.robosuite_sim import ARM_ACTION_DIM
+from env.robosuite.sim import ARM_ACTION_DIM
 
 OPEN, CLOSE = -1.0, 1.0  # gripper commands; the fingers take 5 to 12 steps to follow
 

@@ -1,4 +1,4 @@
-"""Scripted experts of the robosuite tasks, by task (how they move: env/robosuite_control.py).
+"""Scripted experts of the robosuite tasks, by task (how they move: env/robosuite/control.py).
 
 The waypoints, waits and thresholds were found by measurement in robosuite 1.5.2.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from env.core import EnvError
-from env.robosuite_control import (
+from env.robosuite.control import (
     CLOSE,
     OPEN,
     UP,
@@ -30,8 +30,8 @@ EXPERTS: dict[str, tuple[str, str]] = {
     "Lift": (__name__, "LiftExpert"),
     "PickPlaceCan": (__name__, "CanExpert"),
     "NutAssemblySquare": (__name__, "SquareExpert"),
-    "TwoArmTransport": ("env.robosuite_experts_twoarm", "TransportExpert"),
-    "ToolHang": ("env.robosuite_experts_toolhang", "ToolHangExpert"),
+    "TwoArmTransport": ("env.robosuite.experts_twoarm", "TransportExpert"),
+    "ToolHang": ("env.robosuite.experts_toolhang", "ToolHangExpert"),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from env.robosuite_control import (
+from env.robosuite.control import (
     CLOSE,
     FINE,
     OPEN,

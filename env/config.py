@@ -1,0 +1,94 @@
+"""What an environment is, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from common_utils.run_config import Flag
+from env.stacking import StackPad
+
+
+@dataclass
+class EnvConfig:
+    """What an environment is and what it delivers; plain data, so workers can rebuild it."""
+
+    # robosuite, metaworld, gymnasium, particle, block_pushing or d4rl
+    suite: str = ""
+    # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
+    task: str = ""
+    # cameras to deliver, "" or none for states only
+    cameras: list[str] = field(default_factory=list)
+    # size at which videos are rendered
+    image_size: int = 224
+    # size of delivered images
+    rl_image_size: int = 96
+    # steps per observation, newest first: images
+    obs_stack: int = 1
+    # proprioception
+    prop_stack: int = 1
+    # state vectors
+    state_stack: int = 1
+    # what fills stacks before the episode's start: zeros, or repeat (the first frame)
+    stack_pad: StackPad = "zeros"
+    # deliver the state vector
+    use_state: Flag = 0
+    # time limit in control steps
+    episode_length: int = 100
+    # simulator steps per control step
+    action_repeat: int = 1
+    # end the episode at the first success
+    end_on_success: Flag = 1
+    # factor on rewards
+    env_reward_scale: float = 1.0
+    # faithful or fast (docs/environments.md)
+    render_quality: Literal["faithful", "fast"] = "faithful"
+    # deliver the big pictures of every step in info["images"]
+    record_images: Flag = 0
+    # robosuite: actions are relative (1), or the hand's pose in the world (0)
+    ctrl_delta: Flag = 1
+    # robosuite: deliver the simulator's state in info["sim_state"], and with what belongs to it in
+    # files in info["recorded"]
+    record_sim_state: Flag = 0
+    # gymnasium: module to import first, so that it registers the id
+    gym_module: str = ""
+    # gymnasium: observation key(s) of the state, joined by "+" ("": observations are one vector)
+    gym_state_key: str = ""
+    # gymnasium: observation key(s) of proprioception ("": none)
+    gym_prop_key: str = ""
+    # gymnasium: what is success: an info key, "terminated", "truncated" (lasting to the time
+    # limit), or "" for a reward of at least 1
+    gym_success_key: str = ""
+
+    # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
+    goal_tolerance: float = 0.0
+    # particle: leave the velocity out of the state
+    hide_velocity: Flag = 0
+    # block_pushing: use a running pybullet server, which shows the scene
+    shared_memory: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.goal_tolerance < 0:
+            raise ValueError(f"goal_tolerance: {self.goal_tolerance}, expected 0 or more")
+        sizes = ("image_size", "rl_image_size", "obs_stack", "prop_stack", "state_stack")
+        for name in (*sizes, "episode_length", "action_repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+
+
+@dataclass
+class GymConfig:
+    """How a run reads an environment of gymnasium (suite gymnasium; docs/environments.md)."""
+
+    # module to import first, so that it registers the id
+    module: str = ""
+    # observation key(s) of the state, joined by "+" ("": observations are one vector)
+    state_key: str = ""
+    # observation key(s) of proprioception ("": none)
+    prop_key: str = ""
+    # what is success: an info key, terminated, truncated, or "" for a reward of at least 1
+    success_key: str = ""
+
+    def env_fields(self) -> dict[str, Any]:
+        """The fields of EnvConfig that these are."""
+        return {f"gym_{name}": value for name, value in vars(self).items()}

@@ -1,0 +1,167 @@
+"""Meta-World (metaworld 3.1.1) behind the environment interface.
+
+A control step repeats the action ``action_repeat`` times; the reward is sparse (1 at success);
+the goal is visible in the state and random at each reset. An episode follows from its seed
+alone, whatever the environment played before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import numpy as np
+
+from common_utils.gl import load_triton_before_mesa
+from common_utils.specs import ArraySpec, EnvSpec
+from env.config import EnvConfig
+from env.core import EnvError, ObsDict
+from env.seeded import SeededEnv
+from env.stacking import Stacker
+
+STATE_DIM, PROP_DIM, ACTION_DIM = 39, 4, 4
+# corner2 as the original program moved it; Meta-World's own is closer to the table's corner
+CORNER2_POS = (0.75, 0.075, 0.7)
+# Meta-World's corner cameras hang upside down: rolled by 180 degrees about their viewing axes
+ROLLED_CAMERAS = ("corner", "corner2", "corner3", "corner4")
+
+
+def task_id(name: str) -> str:
+    """Assembly, assembly or assembly-v3 -> assembly-v3; EnvError listing the tasks otherwise."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+    words = re.sub(r"-?v[23]$", "", words.replace("_", "-"))
+    if f"{words}-v3" not in ALL_V3_ENVIRONMENTS:
+        known = ", ".join(sorted(k.removesuffix("-v3") for k in ALL_V3_ENVIRONMENTS))
+        raise EnvError(f"Meta-World has no task '{name}'; expected one of {known}")
+    return f"{words}-v3"
+
+
+class MetaWorldEnv(SeededEnv):
+    """One Meta-World task.
+
+    Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] upright, ``prop`` (hand position and
+    gripper opening) float32 [4 * prop_stack], and with ``use_state`` ``state`` float32
+    [39 * state_stack].
+    """
+
+    def __init__(self, cfg: EnvConfig) -> None:
+        load_triton_before_mesa(rendering=bool(cfg.cameras))
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as TASKS
+
+        self.cfg = cfg
+        self.task = task_id(cfg.task)
+        # without a seed, its constructor would draw from numpy's global generator
+        constructors: dict[str, Any] = TASKS  # their types hide the seed argument
+        self._sim: Any = constructors[f"{self.task}-goal-observable"](seed=0)
+        self._sim._freeze_rand_vec = False  # a random goal at each reset ...
+        self._sim.seeded_rand_vec = True  # ... from the seed of that reset
+        # Meta-World's own limit counts simulator steps; ours ends the episode before it
+        self._sim.max_path_length = cfg.episode_length * cfg.action_repeat + 2
+        pad = cfg.stack_pad
+        self._stackers = {c: Stacker(cfg.obs_stack, pad) for c in cfg.cameras}
+        self._stackers |= {"prop": Stacker(cfg.prop_stack, pad)}
+        self._stackers |= {"state": Stacker(cfg.state_stack, pad)}
+        self.spec = self._make_spec()
+        self._renderers: dict[int, Any] = {}
+        self._move_corner2()
+        if cfg.cameras:
+            self._picture(cfg.cameras[0], cfg.rl_image_size)  # no GL, wrong camera: say so now
+        self.raw_state = np.zeros(STATE_DIM)
+
+    def _make_spec(self) -> EnvSpec:
+        cfg, s = self.cfg, self.cfg.rl_image_size
+        observations = {
+            c: ArraySpec((3 * cfg.obs_stack, s, s), "uint8", cfg.obs_stack) for c in cfg.cameras
+        }
+        observations["prop"] = ArraySpec((PROP_DIM * cfg.prop_stack,), "float32", cfg.prop_stack)
+        if cfg.use_state:
+            shape = (STATE_DIM * cfg.state_stack,)
+            observations["state"] = ArraySpec(shape, "float32", cfg.state_stack)
+        return EnvSpec(
+            suite="metaworld",
+            task=self.task,
+            observations=observations,
+            action_dim=ACTION_DIM,
+            horizon=cfg.episode_length,
+            cameras=tuple(cfg.cameras),
+        )
+
+    # ----------------------------------------------------------------- pictures
+
+    def _move_corner2(self) -> None:
+        import mujoco
+
+        model = self._sim.model
+        number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "corner2")
+        model.cam_pos[number] = CORNER2_POS
+
+    def _picture(self, camera: str, size: int) -> np.ndarray:
+        """uint8 [size, size, 3], upright."""
+        from env.rendering import Renderer
+
+        if self._blind:
+            return np.zeros((size, size, 3), np.uint8)
+        if size not in self._renderers:
+            quality = self.cfg.render_quality
+            self._renderers[size] = Renderer(self._sim.model, size, size, quality)
+        renderer = self._renderers[size]
+        started = time.perf_counter()
+        picture = renderer.render(self._sim.data, renderer.camera_id(camera))
+        self.render_seconds += time.perf_counter() - started
+        return picture[::-1, ::-1] if camera in ROLLED_CAMERAS else picture
+
+    def render(self, camera: str | None = None) -> np.ndarray:
+        """Upright picture uint8 [image_size, image_size, 3]."""
+        camera = camera or (self.cfg.cameras[0] if self.cfg.cameras else "corner2")
+        return np.ascontiguousarray(self._picture(camera, self.cfg.image_size))
+
+    # ------------------------------------------------------------------ episode
+
+    def _observe(self, state: np.ndarray) -> ObsDict:
+        self.raw_state = state
+        vector = state.astype(np.float32)
+        frames = {
+            c: np.ascontiguousarray(self._picture(c, self.cfg.rl_image_size).transpose(2, 0, 1))
+            for c in self.cfg.cameras
+        }
+        frames["prop"] = vector[:PROP_DIM]
+        if self.cfg.use_state:
+            frames["state"] = vector
+        return {k: self._stackers[k].push(f) for k, f in frames.items()}
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        info: dict[str, Any] = {"success": success}
+        if self.cfg.record_images:
+            cameras = self.cfg.cameras or ["corner2"]
+            info["images"] = {c: self.render(c) for c in cameras}
+        return info
+
+    def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
+        """Reset, then one step of zero action, as the original program did."""
+        seed = self._begin(seed)
+        for stacker in self._stackers.values():
+            stacker.reset()
+        self._sim.seed(seed)
+        self._sim.reset()
+        state = self._sim.step(np.zeros(ACTION_DIM))[0]
+        return self._observe(state), self._info(False)
+
+    def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
+        """One control step; success is judged after its last simulator step."""
+        action = self._take(action)
+        for _ in range(self.cfg.action_repeat):
+            state, _, _, _, sim_info = self._sim.step(action)
+        success = bool(sim_info["success"])
+        terminated, truncated = self._end(success and bool(self.cfg.end_on_success))
+        reward = float(success) * self.cfg.env_reward_scale
+        return self._observe(state), reward, terminated, truncated, self._info(success)
+
+    def close(self) -> None:
+        """Free the renderers and the simulator."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._sim.close()

@@ -1,0 +1,50 @@
+"""The particle's scripted expert."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from env.particle.env import ParticleEnv
+
+
+class ParticleOracle:
+    """The scripted expert: the first goal is the set-point, then the second one.
+
+    Args:
+        env: the environment it acts in.
+        wait_at_first_goal: control steps (counted, not necessarily in a row) within
+            ``goal_threshold`` of the first goal before it moves on.
+        random_order: visit the goals in a random order (multimodal demonstrations).
+        noise_std: of Gaussian noise on the set-point, native units.
+    """
+
+    def __init__(
+        self,
+        env: ParticleEnv,
+        wait_at_first_goal: int = 1,
+        goal_threshold: float = 0.01,
+        random_order: bool = False,
+        noise_std: float = 0.0,
+    ) -> None:
+        self.env = env
+        self.wait, self.threshold = wait_at_first_goal, goal_threshold
+        self.random_order, self.noise_std = random_order, noise_std
+        self.reset(np.random.default_rng(0))
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Before each episode, after the environment's reset."""
+        self._rng = rng
+        flip = self.random_order and bool(rng.integers(2))
+        self._order = (1, 0) if flip else (0, 1)
+        self._steps_at_goal = 0
+
+    def action(self) -> np.ndarray:
+        """Action float32 [N] in [-1, 1] for the environment's present state."""
+        sim, (first, second) = self.env.sim, self._order
+        if sim.distance(first) < self.threshold:
+            self._steps_at_goal += 1
+        goal = second if self._steps_at_goal >= self.wait else first
+        setpoint = sim.goals[goal]
+        if self.noise_std > 0:
+            setpoint = setpoint + self._rng.normal(0.0, self.noise_std, setpoint.shape)
+        return self.env.from_native(np.clip(setpoint, 0, 1))
