@@ -1,7 +1,8 @@
 """Files that are either the old version or the new one, never a half.
 
 Every write goes to a temporary file beside the target, is forced to disk, and is
-then renamed over it. A crash leaves at most a ``.tmp-*`` file behind.
+then renamed over it. A crash leaves at most a ``.tmp-*`` file behind, which
+:func:`remove_leftovers` clears.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +46,16 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made with its parents where missing, their entries forced to disk too."""
+    path = Path(path)
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_path(folder.parent)
+    return path
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Iterator[Any]:
     """Replace ``path`` with what the block writes, or leave it as it was if the block raises.
@@ -57,7 +69,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
     if mode not in (None, "w", "wb"):
         raise ValueError(f"atomic_write: mode must be None, 'w' or 'wb', got {mode!r}")
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     # keep the suffix: writers such as imageio choose the format by it
     temp = target.with_name(f"{TEMP_MARK}{uuid.uuid4().hex[:12]}-{target.name}")
     try:
@@ -75,6 +87,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
         fsync_path(target.parent)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that a crash left in ``folder`` (not in folders below it).
+
+    Call it only where no other process can be writing.
+    """
+    for path in list(Path(folder).iterdir()):
+        if re.match(rf"{re.escape(TEMP_MARK)}[0-9a-f]{{12}}-", path.name):
+            path.unlink(missing_ok=True)
 
 
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:

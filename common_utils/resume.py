@@ -8,7 +8,7 @@ from pathlib import Path
 from common_utils import run_config
 from common_utils.atomic import full_disk
 from common_utils.run_config import ConfigError, RunConfig
-from common_utils.run_state import latest_state
+from common_utils.run_state import latest_state, tidy
 
 STATE_DIR = "state"
 
@@ -20,7 +20,9 @@ def start_or_resume(cfg: RunConfig, resume: bool, may_change: Collection[str]) -
     with the differences if any other does, and when a fresh start would overwrite a run
     that can still be resumed.
     """
-    path = latest_state(Path(cfg.save_dir) / STATE_DIR)
+    root = Path(cfg.save_dir) / STATE_DIR
+    tidy(root)
+    path = latest_state(root)
     if not resume:
         if path is not None:
             raise ConfigError(

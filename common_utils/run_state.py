@@ -5,7 +5,9 @@
                             COMPLETE     manifest: step, size and checksum of every file
 
 A state is written to a temporary folder, forced to disk and renamed; it counts only if its
-COMPLETE marker is there and agrees with the files. Nothing is unpickled: ``tree.pt`` is read
+COMPLETE marker is there and agrees with the files. The state before it stays until this one has
+been read back, so that damage to one of them costs no more than the steps between the two; a
+second state of the same step is ``step_000012000_1``. Nothing is unpickled: ``tree.pt`` is read
 with ``torch.load(weights_only=True)``.
 """
 
@@ -19,21 +21,26 @@ import signal
 import uuid
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from common_utils.atomic import fsync_path
+from common_utils.atomic import fsync_path, full_disk, make_folder
+
+T = TypeVar("T")
 
 MARKER = "COMPLETE"
-_TEMP, _OLD = ".tmp_step_", ".old_"
+_TREE = "tree.pt"
+_TEMP = ".tmp_step_"
+_OLD = ".old_"  # of earlier versions: a state set aside while its successor was renamed
+_STATE_NAME = re.compile(r"step_([0-9]{1,18})(?:_([0-9]{1,9}))?")
 _NDARRAY = "__ndarray__"
-_being_written: set[str] = set()  # temporary folders of this process
 
 
 class StateError(RuntimeError):
@@ -72,43 +79,88 @@ def save_state(
     parts: Mapping[str, SavesItself] | None = None,
     keep: int = 1,
 ) -> Path:
-    """Write ``root/step_{step}`` and remove all but the newest ``keep`` complete states.
+    """Write a state of ``step`` under ``root``, beside the ``keep`` newest that can be read back.
 
     ``tree``: nested dicts (string or int keys), lists and tuples of tensors, numpy arrays,
     int, float, bool, str, bytes, None. Raises TypeError naming the entry on anything else.
-    Older states are removed only after the new one is complete, so disk must hold keep + 1.
+    States older than those kept are removed first, so disk must hold keep + 1. One process at a
+    time may write to a root (see ``run_folder``).
     """
     if step < 0 or keep < 1:
         raise ValueError(f"save_state: step {step} and keep {keep} must be >= 0 and >= 1")
-    root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    _recover(root)
+    root = make_folder(root)
+    _remove_old_states(root, keep)
     temp = root / f"{_TEMP}{step}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
-    _being_written.add(temp.name)
     try:
         temp.mkdir()
-        with open(temp / "tree.pt", "wb") as handle:  # a file object, so that a full disk is told
+        with open(temp / _TREE, "wb") as handle:  # a file object, so that a full disk is told
             torch.save(_encode(dict(tree), "tree"), handle)
         for name, part in (parts or {}).items():
             folder = temp / "parts" / name
             folder.mkdir(parents=True)
             part.save(folder)
         _write_marker(temp, step)
-        target = root / f"step_{step:09d}"
-        if target.exists():  # the same step again: set aside, put back by _recover if we die here
-            target.rename(root / f"{_OLD}{target.name}")
+        target = _free_name(root, step)
         temp.rename(target)
         fsync_path(root)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-        _being_written.discard(temp.name)
-    _recover(root)
-    for stale in _complete_states(root)[keep:]:
-        # renamed first, so that a crash while deleting never leaves a thinned-out state
-        trash = root / f"{_TEMP}trash_{os.getpid()}_{uuid.uuid4().hex[:8]}"
-        stale.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
     return target
+
+
+def _free_name(root: Path, step: int) -> Path:
+    """``step_N``, or the next of ``step_N_1``, ``step_N_2`` where states of that step are there."""
+    names = (_STATE_NAME.fullmatch(path.name) for path in root.iterdir())
+    taken = [int(name[2] or 0) for name in names if name and int(name[1]) == step]
+    return root / (f"step_{step:09d}_{max(taken) + 1}" if taken else f"step_{step:09d}")
+
+
+def _remove_old_states(root: Path, keep: int) -> None:
+    """Remove what is older than the ``keep`` newest states that are proven to be readable."""
+    proven = 0
+    for path in _complete_states(root):
+        if proven == keep:
+            _remove(path)
+        else:
+            proven += _is_proven(path)
+
+
+def _is_proven(path: Path) -> bool:
+    try:
+        verify_state(path)
+    except StateError:
+        return False
+    return True
+
+
+def _remove(state: Path) -> None:
+    # renamed first, so that a crash while deleting never leaves a thinned-out state
+    trash = state.parent / f"{_TEMP}trash_{os.getpid()}_{uuid.uuid4().hex[:8]}"
+    state.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def tidy(root: str | os.PathLike[str]) -> None:
+    """Remove what dead writers left under ``root``; call it only where no other can be writing."""
+    root = Path(root)
+    if not root.is_dir():
+        return
+    for path in list(root.iterdir()):
+        if path.name.startswith(_TEMP):
+            _remove_anything(path)
+        elif path.name.startswith(f"{_OLD}step_"):
+            target = root / path.name.removeprefix(_OLD)
+            if target.exists():
+                _remove_anything(path)
+            else:
+                path.rename(target)
+
+
+def _remove_anything(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_marker(folder: Path, step: int) -> None:
@@ -129,32 +181,6 @@ def _crc32(path: Path) -> int:
         while chunk := handle.read(1 << 22):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def _recover(root: Path) -> None:
-    """Put back a state set aside by a writer that died; remove its temporary folders."""
-    for old in root.glob(f"{_OLD}step_*"):
-        target = root / old.name.removeprefix(_OLD)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(target)
-    for temp in root.glob(f"{_TEMP}*"):
-        pid = int(temp.name.rsplit("_", 2)[1])
-        # our own process number may be that of a dead writer in an earlier container
-        writing = temp.name in _being_written if pid == os.getpid() else _alive(pid)
-        if not writing:
-            shutil.rmtree(temp, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _encode(value: Any, where: str) -> Any:
@@ -199,35 +225,79 @@ def _decode(value: Any) -> Any:
 
 
 def _complete_states(root: Path) -> list[Path]:
-    """Folders with a marker, newest step first (contents not verified)."""
-    found = [
-        (int(m.group(1)), p)
-        for p in root.glob("step_*")
-        if (m := re.fullmatch(r"step_(\d+)", p.name)) and (p / MARKER).is_file()
-    ]
-    return [p for _, p in sorted(found, reverse=True)]
+    """Folders with a marker, newest first (contents not verified)."""
+    found = []
+    for path in root.iterdir():
+        match = _STATE_NAME.fullmatch(path.name)
+        if match and os.path.isfile(path / MARKER):
+            found.append(((int(match[1]), int(match[2] or 0)), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, int]]]:
+    """What a state's marker says: its step, and (bytes, crc32) of every file."""
+    try:
+        manifest = json.loads((path / MARKER).read_bytes())
+        step, files = manifest["step"], manifest["files"]
+        wanted = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise StateError(f"{path}: no complete state here (no {MARKER} marker)") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StateError(
+            f"{path}: damaged: {MARKER} cannot be read ({type(error).__name__}: {error})"
+        ) from None
+    numbers = [step, *(number for pair in wanted.values() for number in pair)]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise StateError(f"{path}: damaged: {MARKER} has something else where numbers belong")
+    if (name := _STATE_NAME.fullmatch(path.name)) and int(name[1]) != step:
+        raise StateError(f"{path}: damaged: {MARKER} says step {step}")
+    if _TREE not in wanted:
+        raise StateError(f"{path}: damaged: {MARKER} does not list {_TREE}")
+    return step, wanted
 
 
 def verify_state(path: str | os.PathLike[str]) -> int:
     """The step of a complete, undamaged state; StateError says what is wrong otherwise."""
     path = Path(path)
     try:
-        manifest = json.loads((path / MARKER).read_text())
-        step, files = int(manifest["step"]), dict(manifest["files"])
-    except FileNotFoundError:
-        raise StateError(f"{path}: no complete state here (no {MARKER} marker)") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateError(f"{path}: damaged: {MARKER} cannot be read ({error})") from None
-    for name, want in files.items():
-        file = path / name
-        if not file.is_file():
-            raise StateError(f"{path}: damaged: {name} is missing")
-        if file.stat().st_size != want["bytes"]:
-            size = file.stat().st_size
-            raise StateError(f"{path}: damaged: {name} has {size} bytes, expected {want['bytes']}")
-        if _crc32(file) != want["crc32"]:
-            raise StateError(f"{path}: damaged: checksum of {name} does not match")
+        step, files = _manifest(path)
+        for name, (size, crc) in files.items():
+            _verify_file(path, name, size, crc)
+    except (OSError, ValueError) as error:  # ValueError: a file name that no system takes
+        why = getattr(error, "strerror", None) or error
+        raise StateError(f"{path}: damaged: a file cannot be read: {why}") from None
     return step
+
+
+def _verify_file(state: Path, name: str, size: int, crc: int) -> None:
+    file = state / name
+    if not file.is_file():
+        raise StateError(f"{state}: damaged: {name} is missing")
+    if (have := file.stat().st_size) != size:
+        raise StateError(f"{state}: damaged: {name} has {have} bytes, expected {size}")
+    if _crc32(file) != crc:
+        raise StateError(f"{state}: damaged: checksum of {name} does not match")
+
+
+def _newest(root: str | os.PathLike[str], read: Callable[[Path], T]) -> T | None:
+    """``read`` of the newest state that it accepts, None if there is no state at all."""
+    root = Path(root)
+    problems = []
+    try:
+        states = _complete_states(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateError(f"{root}: cannot be read: {error.strerror}") from None
+    for path in states:
+        try:
+            return read(path)
+        except StateError as error:
+            problems.append(str(error))
+            warnings.warn(f"{error}; trying the state before it", stacklevel=3)
+    if problems:
+        raise StateError("no usable state: " + "; ".join(problems))
+    return None
 
 
 def latest_state(root: str | os.PathLike[str]) -> Path | None:
@@ -235,30 +305,48 @@ def latest_state(root: str | os.PathLike[str]) -> Path | None:
 
     Damaged ones are passed over with a warning; StateError if nothing but damaged ones exist.
     """
-    root = Path(root)
-    if not root.is_dir():
-        return None
-    _recover(root)
-    states = _complete_states(root)
-    problems = []
-    for path in states:
-        try:
-            verify_state(path)
-            return path
-        except StateError as error:
-            problems.append(str(error))
-            warnings.warn(f"{error}; trying the state before it", stacklevel=2)
-    if problems:
-        raise StateError("no usable state: " + "; ".join(problems))
-    return None
+
+    def verified(path: Path) -> Path:
+        verify_state(path)
+        return path
+
+    return _newest(root, verified)
+
+
+def load_latest(root: str | os.PathLike[str]) -> RunState | None:
+    """The newest state under ``root`` that can be read; otherwise as :func:`latest_state`."""
+    return _newest(root, load_state)
 
 
 def load_state(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunState:
     """Read a state back, verified; raises StateError if it is incomplete or damaged."""
     path = Path(path)
     step = verify_state(path)
-    tree = torch.load(path / "tree.pt", map_location=map_location, weights_only=True)
-    return RunState(step=step, tree=_decode(tree), path=path)
+    try:
+        tree = _decode(torch.load(path / _TREE, map_location=map_location, weights_only=True))
+        if not isinstance(tree, dict):
+            raise TypeError(f"a {type(tree).__name__}")
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds, with advice that does not fit here
+        kind = type(error).__name__
+        raise StateError(f"{path}: damaged: {_TREE} cannot be read ({kind})") from error
+    return RunState(step=step, tree=tree, path=path)
+
+
+@contextmanager
+def fitting(state: RunState) -> Iterator[None]:
+    """In the block, what does not fit while ``state`` is put into place is a StateError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        named = isinstance(error, RuntimeError) and type(error) is not RuntimeError
+        if named or full_disk(error):  # says itself what is wrong
+            raise
+        lines = str(error).splitlines() or [""]
+        raise StateError(
+            f"{state.path}: is no state of such a run ({type(error).__name__}: {lines[0]})"
+        ) from error
 
 
 # ---------------------------------------------------------------- stopping

@@ -10,7 +10,13 @@ import torch
 import yaml
 
 from common_utils import seeding
-from common_utils.atomic import atomic_json, atomic_torch_save, atomic_write, atomic_yaml
+from common_utils.atomic import (
+    atomic_json,
+    atomic_torch_save,
+    atomic_write,
+    atomic_yaml,
+    remove_leftovers,
+)
 from common_utils.saver import TopkSaver
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "ibrl" / "topk_saver.json"
@@ -47,6 +53,17 @@ def test_writers_round_trip(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == {"b": {"c": 1e-4}, "a": "x"}
     atomic_torch_save({"w": torch.arange(3)}, tmp_path / "a.pt")
     assert torch.load(tmp_path / "a.pt", weights_only=True)["w"].tolist() == [0, 1, 2]
+
+
+def test_what_a_crash_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names = [".tmp-0123456789ab-model0.pt", ".tmp-mine", "a.tmp-0123456789ab-x", "model0.pt"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / names[0]).write_text("x")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], "other"])
+    assert (tmp_path / "other" / names[0]).exists()
 
 
 def test_unknown_mode_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,14 @@ import torch
 from common_utils import run_state, seeding
 from common_utils.run_state import (
     GracefulStop,
+    RunState,
     StateError,
+    fitting,
     latest_state,
+    load_latest,
     load_state,
     save_state,
+    tidy,
     verify_state,
 )
 
@@ -113,18 +117,32 @@ def test_parts_write_themselves(tmp_path: Path) -> None:
         state.part("bc_replay")
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 20, 3, 100):
+def test_the_newest_and_those_before_it_are_kept(tmp_path: Path) -> None:
+    for step in (1, 20, 30, 100):
         save_state(tmp_path, step, {"s": step}, keep=2)
-    assert _names(tmp_path) == ["step_000000020", "step_000000100"]
+    assert _names(tmp_path) == ["step_000000020", "step_000000030", "step_000000100"]
     assert latest_state(tmp_path) == tmp_path / "step_000000100"
+    save_state(tmp_path, 200, {})
+    assert _names(tmp_path) == ["step_000000100", "step_000000200"]
 
 
-def test_same_step_again_replaces(tmp_path: Path) -> None:
-    save_state(tmp_path, 1, {"s": "old"})
-    save_state(tmp_path, 1, {"s": "new"})
-    assert _names(tmp_path) == ["step_000000001"]
-    assert load_state(tmp_path / "step_000000001").tree == {"s": "new"}
+def test_there_is_a_state_to_fall_back_to_whatever_is_damaged(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_state(tmp_path, step, {"s": step})
+    _flip_a_byte(tmp_path / "step_000000002" / "tree.pt")
+    save_state(tmp_path, 3, {"s": 3})  # must not count the damaged one as something to keep
+    _flip_a_byte(tmp_path / "step_000000003" / "tree.pt")
+    with pytest.warns(UserWarning, match="trying the state before it"):
+        state = load_latest(tmp_path)
+    assert state is not None and state.tree == {"s": 1}
+
+
+def test_the_same_step_again_is_the_newer_state(tmp_path: Path) -> None:
+    for text in ("first", "second", "third"):
+        newest = save_state(tmp_path, 1, {"s": text})
+    assert _names(tmp_path) == ["step_000000001_1", "step_000000001_2"]
+    assert latest_state(tmp_path) == newest
+    assert (load_state(newest).step, load_state(newest).tree) == (1, {"s": "third"})
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -143,6 +161,18 @@ def test_nothing_there(tmp_path: Path) -> None:
         (lambda p: _flip_a_byte(p / "parts/replay/sub/steps.bin"), "checksum of parts/replay"),
         (lambda p: (p / "COMPLETE").write_text("{"), "COMPLETE cannot be read"),
         (lambda p: (p / "COMPLETE").write_text("[]"), "COMPLETE cannot be read"),
+        (lambda p: (p / "COMPLETE").write_bytes(b"\xff\xfe{"), "COMPLETE cannot be read"),
+        (lambda p: (p / "COMPLETE").write_text("[" * 100_000), "COMPLETE cannot be read"),
+        (lambda p: _edit(p, '"bytes"', '"bytfs"'), "COMPLETE cannot be read"),
+        (lambda p: _edit(p, '"files"', '"filfs"'), "COMPLETE cannot be read"),
+        (lambda p: _edit(p, '"step": ', '"step": 1'), "COMPLETE says step"),
+        (lambda p: _edit(p, '"step": ', '"step": -'), "something else where numbers belong"),
+        (lambda p: _edit(p, '"bytes": ', '"bytes": true, "x": '), "where numbers belong"),
+        (lambda p: _edit(p, '"crc32": ', '"crc32": "7", "x": '), "where numbers belong"),
+        (lambda p: _edit(p, "tree.pt", "trfe.pt"), "does not list tree.pt"),
+        (lambda p: _edit(p, "parts/replay", "parts/" + "n" * 300), "cannot be read: File name"),
+        (lambda p: _edit(p, "parts/replay", "parts/\\ud800"), "steps.bin|cannot be read"),
+        (lambda p: _edit(p, "parts/replay", "parts/\\u0000"), "steps.bin|cannot be read"),
     ],
 )
 def test_damage_is_named_and_the_state_before_is_used(
@@ -160,37 +190,103 @@ def test_damage_is_named_and_the_state_before_is_used(
         latest_state(tmp_path)
 
 
+def _edit(state: Path, old: str, new: str) -> None:
+    marker = state / "COMPLETE"
+    assert old in marker.read_text()
+    marker.write_text(marker.read_text().replace(old, new))
+
+
 def _flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
 
 
-def test_incomplete_folder_is_neither_counted_nor_touched(tmp_path: Path) -> None:
+def test_strays_among_the_states_are_neither_counted_nor_touched(tmp_path: Path) -> None:
     half = tmp_path / "step_000000009"
     half.mkdir()
     (half / "tree.pt").write_text("half")
+    (tmp_path / "step_000000010").write_text("a file")
+    (tmp_path / "step_000000011").symlink_to("nowhere")
+    (tmp_path / "step_x").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    for step in (1, 9):
+        save_state(tmp_path, step, {"s": step})
+    tidy(tmp_path)
+    assert latest_state(tmp_path) == tmp_path / "step_000000009_1"
+    assert (half / "tree.pt").exists() and (tmp_path / "notes.txt").exists()
+    (tmp_path / "file").write_text("no folder")
+    assert latest_state(tmp_path / "file") is None
+
+
+def test_what_dead_writers_left_goes(tmp_path: Path) -> None:
     save_state(tmp_path, 1, {})
-    assert latest_state(tmp_path) == tmp_path / "step_000000001"
-    assert (half / "tree.pt").exists()
+    (tmp_path / ".tmp_step_7_12345_abc" / "parts").mkdir(parents=True)
+    (tmp_path / ".tmp_step_foo").mkdir()
+    (tmp_path / ".tmp_step_").write_text("a file")
+    latest_state(tmp_path)  # reading leaves alone what somebody may be writing
+    assert len(_names(tmp_path)) == 4
+    tidy(tmp_path)
+    assert _names(tmp_path) == ["step_000000001"]
+    tidy(tmp_path / "absent")
 
 
-def test_stale_temporary_folders_of_dead_writers_go(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / f".tmp_step_7_{dead.pid}_abc").mkdir()
-    (tmp_path / f".tmp_step_7_{os.getpid()}_abc").mkdir()  # pid reused after a restart
-    (tmp_path / f".tmp_step_7_{os.getppid()}_abc").mkdir()  # alive: left alone
-    save_state(tmp_path, 1, {})
-    assert _names(tmp_path) == [f".tmp_step_7_{os.getppid()}_abc", "step_000000001"]
-
-
-def test_a_state_set_aside_by_a_dead_writer_comes_back(tmp_path: Path) -> None:
+def test_a_state_set_aside_by_an_earlier_version_comes_back(tmp_path: Path) -> None:
     save_state(tmp_path, 1, {"s": 1})
     (tmp_path / "step_000000001").rename(tmp_path / ".old_step_000000001")
+    tidy(tmp_path)
     path = latest_state(tmp_path)
     assert path is not None
     assert load_state(path).tree == {"s": 1}
+    (tmp_path / ".old_step_000000001").mkdir()
+    tidy(tmp_path)
+    assert _names(tmp_path) == ["step_000000001"]
+
+
+def test_a_tree_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    """Files may be as they were written and still be nothing that a state holds."""
+    save_state(tmp_path, 1, {"s": 1})
+    path = save_state(tmp_path, 2, {"s": 2})
+    with open(path / "tree.pt", "wb") as handle:
+        torch.save([1, 2], handle)
+    (path / "COMPLETE").unlink()
+    run_state._write_marker(path, 2)
+    with pytest.raises(StateError, match=r"tree\.pt cannot be read \(TypeError\)"):
+        load_state(path)
+    (path / "tree.pt").write_bytes(b"no torch file")
+    (path / "COMPLETE").unlink()
+    run_state._write_marker(path, 2)
+    with pytest.warns(UserWarning, match="tree.pt cannot be read"):
+        state = load_latest(tmp_path)
+    assert state is not None and state.step == 1
+    assert latest_state(tmp_path) == path  # its files are whole
+
+
+def test_a_state_of_something_else_is_an_error_in_one_line(tmp_path: Path) -> None:
+    state = RunState(1, {}, tmp_path)
+    for error in (KeyError("counters"), TypeError("a\nb"), RuntimeError("size mismatch\nfor x")):
+        with pytest.raises(StateError) as told, fitting(state):
+            raise error
+        assert "is no state of such a run" in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(StateError, match="no part"), fitting(state):
+        state.part("replay")
+
+
+def test_the_folders_own_entry_is_forced_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut must not take the first state with the folder it lies in."""
+    forced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        forced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_state(tmp_path / "exps" / "run" / "state", 1, {})
+    for folder in (tmp_path, tmp_path / "exps", tmp_path / "exps/run", tmp_path / "exps/run/state"):
+        assert str(folder) in forced
 
 
 def test_a_failing_part_leaves_the_old_state_alone(tmp_path: Path) -> None:
@@ -264,9 +360,10 @@ def test_sigkill_while_writing_never_costs_more_than_the_write(tmp_path: Path) -
         assert state.step >= done[-1]
         assert torch.equal(state.tree["w"], torch.full((1000,), float(state.step)))
         assert verify_state(path) == state.step
-        # the next writer clears what this one left
-        save_state(tmp_path, 0, {}, keep=1)
+        # the next start clears what this one left
+        tidy(tmp_path)
         assert [n for n in _names(tmp_path) if n.startswith(".")] == []
+        assert len(_names(tmp_path)) <= 2
         for left in tmp_path.iterdir():
             run_state.shutil.rmtree(left)
 
