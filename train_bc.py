@@ -66,7 +66,8 @@ RESUMABLE_CHANGES = (
     "num_eval_worker",
     "kernel_threads",
 )
-# The long evaluation's first seed, and how often it is done (specification 9).
+# The long evaluation's first seed, and how often it is done
+# (docs/reference/ibrl.md#evaluation).
 LONG_EVAL_SEED = 1
 LONG_EVAL_EVERY = 5
 
@@ -145,7 +146,7 @@ class Workspace:
             self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = _optimizer(self.policy, cfg)
-        # specification 8 (there Meta-World has no latest.pt; one more file harms nobody)
+        # docs/reference/ibrl.md#training (there Meta-World has no latest.pt; here it has)
         self.saver = TopkSaver(cfg.save_dir, topk=3 if cfg.env.suite == "metaworld" else 2)
         self.epoch = 0  # finished epochs
         self.step = 0  # gradient steps

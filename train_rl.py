@@ -471,7 +471,7 @@ class Workspace:
             return self.eval_pool.run(self.agent, num, seed)
 
     def _eval_seed(self) -> int:
-        """First episode seed of this evaluation (specification, section 9)."""
+        """First episode seed of this evaluation (docs/reference/ibrl.md#evaluation)."""
         if self.cfg.suite == "metaworld":
             return self.global_step
         return (self.global_step // self.cfg.log_per_step) * self.cfg.num_eval_episode

@@ -1,7 +1,7 @@
 """The one demonstration dataset of every suite: reads, checks, samples BC batches.
 
 Frames are kept once and unstacked; the stacks that policies see (newest first, zeros before
-the episode's start, ``concat_obs`` of specification 7) are assembled at sampling time by one
+the episode's start, see docs/reference/ibrl.md#replay) are assembled at sampling time by one
 gather. Images stay uint8, in RAM while they fit, otherwise they are read per batch.
 """
 
@@ -81,7 +81,7 @@ def gather_stack(
 
 
 def cut_at_success(demo: Demo, *, need_success: bool = True) -> Demo:
-    """The demonstration up to and including its first step with reward 1 (specification 7).
+    """The demonstration up to and including its first step with reward 1.
 
     Raises DatasetError when there is none, unless ``need_success`` is False: then the whole
     demonstration is returned.
@@ -422,7 +422,7 @@ def read_demos(
     spec: EnvSpec | None = None,
     keys: Sequence[str] = (),
 ) -> Iterator[Demo]:
-    """Demonstrations for a replay: unstacked, each cut at its first success (specification 7).
+    """Demonstrations for a replay: unstacked, each cut at its first success.
 
     Images are read episode by episode, so that no second copy of the data is held. Raises
     DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``;

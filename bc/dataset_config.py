@@ -11,7 +11,7 @@ from common_utils.run_config import Flag
 
 @dataclass
 class DatasetConfig:
-    """Which demonstrations, and how they are presented (specification 2)."""
+    """Which demonstrations, and how they are presented."""
 
     path: str = ""  # HDF5 file
     rl_camera: str = "robot0_eye_in_hand"  # camera, or several joined by "+"

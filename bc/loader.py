@@ -1,4 +1,4 @@
-"""Reading demonstration files: robomimic and Meta-World HDF5 layouts (specification 12).
+"""Reading demonstration files: the HDF5 layouts of robomimic and Meta-World.
 
     data/demo_{i}/actions            float [T, A]   (any other name of a group does as well)
     data/demo_{i}/rewards            float [T]

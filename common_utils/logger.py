@@ -91,7 +91,7 @@ class _Accumulator:
 
 
 class MultiCounter:
-    """Mean, min and max per key between summaries (spec section 8).
+    """Mean, min and max per key between summaries (docs/reference/ibrl.md#training).
 
     Tensors (scalars, any device) are kept detached and unread; the host waits for the device
     once per :meth:`summary`, not once per metric.

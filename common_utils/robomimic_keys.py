@@ -1,4 +1,6 @@
-"""Which robomimic/robosuite observation keys make up "prop" and "state" (specification 11).
+"""Which robomimic/robosuite observation keys make up "prop" and "state".
+
+The order is that of docs/reference/ibrl.md#environments.
 
 The order inside each tuple is the order of concatenation, and so part of every checkpoint
 trained on these vectors: never reorder an entry.

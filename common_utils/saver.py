@@ -29,7 +29,7 @@ def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 class TopkSaver:
     """Keeps the ``topk`` best weights as ``model{i}.pt`` and the newest as ``latest.pt``.
 
-    Rule (spec section 8): fill the k slots in order; then a new score replaces the
+    Rule (docs/reference/ibrl.md#training): fill the k slots in order; then a new score replaces the
     lowest-scoring slot (the first of several) unless it is strictly lower than that.
     """
 

@@ -31,7 +31,7 @@ def seed_for(seed: int, *names: str | int, bits: int = 63) -> int:
 
 
 def set_all_seeds(seed: int) -> None:
-    """Seed python with s, numpy with s+1, torch with s+2, CUDA with s+3 (spec section 8)."""
+    """Seed python with s, numpy with s+1, torch with s+2, CUDA with s+3, as the original does."""
     if not 0 <= seed < 2**32 - 3:
         raise ValueError(f"seed: {seed} is out of range, expected 0 <= seed < 2**32 - 3")
     random.seed(seed)

@@ -1,7 +1,7 @@
 """The agent: an actor, a critic ensemble, and (for IBRL) attached BC policies.
 
-IBRL (Hu et al. 2023) uses the BC policy twice, and both uses are the same rule over
-candidate actions (``rl.selection``):
+IBRL (Hu et al. 2023; docs/reference/ibrl.md) uses the BC policy twice, and both uses are the
+same rule over candidate actions (``rl.selection``):
 
 * acting ("actor proposal", eq. 2):   a = argmax over {a_RL, a_BC} of Q'(s, a)
 * TD target ("bootstrap proposal", eq. 3): max over {a_RL, a_BC} of Q'(s', a)

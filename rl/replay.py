@@ -1,8 +1,8 @@
 """The replay buffer of training: what the agent learns from, and the successes for BC.
 
 Steps are stored once and unstacked in the C++ core (``common_utils.rela``); stacks, next
-observations, n-step returns and bootstraps are assembled at sampling time (specification,
-section 7). Time line of one transition with nstep 3::
+observations, n-step returns and bootstraps are assembled at sampling time
+(docs/reference/ibrl.md#replay). Time line of one transition with nstep 3::
 
     obs[t] --action[t]--> r[t] --> r[t+1] --> r[t+2] --> obs[t+3]
     reward    = r[t] + gamma r[t+1] + gamma^2 r[t+2]

@@ -35,7 +35,7 @@ def write_hdf5(
     stacks: Mapping[str, int],
     env_args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``data/demo_{i}/{actions, rewards, obs/{key}}`` (spec section 7), raw rewards.
+    """Write ``data/demo_{i}/{actions, rewards, obs/{key}}``, raw rewards.
 
     ``episodes``: dicts with frames ``obs`` {key: [T or T+1, ...]}, ``action`` [T, A],
     ``reward`` [T], and ``records``, what was recorded besides: a dict per step or nothing, whose

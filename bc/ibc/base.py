@@ -25,7 +25,7 @@ from networks.normalizer import MIN_SCALE, AffineNormalizer
 
 @dataclass
 class NormConfig:
-    """How observations and actions are normalised (specification 4)."""
+    """How observations and actions are normalised (docs/reference/ibc.md#data)."""
 
     # 1: the actions' range becomes [-1, 1]; 0: their mean 0 and standard deviation 1
     min_max_actions: Flag = 0

@@ -1,4 +1,7 @@
-"""The implicit policy: argmin over actions of an energy (specification 1.1, 2.4)."""
+"""The implicit policy: argmin over actions of an energy.
+
+Florence et al. 2021, eq. 1; docs/reference/ibc.md#losses and #samplers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Losses of energy-based policies (Implicit BC section 2 and appendix B.3; specification 1.1).
+"""Losses of energy-based policies (Florence et al. 2021, section 2 and appendix B.3).
+
+How the original computes them: docs/reference/ibc.md#losses.
 
 A network gives logits f(o, a), minus the energy: higher is better. Everywhere B is the batch,
 n the number of counter-examples, and the true action is the *last* of the n + 1 columns.

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians over actions (specification 1.3)."""
+"""A mixture of Gaussians over actions (docs/reference/ibc.md#losses)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explicit regression with the networks and normalisation of Implicit BC (specification 1.2)."""
+"""Explicit regression with the networks and normalisation of Implicit BC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Drawing actions from an energy: uniform box, derivative-free, Langevin (specification 2).
+"""Drawing actions from an energy: uniform box, derivative-free, Langevin.
+
+Florence et al. 2021, appendix B; docs/reference/ibc.md#samplers.
 
 All of it works in normalised action space, on actions [B, N, A] within the box [low, high]
 (tensors [A]), and never builds a graph. Observations are encoded once per call of
@@ -43,7 +45,7 @@ class DfoConfig:
 
 @dataclass
 class LangevinConfig:
-    """Langevin dynamics (appendix B.2; noise is scaled by the step size itself)."""
+    """Langevin dynamics (appendix B.3; noise is scaled by the step size itself)."""
 
     # steps of a chain
     num_iterations: int = 25

@@ -76,7 +76,7 @@ def write_metaworld(path: Path, lengths=(6, 4), *, stack=1, newest_first=True, s
 
 
 def concat_obs(t: int, frames: np.ndarray, stack: int) -> np.ndarray:
-    """The specification's definition, written out slowly."""
+    """The definition in docs/reference/ibrl.md#replay, written out slowly."""
     return np.concatenate(
         [frames[t - k] if t - k >= 0 else np.zeros_like(frames[0]) for k in range(stack)]
     )

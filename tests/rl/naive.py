@@ -1,4 +1,6 @@
-"""IBRL once more, slowly: numpy float64 loops over members, written from the specification.
+"""IBRL once more, slowly: numpy float64 loops over members.
+
+Written from docs/reference/ibrl.md (acting, updates), not from the code under test.
 
 Networks are read from an agent's ``state_dict`` (the official names), nothing is shared with
 ``rl/``. State agents only: FcActor and MultiFcQ without LayerNorm, dropout off.

@@ -39,7 +39,7 @@ def shapes(agent: QAgent) -> dict[str, tuple[int, ...]]:
 
 
 def official_state_keys(layers: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the specification, section 4 (no LayerNorm, no critic dropout)."""
+    """Names and shapes of docs/reference/ibrl.md#networks (no LayerNorm, no critic dropout)."""
     out: dict[str, tuple[int, ...]] = {}
     for suffix in ("", "_target"):
         widths = [S + A] + [hidden] * layers + [1]

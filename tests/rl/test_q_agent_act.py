@@ -1,4 +1,4 @@
-"""Acting: specification section 5, and paper equation 2 (actor proposal)."""
+"""Acting: docs/reference/ibrl.md#acting, and Hu et al. 2023, eq. 2 (actor proposal)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ibrl_agent(method: str = "ibrl", policies: int = 1, **options: Any) -> QAgen
 
 
 def candidates_of(agent: QAgent, obs: Obs) -> list[np.ndarray]:
-    """[rl, bc, bc, ...] by the specification: actor mean first, then policy by policy."""
+    """[rl, bc, bc, ...]: the actor's mean first, then policy by policy."""
     s = obs["state"].double().numpy()
     out = [naive.actor_mean(naive.weights(agent, "actor"), s)]
     for policy in agent.bc_policies:

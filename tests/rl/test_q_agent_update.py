@@ -1,4 +1,4 @@
-"""Updates: specification section 6, paper equation 3 (bootstrap proposal), REDQ subsets, RFT."""
+"""Updates: docs/reference/ibrl.md#updates, Hu et al. 2023, eq. 3, REDQ subsets, RFT."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_td_target_of_soft_ibrl_samples_by_value() -> None:
 
 
 def test_td_target_ignores_exploration() -> None:
-    """eps-greedy is for acting: the target is always greedy (section 6, step 2)."""
+    """eps-greedy is for acting: the target is always greedy (docs/reference/ibrl.md#updates)."""
     batch = make_batch(16)
     targets = []
     for eps in (1.0, 0.0):
