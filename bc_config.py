@@ -13,7 +13,7 @@ from bc.ibc.mse_policy import MsePolicyConfig
 from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
-from networks.keras_optim import exponential_decay, warmup
+from networks.optim import exponential_decay, warmup
 
 # the policies of Implicit BC, and its suites, whose evaluations play seeds 0, 1, ... every time
 IBC_KINDS = ("ebm", "mse", "mdn")

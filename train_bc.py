@@ -46,8 +46,7 @@ from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
-from networks.fast_adam import soft_update
-from networks.keras_optim import KerasAdam, set_lr
+from networks.optim import KerasAdam, set_lr, soft_update_params
 from policy_io import (
     build_policy,
     fill_in,
@@ -212,7 +211,7 @@ class Workspace:
             set_lr(self.optim, cfg.lr_at(self.step))
         self.optim.step()
         if self.ema is not None:
-            soft_update(list(self.policy.parameters()), list(self.ema.parameters()), cfg.ema)
+            soft_update_params(list(self.policy.parameters()), list(self.ema.parameters()), cfg.ema)
         # kept on the device; read once per epoch
         self.log.meters.append("train/loss", loss)
         for name, value in self.policy.metrics.items():
@@ -341,7 +340,7 @@ def run(cfg: MainConfig) -> Workspace:
     data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
     fill_in(cfg, data)
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
-    fast.use_threads(cfg.kernel_threads)
+    fast.set_up(kernel_threads=cfg.kernel_threads)
     work = Workspace(cfg, data)
     try:
         work.open_env()

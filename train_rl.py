@@ -599,9 +599,7 @@ def run(cfg: MainConfig) -> Workspace:
     if not cfg.resume:
         check_files(cfg)
     inherit_env(cfg)
-    if cfg.torch_threads > 0:
-        torch.set_num_threads(cfg.torch_threads)
-    fast.use_threads(cfg.kernel_threads)
+    fast.set_up(cfg.torch_threads, cfg.kernel_threads)
     work = Workspace(cfg)
     needs = work.check_fits()  # before anything is written
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)

@@ -10,7 +10,6 @@ from torch import nn
 
 from common_utils.ibrl_utils import require_key
 from common_utils.specs import ArraySpec, Obs
-from networks.fast import keep_freed_memory
 
 
 def batch_action(batch: Any) -> torch.Tensor:
@@ -37,7 +36,6 @@ class BasePolicy(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        keep_freed_memory()
         # detached scalars of the last loss, by name, for the logs
         self.metrics: dict[str, torch.Tensor] = {}
 

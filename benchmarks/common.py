@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from common_utils.atomic import atomic_json
+from networks import fast
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def start(args: argparse.Namespace) -> Report:
     """Set the thread count, say on what we measure, and begin a report."""
     if args.threads < 1:
         raise SystemExit(f"--threads must be at least 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
+    fast.set_up(args.threads)
     print(
         f"{cpu_name()}, {os.cpu_count()} CPUs, {args.threads} thread(s); "
         f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"

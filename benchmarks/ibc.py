@@ -156,8 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
     report = common.start(args)
-    fast.keep_freed_memory()
-    fast.use_threads(args.kernel_threads)
+    fast.set_up(kernel_threads=args.kernel_threads)
     chosen_builds = {p: choose(p, 128, 1) or "torch" for p in get_args(Precision)}
     print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")

@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 import train_bc
 import train_rl
 from agent_io import inherit_env
@@ -68,8 +66,7 @@ def one_run(
     cfg.num_eval_episode, cfg.num_warm_up_episode = 0, 10
     cfg.overlap_env, cfg.kernel_threads = MODES[mode]
     inherit_env(cfg)
-    torch.set_num_threads(1)
-    fast.use_threads(cfg.kernel_threads)
+    fast.set_up(1, cfg.kernel_threads)
     work = train_rl.Workspace(cfg)
     with RunLogger(save_dir, False, run_config.to_dict(cfg)) as work.log:
         try:

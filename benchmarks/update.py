@@ -27,7 +27,8 @@ from benchmarks import common
 from common_utils import run_config
 from common_utils.specs import Batch, Obs
 from mw_main import train_bc_mw
-from networks.fast import gemm_backend, kernels
+from networks.fast.cpu.module import kernels
+from networks.fast.onednn import gemm_backend
 from rl.q_agent import QAgent
 from train_bc import MainConfig as BcConfig
 from train_rl import MainConfig

@@ -1,7 +1,7 @@
 // Python face of the fused kernels: module common_utils.kernels.
 //
 // Tensors come in as addresses (torch's data_ptr), so that neither libtorch nor a conversion is
-// needed; networks/fast.py is the only caller and checks shapes, types and contiguity.
+// needed; networks/fast/cpu is the only caller and checks shapes, types and contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -285,7 +285,7 @@ void py_gemm(int64_t m, int64_t n, int64_t k, uintptr_t a, int64_t lda, bool ta,
 }  // namespace
 
 PYBIND11_MODULE(kernels, m) {
-    m.doc() = "Fused float32 kernels on raw addresses; see networks/fast.py.";
+    m.doc() = "Fused float32 kernels on raw addresses; see networks/fast/cpu.";
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("norm_relu", &norm_relu, unlocked);
     m.def("norm_relu_grad", &norm_relu_grad, unlocked);

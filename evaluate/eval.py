@@ -24,6 +24,7 @@ from env.core import EnvError
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from evaluate.stats import Rate, wilson
+from networks import fast
 
 # The trainers know how to rebuild what they trained. They stand one floor above and are only
 # named here, never imported by this package: whoever adds a trainer adds a name.
@@ -166,6 +167,7 @@ def _rate(rate: Rate) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    fast.set_up()
     parser = _parser()
     args = parser.parse_args(argv)
     for name in ("num_game", "repeat"):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks import fast
+from networks.mlp import Linear
 
 EMBED_STYLES = ("embed1", "embed2")
 
@@ -52,8 +52,8 @@ class MultiHeadAttention(nn.Module):
         if embed_dim % num_head:
             raise ValueError(f"embed_dim {embed_dim} does not divide by num_heads {num_head}")
         self.num_head = num_head
-        self.qkv_proj = fast.Linear(embed_dim, 3 * embed_dim)
-        self.out_proj = fast.Linear(embed_dim, embed_dim)
+        self.qkv_proj = Linear(embed_dim, 3 * embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, dim] -> [B, T, dim]."""
@@ -72,8 +72,8 @@ class TransformerLayer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(embed_dim)
         self.mha = MultiHeadAttention(embed_dim, num_head)
         self.layer_norm2 = nn.LayerNorm(embed_dim)
-        self.linear1 = fast.Linear(embed_dim, 4 * embed_dim)
-        self.linear2 = fast.Linear(4 * embed_dim, embed_dim)
+        self.linear1 = Linear(embed_dim, 4 * embed_dim)
+        self.linear2 = Linear(4 * embed_dim, embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, dim] -> [B, T, dim]."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
-from networks import fast, fast_mlp
-from networks.mlp import build_fc
+from networks.mlp import MLP, Linear, build_fc
+from networks.spatial import SpatialEmb
 
 
 @dataclass
@@ -47,37 +47,6 @@ class FcActorConfig:
     orth: int = 0
 
 
-class SpatialEmb(nn.Module):
-    """Learned pooling of patches: per channel a projection over patches, then a weighted sum.
-
-    feat [B, patches, dim], prop [B, P] or None -> [B, emb].
-    """
-
-    def __init__(
-        self, num_patch: int, patch_dim: int, prop_dim: int, emb_dim: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.prop_dim = prop_dim
-        self.input_proj = fast_mlp.Sequential(
-            fast.Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
-        )
-        self.weight = nn.Parameter(torch.randn(1, patch_dim, emb_dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, feat: torch.Tensor, prop: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, patches, dim] (and [B, P]) -> [B, emb]."""
-        proj, norm = self.input_proj[0], self.input_proj[1]
-        assert isinstance(proj, nn.Linear) and isinstance(norm, nn.LayerNorm)
-        num_patch = feat.size(1)
-        shared = fast.linear(feat.transpose(1, 2), proj.weight[:, :num_patch])
-        own = proj.bias.expand(feat.size(0), -1)  # what all rows have in common
-        if self.prop_dim > 0:
-            assert prop is not None  # the owner checks its observation dict
-            own = fast.linear(prop, proj.weight[:, num_patch:], proj.bias)
-        z = fast.spatial_embed(shared, own.unsqueeze(1), norm, self.weight).squeeze(1)
-        return self.dropout(z)
-
-
 class Actor(nn.Module):
     """obs {"feat": [B, patches, dim], "prop": [B, P]} -> TruncatedNormal over [B, A].
 
@@ -108,8 +77,8 @@ class Actor(nn.Module):
             )
         else:
             feature_dim = cfg.feature_dim
-            self.compress = fast_mlp.Sequential(
-                fast.Linear(repr_dim, feature_dim),
+            self.compress = MLP(
+                Linear(repr_dim, feature_dim),
                 nn.LayerNorm(feature_dim),
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
@@ -117,14 +86,12 @@ class Actor(nn.Module):
         layers: list[nn.Module] = []
         for in_dim in (feature_dim + prop_dim, cfg.hidden_dim):
             layers += [
-                fast.Linear(in_dim, cfg.hidden_dim),
+                Linear(in_dim, cfg.hidden_dim),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.Dropout(cfg.dropout),
                 nn.ReLU(),
             ]
-        self.policy = fast_mlp.Sequential(
-            *layers, fast.Linear(cfg.hidden_dim, action_dim), nn.Tanh()
-        )
+        self.policy = MLP(*layers, Linear(cfg.hidden_dim, action_dim), nn.Tanh())
         if cfg.orth:
             self.compress.apply(orth_weight_init)
             self.policy.apply(orth_weight_init)

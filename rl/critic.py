@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import orth_weight_init
-from networks import fast, fast_mlp
-from networks.mlp import EnsembleLinear
+from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
+from networks.spatial import spatial_embed
 
 
 @dataclass
@@ -64,19 +64,14 @@ class MultiFcQConfig:
     bias_per_unit: int = 0
 
 
-def _cut(linear: nn.Linear, x: torch.Tensor, start: int) -> torch.Tensor:
-    """The share of ``linear`` that input columns [start, start + x.size(-1)) contribute."""
-    return fast.linear(x, linear.weight[:, start : start + x.size(-1)])
-
-
 class _QNet(nn.Module):
     """Flat feature -> Linear -> MLP on [feature, action, prop]."""
 
     def __init__(self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig) -> None:
         super().__init__()
         self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
-        self.obs_proj = fast_mlp.Sequential(
-            fast.Linear(repr_dim, cfg.feature_dim),
+        self.obs_proj = MLP(
+            Linear(repr_dim, cfg.feature_dim),
             nn.Dropout(cfg.drop),
             nn.LayerNorm(cfg.feature_dim),
             nn.ReLU(),
@@ -84,12 +79,12 @@ class _QNet(nn.Module):
         layers: list[nn.Module] = []
         for in_dim in (cfg.feature_dim + action_dim + prop_dim, cfg.hidden_dim):
             layers += [
-                fast.Linear(in_dim, cfg.hidden_dim),
+                Linear(in_dim, cfg.hidden_dim),
                 nn.Dropout(cfg.drop),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]
-        self.q = fast_mlp.Sequential(*layers, fast.Linear(cfg.hidden_dim, 1))
+        self.q = MLP(*layers, Linear(cfg.hidden_dim, 1))
         if cfg.orth:
             self.apply(orth_weight_init)
 
@@ -97,16 +92,16 @@ class _QNet(nn.Module):
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
         """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
-        first = cast(nn.Linear, self.q[0])
+        first = cast(Linear, self.q[0])
         h = self.obs_proj(feat.flatten(1))
-        shared = _cut(first, h, 0) + first.bias
+        shared = first.part(h, 0) + first.bias
         if prop is not None:
-            shared = shared + _cut(first, prop, self.feature_dim + self.action_dim)
-        x = shared.unsqueeze(1) + _cut(first, actions, self.feature_dim)
-        return fast_mlp.run_layers(list(self.q)[1:], x).squeeze(-1)
+            shared = shared + first.part(prop, self.feature_dim + self.action_dim)
+        x = shared.unsqueeze(1) + first.part(actions, self.feature_dim)
+        return self.q.after_first(x).squeeze(-1)
 
 
-class _SpatialEmbQNet(nn.Module):
+class SpatialEmbQNet(nn.Module):
     """Spatial embedding of (feature rows, action, prop) -> MLP on [z, prop, action]."""
 
     def __init__(
@@ -122,18 +117,18 @@ class _SpatialEmbQNet(nn.Module):
         rows, self.row_dim = (patch_dim, num_patch) if self.fuse_patch else (num_patch, patch_dim)
         self.action_dim = action_dim
         emb = cfg.spatial_emb
-        self.input_proj = fast_mlp.Sequential(
-            fast.Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
+        self.input_proj = MLP(
+            Linear(self.row_dim + action_dim + prop_dim, emb), nn.LayerNorm(emb), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, rows, emb))
-        self.q = fast_mlp.Sequential(
-            fast.Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
+        self.q = MLP(
+            Linear(emb + prop_dim + action_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
-            fast.Linear(cfg.hidden_dim, cfg.hidden_dim),
+            Linear(cfg.hidden_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
-            fast.Linear(cfg.hidden_dim, 1),
+            Linear(cfg.hidden_dim, 1),
         )
         if cfg.orth:
             self.q.apply(orth_weight_init)
@@ -142,14 +137,14 @@ class _SpatialEmbQNet(nn.Module):
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
         """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
-        proj = cast(nn.Linear, self.input_proj[0])
+        proj = cast(Linear, self.input_proj[0])
         norm = cast(nn.LayerNorm, self.input_proj[1])
         rows = feat.transpose(1, 2) if self.fuse_patch else feat
-        shared = _cut(proj, rows, 0)  # [B, rows, emb]
-        per_action = _cut(proj, actions, self.row_dim) + proj.bias  # [B, N, emb]
+        shared = proj.part(rows, 0)  # [B, rows, emb]
+        per_action = proj.part(actions, self.row_dim) + proj.bias  # [B, N, emb]
         if prop is not None:
-            per_action = per_action + _cut(proj, prop, self.row_dim + self.action_dim)[:, None]
-        parts = [fast.spatial_embed(shared, per_action, norm, self.weight)]
+            per_action = per_action + proj.part(prop, self.row_dim + self.action_dim)[:, None]
+        parts = [spatial_embed(shared, per_action, norm, self.weight)]
         if prop is not None:
             parts.append(prop.unsqueeze(1).expand(-1, actions.size(1), -1))
         return self.q(torch.cat([*parts, actions], dim=-1)).squeeze(-1)
@@ -176,7 +171,7 @@ class Critic(nn.Module):
         def head() -> nn.Module:
             if cfg.spatial_emb > 0:
                 num_patch = repr_dim // patch_repr_dim
-                return _SpatialEmbQNet(num_patch, patch_repr_dim, prop_dim, action_dim, cfg)
+                return SpatialEmbQNet(num_patch, patch_repr_dim, prop_dim, action_dim, cfg)
             return _QNet(repr_dim, prop_dim, action_dim, cfg)
 
         self.q1, self.q2 = head(), head()
@@ -199,22 +194,6 @@ class Critic(nn.Module):
         return torch.stack([q(feat, prop, actions) for q in (self.q1, self.q2)], dim=-1)
 
 
-def _runs(members: Sequence[int]) -> list[slice]:
-    """Members as slices of neighbours, so that taking their weights copies nothing."""
-    runs: list[slice] = []
-    for m in members:
-        if runs and runs[-1].stop == m:
-            runs[-1] = slice(runs[-1].start, m + 1)
-        else:
-            runs.append(slice(m, m + 1))
-    return runs
-
-
-def _part(x: torch.Tensor, run: slice) -> torch.Tensor:
-    """x[run]; x itself when that is all of it, so that its gradient is not copied either."""
-    return x if run == slice(0, x.size(0)) else x[run]
-
-
 class MultiFcQ(nn.Module):
     """Ensemble of num_q state critics, evaluated together or in part."""
 
@@ -232,22 +211,19 @@ class MultiFcQ(nn.Module):
         self.state_dim, self.action_dim = obs_shape[0], action_dim
         extra = action_dim if cfg.append_action else 0
         layers: list[nn.Module] = []
-        # the same modules as evaluated: linear, norm, dropout of each hidden layer
-        hidden: list[tuple[EnsembleLinear, nn.LayerNorm | None, nn.Dropout | None]] = []
         in_dim = self.state_dim + action_dim
         for _ in range(cfg.num_layer):
-            linear = self._linear(in_dim, cfg.hidden_dim)
-            norm = nn.LayerNorm(cfg.hidden_dim) if cfg.layer_norm == 1 else None
-            drop = nn.Dropout(cfg.dropout) if cfg.dropout > 0 else None
-            hidden.append((linear, norm, drop))
-            layers += [m for m in (linear, norm, drop) if m is not None] + [nn.ReLU()]
+            layers.append(self._linear(in_dim, cfg.hidden_dim))
+            if cfg.layer_norm == 1:
+                layers.append(nn.LayerNorm(cfg.hidden_dim))
+            if cfg.dropout > 0:
+                layers.append(nn.Dropout(cfg.dropout))
+            layers.append(nn.ReLU())
             in_dim = cfg.hidden_dim + extra
-        last = self._linear(in_dim, 1)
-        self.net = nn.Sequential(*layers, last)
-        self._hidden, self._last = hidden, (last,)  # in containers: not registered twice
+        self.net = EnsembleMLP(*layers, self._linear(in_dim, 1), repeated=extra)
 
-    def _linear(self, in_dim: int, out_dim: int) -> EnsembleLinear:
-        layer = EnsembleLinear(self.cfg.num_q, in_dim, out_dim, bool(self.cfg.bias_per_unit))
+    def _linear(self, in_dim: int, out_dim: int) -> _MultiLinear:
+        layer = _MultiLinear(self.cfg.num_q, in_dim, out_dim, bool(self.cfg.bias_per_unit))
         if self.cfg.orth:
             layer.orth_init()
         return layer
@@ -265,52 +241,15 @@ class MultiFcQ(nn.Module):
         """state [B, S], actions [B, N, A] -> [B, N, M], only the given members (None: all)."""
         b, n, _ = actions.shape
         obs = state.unsqueeze(1).expand(-1, n, -1)
-        flat = actions.reshape(b * n, -1)
-        x = torch.cat([obs.reshape(b * n, -1), flat], dim=-1)
-        layers = self._layers()
-        if fast_mlp.fits(x, layers):
-            return fast_mlp.mlp(x, layers, members).view(-1, b, n).permute(1, 2, 0)
-        runs = _runs(range(self.cfg.num_q) if members is None else members)
-        parts = [self._evaluate(x, flat, run).squeeze(-1) for run in runs]  # [run, B * N] each
-        q = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return q.view(-1, b, n).permute(1, 2, 0)
+        x = torch.cat([obs, actions], dim=-1).reshape(b * n, -1)
+        return self.net(x, members).view(-1, b, n).permute(1, 2, 0)
 
     def min_q(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """state [B, S], action [B, A] -> the smallest member's value, [B].
 
         With frozen parameters the gradient of ``action`` costs one member per row, not all.
         """
-        x, layers = torch.cat([state, action], dim=-1), self._layers()
-        if fast_mlp.fits(x, layers):
-            q = fast_mlp.min_member(x, layers)
-            if q is not None:
-                return q
-        return self(state, action).min(dim=-1).values
-
-    def _layers(self) -> list[fast_mlp.Layer]:
-        """What :mod:`networks.fast_mlp` evaluates; none with ``append_action``."""
-        if self.cfg.append_action:
-            return []
-        layers = []
-        for linear, norm, drop in self._hidden:
-            p = drop.p if drop is not None and drop.training else 0.0
-            layers.append(fast_mlp.Layer(linear.weights, linear.biases, norm, p))
-        (last,) = self._last
-        return [*layers, fast_mlp.Layer(last.weights, last.biases, hidden=False)]
-
-    def _evaluate(self, x: torch.Tensor, action: torch.Tensor, run: slice) -> torch.Tensor:
-        """x [R, S + A], action [R, A] -> [M, R, 1] for a run of neighbouring members."""
-        for i, (linear, norm, drop) in enumerate(self._hidden):
-            if self.cfg.append_action and i > 0:
-                x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
-            x = fast.ensemble_matmul(x, _part(linear.weights, run))
-            p = drop.p if drop is not None and drop.training else 0.0
-            x = fast.norm_relu(x, norm, _part(linear.biases.squeeze(0), run), p)
-        if self.cfg.append_action:
-            x = torch.cat([x, action.expand(x.size(0), -1, -1)], dim=-1)
-        (last,) = self._last
-        bias = _part(last.biases.squeeze(0), run).unsqueeze(1)
-        return fast.ensemble_matmul(x, _part(last.weights, run)) + bias
+        return self.net.min_member(torch.cat([state, action], dim=-1))
 
     def sample_members(self, rng: np.random.Generator) -> list[int]:
         """num_k member indices, without replacement (all of them when num_k == num_q)."""

@@ -32,9 +32,8 @@ from networks.encoder import (
     ResNetEncoder,
     VitEncoder,
 )
-from networks.fast import keep_freed_memory
-from networks.fast_adam import Adam, soft_update
 from networks.normalizer import Normalizer
+from networks.optim import Adam, soft_update_params
 from rl.actor import Actor, FcActor
 from rl.critic import Critic, MultiFcQ
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
@@ -74,7 +73,6 @@ class QAgent(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        keep_freed_memory()
         self._shapes = (use_state, tuple(obs_shape), tuple(prop_shape), action_dim, rl_camera)
         self.use_state = bool(use_state)
         self.rl_camera = rl_camera
@@ -412,12 +410,12 @@ class QAgent(nn.Module):
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
         metrics |= self.update_critic(feats, batch.action, target_q)
-        soft_update(*self._critic_params, self.cfg.critic_target_tau)
+        soft_update_params(*self._critic_params, self.cfg.critic_target_tau)
         if update_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
             metrics |= self.update_actor(feats, stddev, bc_batch, ref_agent)
-            soft_update(*self._actor_params, self.cfg.critic_target_tau)
+            soft_update_params(*self._actor_params, self.cfg.critic_target_tau)
         return metrics
 
     @torch.no_grad()

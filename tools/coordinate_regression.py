@@ -37,6 +37,7 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.demo_file import Recording, write_demos
 from common_utils.run_config import ConfigError
+from networks import fast
 
 NAME = "coordinate_regression"
 CAMERA = "spot"
@@ -321,6 +322,7 @@ def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
 
 def main() -> int:
     """Entry point: parse, run what is missing, print the table, plot."""
+    fast.set_up()
     cfg = run_config.parse(MainConfig)
     try:
         results = experiment(cfg)

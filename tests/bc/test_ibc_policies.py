@@ -21,7 +21,7 @@ from bc.ibc.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
 from common_utils.specs import Policy
 from networks.ibc_mlp import MDNConfig, MLPConfig
-from networks.keras_optim import KerasAdam, set_lr, warmup
+from networks.optim import KerasAdam, set_lr, warmup
 
 NET = MLPConfig(width=32, depth=2, rate=0.0)
 LOW, HIGH = torch.full((2,), -1.1), torch.full((2,), 1.1)

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from common_utils import kernels
-from networks import fast, fast_mlp
-from networks.mlp import EnsembleLinear
-from rl.actor import SpatialEmb
-from rl.critic import MultiFcQ, MultiFcQConfig, _runs
+from networks import fast
+from networks.fast import onednn, process
+from networks.fast.cpu import module
+from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
+from networks.spatial import SpatialEmb
+from rl.critic import MultiFcQ, MultiFcQConfig
 
 
 @pytest.fixture(params=["base", "v3", "v4"])
@@ -31,11 +33,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=["mkl", "onednn"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
-    monkeypatch.setattr(fast, "_MIN_GEMM_WIDTH", 1)  # these tests are small
-    fast.gemm_backend.cache_clear()
-    assert fast.gemm_backend() == request.param
+    monkeypatch.setattr(onednn, "_MIN_GEMM_WIDTH", 1)  # these tests are small
+    onednn.gemm_backend.cache_clear()
+    assert onednn.gemm_backend() == request.param
     yield request.param
-    fast.gemm_backend.cache_clear()
+    onednn.gemm_backend.cache_clear()
 
 
 def leaf(*shape: int) -> torch.Tensor:
@@ -177,7 +179,7 @@ def test_nan_and_infinity_come_through() -> None:
 def test_fast_sequential_is_sequential() -> None:
     torch.manual_seed(0)
     layers = [
-        fast.Linear(6, 8),
+        Linear(6, 8),
         nn.Dropout(0.0),
         nn.LayerNorm(8),
         nn.ReLU(),
@@ -187,7 +189,7 @@ def test_fast_sequential_is_sequential() -> None:
         nn.Dropout(0.5),
         nn.Linear(8, 3),
     ]
-    net, plain = fast_mlp.Sequential(*layers), nn.Sequential(*layers)
+    net, plain = MLP(*layers), nn.Sequential(*layers)
     x = torch.randn(10, 6)
     torch.manual_seed(3)
     y = net(x)
@@ -195,7 +197,7 @@ def test_fast_sequential_is_sequential() -> None:
     torch.testing.assert_close(y, plain(x))
     torch.testing.assert_close(net.eval()(x), plain.eval()(x))
     assert list(net.state_dict()) == list(plain.state_dict())
-    assert isinstance(net[1:], fast_mlp.Sequential)
+    assert isinstance(net[1:], MLP)
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (3, 40, 24), (4, 24)])
@@ -234,14 +236,18 @@ def test_members_alone_or_together(backend: str, append_action: int, layer_norm_
     )
     critic = MultiFcQ((6,), 3, cfg)
     for linear in critic.modules():
-        if isinstance(linear, EnsembleLinear):
+        if isinstance(linear, _MultiLinear):
             nn.init.normal_(linear.biases)
     state, actions = torch.randn(20, 6), torch.randn(20, 2, 3)
     every = critic.q_candidates(state, actions)
     for members in ([0], [3, 4], [0, 2, 3], [4, 1]):
         some = critic.q_candidates(state, actions, members)
         torch.testing.assert_close(some, every[..., members])
-    assert _runs([0, 1, 3, 2]) == [slice(0, 2), slice(3, 4), slice(2, 3)]
+    net = critic.net
+    assert isinstance(net, EnsembleMLP)
+    x = torch.cat([state, actions[:, 0]], dim=-1)
+    torch.testing.assert_close(net(x), net.plain(x))
+    torch.testing.assert_close(net.min_member(x), net.plain(x).min(0).values.squeeze(-1))
 
 
 def test_spatial_emb_with_prop_is_the_formula() -> None:
@@ -255,8 +261,8 @@ def test_spatial_emb_with_prop_is_the_formula() -> None:
 
 def test_switches_refuse_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, function in (
-        ("IBRL_GEMM", fast.gemm_backend),
-        ("IBRL_MALLOC", fast.keep_freed_memory),
+        ("IBRL_GEMM", onednn.gemm_backend),
+        ("IBRL_MALLOC", process.keep_freed_memory),
     ):
         monkeypatch.setenv(name, "nonsense")
         function.cache_clear()
@@ -274,13 +280,13 @@ def test_without_the_module_everything_still_works(monkeypatch: pytest.MonkeyPat
     weight, action = torch.randn(1, 4, 8), torch.randn(2, 3, 8)
     shared = torch.randn(2, 4, 8)
     fused = fast.norm_relu(x, norm), fast.spatial_embed(shared, action, norm, weight)
-    monkeypatch.setattr(fast, "kernels", None)
+    monkeypatch.setattr(module, "kernels", None)
     torch.testing.assert_close(fast.norm_relu(x, norm), fused[0])
     torch.testing.assert_close(fast.spatial_embed(shared, action, norm, weight), fused[1])
 
 
 def test_no_second_derivative_by_accident() -> None:
-    net, x = fast_mlp.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), leaf(3, 8)
+    net, x = MLP(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), leaf(3, 8)
     (dx,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from networks import fast
+from networks.fast import onednn
 
 ROWS, IN, OUT, MEMBERS = 512, 121, 128, 4  # 121 columns: not a multiple of any vector's width
 AT_MOST = 4.0  # times as long as dense operands
@@ -23,9 +24,9 @@ LAYOUTS = ("dense", "transposed", "padded")
 @pytest.fixture(params=["mkl", "onednn", "auto"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
-    fast.gemm_backend.cache_clear()
+    onednn.gemm_backend.cache_clear()
     yield request.param
-    fast.gemm_backend.cache_clear()
+    onednn.gemm_backend.cache_clear()
 
 
 def operand(layout: str, *shape: int) -> torch.Tensor:

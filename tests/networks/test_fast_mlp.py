@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from common_utils import kernels
-from networks import fast, fast_mlp
+from networks import fast
+from networks.fast.cpu import module
+from networks.mlp import MLP, Linear
 from rl.critic import MultiFcQ, MultiFcQConfig
 
 
@@ -25,19 +27,19 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         kernels.use(request.param)
     except ValueError:
         pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setattr(fast, "own_gemm", lambda: True)
+    monkeypatch.setattr(module, "own_gemm", lambda: True)
     torch.manual_seed(0)
     yield request.param
     kernels.use(best)
 
 
-def network(dims: tuple[int, ...], norm: bool, end: str) -> fast_mlp.Sequential:
+def network(dims: tuple[int, ...], norm: bool, end: str) -> MLP:
     layers: list[nn.Module] = []
     for i, o in pairwise(dims[:-1]):
-        layers += [fast.Linear(i, o)] + ([nn.LayerNorm(o)] if norm else []) + [nn.ReLU()]
+        layers += [Linear(i, o)] + ([nn.LayerNorm(o)] if norm else []) + [nn.ReLU()]
     if end != "hidden":
-        layers.append(fast.Linear(dims[-2], dims[-1]))
-    return fast_mlp.Sequential(*layers, *([nn.Tanh()] if end == "tanh" else []))
+        layers.append(Linear(dims[-2], dims[-1]))
+    return MLP(*layers, *([nn.Tanh()] if end == "tanh" else []))
 
 
 def gradients(y: torch.Tensor, dy: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -176,7 +178,7 @@ def test_threads_are_a_count() -> None:
 
 
 def test_dropout_is_norm_relus() -> None:
-    net = fast_mlp.Sequential(fast.Linear(20, 30), nn.LayerNorm(30), nn.Dropout(0.5), nn.ReLU())
+    net = MLP(Linear(20, 30), nn.LayerNorm(30), nn.Dropout(0.5), nn.ReLU())
     x = torch.randn(50, 20)
     torch.manual_seed(7)
     y = net(x)

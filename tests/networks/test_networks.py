@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import fast
 from networks.encoder import (
     DrQEncoder,
     ResNet96Encoder,
@@ -17,7 +18,7 @@ from networks.encoder import (
     VitEncoder,
     VitEncoderConfig,
 )
-from networks.mlp import EnsembleLinear, build_fc
+from networks.mlp import _MultiLinear, build_fc
 from networks.normalizer import Normalizer
 from networks.resnet import make_norm
 
@@ -128,7 +129,7 @@ def test_batch_norm_statistics_are_untouched_by_construction() -> None:
 def test_each_ensemble_member_starts_like_a_single_layer(orth: bool) -> None:
     torch.manual_seed(0)
     n_in, n_out = 64, 48
-    ensemble = EnsembleLinear(6, n_in, n_out)
+    ensemble = _MultiLinear(6, n_in, n_out)
     if orth:
         ensemble.orth_init()
         for w in ensemble.weights:
@@ -148,12 +149,13 @@ def test_each_ensemble_member_starts_like_a_single_layer(orth: bool) -> None:
 
 
 def test_ensemble_member_selection() -> None:
-    layer = EnsembleLinear(4, 3, 2, bias_per_unit=True)
+    layer = _MultiLinear(4, 3, 2, bias_per_unit=True)
     nn.init.normal_(layer.biases)
-    w, b = layer.select([2, 0])
+    as_layer = fast.Layer(layer.weights, layer.biases)
+    w, b = as_layer.of([2, 0])
     assert torch.equal(w, layer.weights[[2, 0]])
-    assert torch.equal(b[:, 0], layer.biases[0, [2, 0]])
-    assert layer.select([0, 1, 2, 3])[0] is layer.weights  # all members: no copy
+    assert b is not None and torch.equal(b, layer.biases[0, [2, 0]])
+    assert as_layer.of([0, 1, 2, 3])[0] is layer.weights  # all members: no copy
 
 
 def test_normalizer_fits_floors_and_travels_with_the_weights() -> None:

@@ -17,8 +17,8 @@ from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
 from networks import ebm_fast
 from networks.ebm_fast import fast_score_and_action_grad
 from networks.ibc_mlp import MLPEBM, MLPConfig
-from networks.keras_optim import KerasAdam, exponential_decay, set_lr, warmup
 from networks.normalizer import AffineNormalizer
+from networks.optim import KerasAdam, exponential_decay, set_lr, warmup
 from tests.parity import ibc_recipes as ibc
 from tests.parity.ibc_recipes import assert_close, cases
 from tests.parity.recipes import Fixture

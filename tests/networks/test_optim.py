@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from common_utils import kernels
 from networks import fast
-from networks.fast_adam import Adam, soft_update
+from networks.optim import Adam, soft_update_params
 
 SHAPES = ((7,), (300, 41), (5, 64, 33), (), (1, 1))
 
@@ -32,9 +33,9 @@ def walk(opt: torch.optim.Optimizer, params: list[nn.Parameter], steps: int, see
 
 @pytest.mark.parametrize("isa", ["base", "v3", "v4"])
 def test_steps_are_torchs(isa: str) -> None:
-    before = fast.kernels.isa()
+    before = kernels.isa()
     try:
-        fast.kernels.use(isa)
+        kernels.use(isa)
     except ValueError:
         pytest.skip(f"this CPU has no {isa}")
     try:
@@ -42,7 +43,7 @@ def test_steps_are_torchs(isa: str) -> None:
         walk(Adam(ours, 3e-3), ours, 20, 1)
         walk(torch.optim.Adam(theirs, 3e-3), theirs, 20, 1)
     finally:
-        fast.kernels.use(before)
+        kernels.use(before)
     for a, b, start in zip(ours, theirs, weights(), strict=True):
         assert not torch.equal(a, start)
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)  # they moved by up to 0.06
@@ -66,7 +67,7 @@ def test_bits_depend_on_no_number_of_threads() -> None:
             ]
             walk(Adam(params, 1e-3), params, 5, 2)
             target = [torch.zeros_like(p) for p in params]
-            soft_update(params, target, 0.3)
+            soft_update_params(params, target, 0.3)
             runs.append([*params, *target])
     finally:
         fast.use_threads(0)
@@ -145,7 +146,7 @@ def test_soft_update(dtype: torch.dtype) -> None:
     net = [p.detach().to(dtype) for p in weights(1)]
     target = [p.detach().to(dtype) for p in weights(2)]
     expected = [0.25 * n + 0.75 * t for n, t in zip(net, target, strict=True)]
-    soft_update(net, target, 0.25)
+    soft_update_params(net, target, 0.25)
     torch.testing.assert_close(target, expected)
     with pytest.raises(ValueError, match="5 parameters against 4"):
-        soft_update(net, target[:4], 0.5)
+        soft_update_params(net, target[:4], 0.5)

@@ -1,0 +1,37 @@
+"""The hot operations of networks and who computes them.
+
+``ops`` has the operations, ``table`` who computes them: C++ kernels (``cpu``), oneDNN's matrix
+products (``onednn``) or plain torch (``plain``). ``process`` has settings of the whole process.
+
+Switches (environment): ``IBRL_GEMM`` = auto, mkl or onednn says who multiplies float32 matrices
+on the CPU (``onednn.gemm_backend``); ``IBRL_MALLOC`` = keep or system (``process``).
+"""
+
+from networks.fast.layer import Layer
+from networks.fast.ops import (
+    ensemble_matmul,
+    linear,
+    min_member,
+    norm_relu,
+    perceptron,
+    sequential,
+    soft_update,
+    spatial_embed,
+)
+from networks.fast.process import keep_freed_memory, set_up, threads, use_threads
+
+__all__ = [
+    "Layer",
+    "ensemble_matmul",
+    "keep_freed_memory",
+    "linear",
+    "min_member",
+    "norm_relu",
+    "perceptron",
+    "sequential",
+    "set_up",
+    "soft_update",
+    "spatial_embed",
+    "threads",
+    "use_threads",
+]

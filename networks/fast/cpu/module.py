@@ -1,0 +1,47 @@
+"""The C++ module of kernels (csrc/kernels), what it takes, and how."""
+
+from __future__ import annotations
+
+import torch
+
+from networks.fast.onednn import gemm_mode
+
+try:
+    from common_utils import kernels
+except ImportError:  # not built: everything works, slower
+    kernels = None  # type: ignore[assignment]
+
+
+def fits(*tensors: torch.Tensor | None) -> bool:
+    """Whether the kernels are there and all tensors are float32 on the CPU."""
+    return kernels is not None and all(
+        t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors
+    )
+
+
+def own_gemm() -> bool:
+    """Whether perceptrons run by the kernels' own matrix products.
+
+    Yes unless ``IBRL_GEMM`` names somebody else, or the CPU has no AVX2 or better for them.
+    """
+    return kernels is not None and gemm_mode() == "auto" and kernels.isa() != "base"
+
+
+def address(t: torch.Tensor | None) -> int:
+    """What the kernels take for a tensor; 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def needs_graph(*tensors: torch.Tensor | None) -> bool:
+    """Whether an operation on these has to be recorded for a backward pass."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def drop_args(p: float) -> tuple[int, float, int]:
+    """Dropout as the kernels take it: how many of 2**32 survive, their scale, the seed."""
+    if p <= 0.0:
+        return 0, 1.0, 0
+    seed = int(torch.randint(2**62, ()))
+    return round((1.0 - p) * 2**32), 1.0 / (1.0 - p), seed

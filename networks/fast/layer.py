@@ -1,0 +1,54 @@
+"""A layer of a perceptron, single or of an ensemble, as the operations take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class Layer:
+    """A linear layer; if hidden, relu(dropout(norm(. + bias), p)) after it.
+
+    weight [M, in, out], or nn.Linear's [out, in] (a single member); bias None, or with one number
+    per member or one per unit; norm's parameters are shared by the members.
+    """
+
+    __slots__ = ("hidden", "norm", "p", "params", "weight")
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm: nn.LayerNorm | None = None,
+        p: float = 0.0,
+        hidden: bool = True,
+    ) -> None:
+        self.weight, self.norm, self.p, self.hidden = weight, norm, p, hidden
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        # looked at several times in a call, and modules are slow to give them
+        self.params: tuple[torch.Tensor | None, ...] = (weight, bias, gamma, beta)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Inputs, outputs."""
+        *_, rows, columns = self.weight.shape
+        return (rows, columns) if self.weight.dim() == 3 else (columns, rows)
+
+    @property
+    def num(self) -> int:
+        """Members."""
+        return self.weight.size(0) if self.weight.dim() == 3 else 1
+
+    def of(self, members: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weights [M, in, out] and bias [M, 1 or out] of some members (None: all)."""
+        weight, bias = self.params[:2]
+        assert weight is not None  # the type of the tuple is wider
+        if weight.dim() == 2:
+            weight = weight.t().unsqueeze(0)
+        bias = None if bias is None else bias.reshape(weight.size(0), -1)
+        if members is None or list(members) == list(range(weight.size(0))):
+            return weight, bias
+        index = list(members)
+        return weight[index], None if bias is None else bias[index]

@@ -1,0 +1,82 @@
+"""Every operation in torch's own: what the other back ends are tested against.
+
+Runs on any device and dtype. An operation made of others gives each of its parts to whoever
+computes that part fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.fast.layer import Layer
+from networks.fast.table import Kernel, call
+
+
+def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, w, b)
+
+
+def ensemble_matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(x, w) if x.dim() == 3 else torch.matmul(x, w)
+
+
+def norm_relu(
+    x: torch.Tensor, norm: nn.LayerNorm | None, bias: torch.Tensor | None, p: float
+) -> torch.Tensor:
+    if bias is not None:
+        x = x + bias.view(bias.size(0), *[1] * (x.dim() - 2), bias.size(1))
+    return F.relu(F.dropout(x if norm is None else norm(x), p))
+
+
+def perceptron(
+    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None
+) -> torch.Tensor:
+    for layer in layers:
+        weight, bias = layer.of(members)
+        x = call("ensemble_matmul", x, weight)
+        if layer.hidden:
+            x = call("norm_relu", x, layer.norm, bias, layer.p)
+        elif bias is not None:
+            x = x + bias.unsqueeze(1)
+    return x
+
+
+def min_member(x: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
+    return call("perceptron", x, layers, None).squeeze(-1).min(dim=0).values
+
+
+def spatial_embed(
+    shared: torch.Tensor, action: torch.Tensor, norm: nn.LayerNorm, weight: torch.Tensor
+) -> torch.Tensor:
+    # one candidate at a time bounds the memory
+    zs = [(F.relu(norm(shared + a[:, None])) * weight).sum(1) for a in action.unbind(1)]
+    return torch.stack(zs, dim=1)
+
+
+def soft_update(net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau: float) -> None:
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target), list(net), tau)
+
+
+def _always(*args: Any) -> bool:
+    return True
+
+
+# Adam has no row: where no kernel takes it, torch.optim.Adam's own step runs (networks.optim)
+OPERATIONS = {
+    f.__name__: Kernel(_always, f)
+    for f in (
+        linear,
+        ensemble_matmul,
+        norm_relu,
+        perceptron,
+        min_member,
+        spatial_embed,
+        soft_update,
+    )
+}

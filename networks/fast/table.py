@@ -1,0 +1,57 @@
+"""Who computes which operation: a row per operation, a column per back end.
+
+A back end is a module of this package with a dictionary ``OPERATIONS``: operation -> Kernel. A
+call goes to the first back end, in the order of :data:`BACKENDS`, that takes these operands. The
+last, ``plain``, has every operation and takes everything. A new back end (CUDA, say) is one file
+and its name here; it needs none of the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+BACKENDS = ("cpu", "onednn", "plain")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One back end's form of an operation; both functions have the operation's arguments."""
+
+    takes: Callable[..., bool]
+    run: Callable[..., Any]
+
+
+@lru_cache(maxsize=1)
+def rows() -> dict[str, list[tuple[str, Kernel]]]:
+    """Operation -> (back end, its kernel), in the order in which they are asked."""
+    found: dict[str, list[tuple[str, Kernel]]] = {}
+    for backend in BACKENDS:
+        module = importlib.import_module(f"networks.fast.{backend}")
+        for operation, kernel in module.OPERATIONS.items():
+            found.setdefault(operation, []).append((backend, kernel))
+    return found
+
+
+def find(operation: str, *args: Any) -> Kernel | None:
+    """The first back end's kernel that takes these operands."""
+    for _, kernel in rows().get(operation, ()):
+        if kernel.takes(*args):
+            return kernel
+    return None
+
+
+def call(operation: str, *args: Any) -> Any:
+    """The operation's result, by the first back end that takes these operands."""
+    for _, kernel in rows()[operation]:
+        if kernel.takes(*args):
+            return kernel.run(*args)
+    raise NotImplementedError(f"no back end takes {operation} of these operands")
+
+
+def who(operation: str, *args: Any) -> str:
+    """The name of the back end that :func:`call` would use."""
+    return next(name for name, kernel in rows()[operation] if kernel.takes(*args))

@@ -1,0 +1,117 @@
+"""Optimisers: Adam, Adam and learning-rate schedules as Keras computes them, soft updates.
+
+Implicit BC was trained with Keras, which adds epsilon to sqrt(v) *before* the bias correction,
+torch after it:
+
+    Keras:  p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
+    torch:  p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+so torch's update with eps / sqrt(1 - b2^t) in step t is Keras's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from networks import fast
+from networks.fast import table
+
+# Keras: warm-up of the Transformer, with its model dimension and number of steps
+_WARMUP_DIM, _WARMUP_STEPS = 32, 4000
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam, with the same state, by a kernel where one takes it.
+
+    Equal to torch's fused step but for the last bits. Weight decay, amsgrad and the other options
+    stay as they are by default.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, without its wrappings."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        """One step on every parameter that has a gradient."""
+        work = [(group, self._with_gradient(group)) for group in self.param_groups]
+        kernels = [table.find("adam", group, rows) for group, rows in work]
+        if closure is not None or None in kernels:
+            return super().step(closure)
+        for kernel, (group, rows) in zip(kernels, work, strict=True):
+            if kernel is not None:  # none is None: asked above
+                kernel.run(group, rows)
+        return None
+
+    def _with_gradient(self, group: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
+        """(parameter, gradient, state) of every parameter that has a gradient."""
+        return [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+
+
+class KerasAdam(Adam):
+    """:class:`Adam` with Keras's epsilon; ``t`` of a group counts its steps."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-7,
+    ) -> None:
+        if eps <= 0:
+            raise ValueError(f"KerasAdam: eps is {eps}, expected above 0")
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        for group in self.param_groups:
+            group["keras_eps"], group["t"] = eps, 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all groups."""
+        for group in self.param_groups:
+            group["t"] += 1
+            group["eps"] = group["keras_eps"] / math.sqrt(1 - group["betas"][1] ** group["t"])
+        return super().step(closure)
+
+
+def exponential_decay(lr: float, step: int, decay_steps: float, rate: float = 0.99) -> float:
+    """lr * rate^(step / decay_steps), continuous; ``step`` counts from 0."""
+    return lr * rate ** (step / decay_steps)
+
+
+def warmup(lr: float, step: int) -> float:
+    """lr * 32^-0.5 * min(step^-0.5, step * 4000^-1.5); 0 at step 0."""
+    if step == 0:
+        return 0.0
+    return lr * _WARMUP_DIM**-0.5 * min(step**-0.5, step * _WARMUP_STEPS**-1.5)
+
+
+def set_lr(optim: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group this step size."""
+    for group in optim.param_groups:
+        group["lr"] = lr
+
+
+def soft_update_params(
+    net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau: float
+) -> None:
+    """target <- tau * net + (1 - tau) * target, for parameters in the same order."""
+    if len(net) != len(target):
+        raise ValueError(f"soft_update_params: {len(net)} parameters against {len(target)}")
+    fast.soft_update(net, target, tau)
