@@ -26,8 +26,8 @@ import train_bc
 import train_rl
 from common_utils import gl, run_config
 from common_utils.atomic import atomic_json, atomic_write
-from common_utils.logger import read_metrics
 from common_utils.progress import console, format_seconds
+from common_utils.records import read_metrics
 from common_utils.resume import STATE_DIR
 from env.config import EnvConfig
 from env.core import EnvError

@@ -32,7 +32,7 @@ from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
 from common_utils.run_config import ConfigError, resolve_device
-from common_utils.run_state import GracefulStop, load_state, save_state
+from common_utils.run_state import GracefulStop, StateError, fitting, load_state, save_state
 from common_utils.saver import TopkSaver, portable_state_dict
 from common_utils.seeding import (
     global_rng_state,
@@ -73,6 +73,18 @@ LONG_EVAL_EVERY = 5
 
 class TrainingError(RuntimeError):
     """Training broke down; the message says at which step and how."""
+
+
+# Errors that are told in a line or two; anything else is a bug and shows its traceback.
+EXPECTED_ERRORS = (
+    ConfigError,
+    SpecError,
+    EnvError,
+    DatasetError,
+    EvalError,
+    StateError,
+    TrainingError,
+)
 
 
 # ------------------------------------------------------------------------- loading
@@ -150,6 +162,7 @@ class Workspace:
         self.epoch = 0  # finished epochs
         self.step = 0  # gradient steps
         self.scores: dict[str, float] = {}
+        self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
         self.log: RunLogger
 
@@ -179,10 +192,13 @@ class Workspace:
         total = cfg.num_epoch * cfg.epoch_len
         with GracefulStop() as stop, RunProgress(total, "BC", self.step) as progress:
             while self.epoch < cfg.num_epoch:
+                self.finished = False  # a finished run may be given more epochs
                 self._train_epoch(progress, stop)
                 self._finish_epoch()
                 self.save_state()
-        self._evaluate_best()
+        if not self.finished and self._evaluate_best():
+            self.finished = True
+            self.save_state()
 
     def _train_epoch(self, progress: RunProgress, stop: GracefulStop) -> None:
         self.policy.train()
@@ -270,17 +286,18 @@ class Workspace:
         assert self.pool is not None  # only called when cfg.evaluates
         return self.pool.run(policy or self.policy, num, seed)
 
-    def _evaluate_best(self) -> None:
-        """The best checkpoint's long evaluation, the run's final number."""
+    def _evaluate_best(self) -> bool:
+        """The best checkpoint's long evaluation, the run's final number; whether there is one."""
         cfg, best = self.cfg, self.saver.best_path
         if not cfg.evaluates or not cfg.num_final_episode or best is None:
-            return
+            return False
         policy = copy.deepcopy(self.policy)
         put_weights(policy, load_weights(best, "best checkpoint"), best, "best checkpoint")
         result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED, policy.eval())
         self.scores["best_ckpt_score"] = score = self._score(result)
         self.log.log(self.step, {"score/best_ckpt_score": score})
         self.log.print(f"best checkpoint {best.name}: success {result.rate()}")
+        return True
 
     # --------------------------------------------------------- checkpoint, resume
 
@@ -290,6 +307,7 @@ class Workspace:
             "epoch": self.epoch,
             "step": self.step,
             "scores": dict(self.scores),
+            "finished": self.finished,
             "policy": self.policy.state_dict(),
             "policy_rng": self.policy.rng_state(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -304,6 +322,7 @@ class Workspace:
         """Inverse of :meth:`state_dict`."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.scores = dict(state["scores"])
+        self.finished = bool(state.get("finished", False))  # newer than the first states
         self.policy.load_state_dict(state["policy"])
         self.policy.set_rng_state(state["policy_rng"])
         if self.ema is not None:
@@ -353,11 +372,13 @@ def run(cfg: MainConfig) -> Workspace:
             name=cfg.run_name,
             group=cfg.group,
             resume_step=state.step if state is not None else None,
+            saved=state.tree.get("log") if state is not None else None,
         ) as log:
             work.log = log
             _say_what_runs(work)
             if state is not None:
-                work.load_state_dict(state.tree)
+                with fitting(state):
+                    work.load_state_dict(state.tree)
                 log.print(f"resumed from {state.path} at step {work.step}")
             work.train()
     finally:
@@ -385,7 +406,7 @@ def main(cfg: MainConfig | None = None) -> int:
     cfg = run_config.parse(MainConfig) if cfg is None else cfg
     try:
         run(cfg)
-    except (ConfigError, SpecError, EnvError, DatasetError, EvalError, TrainingError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:

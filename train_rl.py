@@ -30,7 +30,14 @@ from common_utils.progress import RunProgress, format_seconds
 from common_utils.resources import Need, ResourceError, check_fits
 from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
 from common_utils.run_config import ConfigError
-from common_utils.run_state import GracefulStop, StateError, load_state, save_state
+from common_utils.run_state import (
+    GracefulStop,
+    RunState,
+    StateError,
+    fitting,
+    load_state,
+    save_state,
+)
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
@@ -550,13 +557,13 @@ class Workspace:
             root = self.save_dir / STATE_DIR
             save_state(root, self.global_step, self.state_dict(), {"replay": self.replay})
 
-    def resume(self, path: Path) -> None:
+    def resume(self, state: RunState) -> None:
         """Continue from a saved state."""
-        state = load_state(path)
-        self.replay.load(state.part("replay"))
-        self.load_state_dict(state.tree)
+        with fitting(state):
+            self.replay.load(state.part("replay"))
+            self.load_state_dict(state.tree)
         self.replay.freeze_bc_replay = self.prepared and bool(self.cfg.freeze_bc_replay)
-        self.log.print(f"resumed from {path} at step {self.global_step}")
+        self.log.print(f"resumed from {state.path} at step {self.global_step}")
 
     def close(self) -> None:
         """Stop workers and free simulators."""
@@ -603,7 +610,7 @@ def run(cfg: MainConfig) -> Workspace:
     work = Workspace(cfg)
     needs = work.check_fits()  # before anything is written
     path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
-    resume_step = int(path.name.split("_")[1]) if path is not None else None
+    state = load_state(path) if path is not None else None
     with RunLogger(
         cfg.save_dir,
         cfg.use_wb,
@@ -611,15 +618,16 @@ def run(cfg: MainConfig) -> Workspace:
         project=cfg.wb_project,
         name=cfg.run_name,
         group=cfg.group,
-        resume_step=resume_step,
+        resume_step=state.step if state is not None else None,
+        saved=state.tree.get("log") if state is not None else None,
     ) as log:
         work.log = log
         for line in needs:
             log.print(line)
         try:
             with GracefulStop() as work.stop:
-                if path is not None:
-                    work.resume(path)
+                if state is not None:
+                    work.resume(state)
                 if not work.prepared:
                     work.prepare()
                 if work.prepared:

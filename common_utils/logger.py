@@ -9,13 +9,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from common_utils.atomic import atomic_write
+from common_utils import records
+from common_utils.atomic import atomic_write, make_folder
 from common_utils.progress import console
 
 Number = float | int | torch.Tensor
@@ -149,8 +149,10 @@ class RunLogger:
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
     :meth:`log`, flushed at once. ``tb/``: TensorBoard. W&B if ``use_wb``.
 
-    ``resume_step``: entries after that step, left by a run that was killed later than its
-    last saved state, are removed; None starts the files anew.
+    ``resume_step``: the step of the saved state that goes on, None starts the files anew;
+    ``saved``: that state's :meth:`state_dict`. Entries made after it, by a run that was killed
+    later, are removed. What cannot be written to (a folder of that name, a damaged file) is set
+    aside: a log never keeps a good state from going on.
     """
 
     def __init__(
@@ -163,33 +165,53 @@ class RunLogger:
         name: str = "",
         group: str = "",
         resume_step: int | None = None,
+        saved: Mapping[str, Any] | None = None,
         quiet: bool = False,
     ) -> None:
-        self.save_dir = Path(save_dir)
-        self.save_dir.mkdir(parents=True, exist_ok=True)
+        self.save_dir = make_folder(save_dir)
         self.quiet = quiet
         self.meters = MultiCounter()
         self._wall_before = 0.0
         self._start = time.monotonic()
-        self.metrics_path = self.save_dir / "metrics.jsonl"
+        self.metrics_path = self.save_dir / records.METRICS
         self.log_path = self.save_dir / "train.log"
+        notes = self._make_room()
         if resume_step is None:
             self.metrics_path.unlink(missing_ok=True)
-            for old in (self.save_dir / "tb").glob("events.out.tfevents.*"):
-                old.unlink()
+            records.remove_events(self.save_dir)
         else:
-            truncate_metrics(self.metrics_path, resume_step)
+            notes += self._cut_back(resume_step, saved or {})
         append = "a" if resume_step is not None else "w"
         self._text = open(self.log_path, append, buffering=1, encoding="utf-8")
         self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
+        for note in notes:
+            self.print(note)
         # imported here: it takes a second that programs without a logger need not wait for
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = None if resume_step is None else resume_step + 1
-        self._tensorboard = SummaryWriter(str(self.save_dir / "tb"), purge_step=purge)
+        # states of earlier versions: TensorBoard passes over what came later
+        by_step = resume_step is not None and "files" not in (saved or {})
+        purge = resume_step + 1 if resume_step is not None and by_step else None
+        self._tensorboard = SummaryWriter(str(self.save_dir / records.EVENTS), purge_step=purge)
         self._wandb = (
             self._start_wandb(config, project, name, group, resume_step) if use_wb else None
         )
+
+    def _make_room(self) -> list[str]:
+        """Set aside what has a log's name and is none; says so."""
+        notes = []
+        for path in (self.metrics_path, self.log_path, self.save_dir / records.EVENTS):
+            folder = path.name == records.EVENTS
+            fits = path.is_dir() if folder else path.is_file()
+            if os.path.lexists(path) and not (fits and os.access(path, os.W_OK)):
+                aside = records.set_aside(path)
+                notes.append(f"{path}: cannot be written to, set aside as {aside.name}")
+        return notes
+
+    def _cut_back(self, step: int, saved: Mapping[str, Any]) -> list[str]:
+        wall = saved.get("wall")
+        until = float(wall) if isinstance(wall, (int, float)) else math.inf
+        return records.cut_back(self.save_dir, saved.get("files"), step, until)
 
     def _start_wandb(
         self,
@@ -204,7 +226,7 @@ class RunLogger:
         id_file = self.save_dir / "wandb_id.txt"
         run_id = uuid.uuid4().hex[:8]
         if resume_step is not None and id_file.is_file():
-            run_id = id_file.read_text().strip()
+            run_id = id_file.read_text(errors="replace").strip() or run_id
         with atomic_write(id_file, "w") as handle:
             handle.write(run_id + "\n")
         return wandb.init(
@@ -253,8 +275,13 @@ class RunLogger:
         return numbers
 
     def state_dict(self) -> dict[str, Any]:
-        """Meters and wall time, for resume."""
-        return {"meters": self.meters.state_dict(), "wall": self.wall}
+        """Meters, wall time and the files' lengths, for resume."""
+        self._tensorboard.flush()
+        return {
+            "meters": self.meters.state_dict(),
+            "wall": self.wall,
+            "files": records.position(self.save_dir),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.meters.load_state_dict(state["meters"])
@@ -291,30 +318,3 @@ def _json_number(value: float) -> float | int | None:
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Records of a ``metrics.jsonl``; a torn last line (killed while writing) is dropped."""
-    records = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not a JSON record: {line[:80]!r}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}, line {number}: expected a record with an integer 'step'")
-        records.append(record)
-    return records
-
-
-def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:
-    """Remove the records after ``step``, and a torn last line."""
-    path = Path(path)
-    if not path.exists():
-        return
-    kept = [r for r in read_metrics(path) if r["step"] <= step]
-    with atomic_write(path, "w") as handle:
-        handle.writelines(json.dumps(r) + "\n" for r in kept)

@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 from common_utils.run_state import latest_state
 
 CFGS = ROOT / "release" / "cfgs" / "metaworld"

@@ -32,7 +32,7 @@ from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import EbmPolicy
 from bc.loader import DatasetError
 from common_utils.atomic import atomic_json, atomic_write
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 
 BATCH = 32

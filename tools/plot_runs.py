@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common_utils.atomic import atomic_write
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 

@@ -21,7 +21,7 @@ from bc.ibc.mdn_policy import MdnPolicy
 from bc.ibc.mse_policy import MsePolicy
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.factory import make_env
 from evaluate.pool import EvalPool

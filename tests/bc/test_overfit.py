@@ -12,7 +12,7 @@ import pytest
 import train_bc
 from common_utils import run_config
 from common_utils.gl import best_backend
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERA = "robot0_eye_in_hand"

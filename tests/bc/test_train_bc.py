@@ -26,7 +26,7 @@ from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils import run_config
-from common_utils.logger import read_metrics
+from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.factory import make_env
@@ -302,6 +302,8 @@ def test_evaluation_in_the_real_simulator(tmp_path, mw_data):
     row = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert 0 <= row[0]["score/score"] <= 1 and 0 <= row[0]["score/ema_score"] <= 1
     assert "score/best_ckpt_score" in row[1]
+    train_bc.run(mw_config(tmp_path / "run", mw_data, *more, "--resume", "1"))  # finished long ago
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == row
     policy, env, params = train_bc.load_model(tmp_path / "run" / "model0.pt", "cpu")
     obs, _ = env.reset(seed=0)
     action = policy.act({k: torch.from_numpy(v) for k, v in obs.items()})

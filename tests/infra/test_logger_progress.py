@@ -11,8 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common_utils import progress
-from common_utils.logger import MultiCounter, RunLogger, read_metrics, truncate_metrics
+from common_utils.logger import MultiCounter, RunLogger
 from common_utils.progress import RunProgress, format_seconds
+from common_utils.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,17 +119,6 @@ def test_resume_drops_what_came_after_the_saved_state(tmp_path: Path) -> None:
     with RunLogger(tmp_path, quiet=True) as log:  # a new run in the same folder starts anew
         log.log(1, {"x": 1})
     assert len(read_metrics(log.metrics_path)) == 1
-
-
-def test_read_metrics_names_the_bad_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    truncate_metrics(path, 5)  # absent: nothing to do
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 2: not a JSON record"):
-        read_metrics(path)
-    path.write_text('{"stp": 1}\n')
-    with pytest.raises(ValueError, match="line 1: expected a record with an integer 'step'"):
-        read_metrics(path)
 
 
 def test_wandb_offline(tmp_path: Path) -> None:

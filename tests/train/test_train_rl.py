@@ -205,6 +205,9 @@ def test_rft_killed_while_pretraining_is_the_uninterrupted_one(
         time.sleep(0.02)
     process.kill()
     process.communicate(timeout=60)
+    # as if killed just before its next state: a record of that state's own step is there already
+    with open(save_dir / "metrics.jsonl", "a") as log:
+        log.write('{"step": 0, "wall": 9999.0, "pretrain/step": 600}\n')
     resumed = python(*command(bc_run, save_dir, *RFT, "--resume=1"))
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stdout
