@@ -14,12 +14,12 @@ from bc.base import BasePolicy
 from bc.bc_policy import BcPolicy, StateBcPolicy
 from bc.dataset import DemoDataset
 from bc.ibc.autoregressive import AutoregressivePolicy
-from bc.ibc.base import IbcPolicy
 from bc.ibc.ebm_policy import EbmPolicy
 from bc.ibc.mdn_policy import MdnPolicy
 from bc.ibc.mse_policy import MsePolicy
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.normalized import NormalizedPolicy
 from common_utils.env_args import arm_controller
 from common_utils.run_config import ConfigError
 from env.robosuite.robomimic_args import controller_differences
@@ -101,7 +101,7 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
     return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
 
 
-def _build_ibc(cfg: MainConfig) -> IbcPolicy:
+def _build_ibc(cfg: MainConfig) -> NormalizedPolicy:
     """The EBM, MSE or MDN policy over the state or one camera."""
     dataset = cfg.dataset
     key = "state" if dataset.use_state else dataset.rl_cameras[0]

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 
 from bc.base import BasePolicy
-from bc.bc_policy import StateBcPolicy
 from bc.dataset import DemoDataset
-from bc.ibc.base import IbcPolicy
 from bc.loader import DatasetError
 from bc_config import MainConfig
 from common_utils import run_config
@@ -147,14 +145,10 @@ class Workspace:
         if cfg.load_model != "none":
             weights = load_weights(cfg.load_model, "load_model")
             put_weights(self.policy, weights, cfg.load_model, "load_model")
-        elif isinstance(self.policy, IbcPolicy):
-            self.policy.fit(data.first_samples(self.policy.norm.num_samples))
-        elif isinstance(self.policy, StateBcPolicy) and self.policy.normalizer is not None:
-            every = data.batch_at(torch.arange(data.num_steps).numpy())
-            self.policy.normalizer.fit(every.obs["state"])
+        else:
+            self.policy.fit(data.first_samples(self.policy.fit_samples))
         self.policy.to(self.device)
-        if isinstance(self.policy, IbcPolicy):
-            self.policy.seed(seed_for(cfg.seed, "policy"))
+        self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = _optimizer(self.policy, cfg)
         # docs/reference/ibrl.md#training (there Meta-World has no latest.pt; here it has)
@@ -216,7 +210,7 @@ class Workspace:
     def _train_step(self) -> None:
         cfg = self.cfg
         loss = self.policy.loss(self.data.sample_bc(cfg.batch_size, self.device))
-        if isinstance(self.policy, IbcPolicy) and not bool(torch.isfinite(loss)):
+        if not bool(torch.isfinite(loss)):
             raise TrainingError(f"step {self.step}: the loss is {loss.item()}")
         self.optim.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,14 +1,20 @@
-"""What all behaviour-cloning policies share: batching, devices, proposals and the loss."""
+"""The contract of all behaviour-cloning policies: what they read, act, propose, fit and lose.
+
+``BasePolicy`` keeps the bookkeeping (batches, devices, generators, modes) in one place, so that
+a policy says only how it chooses actions for a batch, and what its loss is.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from common_utils.ibrl_utils import require_key
+from common_utils.seeding import generator_on
 from common_utils.specs import ArraySpec, Obs
 
 
@@ -27,44 +33,121 @@ def check_dropout(dropout: float) -> None:
 class BasePolicy(nn.Module, ABC):
     """What explicit and implicit policies share; implements ``common_utils.specs.Policy``.
 
-    Subclasses say what they read (:meth:`input_specs`), act, propose and have a loss.
+    A subclass states :meth:`input_specs`, :meth:`loss`, :meth:`_act` and :meth:`_propose`; one
+    that takes statistics from the data also :meth:`fit`. Whatever it draws when acting comes
+    from the generator it is given, and in training from its own (:attr:`generator`).
     """
 
     action_dim: int
-    # act draws random numbers also in eval mode, and then takes ``generator=``
-    stochastic_eval = False
+    # act draws random numbers also in eval mode, and so does propose
+    stochastic_eval: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         # detached scalars of the last loss, by name, for the logs
         self.metrics: dict[str, torch.Tensor] = {}
+        self._seed = 0
+        self._rng: torch.Generator | None = None
+
+    # ------------------------------------------------------------- a policy's own part
 
     @abstractmethod
     def input_specs(self) -> dict[str, ArraySpec]:
         """The observations it reads, as an environment must deliver them (no batch axis)."""
 
     @abstractmethod
-    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
-        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``."""
-
-    @abstractmethod
-    def propose(self, obs: Obs, n: int) -> torch.Tensor:
-        """Candidate actions float32 [B, n, A] for batched observations."""
-
-    @abstractmethod
     def loss(self, batch: Any) -> torch.Tensor:
-        """Training loss, a scalar with graph."""
+        """Training loss, a scalar with graph; ``batch`` has ``obs`` and ``action`` [B, A]."""
+
+    @abstractmethod
+    def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
+        """Inputs [B, ...] -> actions [B, A] in [-1, 1]: the best ones, or drawn ones."""
+
+    @abstractmethod
+    def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
+        """Inputs [B, ...] -> n candidates of each row, [B, n, A] in [-1, 1]."""
+
+    @property
+    def fit_samples(self) -> int:
+        """Demonstrated steps that :meth:`fit` wants to see (0: all)."""
+        return 0
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Take statistics from batches of demonstrations; does nothing where none are kept."""
+
+    # ------------------------------------------------------------- acting
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Obs,
+        *,
+        eval_mode: bool = True,
+        cpu: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``.
+
+        Draws come from ``generator`` (default: the policy's own). Raises RuntimeError while
+        the module is in training mode (dropout would act), KeyError and ValueError for missing
+        and misshapen observations.
+        """
+        self._require_eval("act")
+        inputs, batched = self._read(obs)
+        action = self._act(inputs, eval_mode, generator)
+        if not batched:
+            action = action.squeeze(0)
+        return action.cpu() if cpu else action
+
+    @torch.no_grad()
+    def propose(
+        self, obs: Obs, n: int, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Candidate actions float32 [B, n, A] for batched observations; errors as :meth:`act`."""
+        self._require_eval("propose")
+        if n < 1:
+            raise ValueError(f"propose: n must be at least 1, got {n}")
+        inputs, batched = self._read(obs)
+        if not batched:
+            raise ValueError("propose needs batched observations")
+        return self._propose(inputs, n, generator)
+
+    # ------------------------------------------------------------- random numbers
+
+    def seed(self, seed: int) -> None:
+        """Start the policy's own generator (training draws, and acting without one given)."""
+        self._seed, self._rng = seed, None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The policy's own generator, on the device of its weights."""
+        device = self._device
+        if self._rng is None or self._rng.device != device:
+            self._rng = torch.Generator(device).manual_seed(self._seed)
+        return self._rng
+
+    def rng_for(self, generator: torch.Generator | None) -> torch.Generator:
+        """Where draws come from: the caller's generator, on the device of the weights."""
+        return self.generator if generator is None else generator_on(self._device, generator)
 
     def rng_state(self) -> dict[str, Any]:
-        """State of the policy's own generators; empty for one that draws nothing itself."""
-        return {}
+        """State of the own generator."""
+        return {"generator": self.generator.get_state()}
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`rng_state`."""
+        """Inverse of :meth:`rng_state`; an empty state, of a policy that drew nothing, is none."""
+        if state:
+            self.generator.set_state(state["generator"].cpu())
+
+    # ------------------------------------------------------------- bookkeeping
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def _read(self, obs: Obs) -> tuple[Obs, bool]:
         """The inputs alone, on our device and batched, and whether they came batched."""
-        device = next(self.parameters()).device
+        device = self._device
         specs = self.input_specs()
         who = type(self).__name__
         inputs = {k: torch.as_tensor(require_key(obs, k, who)).to(device) for k in specs}
@@ -87,14 +170,6 @@ class BasePolicy(nn.Module, ABC):
             raise RuntimeError(f"{type(self).__name__}.{what} needs eval mode: call .eval() first")
 
 
-def check_proposal(n: int, batched: bool) -> None:
-    """ValueError unless ``propose`` was asked for n >= 1 actions for batched observations."""
-    if n < 1:
-        raise ValueError(f"propose: n must be at least 1, got {n}")
-    if not batched:
-        raise ValueError("propose needs batched observations")
-
-
 class ExplicitPolicy(BasePolicy):
     """A policy that maps an observation to one action; subclasses compute :meth:`forward`."""
 
@@ -106,26 +181,12 @@ class ExplicitPolicy(BasePolicy):
         """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
         return obs
 
-    @torch.no_grad()
-    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
-        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``.
+    def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
+        return self(inputs)
 
-        The policy is deterministic, so ``eval_mode`` changes nothing. Raises RuntimeError
-        while the module is in training mode (dropout would make it random).
-        """
-        self._require_eval("act")
-        inputs, batched = self._read(obs)
-        action = self(inputs).detach()
-        if not batched:
-            action = action.squeeze(0)
-        return action.cpu() if cpu else action
-
-    def propose(self, obs: Obs, n: int) -> torch.Tensor:
-        """Candidates [B, n, A] for batched observations: the one action, n times."""
-        check_proposal(n, True)
-        action = self.act(obs, cpu=False)
-        check_proposal(n, action.dim() == 2)
-        return action.unsqueeze(1).expand(-1, n, -1)
+    def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
+        """The one action, n times."""
+        return self(inputs).unsqueeze(1).expand(-1, n, -1)
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error summed over action dimensions, averaged over the batch (a scalar)."""

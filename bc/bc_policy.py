@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -140,6 +141,11 @@ class StateBcPolicy(ExplicitPolicy):
     def input_specs(self) -> dict[str, ArraySpec]:
         """The state alone."""
         return {"state": ArraySpec(self.obs_shape)}
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        """The normaliser's statistics of the states, with norm_state."""
+        if self.normalizer is not None:
+            self.normalizer.fit(torch.cat([batch.obs["state"] for batch in batches]))
 
     def forward(self, obs: Obs) -> torch.Tensor:
         """Batched observations -> actions [B, A] in [-1, 1]."""

@@ -18,7 +18,7 @@ Stacks are newest first and padded with zeros before the episode's start
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -133,22 +133,52 @@ Obs = dict[str, "torch.Tensor"]
 
 
 @runtime_checkable
-class Policy(Protocol):
+class Player(Protocol):
+    """What an evaluation can play: a BC policy or an RL agent."""
+
+    # whether act draws random numbers in eval mode; an evaluation then gives each episode its
+    # own generator, so that it plays the same way alone and in a pool
+    @property
+    def stochastic_eval(self) -> bool: ...
+
+    def act(
+        self,
+        obs: Obs,
+        *,
+        eval_mode: bool = True,
+        cpu: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Action float32 [A] for one observation, or [B, A] for a batched one.
+
+        Random numbers come from ``generator``, on the CPU (None: the player's own).
+        """
+        ...
+
+
+@runtime_checkable
+class Policy(Player, Protocol):
     """A BC policy, explicit or implicit; anything that can bootstrap IBRL.
 
     Also an ``nn.Module`` whose ``state_dict`` is self-contained (normaliser included).
     """
 
-    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
-        """Action float32 [A] for one observation, or [B, A] for a batched one."""
-        ...
-
-    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+    def propose(
+        self, obs: Obs, n: int, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Candidate actions float32 [B, n, A] for a batched observation dict."""
         ...
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Training loss, a scalar with graph."""
+        ...
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Take statistics from batches of demonstrations, before training."""
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Start the generator of its own."""
         ...
 
 

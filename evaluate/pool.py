@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from common_utils.specs import EnvSpec
+from common_utils.specs import EnvSpec, Player
 from env.core import Env
 from env.remote import DEFAULT_MAKER, WorkerProcess
 from env.worker import resolve
@@ -132,7 +132,7 @@ class EvalPool:
 
     def run(
         self,
-        agent: Any,
+        agent: Player,
         num_game: int,
         seed: int,
         *,

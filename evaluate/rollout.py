@@ -12,13 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
+from common_utils.specs import Player
 from env.core import Env, ObsDict
 from evaluate.stats import Rate, wilson
 from evaluate.video import annotate, write_video
@@ -93,16 +94,13 @@ class EvalResult:
 class PolicyRunner:
     """Asks an agent for actions, one observation or several at a time.
 
-    The agent protocol: ``act(obs, eval_mode=..., cpu=True) -> [A] or [B, A]`` on a dict of
-    tensors without or with a batch axis; ``stochastic_eval`` (optional bool): act draws random
-    numbers also in eval mode, and then takes ``generator=`` as well.
+    One that draws random numbers in eval mode (``stochastic_eval``) gets a generator per episode.
     """
 
-    def __init__(self, agent: Any, *, eval_mode: bool = True) -> None:
+    def __init__(self, agent: Player, *, eval_mode: bool = True) -> None:
         self.agent = agent
         self.eval_mode = eval_mode
-        # without eval_mode every agent may explore, but not every one takes a generator
-        self.stochastic = bool(getattr(agent, "stochastic_eval", False))
+        self.stochastic = agent.stochastic_eval
 
     def generator(self, seed: int) -> torch.Generator | None:
         """The generator of the episode ``seed``, None for a deterministic agent."""
@@ -113,8 +111,7 @@ class PolicyRunner:
     def act(self, obs: ObsDict, generator: torch.Generator | None = None) -> np.ndarray:
         """float32 [A] for one observation."""
         tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
-        more = {} if generator is None else {"generator": generator}
-        action = self.agent.act(tensors, eval_mode=self.eval_mode, cpu=True, **more)
+        action = self.agent.act(tensors, eval_mode=self.eval_mode, cpu=True, generator=generator)
         return _to_numpy(action, 1)
 
     def act_batch(self, batch: Sequence[ObsDict]) -> np.ndarray:
@@ -133,7 +130,7 @@ def _to_numpy(action: torch.Tensor, ndim: int) -> np.ndarray:
 
 
 @contextmanager
-def evaluating(agent: Any) -> Iterator[None]:
+def evaluating(agent: Player) -> Iterator[None]:
     """Eval mode, no gradients, global generators restored afterwards."""
     with ExitStack() as stack:
         stack.enter_context(preserve_rng())
@@ -175,7 +172,7 @@ def play_episode(
 
 def run_eval(
     env: Env,
-    agent: Any,
+    agent: Player,
     num_game: int,
     seed: int,
     *,
@@ -186,7 +183,7 @@ def run_eval(
     """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
     Args:
-        agent: see :class:`PolicyRunner`; put in eval mode meanwhile.
+        agent: put in eval mode meanwhile.
         eval_mode: passed to ``agent.act``; False plays the exploring agent.
         record: folder for one MP4 per game (needs an environment that can render).
         verbose: print one line per game.

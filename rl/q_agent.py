@@ -40,11 +40,6 @@ from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import select_candidate, take
 
 
-def _samples(policy: Any) -> bool:
-    """Whether a BC policy draws its proposals at random (and takes ``generator=``)."""
-    return bool(getattr(policy, "stochastic_eval", False))
-
-
 class QAgent(nn.Module):
     """Actor-critic over pixels (encoder, two Q-heads) or states (REDQ ensemble).
 
@@ -113,7 +108,7 @@ class QAgent(nn.Module):
         self.actor_opt = Adam(self.actor.parameters(), cfg.lr)
 
         # Kept out of nn.Module's registry: they are not part of this agent's checkpoint.
-        self.bc_policies: list[Any] = []
+        self.bc_policies: list[Policy] = []
         self.rng = torch.Generator(self.device).manual_seed(seed)
         self.host_rng = torch.Generator().manual_seed(seed + 1)
         # Evaluation draws from its own generators, so that it never disturbs training.
@@ -152,7 +147,7 @@ class QAgent(nn.Module):
         if self.act_method == "rl":
             return False
         subset = self.use_state and self._subset_size() < self.cfg.state_critic.num_q
-        samples = any(_samples(p) for p in self.bc_policies)
+        samples = any(p.stochastic_eval for p in self.bc_policies)
         return self.act_method == "ibrl_soft" or subset or samples
 
     def add_bc_policy(self, policy: Policy) -> None:
@@ -297,13 +292,8 @@ class QAgent(nn.Module):
                 "needs a BC policy: attach one with add_bc_policy (config field bc_policy)"
             )
         num, rng = self.cfg.num_bc_samples, self.rng if generator is None else generator
-        return torch.cat(
-            [
-                p.propose(obs, num, **({"generator": rng} if _samples(p) else {}))
-                for p in self.bc_policies
-            ],
-            dim=1,
-        )
+        proposals = [p.propose(obs, num, generator=rng) for p in self.bc_policies]
+        return torch.cat(proposals, dim=1)
 
     def _candidates(
         self,

@@ -222,11 +222,18 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
         raise ConfigError(
             f"--weight: '{args.weight}' was trained for {env.spec.suite}, not particle"
         )
-    if args.energy and not hasattr(getattr(policy, "net", None), "score"):
+    if args.energy and not _has_one_energy(policy):
         raise ConfigError("--energy: needs --weight of an implicit (EBM) policy")
     if args.energy and env.spec.action_dim < 2:
         raise ConfigError("--energy: draws two action dimensions, the task has one")
     return env, policy
+
+
+def _has_one_energy(policy: Any) -> bool:
+    """Whether whole actions are scored, not dimension after dimension."""
+    from bc.ibc.ebm_policy import EbmPolicy
+
+    return isinstance(policy, EbmPolicy) and not policy.cfg.autoregressive
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -109,10 +109,14 @@ class AutoregressivePolicy(EbmPolicy):
             chosen = torch.cat([chosen, value], dim=1)
         return chosen
 
-    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+    def _act_normalized(
+        self, features: torch.Tensor, greedy: bool, rng: torch.Generator
+    ) -> torch.Tensor:
         return torch.cat([self._search(part, greedy, rng) for part in self._in_chunks(features)])
 
-    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+    def _propose_normalized(
+        self, features: torch.Tensor, n: int, rng: torch.Generator
+    ) -> torch.Tensor:
         rows = features.repeat_interleave(n, dim=0)
         step = max(1, MAX_ROWS // self.cfg.num_action_samples)
         found = torch.cat([self._search(part, False, rng) for part in rows.split(step)])

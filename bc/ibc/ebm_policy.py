@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from bc.ibc import losses, samplers
-from bc.ibc.base import IbcPolicy, NormConfig
 from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
+from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from networks import ebm_fast
 from networks.ibc_mlp import MLPEBM, MLPConfig
@@ -176,7 +176,7 @@ class Draws(NamedTuple):
     dfo_noise: torch.Tensor | None = None
 
 
-class EbmPolicy(IbcPolicy):
+class EbmPolicy(NormalizedPolicy):
     """A network that says how good an action is, and samplers that look for the best one."""
 
     stochastic_eval = True
@@ -367,7 +367,9 @@ class EbmPolicy(IbcPolicy):
     def _in_chunks(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from features.split(max(1, MAX_ROWS // self.cfg.num_action_samples))
 
-    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+    def _act_normalized(
+        self, features: torch.Tensor, greedy: bool, rng: torch.Generator
+    ) -> torch.Tensor:
         out = []
         for part in self._in_chunks(features):
             actions, probs = self.sample(part, rng)
@@ -378,7 +380,9 @@ class EbmPolicy(IbcPolicy):
             out.append(samplers.take_samples(actions, index).squeeze(1))
         return torch.cat(out)
 
-    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+    def _propose_normalized(
+        self, features: torch.Tensor, n: int, rng: torch.Generator
+    ) -> torch.Tensor:
         """Samples drawn by their probability, that is by exp(-energy)."""
         out = []
         for part in self._in_chunks(features):

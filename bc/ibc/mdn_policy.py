@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bc.ibc.base import IbcPolicy, NormConfig
+from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from networks.ibc_mlp import MLPMDN, MDNConfig
 from networks.ibc_pixel import ConvMDNConfig, ConvMLPMDN
@@ -28,7 +28,7 @@ class MdnPolicyConfig:
     greedy_eval: Flag = 0
 
 
-class MdnPolicy(IbcPolicy):
+class MdnPolicy(NormalizedPolicy):
     """Trained by likelihood of the normalised action; acts by sampling."""
 
     stochastic_eval = True
@@ -55,11 +55,15 @@ class MdnPolicy(IbcPolicy):
         features = self.features(inputs)
         return -self.net(features).log_prob(self.target(batch, features.device)).mean()
 
-    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+    def _act_normalized(
+        self, features: torch.Tensor, greedy: bool, rng: torch.Generator
+    ) -> torch.Tensor:
         mixture = self.net(features)
         if greedy and self.cfg.greedy_eval:
             return mixture.greedy()
         return mixture.sample(1, generator=rng).squeeze(1)
 
-    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+    def _propose_normalized(
+        self, features: torch.Tensor, n: int, rng: torch.Generator
+    ) -> torch.Tensor:
         return self.net(features).sample(n, generator=rng)

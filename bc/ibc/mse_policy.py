@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bc.ibc.base import IbcPolicy, NormConfig
+from bc.normalized import NormalizedPolicy, NormConfig
 from networks.ibc_mlp import MLPMSE, MLPConfig
 from networks.ibc_pixel import ConvMLPConfig, ConvMLPMSE
 
@@ -25,7 +25,7 @@ class MsePolicyConfig:
     norm: NormConfig = field(default_factory=NormConfig)
 
 
-class MsePolicy(IbcPolicy):
+class MsePolicy(NormalizedPolicy):
     """One action by squared error in normalised action space; deterministic."""
 
     def __init__(
@@ -50,8 +50,12 @@ class MsePolicy(IbcPolicy):
         pred = self.net(self.features(inputs))
         return (pred - self.target(batch, pred.device)).square().mean()
 
-    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+    def _act_normalized(
+        self, features: torch.Tensor, greedy: bool, rng: torch.Generator
+    ) -> torch.Tensor:
         return self.net(features)
 
-    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+    def _propose_normalized(
+        self, features: torch.Tensor, n: int, rng: torch.Generator
+    ) -> torch.Tensor:
         return self.net(features).unsqueeze(1).expand(-1, n, -1)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ibc_data import write_particle
 
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
-from bc.ibc.base import FrameStatistics
+from bc.normalized import FrameStatistics
 from networks.normalizer import AffineNormalizer
 
 

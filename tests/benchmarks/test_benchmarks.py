@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bc.ibc.base import IbcPolicy
+from bc.normalized import NormalizedPolicy
 from benchmarks import ibc, update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def test_every_ibc_configuration_finds_its_batches(case: str, tmp_path: Path) ->
     work = ibc.make_workspace(case, ibc.precisions(case)[-1], tmp_path)
     try:
         batch = work.data.sample_bc(2, work.device)
-        assert isinstance(work.policy, IbcPolicy)
+        assert isinstance(work.policy, NormalizedPolicy)
         assert batch.obs[work.policy.obs_key].shape == (2, *work.cfg.obs_shape)
         assert batch.action.shape == (2, ibc.SIZES[case.split("/")[0]].action)
     finally:

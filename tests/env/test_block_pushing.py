@@ -47,7 +47,9 @@ def play_oracle(env: BlockPushEnv, seed: int, **options: object) -> tuple[dict, 
 class Drift:
     """Moves on by the state alone: deterministic, batched or not."""
 
-    def act(self, obs: dict, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+    stochastic_eval = False
+
+    def act(self, obs: dict, **options: object) -> torch.Tensor:
         return torch.tanh(obs["state"][..., 1:3] - obs["state"][..., 3:5])
 
 

@@ -40,10 +40,12 @@ def real(name: str) -> Path:
 class Still:
     """Zero actions, for batched and single observations."""
 
+    stochastic_eval = False
+
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
-    def act(self, obs: dict, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+    def act(self, obs: dict, **options: object) -> torch.Tensor:
         return torch.zeros(*obs["state"].shape[:-1], self.dim)
 
 

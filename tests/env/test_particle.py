@@ -35,7 +35,9 @@ def play_oracle(env: ParticleEnv, oracle: ParticleOracle, seed: int) -> tuple[di
 class SecondGoal:
     """Knows only the second goal: batched and single observations alike."""
 
-    def act(self, obs: dict, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+    stochastic_eval = False
+
+    def act(self, obs: dict, **options: object) -> torch.Tensor:
         return obs["state"][..., 4:6] * 2 - 1
 
 

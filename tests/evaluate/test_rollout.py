@@ -22,14 +22,18 @@ from evaluate.video import annotate, write_video
 class Still:
     """Does nothing; not even a torch module."""
 
-    def act(self, obs, *, eval_mode=True, cpu=True):
+    stochastic_eval = False
+
+    def act(self, obs, *, eval_mode=True, cpu=True, generator=None):
         return torch.zeros(1)
 
 
 class Balance:
     """A hand-made controller that holds the pole."""
 
-    def act(self, obs, *, eval_mode=True, cpu=True):
+    stochastic_eval = False
+
+    def act(self, obs, *, eval_mode=True, cpu=True, generator=None):
         x, angle, dx, dangle = obs["state"]
         return torch.tanh(x * 0.3 + angle * 8 + dx * 0.5 + dangle * 1.5).reshape(1)
 
@@ -51,10 +55,12 @@ def test_results_are_sorted_by_seed():
 
 
 class Faulty:
+    stochastic_eval = False
+
     def __init__(self, action):
         self.action = action
 
-    def act(self, obs, *, eval_mode=True, cpu=True):
+    def act(self, obs, *, eval_mode=True, cpu=True, generator=None):
         return self.action
 
 

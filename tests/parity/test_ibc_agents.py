@@ -10,10 +10,10 @@ import torch
 
 from bc.dataset import BcBatch, gather_stack
 from bc.ibc import losses, samplers
-from bc.ibc.base import FrameStatistics, NormConfig
 from bc.ibc.ebm_policy import Draws, EbmPolicy, EbmPolicyConfig, sampling_box
 from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
+from bc.normalized import FrameStatistics, NormConfig
 from networks import ebm_fast
 from networks.ebm_fast import fast_score_and_action_grad
 from networks.ibc_mlp import MLPEBM, MLPConfig

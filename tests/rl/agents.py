@@ -64,6 +64,8 @@ def unlike_targets(agent: QAgent) -> QAgent:
 class LinearPolicy(nn.Module):
     """a = tanh(W x): a BC policy that proposes ``n`` actions around its own, and counts calls."""
 
+    stochastic_eval = False
+
     def __init__(self, seed: int, key: str = "state", spread: float = 0.0) -> None:
         super().__init__()
         gen = torch.Generator().manual_seed(seed)
@@ -71,10 +73,12 @@ class LinearPolicy(nn.Module):
         self.key, self.spread, self.calls = key, spread, 0
         self.weight = nn.Parameter(0.7 * torch.randn(dim, A, generator=gen))
 
-    def act(self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True) -> torch.Tensor:
+    def act(
+        self, obs: Obs, *, eval_mode: bool = True, cpu: bool = True, generator: Any = None
+    ) -> torch.Tensor:
         return torch.tanh(obs[self.key] @ self.weight)
 
-    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+    def propose(self, obs: Obs, n: int, *, generator: Any = None) -> torch.Tensor:
         assert not self.training
         self.calls += 1
         offsets = self.spread * torch.arange(n, dtype=torch.float32).view(1, n, 1)

@@ -92,11 +92,13 @@ def test_one_deterministic_sample_changes_nothing() -> None:
 class OneAction(nn.Module):
     """The same network as a policy that knows one action per observation and nothing else."""
 
+    stochastic_eval = False
+
     def __init__(self, policy: MsePolicy) -> None:
         super().__init__()
         self.policy = policy
 
-    def propose(self, obs: Obs, n: int) -> torch.Tensor:
+    def propose(self, obs: Obs, n: int, *, generator: Any = None) -> torch.Tensor:
         assert n == 1
         state = self.policy.features({"state": obs["state"]})
         return self.policy.to_env(self.policy.net(state)).detach().unsqueeze(1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bc.ibc.base import NormConfig
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
+from bc.normalized import NormConfig
 from env.factory import make_env
 from networks.ibc_mlp import MLPConfig
 from tools.plot_particle import energies, energy_landscape, main, play

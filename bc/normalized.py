@@ -1,4 +1,4 @@
-"""What the policies of Implicit BC share: normalisers, history, random numbers, acting.
+"""Policies that normalise: statistics of the data in the weights, history, acting.
 
 A policy reads ``obs["state"]`` [B, T * S] or a camera's images uint8 [B, T * 3, H, W], newest
 step first as everywhere in this framework; the networks get the T steps oldest first. Actions
@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from bc.base import BasePolicy, batch_action, check_proposal
+from bc.base import BasePolicy, batch_action
 from common_utils.config_types import Flag
-from common_utils.seeding import generator_on
 from common_utils.specs import ArraySpec, Obs
 from networks.ibc_pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer
@@ -83,8 +82,8 @@ class FrameStatistics:
         return self.mean, std
 
 
-class IbcPolicy(BasePolicy):
-    """Base of the EBM, MSE and MDN policies.
+class NormalizedPolicy(BasePolicy):
+    """Base of the policies of Implicit BC: explicit (MSE, MDN) and energy-based.
 
     Args:
         obs_key: "state", or the camera.
@@ -113,42 +112,17 @@ class IbcPolicy(BasePolicy):
         # the networks over images hold the normaliser of these themselves
         self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
-        self._seed = 0
-        self._rng: torch.Generator | None = None
 
     def input_specs(self) -> dict[str, ArraySpec]:
         """The state, or the camera's images."""
         return {self.obs_key: ArraySpec(self.obs_shape, "uint8" if self.pixels else "float32")}
 
-    # ------------------------------------------------------------- random numbers
-
-    def seed(self, seed: int) -> None:
-        """Start the policy's own generator (training draws, and acting without one given)."""
-        self._seed, self._rng = seed, None
+    # ------------------------------------------------------------- statistics
 
     @property
-    def generator(self) -> torch.Generator:
-        """The policy's own generator, on the device of its weights."""
-        device = self.act_norm.offset.device
-        if self._rng is None or self._rng.device != device:
-            self._rng = torch.Generator(device).manual_seed(self._seed)
-        return self._rng
-
-    def _rng_for(self, generator: torch.Generator | None) -> torch.Generator:
-        """Where draws come from: the caller's generator, on the device of the weights."""
-        if generator is None:
-            return self.generator
-        return generator_on(self.act_norm.offset.device, generator)
-
-    def rng_state(self) -> dict[str, Any]:
-        """State of the own generator."""
-        return {"generator": self.generator.get_state()}
-
-    def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`rng_state`."""
-        self.generator.set_state(state["generator"].cpu())
-
-    # ------------------------------------------------------------- statistics
+    def fit_samples(self) -> int:
+        """``norm.num_samples``."""
+        return self.norm.num_samples
 
     def fit(self, batches: Iterable[Any]) -> None:
         """Take the normalisers' statistics from batches (``obs`` stacked, ``action`` [B, A]).
@@ -202,42 +176,21 @@ class IbcPolicy(BasePolicy):
     # ------------------------------------------------------------- acting
 
     @abstractmethod
-    def _act(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
+    def _act_normalized(
+        self, features: torch.Tensor, greedy: bool, rng: torch.Generator
+    ) -> torch.Tensor:
         """Features [B, D] -> normalised actions [B, A]."""
 
     @abstractmethod
-    def _propose(self, features: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
+    def _propose_normalized(
+        self, features: torch.Tensor, n: int, rng: torch.Generator
+    ) -> torch.Tensor:
         """Features [B, D] -> n normalised actions of each row, [B, n, A]."""
 
-    @torch.no_grad()
-    def act(
-        self,
-        obs: Obs,
-        *,
-        eval_mode: bool = True,
-        cpu: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Action float32 [A], or [B, A] for batched observations; on the CPU if ``cpu``.
+    def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
+        rng = self.rng_for(generator)
+        return self.to_env(self._act_normalized(self.features(inputs), greedy, rng))
 
-        Draws come from ``generator`` (default: the policy's own). Raises RuntimeError in
-        training mode.
-        """
-        self._require_eval("act")
-        inputs, batched = self._read(obs)
-        rng = self._rng_for(generator)
-        action = self.to_env(self._act(self.features(inputs), eval_mode, rng))
-        if not batched:
-            action = action.squeeze(0)
-        return action.cpu() if cpu else action
-
-    @torch.no_grad()
-    def propose(
-        self, obs: Obs, n: int, *, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Candidates float32 [B, n, A] in [-1, 1] for batched observations."""
-        self._require_eval("propose")
-        inputs, batched = self._read(obs)
-        check_proposal(n, batched)
-        rng = self._rng_for(generator)
-        return self.to_env(self._propose(self.features(inputs), n, rng))
+    def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
+        rng = self.rng_for(generator)
+        return self.to_env(self._propose_normalized(self.features(inputs), n, rng))
