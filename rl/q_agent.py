@@ -486,14 +486,13 @@ class QAgent(nn.Module):
             with torch.no_grad():
                 bc_feats = self._features(bc_batch.obs, augment=True)
             bc_loss = self._bc_loss(bc_feats, bc_batch.action)
-            ratio: torch.Tensor | float = 1.0
+            ratio = bc_loss.new_ones(())
             if self.cfg.bc_loss_dynamic:
                 if ref_agent is None:
                     raise ValueError("bc_loss_dynamic = 1 needs a reference agent")
                 ratio = self._bc_ratio(bc_batch.obs, ref_agent)
-                metrics["rft/ratio"] = ratio
             loss = actor_loss + self.cfg.bc_loss_coef * ratio * bc_loss
-            metrics["rft/bc_loss"] = bc_loss.detach()
+            metrics |= {"rft/ratio": ratio, "rft/bc_loss": bc_loss.detach()}
         self.actor_opt.zero_grad(set_to_none=True)
         loss.backward()
         self.actor_opt.step()

@@ -26,6 +26,7 @@ from common_utils.run_config import ConfigError
 from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
+from tests.docs.metrics_page import undocumented
 
 RELEASE = Path(__file__).resolve().parents[2] / "release" / "cfgs" / "ibc" / "particle"
 SMALL = {
@@ -58,6 +59,7 @@ def test_a_run_trains_plays_and_is_loaded_again(tmp_path, data, kind, cls):
     assert {"train/loss", "score/score", "score/return", "score/final_dist_second_goal"} <= set(
         rows[-1]
     )
+    assert undocumented(tmp_path / "run") == set()
     (tmp_path / "run").rename(tmp_path / "moved")
     policy, loaded = train_bc.load_policy(tmp_path / "moved" / "latest.pt", "cpu")
     assert isinstance(policy, cls) and loaded.obs_shape == [16]

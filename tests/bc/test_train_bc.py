@@ -33,6 +33,7 @@ from env.factory import make_env
 from evaluate.rollout import EvalError
 from mw_main import generate_metaworld_dataset as demos
 from mw_main import train_bc_mw
+from tests.docs.metrics_page import undocumented
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "release" / "cfgs"
@@ -304,6 +305,7 @@ def test_evaluation_in_the_real_simulator(tmp_path, mw_data):
     assert "score/best_ckpt_score" in row[1]
     train_bc.run(mw_config(tmp_path / "run", mw_data, *more, "--resume", "1"))  # finished long ago
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == row
+    assert undocumented(tmp_path / "run") == set()
     policy, env, params = train_bc.load_model(tmp_path / "run" / "model0.pt", "cpu")
     obs, _ = env.reset(seed=0)
     action = policy.act({k: torch.from_numpy(v) for k, v in obs.items()})

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from common_utils.run_state import latest_state
+from tests.docs.metrics_page import undocumented
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 600
@@ -123,6 +124,7 @@ def test_reference_run_is_complete(reference: Path) -> None:
     shares = {k: v for k, v in last.items() if k.startswith("time/")}
     assert {"time/env", "time/update", "time/evaluate"} <= shares.keys()
     assert sum(shares.values()) == pytest.approx(1)
+    assert undocumented(reference) == set()
     state = latest_state(reference / "state")
     assert state is not None and state.name == f"step_{STEPS:09d}"
 
@@ -254,6 +256,7 @@ def test_methods_train(more: list[str], bc_run: Path, tmp_path: Path) -> None:
     short = ["--num_train_step=120", "--log_per_step=120", *more]
     done = python(*command(bc_run, tmp_path / "run", *short))
     assert done.returncode == 0, done.stderr
+    assert undocumented(tmp_path / "run") == set()
     last = metrics(tmp_path / "run")[-1]
     assert last["step"] == 120 and last["train/critic_loss"] > 0
     if "--add_bc_loss=1" in more:
