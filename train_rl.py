@@ -255,7 +255,7 @@ class Workspace:
         length = len(next(iter(obs.values())))
         device = self.agent.device
         parts = [
-            self.agent.propose_bc({k: v[i : i + 256].to(device) for k, v in obs.items()})
+            self.agent.propose({k: v[i : i + 256].to(device) for k, v in obs.items()})
             for i in range(0, length, 256)
         ]
         return torch.cat(parts).cpu().numpy()
@@ -325,7 +325,7 @@ class Workspace:
         out = {k: torch.from_numpy(v) for k, v in obs.items()}
         if self.agent.num_bc_action:
             batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
-            out[BC_ACTION] = self.agent.propose_bc(batched)[0].cpu()
+            out[BC_ACTION] = self.agent.propose(batched)[0].cpu()
         return out
 
     def _record(self, obs: dict[str, np.ndarray], info: dict[str, Any]) -> Record:

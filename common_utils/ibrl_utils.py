@@ -162,6 +162,18 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             m.train()
 
 
+@contextmanager
+def frozen(params: Sequence[torch.Tensor]) -> Iterator[None]:
+    """No gradients for these parameters inside the block."""
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
 def orth_weight_init(m: nn.Module) -> None:
     """For ``module.apply``: orthogonal Linear (gain 1) and Conv2d (gain sqrt 2), biases zero."""
     if isinstance(m, nn.Linear):

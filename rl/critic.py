@@ -1,4 +1,7 @@
-"""Critics. Each scores one action or N candidate actions per observation.
+"""Critics. Each scores N candidate actions per observation, by some or all of its members.
+
+Both kinds have one face: ``q(feats, actions [B, N, A], members) -> [B, N, M]``, ``min_q``,
+``draw_members``. ``feats`` is what the head of their kind makes of observations (``rl.heads``).
 
 The part of a critic that sees only the observation is computed once and shared by all
 candidates: the first Linear is applied by columns, W [o, a] = W_o o + W_a a.
@@ -10,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from common_utils.ibrl_utils import orth_weight_init
+from common_utils.specs import Obs
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.spatial import spatial_embed
 
@@ -151,9 +154,9 @@ class SpatialEmbQNet(nn.Module):
 
 
 class Critic(nn.Module):
-    """Two independent Q heads, q1 and q2.
+    """Two independent Q heads, q1 and q2, on {"feat" [B, patches, dim], "prop" [B, P]}.
 
-    feat [B, patches, dim]; prop [B, P], ignored (may be None) when prop_dim is 0.
+    ``prop`` is ignored (may be missing) when prop_dim is 0.
     """
 
     def __init__(
@@ -176,22 +179,33 @@ class Critic(nn.Module):
 
         self.q1, self.q2 = head(), head()
 
-    def forward(
-        self, feat: torch.Tensor, prop: torch.Tensor | None, action: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """action [B, A] -> (q1 [B], q2 [B])."""
-        q = self.q_candidates(feat, prop, action.unsqueeze(1))
-        return q[:, 0, 0], q[:, 0, 1]
+    def forward(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
+        """action [B, A] -> every member's value, [B, M]."""
+        return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q_candidates(
-        self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
+    def q(
+        self, feats: Obs, actions: torch.Tensor, members: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """actions [B, N, A] -> [B, N, 2], the last axis being (q1, q2)."""
-        if self.prop_dim == 0:
-            prop = None
-        elif prop is None:
+        """feats {"feat", "prop"}, actions [B, N, A] -> [B, N, M], the given heads (None: both)."""
+        prop = feats.get("prop") if self.prop_dim > 0 else None
+        if self.prop_dim > 0 and prop is None:
             raise ValueError(f"Critic was built with prop_dim={self.prop_dim} but got prop=None")
-        return torch.stack([q(feat, prop, actions) for q in (self.q1, self.q2)], dim=-1)
+        heads = (self.q1, self.q2)
+        used = heads if members is None else [heads[m] for m in members]
+        return torch.stack([head(feats["feat"], prop, actions) for head in used], dim=-1)
+
+    def min_q(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
+        """action [B, A] -> the smaller head's value, [B]."""
+        return self(feats, action).min(dim=-1).values
+
+    @property
+    def draws_subset(self) -> bool:
+        """Whether :meth:`draw_members` is random: never, the minimum is over both heads."""
+        return False
+
+    def draw_members(self, rng: torch.Generator | None) -> list[int]:
+        """The members whose minimum is the target: both, always."""
+        return [0, 1]
 
 
 class MultiFcQ(nn.Module):
@@ -228,31 +242,34 @@ class MultiFcQ(nn.Module):
             layer.orth_init()
         return layer
 
-    def forward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """state [B, S], action [B, A] -> [B, num_q]."""
-        return self.q_candidates(state, action.unsqueeze(1))[:, 0]
+    def forward(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
+        """action [B, A] -> every member's value, [B, M]."""
+        return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q_candidates(
-        self,
-        state: torch.Tensor,
-        actions: torch.Tensor,
-        members: Sequence[int] | None = None,
+    def q(
+        self, feats: Obs, actions: torch.Tensor, members: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """state [B, S], actions [B, N, A] -> [B, N, M], only the given members (None: all)."""
+        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members (None: all)."""
         b, n, _ = actions.shape
-        obs = state.unsqueeze(1).expand(-1, n, -1)
-        x = torch.cat([obs, actions], dim=-1).reshape(b * n, -1)
+        state = feats["state"].unsqueeze(1).expand(-1, n, -1)
+        x = torch.cat([state, actions], dim=-1).reshape(b * n, -1)
         return self.net(x, members).view(-1, b, n).permute(1, 2, 0)
 
-    def min_q(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """state [B, S], action [B, A] -> the smallest member's value, [B].
+    def min_q(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
+        """action [B, A] -> the smallest member's value, [B].
 
         With frozen parameters the gradient of ``action`` costs one member per row, not all.
         """
-        return self.net.min_member(torch.cat([state, action], dim=-1))
+        return self.net.min_member(torch.cat([feats["state"], action], dim=-1))
 
-    def sample_members(self, rng: np.random.Generator) -> list[int]:
-        """num_k member indices, without replacement (all of them when num_k == num_q)."""
-        if self.cfg.num_k == self.cfg.num_q:
-            return list(range(self.cfg.num_q))
-        return [int(i) for i in rng.choice(self.cfg.num_q, self.cfg.num_k, replace=False)]
+    @property
+    def draws_subset(self) -> bool:
+        """Whether :meth:`draw_members` is random."""
+        return self.cfg.num_k < self.cfg.num_q
+
+    def draw_members(self, rng: torch.Generator | None) -> list[int]:
+        """num_k of num_q members without replacement (REDQ); nothing is drawn for all of them."""
+        num_q, num_k = self.cfg.num_q, self.cfg.num_k
+        if not self.draws_subset:
+            return list(range(num_q))
+        return sorted(torch.randperm(num_q, generator=rng)[:num_k].tolist())

@@ -53,3 +53,30 @@ def select_candidate(
 def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """values [B, N, ...] and index int64 [B] -> [B, ...], row by row."""
     return values[torch.arange(values.shape[0], device=values.device), index]
+
+
+def act_metrics(
+    candidates: torch.Tensor,
+    q: torch.Tensor,
+    index: torch.Tensor,
+    eval_mode: bool,
+    *,
+    eps_greedy: float = 1.0,
+    soft_beta: float | None = None,
+) -> dict[str, torch.Tensor]:
+    """What is logged of a choice among candidates [B, N, A] with values [B, N]: scalars."""
+    chose_bc = (index > 0).float().mean()
+    if eval_mode:
+        return {"actor/bc_eval": chose_bc}
+    metrics = {
+        "actor/bc_train": chose_bc,
+        "actor/anorm_rl": candidates[:, 0, :6].norm(dim=-1).mean(),
+        "actor/anorm_bc": candidates[:, 1, :6].norm(dim=-1).mean(),
+    }
+    if eps_greedy < 1.0:
+        metrics["actor/greedy"] = (index == q.argmax(1)).float().mean()
+    if soft_beta is not None:
+        metrics["actor/p_max"] = torch.softmax(q * soft_beta, dim=1).max(dim=1).values.mean()
+        metrics["actor/bc_act"] = chose_bc
+        metrics["actor/qrl-qbc"] = (q[:, 0] - q[:, 1:].max(dim=1).values).mean()
+    return metrics

@@ -31,12 +31,15 @@ def test_critic_scores_candidates_as_it_scores_actions(name: str, prop_dim: int)
     torch.manual_seed(0)
     critic = Critic(REPR, PATCH, prop_dim, A, CRITICS[name]).eval()
     f, prop, actions = feat(), torch.randn(B, P), torch.rand(B, N, A)
-    q = critic.q_candidates(f, prop, actions)
+    feats = {"feat": f, "prop": prop}
+    q = critic.q(feats, actions)
     assert q.shape == (B, N, 2)
     for n in range(N):
-        q1, q2 = critic(f, prop, actions[:, n])
-        assert q1.shape == (B,)
-        torch.testing.assert_close(q[:, n], torch.stack([q1, q2], 1))
+        one = critic(feats, actions[:, n])
+        assert one.shape == (B, 2)
+        torch.testing.assert_close(q[:, n], one)
+    torch.testing.assert_close(critic.q(feats, actions, [1]), q[..., 1:])
+    assert critic.draw_members(None) == [0, 1] and not critic.draws_subset
 
 
 @pytest.mark.parametrize("name", CRITICS)
@@ -45,7 +48,7 @@ def test_critic_gradients_reach_everything(name: str) -> None:
     critic = Critic(REPR, PATCH, P, A, CRITICS[name])
     f, prop, action = feat().requires_grad_(), torch.randn(B, P), torch.rand(B, A)
     action.requires_grad_()
-    sum(q.square().sum() for q in critic(f, prop, action)).backward()
+    critic({"feat": f, "prop": prop}, action).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in critic.parameters())
     assert f.grad is not None and f.grad.any()
     assert action.grad is not None and action.grad.any(dim=1).all()
@@ -54,9 +57,10 @@ def test_critic_gradients_reach_everything(name: str) -> None:
 def test_critic_prop_may_be_absent_only_when_unused() -> None:
     f, action = feat(), torch.rand(B, A)
     without = Critic(REPR, PATCH, 0, A, CRITICS["spatial"])
-    assert torch.equal(without(f, None, action)[0], without(f, torch.randn(B, P), action)[0])
+    bare, full = {"feat": f}, {"feat": f, "prop": torch.randn(B, P)}
+    assert torch.equal(without(bare, action), without(full, action))
     with pytest.raises(ValueError, match="prop=None"):
-        Critic(REPR, PATCH, P, A, CRITICS["flat"])(f, None, action)
+        Critic(REPR, PATCH, P, A, CRITICS["flat"])(bare, action)
 
 
 def multi_q(**kwargs: int) -> MultiFcQ:
@@ -82,13 +86,14 @@ OPTIONS = [
 def test_ensemble_scores_candidates_and_members(options: dict[str, int]) -> None:
     net = multi_q(**options)
     state, actions = torch.randn(B, 9), torch.rand(B, N, A)
-    q = net.q_candidates(state, actions)
+    feats = {"state": state}
+    q = net.q(feats, actions)
     assert q.shape == (B, N, 5)
     for n in range(N):
-        one = net(state, actions[:, n])
+        one = net(feats, actions[:, n])
         assert one.shape == (B, 5)
         torch.testing.assert_close(q[:, n], one)
-    some = net.q_candidates(state, actions, members=[3, 1])
+    some = net.q(feats, actions, members=[3, 1])
     torch.testing.assert_close(some, q[..., [3, 1]])
 
 
@@ -97,7 +102,7 @@ def test_ensemble_member_equals_a_plain_network(options: dict[str, int]) -> None
     """Member i, computed layer by layer on [state, action], without any sharing."""
     net = multi_q(**options)
     state, action = torch.randn(B, 9), torch.rand(B, A)
-    q = net(state, action)
+    q = net({"state": state}, action)
     for i in range(5):
         x = torch.cat([state, action], 1)
         for k, layer in enumerate(net.net):
@@ -113,22 +118,22 @@ def test_ensemble_member_equals_a_plain_network(options: dict[str, int]) -> None
 def test_scalar_hidden_biases_are_inert_under_layer_norm_and_units_are_not() -> None:
     for per_unit in (0, 1):
         net = multi_q(layer_norm=1, bias_per_unit=per_unit)
-        net(torch.randn(B, 9), torch.rand(B, A)).square().sum().backward()
+        net({"state": torch.randn(B, 9)}, torch.rand(B, A)).square().sum().backward()
         grad = net.net[0].biases.grad
         assert bool(grad.abs().max() > 1e-3) == bool(per_unit)
 
 
-def test_sample_members() -> None:
+def test_draw_members() -> None:
     net = multi_q()
-    rng = np.random.default_rng(0)
-    draws = [net.sample_members(rng) for _ in range(300)]
+    rng = torch.Generator().manual_seed(0)
+    draws = [net.draw_members(rng) for _ in range(300)]
     assert all(len(set(d)) == 2 for d in draws)
     counts = np.bincount(np.concatenate(draws), minlength=5)
     assert counts.min() > 80  # expected 120 each
-    again = np.random.default_rng(0)
-    assert [net.sample_members(again) for _ in range(300)] == draws
+    again = torch.Generator().manual_seed(0)
+    assert [net.draw_members(again) for _ in range(300)] == draws
     all_members = MultiFcQ([9], A, MultiFcQConfig(num_q=3, num_k=3, hidden_dim=8))
-    assert all_members.sample_members(rng) == [0, 1, 2]
+    assert all_members.draw_members(None) == [0, 1, 2]
     with pytest.raises(ValueError, match="num_k"):
         MultiFcQ([9], A, MultiFcQConfig(num_q=2, num_k=3))
 

@@ -239,9 +239,9 @@ def test_members_alone_or_together(backend: str, append_action: int, layer_norm_
         if isinstance(linear, _MultiLinear):
             nn.init.normal_(linear.biases)
     state, actions = torch.randn(20, 6), torch.randn(20, 2, 3)
-    every = critic.q_candidates(state, actions)
+    every = critic.q({"state": state}, actions)
     for members in ([0], [3, 4], [0, 2, 3], [4, 1]):
-        some = critic.q_candidates(state, actions, members)
+        some = critic.q({"state": state}, actions, members)
         torch.testing.assert_close(some, every[..., members])
     net = critic.net
     assert isinstance(net, EnsembleMLP)

@@ -87,8 +87,8 @@ def test_ensembles_are_torchs(norm: int, per_unit: int, members: list[int] | Non
     exact_critic.load_state_dict(critic.state_dict())
     state, action = torch.randn(70, 11), torch.randn(70, 2, 3, requires_grad=True)
     exact_action = action.detach().double().requires_grad_()
-    q = critic.q_candidates(state, action, members)
-    exact = exact_critic.q_candidates(state.double(), exact_action, members)
+    q = critic.q({"state": state}, action, members)
+    exact = exact_critic.q({"state": state.double()}, exact_action, members)
     torch.testing.assert_close(q.double(), exact, rtol=1e-4, atol=1e-4)
     dq = torch.randn_like(q)
     for a, b in zip(
@@ -102,8 +102,8 @@ def test_ensembles_are_torchs(norm: int, per_unit: int, members: list[int] | Non
 @pytest.mark.parametrize("norm", [0, 1])
 def test_gradient_of_the_smallest_member(norm: int) -> None:
     critic = ensemble(norm).requires_grad_(False)
-    state, action = torch.randn(90, 11), torch.randn(90, 3, requires_grad=True)
-    q, plain = critic.min_q(state, action), critic(state, action).min(dim=-1).values
+    feats, action = {"state": torch.randn(90, 11)}, torch.randn(90, 3, requires_grad=True)
+    q, plain = critic.min_q(feats, action), critic(feats, action).min(dim=-1).values
     assert type(q.grad_fn).__name__ == "_MinMemberBackward"
     assert torch.equal(q, plain)
     dq = torch.randn(90)
@@ -126,13 +126,13 @@ def test_results_depend_neither_on_threads_nor_on_other_rows(
         fast.use_threads(threads)
         critic.train()
         torch.manual_seed(3)  # of the dropout
-        q = critic(state, action)
+        q = critic({"state": state}, action)
         params = list(critic.parameters())
         dq = torch.linspace(-1, 1, rows).unsqueeze(1).expand_as(q)
         weights_only = gradients(q, dq, params)  # takes the members one by one
         all_of_it = gradients(q, dq, [action, *params])
         critic.eval().requires_grad_(False)
-        least = critic.min_q(state, action)
+        least = critic.min_q({"state": state}, action)
         picked = gradients(least, dq[:, 0], [action])
         critic.requires_grad_(True)
         return [q, *weights_only, *all_of_it, least, *picked]
@@ -144,7 +144,8 @@ def test_results_depend_neither_on_threads_nor_on_other_rows(
     finally:
         fast.use_threads(0)
     critic.eval()
-    assert torch.equal(critic(state[50:90], action[50:90]), critic(state, action)[50:90])
+    part = critic({"state": state[50:90]}, action[50:90])
+    assert torch.equal(part, critic({"state": state}, action)[50:90])
 
 
 FORK = """
@@ -154,10 +155,10 @@ from rl.critic import MultiFcQ, MultiFcQConfig
 critic = MultiFcQ((40,), 8, MultiFcQConfig(num_q=4, hidden_dim=192))
 state, action = torch.randn(200, 40), torch.randn(200, 8)
 fast.use_threads(2)
-q = critic(state, action)
+q = critic({"state": state}, action)
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(critic(state, action), q) else 1)
+    os._exit(0 if torch.equal(critic({"state": state}, action), q) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 

@@ -35,10 +35,11 @@ def build_agent(fixture: recipes.Fixture, weights: dict[str, Any], **override: A
     agent = QAgent(**ctor, cfg=cfg)
     recipes.load_weights(agent, weights)
     if not agent.use_state:
-        agent.aug = nn.Identity()
+        agent.head.aug = nn.Identity()  # type: ignore[attr-defined]
     indices = fixture.spec["fixed_forward_k_indices"]
     if indices is not None:
-        agent._draw_members = lambda rng: list(indices)  # type: ignore[method-assign]
+        for critic in (agent.critic, agent.critic_target):
+            critic.draw_members = lambda rng: list(indices)  # type: ignore[method-assign]
     return agent
 
 
@@ -108,14 +109,14 @@ def test_act(case: recipes.Fixture) -> None:
     check(case, "act_eval_action", agent.act(obs, eval_mode=True))
     single = agent.act({k: v[0] for k, v in obs.items()}, eval_mode=True)
     check(case, "act_eval_action_single0", single)
-    feats = agent._features(obs, augment=False)
+    feats = agent.features(obs, augment=False)
     rl = agent.actor(feats, 0.0).mean
     check(case, "act_rl_mean", rl)
     if agent.bc_policies:
-        bc = agent.propose_bc(obs)
+        bc = agent.propose(obs)
         check(case, "act_bc_action", bc[:, 0])
         candidates = torch.cat([rl.unsqueeze(1), bc], 1)
-        q = agent._target_q_candidates(feats, candidates, agent._draw_members(agent.host_rng))
+        q = agent._target_q(feats, candidates, agent.critic_target.draw_members(agent.host_rng))
         check(case, "act_qa_target_critic", q)
         assert select_candidate(candidates, q)[1].tolist() == case.arrays["act_index"].tolist()
         beta = case.spec["config"]["soft_ibrl_beta"]
@@ -128,7 +129,7 @@ def test_act(case: recipes.Fixture) -> None:
 def record_gradients(agent: QAgent) -> dict[str, dict[str, list[float]]]:
     """Per optimiser, the [sum, abs sum] of each gradient at the moment of its step."""
     seen: dict[str, dict[str, list[float]]] = {}
-    for name, opt in agent._optimizers().items():
+    for name, opt in agent.optimizers().items():
 
         def hook(_opt: Any, _args: Any, _kwargs: Any, name: str = name) -> None:
             module = getattr(agent, name)
@@ -149,11 +150,11 @@ def test_updates(case: recipes.Fixture) -> None:
     for i in range(2):
         batch, bc_batch = make_batch(inputs, i)
         with torch.no_grad():
-            feats = agent._features(batch.obs, augment=True)
-            next_feats = agent._features(batch.next_obs, augment=True)
+            feats = agent.features(batch.obs, augment=True)
+            next_feats = agent.features(batch.next_obs, augment=True)
             target_q, _ = agent.compute_target_q(batch, next_feats, stddev=0.0)
             check(case, f"s{i}_target_q", target_q)
-            q = agent._q_all(feats, batch.action)
+            q = agent.critic(feats, batch.action)
         expected_q = case.arrays[f"s{i}_q_pred"]
         check(case, f"s{i}_q_pred", q if q.shape == expected_q.shape else q.T)
         metrics = agent.update(batch, 0.0, True, bc_batch, ref_agent)

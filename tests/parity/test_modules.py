@@ -40,8 +40,8 @@ def run_actor(net: Any, x: Tensors) -> Tensors:
 
 
 def run_critic(net: Any, x: Tensors) -> Tensors:
-    q1, q2 = net(x["feat"], x.get("prop"), x["action"])
-    return {"q1": q1, "q2": q2}
+    q = net(x, x["action"])
+    return {"q1": q[:, 0], "q2": q[:, 1]}
 
 
 def run_bc(net: Any, x: Tensors) -> Tensors:
@@ -62,7 +62,7 @@ RUNNERS: dict[str, Callable[[Any, Tensors], Tensors]] = {
     "rl.actor.Actor": run_actor,
     "rl.actor.FcActor": run_actor,
     "rl.critic.Critic": run_critic,
-    "rl.critic.MultiFcQ": lambda net, x: {"q": net(x["state"], x["action"])},
+    "rl.critic.MultiFcQ": lambda net, x: {"q": net(x, x["action"])},
     "bc.multiview_encoder.MultiViewEncoder": lambda net, x: {
         "h": net(x),
         "repr_dim": torch.tensor([net.repr_dim]),

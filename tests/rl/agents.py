@@ -111,6 +111,6 @@ def with_cache(agent: QAgent, batch: Batch) -> Batch:
     """The batch as the replay would give it: BC proposals stored beside the observations."""
     return replace(
         batch,
-        bc_action=agent.propose_bc(batch.obs),
-        next_bc_action=agent.propose_bc(batch.next_obs),
+        bc_action=agent.propose(batch.obs),
+        next_bc_action=agent.propose(batch.next_obs),
     )

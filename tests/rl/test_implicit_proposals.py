@@ -43,11 +43,11 @@ def test_samples_come_from_the_agents_generator_and_resume() -> None:
     for name in ("ebm", "mdn"):
         agent = agent_with(name)
         before = agent.rng.get_state()
-        first = agent.propose_bc(OBS)
+        first = agent.propose(OBS)
         assert first.shape == (3, 4, A) and not torch.equal(first[:, 0], first[:, 1])
-        assert not torch.equal(agent.propose_bc(OBS), first)
+        assert not torch.equal(agent.propose(OBS), first)
         agent.rng.set_state(before)
-        assert torch.equal(agent.propose_bc(OBS), first)
+        assert torch.equal(agent.propose(OBS), first)
 
 
 def test_evaluation_repeats_for_an_episodes_generator() -> None:
@@ -69,13 +69,13 @@ def test_evaluation_repeats_for_an_episodes_generator() -> None:
 
 def test_the_critic_chooses_among_the_proposals_and_the_rl_action() -> None:
     agent = agent_with("ebm", num=8)
-    proposals = agent.propose_bc(OBS)
+    proposals = agent.propose(OBS)
     cached = OBS | {"bc_action": proposals}
     action = agent.act(cached, eval_mode=True, cpu=True)
-    feats = agent._features(OBS, False)
+    feats = agent.features(OBS, False)
     rl = agent.actor(feats, 0.0).mean.detach()
     candidates = torch.cat([rl.unsqueeze(1), proposals], dim=1)
-    q = agent._target_q_candidates(feats, candidates, None)
+    q = agent._target_q(feats, candidates, None)
     expected = candidates[torch.arange(3), q.argmax(1)]
     torch.testing.assert_close(action, expected)
 
@@ -84,7 +84,7 @@ def test_one_deterministic_sample_changes_nothing() -> None:
     """An explicit policy draws nothing, so its proposals leave plain IBRL's numbers alone."""
     agent = agent_with("mse", num=1)
     before = agent.rng.get_state()
-    proposal = agent.propose_bc(OBS)
+    proposal = agent.propose(OBS)
     assert torch.equal(before, agent.rng.get_state())
     assert torch.equal(proposal[:, 0], agent.bc_policies[0].act(OBS))
 
@@ -131,12 +131,11 @@ def test_one_explicit_sample_is_plain_ibrl_bit_for_bit(act_method: str, cached: 
     # and its rule is the published one: BC's action where the critics value it more
     agent, obs = agents[0].eval(), observe(64, 3)
     if act_method == "ibrl":
-        agent.cfg.state_critic.num_k = agent.cfg.state_critic.num_q
-        feats = agent._features(obs, False)
+        cfg = agent.critic_target.cfg
+        cfg.num_k = cfg.num_q
+        feats = agent.features(obs, False)
         rl, bc = agent.actor(feats, 0.0).mean.detach(), mse.act(obs)
-        q_rl, q_bc = (
-            agent._target_q_candidates(feats, a.unsqueeze(1), None).squeeze(1) for a in (rl, bc)
-        )
+        q_rl, q_bc = (agent._target_q(feats, a.unsqueeze(1), None).squeeze(1) for a in (rl, bc))
         assert 0 < (q_bc > q_rl).sum() < 64
         expected = torch.where((q_bc > q_rl).unsqueeze(1), bc, rl)
         assert torch.equal(agent.act(obs, eval_mode=True), expected)

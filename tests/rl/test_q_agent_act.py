@@ -169,7 +169,7 @@ def test_cached_bc_actions_give_the_action_of_recomputed_ones(method: str) -> No
         agent.eval()
         policy = agent.bc_policies[0]
         obs = observe(8, 8, pixels)
-        cached = obs | {BC_ACTION: agent.propose_bc(obs)}
+        cached = obs | {BC_ACTION: agent.propose(obs)}
         calls = policy.calls
         generators = [torch.Generator().manual_seed(1) for _ in range(2)]
         fresh = agent.act(obs, stddev=0.2, generator=generators[0])
@@ -184,7 +184,7 @@ def test_cached_bc_actions_give_the_action_of_recomputed_ones(method: str) -> No
 def test_proposals_are_ordered_policy_by_policy() -> None:
     agent = ibrl_agent(policies=2, num_bc_samples=3)
     obs = observe(5, 9)
-    got = agent.propose_bc(obs)
+    got = agent.propose(obs)
     want = torch.cat([p.propose(obs, 3) for p in agent.bc_policies], dim=1)
     assert got.shape == (5, 6, A)
     assert torch.equal(got, want)

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from common_utils.specs import Batch
+from rl import rft
+from rl.heads import PixelHead
 from rl.q_agent import QAgent
 from tests.rl import naive
 from tests.rl.agents import (
@@ -45,7 +47,7 @@ def next_noise(agent: QAgent, b: int) -> np.ndarray:
 
 def target_of(agent: QAgent, batch: Batch, stddev: float = 0.0) -> np.ndarray:
     with torch.no_grad():
-        feats = agent._features(batch.next_obs, augment=False)
+        feats = agent.features(batch.next_obs, augment=False)
     return agent.compute_target_q(batch, feats, stddev)[0].numpy()
 
 
@@ -84,7 +86,7 @@ def test_td_target_with_all_members(act_method: str, bootstrap_method: str, uses
     if uses_bc:
         taken = (~np.isclose(chosen, rl).all(axis=1)).mean()
         assert 0 < taken < 1
-        feats = agent._features(batch.next_obs, augment=False)
+        feats = agent.features(batch.next_obs, augment=False)
         metrics = agent.compute_target_q(batch, feats, 0.0)[1]
         assert 0 < float(metrics["actor/bootstrap_bc"]) < 1
 
@@ -214,11 +216,12 @@ def test_critic_loss_is_summed_over_members_and_averaged_over_the_batch() -> Non
 
 def test_pixel_critic_loss_is_the_sum_of_both_heads() -> None:
     agent = pixel_agent()
-    agent.aug = torch.nn.Identity()
+    assert isinstance(agent.head, PixelHead)
+    agent.head.aug = torch.nn.Identity()
     batch = make_batch(4, pixels=True)
     with torch.no_grad():
-        feats = agent._features(batch.obs, augment=False)
-        q1, q2 = agent.critic(feats["feat"], feats["prop"], batch.action)
+        feats = agent.features(batch.obs, augment=False)
+        q1, q2 = agent.critic(feats, batch.action).unbind(1)
     y = torch.from_numpy(target_of(agent, batch))
     metrics = agent.update(batch, 0.0, False)
     want = torch.nn.functional.mse_loss(q1, y) + torch.nn.functional.mse_loss(q2, y)
@@ -260,7 +263,8 @@ def test_the_actors_loss_trains_neither_critic_nor_encoder(pixels: bool) -> None
 def test_two_views_of_a_transition_are_shifted_independently() -> None:
     agent = pixel_agent()
     seen: list[torch.Tensor] = []
-    agent.aug.register_forward_hook(lambda m, args, out: seen.append(out))
+    assert isinstance(agent.head, PixelHead)
+    agent.head.aug.register_forward_hook(lambda m, args, out: seen.append(out))
     batch = make_batch(4, pixels=True)
     batch = replace(batch, next_obs=batch.obs)
     agent.update(batch, 0.1, False)
@@ -311,7 +315,7 @@ def test_rft_ratio_is_the_share_of_states_where_the_reference_is_valued_higher()
     )
     want = np.mean([float(x > y) for x, y in zip(q_ref, q_now, strict=True)])
     assert 0 < want < 1
-    metrics = agent.update_actor({"state": make_batch(8).obs["state"]}, 0.1, bc, ref)
+    metrics = agent.update_actor_rft({"state": make_batch(8).obs["state"]}, 0.1, bc, ref)
     # means in eval mode, although both agents train with dropout; modes are put back
     assert float(metrics["rft/ratio"]) == pytest.approx(want)
     assert agent.actor.training
@@ -327,7 +331,7 @@ def test_rft_ratio_draws_a_subset_for_each_action() -> None:
     q = {m: [naive.min_q(w, m, s, a) for a in acts] for m in combinations(range(5), 2)}
     possible = {(i, j): np.mean(q[i][0] > q[j][1]) for i in q for j in q}
     same_only = {round(possible[i, i], 6) for i in q}
-    seen = {round(float(agent._bc_ratio(bc.obs, ref)), 6) for _ in range(100)}
+    seen = {round(float(rft.bc_ratio(agent, ref, bc.obs)), 6) for _ in range(100)}
     assert seen <= {round(v, 6) for v in possible.values()}
     assert not seen <= same_only, "both actions were always valued by one subset"
 
@@ -347,11 +351,11 @@ def test_rft_loss_and_gradient(dynamic: int) -> None:
         other = naive.actor_mean(naive.weights(ref, "actor"), x["s"])
         ratio = np.mean(naive.min_q(w, ALL, x["s"], other) > naive.min_q(w, ALL, x["s"], mean))
     # the same loss by autograd on the agent's own networks
-    q = agent.critic(batch.obs["state"], agent.actor(batch.obs, 0.0).mean)
+    q = agent.critic(batch.obs, agent.actor(batch.obs, 0.0).mean)
     regulariser = (agent.actor(bc.obs, 0.0).mean - bc.action).square().sum(1).mean()
     want = actor_gradient(agent, -q.min(1).values.mean() + 0.7 * float(ratio) * regulariser)
 
-    metrics = agent.update_actor(dict(batch.obs), 0.0, bc, ref)
+    metrics = agent.update_actor_rft(dict(batch.obs), 0.0, bc, ref)
     assert float(metrics["rft/bc_loss"]) == pytest.approx(bc_loss, rel=1e-4)
     assert float(metrics["rft/ratio"]) == pytest.approx(ratio)
     for p, g in zip(agent.actor.parameters(), want, strict=True):
@@ -401,5 +405,5 @@ def test_syncing_the_actors_target_after_pretraining_is_an_option(sync: int) -> 
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="bc_loss_dynamic"):
         rft_agent(bc_loss_dynamic=1).update(make_batch(4), 0.1, True, make_batch(4))
-    with pytest.raises(RuntimeError, match="bootstrap_method 'ibrl'"):
+    with pytest.raises(RuntimeError, match="add_bc_policy"):
         state_agent(bootstrap_method="ibrl").update(make_batch(4), 0.1, True)

@@ -1,0 +1,172 @@
+"""What every agent is: the contract of the training loop, and the parts that agents share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from common_utils.run_config import resolve_device
+from common_utils.seeding import generator_on
+from common_utils.specs import Batch, Obs, Policy
+
+
+class Agent(nn.Module, ABC):
+    """An agent over observation dicts, with BC policies attached.
+
+    The training loop, the evaluator and the replay need what is declared here, no more. A new
+    agent is a subclass in a file of its own and a row of ``rl.registry.AGENTS``.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        num_bc_samples: candidate actions each BC policy proposes.
+        seed: of the agent's own generators (exploration noise, subsets).
+
+    ``state_dict`` is the checkpoint that people load; BC policies and optimisers are not in it.
+    """
+
+    def __init__(self, device: str, num_bc_samples: int, seed: int) -> None:
+        super().__init__()
+        self.device = torch.device(resolve_device(device))
+        self._num_bc_samples = num_bc_samples
+        # kept out of nn.Module's registry: they are not part of this agent's checkpoint
+        self.bc_policies: list[Policy] = []
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+        self.host_rng = torch.Generator().manual_seed(seed + 1)
+        # evaluation draws from its own generators, so that it never disturbs training
+        self._eval_rng = torch.Generator(self.device).manual_seed(seed + 2)
+        self._eval_host_rng = torch.Generator().manual_seed(seed + 3)
+        self.stats: Any = None
+
+    # ----------------------------------------------------------------- the contract
+
+    @property
+    @abstractmethod
+    def input_keys(self) -> list[str]:
+        """The observations it reads, and so what a replay must hold; images or states first."""
+
+    @property
+    @abstractmethod
+    def stochastic_eval(self) -> bool:
+        """Whether ``act(eval_mode=True)`` draws random numbers."""
+
+    @abstractmethod
+    def act(
+        self,
+        obs: Mapping[str, torch.Tensor],
+        *,
+        eval_mode: bool = False,
+        stddev: float = 0.0,
+        cpu: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Action float32 [A], or [B, A] for batched observations.
+
+        Args:
+            obs: a cached ``bc_action`` [K, A] is used if present; the dict is left alone.
+            eval_mode: without exploration.
+            stddev: exploration noise.
+            cpu: return on the CPU.
+            generator: CPU generator for this call; None: the agent's own.
+        """
+
+    @abstractmethod
+    def update(
+        self,
+        batch: Batch,
+        stddev: float,
+        update_actor: bool,
+        bc_batch: Batch | None = None,
+        ref_agent: Any = None,
+    ) -> dict[str, torch.Tensor]:
+        """One critic step, and one actor step if asked; returns detached scalar metrics."""
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Its optimisers by name."""
+
+    @abstractmethod
+    def override_act_method(self, method: str) -> AbstractContextManager[None]:
+        """Act by another method inside the block (a soft agent's greedy evaluation)."""
+
+    # ------------------------------------------------------------------ BC policies
+
+    @property
+    def num_bc_action(self) -> int:
+        """K, the BC candidates per observation; 0 without a BC policy."""
+        return len(self.bc_policies) * self._num_bc_samples
+
+    def add_bc_policy(self, policy: Policy) -> None:
+        """Attach a BC policy (frozen, eval mode); several may be attached."""
+        if not isinstance(policy, nn.Module):
+            raise TypeError(f"BC policy must be an nn.Module, got {type(policy).__name__}")
+        policy.to(self.device).eval().requires_grad_(False)
+        self.bc_policies.append(policy)
+
+    @torch.no_grad()
+    def propose(self, obs: Obs, generator: torch.Generator | None = None) -> torch.Tensor:
+        """All BC candidates for a batched observation: float32 [B, K, A].
+
+        What the replay stores as ``bc_action``. Policies that sample (implicit ones) draw from
+        ``generator``, default the agent's own.
+        """
+        if not self.bc_policies:
+            raise RuntimeError(
+                "no BC policy proposes actions: attach one with add_bc_policy "
+                "(config field bc_policy)"
+            )
+        num, rng = self._num_bc_samples, self.rng if generator is None else generator
+        proposals = [p.propose(obs, num, generator=rng) for p in self.bc_policies]
+        return torch.cat(proposals, dim=1)
+
+    # ------------------------------------------------------------------------ shared
+
+    def set_stats(self, stats: Any) -> None:
+        """Give the agent a meter (``append(key, value)``) for what it does while acting."""
+        self.stats = stats
+
+    def _append_stats(self, metrics: dict[str, torch.Tensor]) -> None:
+        if self.stats is not None:
+            for name, value in metrics.items():
+                self.stats.append(name, value)
+
+    def _on_device(self, generator: torch.Generator | None) -> torch.Generator | None:
+        """The caller's CPU generator, or one on the agent's device seeded from it."""
+        return None if generator is None else generator_on(self.device, generator)
+
+    def _to_batched(self, obs: Mapping[str, torch.Tensor], batched_dim: int) -> tuple[Obs, bool]:
+        """On the agent's device with a batch axis; and whether it had one."""
+        key = self.input_keys[0]
+        if key not in obs:
+            raise KeyError(f"observation '{key}' is missing; the observation has {sorted(obs)}")
+        batched = obs[key].dim() == batched_dim
+        out = {k: v.to(self.device) for k, v in obs.items()}
+        return (out if batched else {k: v.unsqueeze(0) for k, v in out.items()}), batched
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {
+            "rng": self.rng,
+            "host_rng": self.host_rng,
+            "eval_rng": self._eval_rng,
+            "eval_host_rng": self._eval_host_rng,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything exact resume needs: weights, targets, optimisers, generators."""
+        return {
+            "model": self.state_dict(),
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers().items()},
+            **{name: g.get_state() for name, g in self._generators().items()},
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`training_state`."""
+        self.load_state_dict(state["model"])
+        for name, opt in self.optimizers().items():
+            opt.load_state_dict(state["optimizers"][name])
+        for name, generator in self._generators().items():
+            generator.set_state(state[name].cpu())

@@ -1,0 +1,39 @@
+"""RFT, regularised fine-tuning: the actor's BC loss and its weight (the paper's baseline)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from common_utils.ibrl_utils import eval_mode
+from common_utils.specs import Batch, Obs
+
+if TYPE_CHECKING:
+    from rl.q_agent import QAgent
+
+
+def bc_loss(agent: QAgent, batch: Batch, train_encoder: bool = False) -> torch.Tensor:
+    """Squared error of the actor's mean: summed over action dims, averaged over the batch.
+
+    The encoder gets gradients in pretraining only.
+    """
+    with torch.set_grad_enabled(train_encoder):
+        feats = agent.features(batch.obs, augment=True)
+    pred = agent.actor(feats, 0.0).sample(clip=None, generator=agent.rng)
+    return (pred - batch.action).square().sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def bc_ratio(agent: QAgent, ref_agent: QAgent, obs: Obs) -> torch.Tensor:
+    """Fraction of demonstration states where the reference agent's action is valued higher."""
+    with eval_mode(agent, ref_agent):
+        feats = agent.features(obs, augment=False)
+        ref_action = ref_agent.actor(ref_agent.features(obs, augment=False), 0.0).mean
+        action = agent.actor(feats, 0.0).mean
+        q = []
+        for a in (ref_action, action):  # two different subsets, as released
+            members = agent.critic.draw_members(agent.host_rng)
+            q_a = agent.critic.q(feats, a.unsqueeze(1), members)
+            q.append(q_a.min(dim=-1).values)
+    return (q[0] > q[1]).float().mean()
