@@ -20,9 +20,9 @@ from bc.ibc.mse_policy import MsePolicy
 from bc.loader import DatasetError
 from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.normalized import NormalizedPolicy
-from common_utils.env_args import arm_controller
 from common_utils.run_config import ConfigError
-from env.robosuite.robomimic_args import controller_differences
+from env.factory import adopt_env_args
+from env.suites import SUITES
 
 if TYPE_CHECKING:
     from bc_config import MainConfig
@@ -41,37 +41,20 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
                 f"'{dataset.path}': cameras of one policy must have the same size, but "
                 f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
             )
-    cfg.env.suite = data.suite or cfg.env.suite
-    # what the policy sees at evaluation must look like what it learned from
-    quality = (data.env_args.get("env_kwargs") or {}).get("render_quality")
-    if quality in ("faithful", "fast"):
-        cfg.env.render_quality = quality
-    if (data.env_args.get("env_kwargs") or {}).get("hide_velocity"):
-        cfg.env.hide_velocity = 1
-    if data.suite or not cfg.env.task:
+    known = data.suite in SUITES
+    if known:
+        cfg.env.suite = data.suite
+    if known or not cfg.env.task:
         cfg.env.task = data.task_name or cfg.env.task
-    if cfg.env.suite == "robosuite":
-        _fill_in_controller(cfg, data)
-    _fill_in_env(cfg)
-
-
-def _fill_in_controller(cfg: MainConfig, data: DemoDataset) -> None:
-    """Actions must mean at evaluation what they meant when they were recorded."""
-    controller = arm_controller(data.env_args)
-    cfg.env.ctrl_delta = int(controller["control_delta"])
-    differences = controller_differences(controller)
-    turned = cfg.env.ctrl_delta and controller["input_ref_frame"] == "world"
-    if turned and len(data.robots) > 1:
-        differences.append(
-            "relative actions go along the world's axes, here along each robot's "
-            "(python -m tools.dataset_states_to_obs turns them)"
-        )
-    if differences:
+    if differences := _fill_in_env(cfg, data.env_args):
         raise DatasetError(f"'{data.cfg.path}', env_args: {'; '.join(differences)}")
 
 
-def _fill_in_env(cfg: MainConfig) -> None:
-    """Make the evaluation environment show what the policy was trained on."""
+def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:
+    """Make the evaluation environment show what the policy was trained on.
+
+    Returns what of ``env_args`` (a file of demonstrations') cannot be played.
+    """
     env, dataset = cfg.env, cfg.dataset
     env.use_state = dataset.use_state
     env.cameras = [] if dataset.use_state else dataset.rl_cameras
@@ -79,11 +62,10 @@ def _fill_in_env(cfg: MainConfig) -> None:
     env.obs_stack, env.prop_stack = dataset.image_stack, dataset.prop_stack
     env.state_stack = dataset.state_stack
     env.stack_pad = dataset.stack_pad
-    if env.suite == "metaworld":
-        env.action_repeat = dataset.action_repeat
     if cfg.rl_image_size > 0:
         env.rl_image_size = cfg.rl_image_size
     cfg.image_size = env.image_size
+    return adopt_env_args(env, env_args, dataset.action_repeat)
 
 
 def build_policy(cfg: MainConfig) -> BasePolicy:
@@ -199,4 +181,4 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
         cfg.prop_shape = [(4 if cfg.kind == "metaworld" else 9) * stack]
     cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
     cfg.env.task = cfg.task_name
-    _fill_in_env(cfg)
+    _fill_in_env(cfg, {})

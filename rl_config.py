@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig, GymConfig
+from env.suites import Suite
 from rl.q_agent_config import QAgentConfig
-
-RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")
-Suite = Literal["robosuite", "metaworld", "gymnasium"]
 
 
 @dataclass
@@ -19,7 +17,7 @@ class MainConfig(RunConfig):
 
     # source of all randomness of the run
     seed: int = 1
-    # robosuite, metaworld or gymnasium
+    # what simulates the task (docs/environments.md)
     suite: Suite = "robosuite"
     # task of the suite; "" takes the BC policy's
     task_name: str = "Lift"
@@ -45,6 +43,10 @@ class MainConfig(RunConfig):
     render_quality: Literal["faithful", "fast"] = "faithful"
     # learn from state vectors (1) or pixels (0)
     use_state: Flag = 0
+    # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
+    goal_tolerance: float = 0.0
+    # particle: leave the velocity out of the state
+    hide_velocity: Flag = 0
     gym: GymConfig = field(default_factory=GymConfig)
     q_agent: QAgentConfig = field(default_factory=QAgentConfig)
     # exploration noise: linear from stddev_max ...
@@ -109,7 +111,7 @@ class MainConfig(RunConfig):
     # episodes per evaluation
     num_eval_episode: int = 10
     # write the last k successes to HDF5 at every k-th success (-1: never); robosuite's with
-    # simulator states, and where pixels are learned from with pictures of RECORDED_CAMERAS
+    # simulator states, and where pixels are learned from with pictures of two cameras
     save_per_success: int = -1
     # evaluate in worker processes
     mp_eval: Flag = 0
@@ -156,7 +158,8 @@ class MainConfig(RunConfig):
                     f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
                     "and preload_datapath"
                 )
-        for name in ("num_eval_episode", "num_warm_up_episode", "preload_num_data"):
+        not_negative = "num_eval_episode num_warm_up_episode preload_num_data goal_tolerance"
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if max(self.warm_up_target, self.preload_num_data) > self.replay_buffer_size:
@@ -231,13 +234,7 @@ def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvCo
         end_on_success=cfg.end_on_success,
         env_reward_scale=cfg.env_reward_scale,
         render_quality=cfg.render_quality,
+        goal_tolerance=cfg.goal_tolerance,
+        hide_velocity=cfg.hide_velocity,
         **cfg.gym.env_fields(),
     )
-
-
-def recording_env_config(cfg: MainConfig, env_cfg: EnvConfig) -> EnvConfig:
-    """The training environment of ``env_cfg``, with what ``save_per_success`` asks for."""
-    if cfg.save_per_success <= 0 or cfg.suite != "robosuite":
-        return env_cfg
-    cameras = list(dict.fromkeys([*env_cfg.cameras, *RECORDED_CAMERAS]))
-    return replace(env_cfg, record_sim_state=1, cameras=cameras if env_cfg.cameras else [])

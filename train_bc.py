@@ -167,8 +167,10 @@ class Workspace:
             return
         try:
             if not cfg.env.suite or not cfg.env.task:
+                recorded = f"was recorded in '{self.data.suite}', which is no suite of ours"
+                silent = "does not say which environment it was recorded in"
                 raise EnvError(
-                    f"'{cfg.dataset.path}' does not say which environment it was recorded in "
+                    f"'{cfg.dataset.path}' {recorded if self.data.suite else silent} "
                     "(env_args, env_cfg.json); set --env.suite and --env.task"
                 )
             workers = cfg.num_eval_worker if cfg.mp_eval else 0

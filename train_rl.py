@@ -50,7 +50,7 @@ from common_utils.seeding import (
 from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
-from env.factory import env_args, make_env
+from env.factory import env_args, make_env, recording_config
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
@@ -59,7 +59,7 @@ from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer, ReplayError
 from rl.successes import Record
-from rl_config import MainConfig, recording_env_config, rl_env_config
+from rl_config import MainConfig, rl_env_config
 
 # Errors that are told in a line or two; anything else is a bug and shows its traceback.
 EXPECTED_ERRORS = (
@@ -108,7 +108,8 @@ class Workspace:
         bc_policies, bc_cameras = load_bc_policies(cfg)
         self.env_cfg = rl_env_config(cfg, bc_cameras)
         # evaluations play in env_cfg; training may record more than the agent sees
-        self.train_env_cfg = recording_env_config(cfg, self.env_cfg)
+        saves = cfg.save_per_success > 0
+        self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
         self.env: Env = (
             RemoteEnv(asdict(self.train_env_cfg))
             if cfg.overlap_env

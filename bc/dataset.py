@@ -147,7 +147,6 @@ class DemoDataset:
         robots = kwargs.get("robots", [])
         self.robots: list[str] = [robots] if isinstance(robots, str) else list(robots)
         try:
-            self._check_env_args(kwargs)
             self._table = self._select()
             self._load()
         except BaseException:
@@ -155,18 +154,6 @@ class DemoDataset:
             raise
         if not self.lazy:
             self._file.close()
-
-    def _check_env_args(self, kwargs: dict[str, Any]) -> None:
-        if self.suite != "metaworld":
-            return
-        stored = kwargs.get("action_repeat")
-        if stored is not None and int(stored) != self.cfg.action_repeat:
-            raise self._file.error(
-                None,
-                "env_kwargs.action_repeat",
-                f"the demonstrations use {stored}, dataset.action_repeat is "
-                f"{self.cfg.action_repeat}",
-            )
 
     def _select(self) -> _Table:
         cfg, names = self.cfg, self._file.names
@@ -437,9 +424,6 @@ def read_demos(
         eval_episode_len=-1,
         max_ram_gb=0,
     )
-    with DemoFile(path) as probe:
-        kwargs = probe.env_args.get("env_kwargs") or {}
-        cfg.action_repeat = int(kwargs.get("action_repeat", cfg.action_repeat))
     dataset = DemoDataset(cfg)
     try:
         if spec is not None:

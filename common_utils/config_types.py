@@ -22,7 +22,7 @@ def expectation(kind: Any) -> str:
     if origin is Annotated:
         return expectation(args[0])
     if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in args)
+        return "one of " + ", ".join(str(a) or "''" for a in args)
     if origin in (Union, types.UnionType):
         return " or ".join(expectation(a) for a in args)
     if origin in (list, tuple):

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from common_utils.run_config import Flag
 from env.stacking import StackPad
+from env.suites import AnySuite
 
 
 @dataclass
 class EnvConfig:
     """What an environment is and what it delivers; plain data, so workers can rebuild it."""
 
-    # robosuite, metaworld, gymnasium, particle, block_pushing or d4rl
-    suite: str = ""
+    # what simulates it (docs/environments.md)
+    suite: AnySuite = ""
     # task of the suite (Meta-World: Assembly or assembly-v3; gymnasium: the registered id)
     task: str = ""
     # cameras to deliver, "" or none for states only

@@ -18,11 +18,14 @@ seed given to ``reset``, so an episode is (seed, actions), which is also how it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from common_utils.specs import EnvSpec
+from env.config import EnvConfig
 
 ObsDict = dict[str, np.ndarray]
 
@@ -64,3 +67,29 @@ class Env(ABC):
 
         Returns None when the state was taken before the first reset.
         """
+
+    # ------------------------------------------- what a suite's files of demonstrations say
+
+    @classmethod
+    def env_args(cls, cfg: EnvConfig) -> dict[str, Any]:
+        """What files of demonstrations say of the environment of ``cfg``."""
+        return {"suite": cfg.suite, "env_name": cfg.task, "env_kwargs": asdict(cfg)}
+
+    @classmethod
+    def recording(cls, cfg: EnvConfig) -> EnvConfig:
+        """``cfg`` with all that files of demonstrations hold of a step."""
+        return cfg
+
+    @classmethod
+    def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
+        """Put what a file says of its environment into ``cfg``; returns what contradicts it.
+
+        Args:
+            args: the file's ``env_args``, {} where it has none.
+            action_repeat: simulator steps per action that the reader was set to.
+        """
+        # what a policy sees at evaluation must look like what it learned from
+        quality = (args.get("env_kwargs") or {}).get("render_quality")
+        if quality in ("faithful", "fast"):
+            cfg.render_quality = quality
+        return []

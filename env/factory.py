@@ -1,55 +1,48 @@
-"""Making environments by configuration. Simulators are imported only when one is made."""
+"""Making environments by configuration. A suite is imported only when it is asked for."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
+from common_utils.lookup import resolve
 from env.config import EnvConfig
 from env.core import Env, EnvError
+from env.suites import SUITES
 
-SUITES = ("robosuite", "metaworld", "gymnasium", "particle", "block_pushing", "d4rl")
+
+def suite_class(suite: str) -> type[Env]:
+    """The environment class of a suite; EnvError naming the suites for any other."""
+    if suite not in SUITES:
+        raise EnvError(f"suite '{suite}' is unknown; expected one of {', '.join(SUITES)}")
+    found: type[Env] = resolve(SUITES[suite])
+    return found
 
 
 def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
     """The environment of a configuration (or of its plain dict)."""
     if isinstance(cfg, dict):
         cfg = EnvConfig(**cfg)
-    if cfg.suite == "metaworld":
-        from env.metaworld.env import MetaWorldEnv
-
-        return MetaWorldEnv(cfg)
-    if cfg.suite == "gymnasium":
-        from env.gymnasium_adapter import GymnasiumEnv
-
-        return GymnasiumEnv(cfg)
-    if cfg.suite == "particle":
-        from env.particle.env import ParticleEnv
-
-        return ParticleEnv(cfg)
-    if cfg.suite == "block_pushing":
-        from env.block_pushing.env import BlockPushEnv
-
-        return BlockPushEnv(cfg)
-    if cfg.suite == "d4rl":
-        from env.d4rl import D4RLEnv
-
-        return D4RLEnv(cfg)
-    if cfg.suite == "robosuite":
-        from env.robosuite.env import RobosuiteEnv
-
-        return RobosuiteEnv(cfg)
-    raise EnvError(f"suite '{cfg.suite}' is unknown; expected one of {', '.join(SUITES)}")
+    made: Any = suite_class(cfg.suite)
+    env: Env = made(cfg)
+    return env
 
 
 def env_args(cfg: EnvConfig) -> dict[str, Any]:
     """What files of demonstrations say of the environment (``data.attrs["env_args"]``)."""
-    if cfg.suite == "robosuite":
-        from env.robosuite.robomimic_args import robomimic_env_args
+    return suite_class(cfg.suite).env_args(cfg)
 
-        size, delta = cfg.rl_image_size, bool(cfg.ctrl_delta)
-        args = robomimic_env_args(cfg.task, cfg.cameras, size, delta=delta)
-        if cfg.cameras:
-            args["env_kwargs"]["render_quality"] = cfg.render_quality
-        return args
-    return {"suite": cfg.suite, "env_name": cfg.task, "env_kwargs": asdict(cfg)}
+
+def recording_config(cfg: EnvConfig) -> EnvConfig:
+    """``cfg`` with all that its suite's files of demonstrations hold of a step."""
+    return suite_class(cfg.suite).recording(cfg)
+
+
+def adopt_env_args(cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
+    """Put what a file of demonstrations says of its environment into ``cfg``.
+
+    Returns what contradicts ``cfg`` or cannot be played here, a sentence each. A suite that
+    nothing is known of takes what any environment has.
+    """
+    suite = suite_class(cfg.suite) if cfg.suite in SUITES else Env
+    return suite.adopt(cfg, args, action_repeat)

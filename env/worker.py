@@ -18,18 +18,13 @@ The end of the connection ends the worker, so none outlives its pool.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-
-def resolve(maker: str) -> Any:
-    """The callable named "module:function"."""
-    module, _, name = maker.partition(":")
-    return getattr(importlib.import_module(module), name)
+from common_utils.lookup import resolve
 
 
 def make_env(env_cfg: dict[str, Any]) -> Any:
@@ -37,7 +32,7 @@ def make_env(env_cfg: dict[str, Any]) -> Any:
     # here, so that a pool on another maker needs no suite at all
     from env import factory
 
-    return factory.make_env(factory.EnvConfig(**env_cfg))
+    return factory.make_env(env_cfg)
 
 
 def _play(conn: Connection, env: Any, seed: int) -> None:

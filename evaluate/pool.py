@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from common_utils.lookup import resolve
 from common_utils.specs import EnvSpec, Player
 from env.core import Env
 from env.remote import DEFAULT_MAKER, WorkerProcess
-from env.worker import resolve
 from evaluate.rollout import (
     Episode,
     EvalError,

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_rl
 from common_utils.run_config import Flag
+from env.suites import Suite
 from mw_main.names import BC_DATASETS, BC_POLICIES
-from rl_config import Suite
 
 
 @dataclass

@@ -78,8 +78,8 @@ class BlockPushSim:
         self.bullet = import_pybullet()
         self.client = self._connect(shared_memory)
         self._kw = {"physicsClientId": self.client}
-        with self._quiet():
-            self._load(blocks, targets)
+        self._bodies = (tuple(blocks), tuple(targets))
+        self._load()
         self.effector_target = np.array(START_XY)
         self.target_poses: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * len(targets)
 
@@ -101,7 +101,11 @@ class BlockPushSim:
             )
         return int(client)
 
-    def _load(self, blocks: Sequence[str], targets: Sequence[str]) -> None:
+    def _load(self) -> None:
+        with self._quiet():
+            self._load_bodies(*self._bodies)
+
+    def _load_bodies(self, blocks: Sequence[str], targets: Sequence[str]) -> None:
         import pybullet_data
 
         p, kw, data = self.bullet, self._kw, Path(pybullet_data.getDataPath())
@@ -174,6 +178,10 @@ class BlockPushSim:
 
     def restart(self) -> None:
         """Everything as after loading; the effector is sent to its start."""
+        if len(self.blocks) > 1:
+            # two blocks touch each other where they are loaded, and a restored contact still
+            # depends on what was played before
+            self._load()
         self.bullet.restoreState(self._saved, **self._kw)
         self.effector_target = np.array(START_XY)
         self._drive_to(self.effector_target)

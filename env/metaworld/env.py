@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,19 @@ class MetaWorldEnv(SeededEnv):
             horizon=cfg.episode_length,
             cameras=tuple(cfg.cameras),
         )
+
+    @classmethod
+    def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
+        """Repeat actions as the demonstrations did, which must be as the reader was set to."""
+        cfg.action_repeat = action_repeat
+        stored = (args.get("env_kwargs") or {}).get("action_repeat")
+        notes = super().adopt(cfg, args, action_repeat)
+        if stored is not None and stored not in (action_repeat, str(action_repeat)):
+            notes.append(
+                f"env_kwargs.action_repeat: the demonstrations use {stored}, "
+                f"dataset.action_repeat is {action_repeat}"
+            )
+        return notes
 
     # ----------------------------------------------------------------- pictures
 

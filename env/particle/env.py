@@ -8,6 +8,7 @@ lasts ``n_steps`` control steps (50); reward and success are given at its last o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,7 @@ class ParticleEnv(SeededEnv):
 
     def __init__(self, cfg: EnvConfig, params: ParticleParams | None = None) -> None:
         if cfg.cameras:
-            raise EnvError(f"cameras: {cfg.cameras}; the particle has states only")
+            raise EnvError(f"cameras: {cfg.cameras}; the particle has states only: set use_state 1")
         self.cfg = cfg
         params = params or ParticleParams(n_dim_of(cfg.task))
         if cfg.goal_tolerance > 0:
@@ -58,6 +59,13 @@ class ParticleEnv(SeededEnv):
             action_dim=params.n_dim,
             horizon=min(params.n_steps, cfg.episode_length),
         )
+
+    @classmethod
+    def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
+        """Leave the velocity out where the demonstrations do."""
+        if (args.get("env_kwargs") or {}).get("hide_velocity"):
+            cfg.hide_velocity = 1
+        return super().adopt(cfg, args, action_repeat)
 
     # actions at the border of the framework lie in [-1, 1]
     @staticmethod

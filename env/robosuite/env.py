@@ -7,10 +7,13 @@ seed and actions alone. States need no OpenGL; pictures are drawn by ``env.rende
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from common_utils.env_args import arm_controller
 from common_utils.gl import load_triton_before_mesa
 from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import ArraySpec, EnvSpec
@@ -18,13 +21,15 @@ from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.robosuite.obs import PROP_DIM, observe, prop_vector, state_vector
 from env.robosuite.replay import restore_state
-from env.robosuite.robomimic_args import model_xml
+from env.robosuite.robomimic_args import controller_differences, model_xml, robomimic_env_args
 from env.robosuite.sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
 from env.seeded import SeededEnv
 from env.stacking import Stacker
 
 COLLISION_GROUP = 0  # robosuite's collision shapes, which lie over the visual ones
 DEFAULT_CAMERA = "agentview"
+# what files of successes show, where pixels are learned from
+RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
 class RobosuiteEnv(SeededEnv):
@@ -76,6 +81,36 @@ class RobosuiteEnv(SeededEnv):
             horizon=cfg.episode_length,
             cameras=tuple(cfg.cameras),
         )
+
+    @classmethod
+    def env_args(cls, cfg: EnvConfig) -> dict[str, Any]:
+        """robomimic's description, in the words of robosuite 1.4."""
+        delta = bool(cfg.ctrl_delta)
+        args = robomimic_env_args(cfg.task, cfg.cameras, cfg.rl_image_size, delta=delta)
+        if cfg.cameras:
+            args["env_kwargs"]["render_quality"] = cfg.render_quality
+        return args
+
+    @classmethod
+    def recording(cls, cfg: EnvConfig) -> EnvConfig:
+        """With simulator states and, where there are cameras, those of RECORDED_CAMERAS."""
+        cameras = list(dict.fromkeys([*cfg.cameras, *RECORDED_CAMERAS]))
+        return replace(cfg, record_sim_state=1, cameras=cameras if cfg.cameras else [])
+
+    @classmethod
+    def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
+        """Actions must mean here what they meant when they were recorded."""
+        controller = arm_controller(args)
+        cfg.ctrl_delta = int(controller["control_delta"])
+        differences = controller_differences(controller)
+        robots = (args.get("env_kwargs") or {}).get("robots", [])
+        two_arms = not isinstance(robots, str) and len(robots) > 1
+        if two_arms and cfg.ctrl_delta and controller["input_ref_frame"] == "world":
+            differences.append(
+                "relative actions go along the world's axes, here along each robot's "
+                "(python -m tools.dataset_states_to_obs turns them)"
+            )
+        return super().adopt(cfg, args, action_repeat) + differences
 
     @property
     def sim(self) -> Any:

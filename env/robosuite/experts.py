@@ -5,11 +5,11 @@ The waypoints, waits and thresholds were found by measurement in robosuite 1.5.2
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from common_utils.lookup import resolve
 from env.core import EnvError
 from env.robosuite.control import (
     CLOSE,
@@ -25,13 +25,13 @@ from env.robosuite.control import (
     yaw_of,
 )
 
-# module and class, imported when the task is asked for
-EXPERTS: dict[str, tuple[str, str]] = {
-    "Lift": (__name__, "LiftExpert"),
-    "PickPlaceCan": (__name__, "CanExpert"),
-    "NutAssemblySquare": (__name__, "SquareExpert"),
-    "TwoArmTransport": ("env.robosuite.experts_twoarm", "TransportExpert"),
-    "ToolHang": ("env.robosuite.experts_toolhang", "ToolHangExpert"),
+# imported when the task is asked for
+EXPERTS = {
+    "Lift": f"{__name__}:LiftExpert",
+    "PickPlaceCan": f"{__name__}:CanExpert",
+    "NutAssemblySquare": f"{__name__}:SquareExpert",
+    "TwoArmTransport": "env.robosuite.experts_twoarm:TransportExpert",
+    "ToolHang": "env.robosuite.experts_toolhang:ToolHangExpert",
 }
 
 
@@ -43,8 +43,7 @@ def make_expert(task: str, env: Any, seed: int, noise: Noise) -> Expert:
     if task not in EXPERTS:
         known = ", ".join(EXPERTS)
         raise EnvError(f"no scripted expert for robosuite task '{task}'; there is one for {known}")
-    module, name = EXPERTS[task]
-    expert: Expert = getattr(importlib.import_module(module), name)(env, seed, noise)
+    expert: Expert = resolve(EXPERTS[task])(env, seed, noise)
     return expert
 
 

@@ -437,12 +437,6 @@ def test_unknown_task_without_state_says_which_are_known(tmp_path):
         DemoDataset(DatasetConfig(path=str(path), use_state=1))
 
 
-def test_action_repeat_must_agree(tmp_path):
-    path = write_metaworld(tmp_path / "dataset.hdf5")
-    with pytest.raises(DatasetError, match="use 2, dataset.action_repeat is 1"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1, action_repeat=1))
-
-
 @pytest.mark.parametrize(
     ("option", "match"),
     [({"obs_stack": 0}, "obs_stack"), ({"num_data": 0}, "num_data"), ({"rl_camera": ""}, "camera")],

@@ -1,0 +1,137 @@
+"""RL on the suites of Implicit BC: runs from states and pixels, their scores, and resuming.
+
+A run of half the steps, ended in the middle of an episode and continued, must be the
+uninterrupted one bit for bit: episodes are brought back from their seed and actions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+
+import train_bc
+import train_rl
+from common_utils import run_config
+from common_utils.records import read_metrics
+from common_utils.run_config import ConfigError
+from env.core import EnvError
+from tools import collect_oracle
+
+HALF, WHOLE = 24, 48
+
+
+def config(save_dir: Path, steps: int, **more: Any) -> train_rl.MainConfig:
+    options = {
+        "use_state": 1,
+        "episode_length": 17,
+        "num_train_step": steps,
+        "log_per_step": HALF,
+        "num_warm_up_episode": 1,
+        "num_eval_episode": 1,
+        "batch_size": 8,
+        "q_agent.act_method": "rl",
+        "q_agent.device": "cpu",
+        "q_agent.state_critic.hidden_dim": 32,
+        "q_agent.state_actor.hidden_dim": 32,
+        "save_dir": save_dir,
+        **more,
+    }
+    return run_config.parse_args(train_rl.MainConfig, [f"--{k}={v}" for k, v in options.items()])
+
+
+def weights(save_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(save_dir / "latest.pt", weights_only=True)
+
+
+def metrics(save_dir: Path) -> list[dict[str, float]]:
+    timing = ("wall", "other/speed", "other/elapsed_time", "time/")
+    lines = read_metrics(save_dir / "metrics.jsonl")
+    return [{k: v for k, v in x.items() if not k.startswith(timing)} for x in lines]
+
+
+SUITES = {
+    "particle": {"task_name": "PARTICLE_2d"},
+    "block_pushing": {"task_name": "PUSH"},
+    "block_pushing_goals": {"task_name": "PUSH_MULTIMODAL", "goal_tolerance": 0.05},
+    "door": {"suite": "d4rl", "task_name": "door-human-v0"},
+    "kitchen": {"suite": "d4rl", "task_name": "kitchen-complete-v0"},
+}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    options = {"suite": name.removesuffix("_goals"), **SUITES[name]}
+    train_rl.run(config(tmp_path / "whole", WHOLE, **options))
+    train_rl.run(config(tmp_path / "parts", HALF, **options))
+    work = train_rl.run(config(tmp_path / "parts", WHOLE, resume=1, **options))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    last = metrics(tmp_path / "whole")[-1]
+    assert (last["step"], last["eval/seed"], last["other/train_step"]) == (WHOLE, 2, WHOLE / 2)
+    assert last["train/critic_loss"] > 0
+    # 48 steps are two whole episodes of 17 and a part, after one of warm-up
+    assert (work.env_episode, work.env.spec.horizon) == (3, 17)
+
+
+def test_ibrl_on_the_particle(tmp_path: Path) -> None:
+    """From an oracle's demonstrations to BC, to IBRL, whose successes become demonstrations."""
+    demos = tmp_path / "demos"
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 4, 0, str(demos)))
+    file = str(demos / "dataset.hdf5")
+    args = ["--policy_type=mse", "--dataset.use_state=1", f"--dataset.path={file}", "--device=cpu"]
+    args += ["--num_epoch=1", "--epoch_len=20", "--num_eval_episode=0"]
+    bc = tmp_path / "bc"
+    train_bc.run(run_config.parse_args(train_bc.MainConfig, [*args, f"--save_dir={bc}"]))
+    options = {
+        "suite": "particle",
+        "task_name": "",
+        "episode_length": 60,
+        # within 2 of a goal is everywhere: each episode succeeds, at its end
+        "goal_tolerance": 2.0,
+        "bc_policy": bc / "model0.pt",
+        "q_agent.act_method": "ibrl",
+        "preload_num_data": 3,
+        "preload_datapath": file,
+        "save_per_success": 1,
+    }
+    work = train_rl.run(config(tmp_path / "rl", 100, **options))
+    last = metrics(tmp_path / "rl")[-1]
+    assert last["score/score"] == 1.0 and last["score/num_success"] == 3 + 1 + 2
+    assert work.env.spec.horizon == 50, "the particle's own time limit is the shorter one"
+    with h5py.File(sorted((tmp_path / "rl").glob("data*.h5"))[-1]) as saved:
+        assert len(next(iter(saved["data"].values()))["actions"]) == 50
+
+
+def test_block_pushing_from_pixels(tmp_path: Path) -> None:
+    options = {"suite": "block_pushing", "task_name": "PUSH", "rl_camera": "rgb", "obs_stack": 2}
+    more = {"use_state": 0, "render_quality": "fast", "rl_image_size": 48}
+    more |= {"q_agent.enc_type": "drq", "episode_length": 4, "log_per_step": 6}
+    train_rl.run(config(tmp_path / "run", 6, **options, **more))
+    assert metrics(tmp_path / "run")[-1]["train/critic_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"suite": "particle", "use_state": 0}, EnvError, "states only: set use_state 1"),
+        ({"suite": "block_pushing", "use_state": 0}, EnvError, r"block_pushing has \['rgb'\]"),
+        (
+            {"suite": "block_pushing", "use_state": 0, "rl_camera": "rgb"},
+            ConfigError,
+            r"VitEncoder needs square images .* \(3, 96, 128\)",
+        ),
+        ({"suite": "particle", "goal_tolerance": -1}, ConfigError, "goal_tolerance: -1"),
+        ({"suite": "d4rl", "task_name": "ant"}, EnvError, "d4rl has door-human-v0"),
+    ],
+)
+def test_what_a_suite_cannot_do_is_refused(options, error, message, tmp_path: Path) -> None:
+    task = {"particle": "PARTICLE", "block_pushing": "PUSH"}.get(options["suite"], "")
+    options = {"task_name": task, **options}
+    with pytest.raises(error, match=message):
+        train_rl.run(config(tmp_path / "run", 1, **options))
+    assert not (tmp_path / "run").exists()
