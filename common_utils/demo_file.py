@@ -22,8 +22,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common_utils.atomic import atomic_json
+from common_utils.atomic import TEMP_MARK, atomic_json
 from common_utils.h5_write import atomic_h5
+from common_utils.progress import console
 
 FILE_NAME = "dataset.hdf5"
 CFG_NAME = "env_cfg.json"
@@ -60,7 +61,10 @@ def write_demos(
     env_args: Mapping[str, Any],
     attrs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write ``folder/dataset.hdf5`` and ``folder/env_cfg.json``, each whole or not at all."""
+    """Write ``folder/dataset.hdf5`` and ``folder/env_cfg.json``, each whole or not at all.
+
+    See :func:`write_env_cfg` for an ``env_cfg.json`` that other files share.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
@@ -71,8 +75,56 @@ def write_demos(
         for i, recording in enumerate(recordings):
             demo = data.create_group(f"demo_{i}")
             write_demo(demo, recording, cameras, attrs[i] if attrs else {})
-    atomic_json(env_args, folder / CFG_NAME)
+    write_env_cfg(env_args, path)
     return path
+
+
+def write_env_cfg(env_args: Mapping[str, Any], dataset: Path) -> None:
+    """Write ``env_cfg.json`` beside ``dataset``, unless it would change what others there mean.
+
+    The folder's files share it. One that says otherwise stays as it is while there are others; none
+    is begun where others do not carry their own description. A line names what was kept. The
+    dataset itself is not concerned: its attribute ``env_args`` goes before ``env_cfg.json``.
+    """
+    side = dataset.parent / CFG_NAME
+    found = _read_json(side)
+    if found == dict(env_args):
+        return
+    others = _other_datasets(dataset)
+    if not side.exists():
+        others = [p for p in others if not _describes_itself(p)]
+    if not others:
+        atomic_json(env_args, side)
+        return
+    names = ", ".join(p.name for p in others[:4]) + (", ..." if len(others) > 4 else "")
+    kept = f"'{side}' is kept as it is" if side.exists() else f"no '{side}' is written"
+    console().print(
+        f"note: {kept}, for it would be read for {names} too; '{dataset.name}' carries its own "
+        "description (env_args)",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # absent, or damaged and so the description of nothing
+        return None
+
+
+def _other_datasets(dataset: Path) -> list[Path]:
+    files = (p for suffix in ("*.hdf5", "*.h5") for p in dataset.parent.glob(suffix))
+    return sorted(p for p in files if p.name != dataset.name and not p.name.startswith(TEMP_MARK))
+
+
+def _describes_itself(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            attrs = file["data"].attrs
+            return "env_args" in attrs or "env_info" in attrs
+    except (OSError, KeyError, RuntimeError):
+        return False
 
 
 def write_demo(

@@ -133,6 +133,9 @@ class Converter:
             "minari_dataset": cfg.dataset,
         }
         self._low, self._high = self._action_bounds()
+        # episode -> its clipped steps, and how far the worst of all lay outside
+        self.clipped: dict[int, int] = {}
+        self.worst = 0.0
 
     def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         from gymnasium.spaces import Box
@@ -184,6 +187,10 @@ class Converter:
                 episode, "actions",
                 f"up to {worst:.4g} times their bounds; --clip_actions 1 clips them",
             )  # fmt: skip
+        beyond = int((np.abs(actions) > 1 + 1e-5).any(axis=1).sum())
+        if beyond:
+            self.clipped[int(episode.id)] = beyond
+            self.worst = max(self.worst, worst)
         return actions.clip(-1, 1).astype(np.float32)
 
     def _state(self, episode: Any) -> np.ndarray:
@@ -233,6 +240,11 @@ def convert(cfg: MainConfig) -> Path:
         recordings.append(converter.recording(episode))
         attrs.append({"minari_episode": int(episode.id)})
     path = write_demos(cfg.out, recordings, [], converter.env_args, attrs)
+    if converter.clipped:
+        print(
+            f"note: {sum(converter.clipped.values())} actions of {len(converter.clipped)} episodes "
+            f"reached beyond their bounds (up to {converter.worst:.4g} times) and were clipped"
+        )
     steps = sum(len(r) for r in recordings)
     print(f"{path}: {len(recordings)} episodes, {steps} steps of {converter.env_args['env_name']}")
     return path

@@ -36,7 +36,7 @@ from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.robosuite.sim import CONTROL_FREQ
-from tools.raw_demos import ReplaySettings, read_source
+from tools.raw_demos import ReplaySettings, read_source, tell_notes
 from tools.recording import DemoRun, Job, Parts
 
 DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
@@ -108,7 +108,10 @@ def check_options(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> ReplayRun:
     """The run that the options ask for; DatasetError for a file that cannot be replayed."""
     path = Path(options.dataset)
+    output = Path(options.output_folder) / f"processed_data{options.obs_size}.hdf5"
     with DemoFile(path) as file:
+        if output.exists() and output.samefile(path):
+            raise ConfigError(f"output_folder: '{output}' is the dataset itself")
         source = read_source(file)
         names = file.names
         if options.n > len(names):
@@ -132,7 +135,7 @@ def plan(options: argparse.Namespace) -> ReplayRun:
     )
     cores = len(os.sched_getaffinity(0))
     return ReplayRun(
-        file=Path(options.output_folder) / f"processed_data{options.obs_size}.hdf5",
+        file=output,
         settings=settings,
         env_args=settings.env_args(source) | {"num": num},
         seed=0,
@@ -155,9 +158,7 @@ def print_notes(path: Path) -> None:
                 told.setdefault(str(note), []).append(str(demo.attrs["source_demo"]))
             for body in demo.attrs["taken_over"]:
                 taken[str(body)] = taken.get(str(body), 0) + 1
-    for note, names in told.items():
-        who = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
-        console().print(f"note: {note} [{who}]", soft_wrap=True, markup=False)
+    tell_notes(told)
     for body, count in taken.items():
         console().print(f"shape or place of '{body}' taken from {count} recorded models")
     console().print(

@@ -8,7 +8,7 @@ and rewards that come out otherwise, and actions that do not lead from state to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import numpy as np
 from bc.loader import DatasetError, DemoFile
 from common_utils.demo_file import Recording
 from common_utils.env_args import arm_controller, version_numbers
+from common_utils.progress import console
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.robosuite.env import RobosuiteEnv
@@ -100,8 +101,8 @@ def read_source(file: DemoFile) -> Source:
     )
 
 
-def read_demo(file: DemoFile, name: str) -> RawDemo:
-    """One recording, its arrays checked against each other."""
+def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
+    """One recording, its arrays checked against each other and actions against the task's."""
     length, group = file.length(name), file.group(name)
     arrays = {}
     for key, ndim in (("actions", 2), ("states", 2), ("rewards", 1), ("dones", 1)):
@@ -113,6 +114,12 @@ def read_demo(file: DemoFile, name: str) -> RawDemo:
                 )
     notes = []
     actions = arrays["actions"]
+    wanted = task_named(source.task).action_dim
+    if actions.shape[1] != wanted:
+        raise file.error(
+            name, "actions", f"have {actions.shape[1]} dimensions; {source.task} takes {wanted} "
+            "(each arm 3 of position, 3 of rotation, 1 of the gripper)"
+        )  # fmt: skip
     if file.delta_control:
         beyond = int((np.abs(actions) > 1 + 1e-6).any(axis=1).sum())
         if beyond:
@@ -140,6 +147,13 @@ def read_demo(file: DemoFile, name: str) -> RawDemo:
         xml,
         tuple(notes),
     )
+
+
+def tell_notes(told: Mapping[str, Sequence[str]]) -> None:
+    """Print sentences (note -> names of the demonstrations it is about), each once."""
+    for note, names in told.items():
+        who = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+        console().print(f"note: {note} [{who}]", soft_wrap=True, markup=False)
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ class Replayer:
 
     def replay(self, name: str) -> tuple[RawDemo, Recording, dict[str, Any]]:
         """The demonstration, what is recorded of it now, and the attributes to store."""
-        demo = read_demo(self._file, name)
+        demo = read_demo(self._file, name, self.source)
         taken, differences = self._adopt(demo)
         notes = [*demo.notes, *differences]
         sim = self.env.sim

@@ -25,7 +25,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.atomic import atomic_json, full_disk
-from common_utils.demo_file import CFG_NAME, Recording, write_demo
+from common_utils.demo_file import Recording, write_demo, write_env_cfg
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.resources import ResourceError, check_fits
@@ -387,7 +387,7 @@ class DemoRun:
                 lengths.append(int(data[f"demo_{i}"].attrs["num_samples"]))
             data.attrs["env_args"] = json.dumps(self.env_args)
             data.attrs["total"] = sum(lengths)
-        atomic_json(self.env_args, self.folder / CFG_NAME)
+        write_env_cfg(self.env_args, self.file)
         return lengths
 
 

@@ -5,10 +5,11 @@
 
 In every recorded state the controller is asked which pose the relative action means: position
 (m) and axis-angle rotation of the hand in the world, and the gripper's command as it was. The
-relative actions stay in the file as "actions_delta". ``--error_report`` plays both kinds of
-actions from each recording's first state and tells how far they lead from the recorded path.
-Recordings of robosuite 1.4 keep their meaning there: an exactly zero rotation holds the rotation
-asked for before.
+relative actions stay in the file as "actions_delta". ``env_cfg.json`` is written beside it, but
+never over one that other files there share. ``--error_report`` plays both kinds of actions from
+each recording's first state and tells how far they lead from the recorded path. Recordings of
+robosuite 1.4 keep their meaning there: an exactly zero rotation holds the rotation asked for
+before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import DatasetError, DemoFile
 from common_utils.atomic import atomic_json
-from common_utils.demo_file import CFG_NAME
+from common_utils.demo_file import write_env_cfg
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
@@ -41,7 +42,7 @@ from env.robosuite.replay import (
     to_base_frame,
 )
 from env.robosuite.sim import make_sim, reset_sim, step_sim
-from tools.raw_demos import RawDemo, Source, read_demo, read_source
+from tools.raw_demos import RawDemo, Source, read_demo, read_source, tell_notes
 from tools.recording import disk_told
 
 
@@ -161,6 +162,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
     if output.resolve() == dataset.resolve():
         raise ConfigError(f"output_path: '{output}' is the dataset itself")
     reports = []
+    notes: dict[str, list[str]] = {}
     with DemoFile(dataset) as file:
         source = read_source(file)
         if not source.delta:
@@ -169,7 +171,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
             raise ConfigError(f"n: {num}, but '{dataset}' holds {len(file.names)} demonstrations")
         names = file.names if num < 0 else file.names[:num]
         for note in source.notes:
-            console().print(f"note: {note}", soft_wrap=True)
+            console().print(f"note: {note}", soft_wrap=True, markup=False)
         converter = Converter(source)
         reporter = Reporter(source) if with_report else None
         env_args = absolute_env_args(file.env_args)
@@ -185,7 +187,9 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
             data.attrs["env_args"] = json.dumps(env_args)
             data.attrs["total"] = sum(file.length(name) for name in names)
             for done, name in enumerate(names):
-                demo = read_demo(file, name)
+                demo = read_demo(file, name, source)
+                for note in demo.notes:
+                    notes.setdefault(note, []).append(name)
                 try:
                     absolute = converter.absolute(demo)
                 except EnvError as error:
@@ -198,7 +202,8 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
                 progress.update(done + 1)
             if num < 0 and "mask" in file.root:
                 file.root.copy("mask", out)
-    atomic_json(env_args, output.parent / CFG_NAME)
+    write_env_cfg(env_args, output)
+    tell_notes(notes)
     return reports
 
 

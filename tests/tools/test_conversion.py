@@ -328,6 +328,60 @@ def test_absolute_actions_play_like_relative_ones(recorded, tmp_path, controller
     assert "the actions are absolute already" in capsys.readouterr().err
 
 
+def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_path, capsys):
+    path, side = tmp_path / "d.hdf5", tmp_path / "env_cfg.json"
+    shutil.copy(recorded, path)
+    with h5py.File(path, "r+") as file:  # described by env_cfg.json alone, as older files are
+        told = json.loads(file["data"].attrs.pop("env_args"))
+    side.write_text(json.dumps(told))
+    assert to_absolute(path, tmp_path / "abs.hdf5") == 0
+    out = capsys.readouterr().out
+    assert f"note: '{side}' is kept as it is, for it would be read for d.hdf5 too" in out
+    assert json.loads(side.read_text()) == told
+    for name, delta in (("d.hdf5", True), ("abs.hdf5", False)):
+        cfg = train_bc.MainConfig(
+            dataset=DatasetConfig(path=str(tmp_path / name), use_state=1, eval_episode_len=-1)
+        )
+        policy_io.fill_in(cfg, DemoDataset(cfg.dataset))
+        assert cfg.env.ctrl_delta == int(delta), name
+    # alone in its folder, it gets its own
+    assert to_absolute(path, tmp_path / "abs" / "abs.hdf5") == 0
+    beside = json.loads((tmp_path / "abs" / "env_cfg.json").read_text())
+    assert arm_controller(beside)["control_delta"] is False
+    assert "note: 'env_cfg" not in capsys.readouterr().out
+
+
+def test_actions_of_another_width_are_refused(raw, tmp_path, capsys):
+    with h5py.File(raw, "r+") as file:
+        for demo in file["data"].values():
+            replace_dset(demo, "actions", demo["actions"][:, :6])
+    told = "raw.hdf5', demo_0, 'actions': have 6 dimensions; Lift takes 7"
+    assert to_absolute(raw, tmp_path / "abs.hdf5") == 2
+    assert capsys.readouterr().err.startswith(f"error: '{raw.parent}/{told}")
+    assert replay(raw, tmp_path / "out") == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "abs.hdf5").exists() and not written(tmp_path / "out").exists()
+
+
+def test_clipped_actions_are_told_by_both_tools(raw, tmp_path, capsys):
+    with h5py.File(raw, "r+") as file:
+        file["data/demo_1/actions"][3] = 2.0
+    note = "note: 1 actions reach beyond [-1, 1] (up to 2) and are clipped, as the controller does"
+    assert to_absolute(raw, tmp_path / "abs.hdf5") == 0
+    assert f"{note} [demo_1]" in capsys.readouterr().out
+    assert replay(raw, tmp_path / "out", "--on_mismatch", "report") == 0
+    assert f"{note} [demo_1]" in capsys.readouterr().out
+
+
+def test_a_dataset_is_not_replayed_onto_itself(raw, tmp_path, capsys):
+    path = tmp_path / f"processed_data{SIZE}.hdf5"
+    raw.rename(path)
+    before = path.read_bytes()
+    assert replay(path, tmp_path, "--overwrite", "1") == 2
+    assert "is the dataset itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_conversion_faults(recorded, raw, tmp_path, capsys):
     assert to_absolute(recorded, recorded) == 2
     assert "is the dataset itself" in capsys.readouterr().err

@@ -142,7 +142,9 @@ def test_observations_by_key(root: Path, tmp_path: Path) -> None:
     convert(cfg)
 
 
-def test_actions_outside_their_bounds(root: Path, tmp_path: Path) -> None:
+def test_actions_outside_their_bounds(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record("Pendulum-v1", "my/pendulum-v0")
     with h5py.File(root / "my" / "pendulum-v0" / "data" / "main_data.hdf5", "a") as file:
         file["episode_0/actions"][2] = 3.0
@@ -152,6 +154,8 @@ def test_actions_outside_their_bounds(root: Path, tmp_path: Path) -> None:
     cfg.clip_actions = 1
     demo = next(iter(read(convert(cfg)).episodes()))
     assert demo.actions[2] == 1
+    told = "note: 1 actions of 1 episodes reached beyond their bounds (up to 1.5 times) and were"
+    assert told in capsys.readouterr().out
 
 
 def test_a_missing_dataset_is_told_with_the_command(root: Path, tmp_path: Path) -> None:
