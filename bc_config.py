@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bc.bc_policy import BcPolicyConfig, StateBcPolicyConfig
 from bc.dataset import DatasetConfig
+from bc.explicit.bc_policy import BcPolicyConfig, StateBcPolicyConfig
+from bc.explicit.mdn_policy import MdnPolicyConfig
+from bc.explicit.mse_policy import MsePolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.ibc.ebm_policy import EbmPolicyConfig
-from bc.ibc.mdn_policy import MdnPolicyConfig
-from bc.ibc.mse_policy import MsePolicyConfig
-from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.optim import exponential_decay, warmup

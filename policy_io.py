@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bc.base import BasePolicy
-from bc.bc_policy import BcPolicy, StateBcPolicy
 from bc.dataset import DemoDataset
+from bc.explicit.bc_policy import BcPolicy, StateBcPolicy
+from bc.explicit.mdn_policy import MdnPolicy
+from bc.explicit.mse_policy import MsePolicy
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.ebm_policy import EbmPolicy
-from bc.ibc.mdn_policy import MdnPolicy
-from bc.ibc.mse_policy import MsePolicy
 from bc.loader import DatasetError
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.normalized import NormalizedPolicy
 from common_utils.run_config import ConfigError
 from env.factory import adopt_env_args

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bc.base import ExplicitPolicy
-from bc.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.base import ExplicitPolicy
+from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from benchmarks import common
 from common_utils import run_config
 from common_utils.specs import Batch, Obs

@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_bc
-from bc.bc_policy import StateBcPolicyConfig
 from bc.dataset import DatasetConfig
-from bc.mw_bc_policy import BcPolicyConfig
+from bc.explicit.bc_policy import StateBcPolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig

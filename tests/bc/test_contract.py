@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from bc.base import BasePolicy
-from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mdn_policy import MdnPolicy, MdnPolicyConfig
+from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
+from bc.explicit.multiview_encoder import MultiViewEncoderConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.ibc.losses import GradPenaltyConfig
-from bc.ibc.mdn_policy import MdnPolicy, MdnPolicyConfig
-from bc.ibc.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.samplers import LangevinConfig
-from bc.multiview_encoder import MultiViewEncoderConfig
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
-from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.specs import Policy
 from networks.encoder import ResNetEncoderConfig
 from networks.ibc_mlp import MDNConfig, MLPConfig

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from bc.explicit.mdn_policy import MdnPolicy, MdnPolicyConfig
+from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc import losses, samplers
 from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.ebm_policy import Draws, EbmPolicy, EbmPolicyConfig
 from bc.ibc.losses import GradPenaltyConfig
-from bc.ibc.mdn_policy import MdnPolicy, MdnPolicyConfig
-from bc.ibc.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
 from bc.normalized import NormConfig
 from common_utils.specs import Policy

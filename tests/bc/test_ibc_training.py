@@ -16,9 +16,9 @@ from ibc_data import write_particle
 import agent_io
 import rl_config
 import train_bc
+from bc.explicit.mdn_policy import MdnPolicy
+from bc.explicit.mse_policy import MsePolicy
 from bc.ibc.ebm_policy import EbmPolicy
-from bc.ibc.mdn_policy import MdnPolicy
-from bc.ibc.mse_policy import MsePolicy
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.records import read_metrics

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_dataset import write_metaworld, write_robomimic
 
 import train_bc
-from bc.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.dataset import DemoDataset, read_demos
+from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.loader import DatasetError
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
-from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils import run_config
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError

@@ -285,8 +285,8 @@ def test_the_originals_class():
 
 
 def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
-    from bc.bc_policy import StateBcPolicy, StateBcPolicyConfig
     from bc.dataset import read_demos
+    from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
     from common_utils.demo_file import Recording, write_demos
 
     spec = make("TwoArmTransport").spec

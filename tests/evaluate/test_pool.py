@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pendulum_env import PendulumEnv
 
-from bc.bc_policy import StateBcPolicy
+from bc.explicit.bc_policy import StateBcPolicy
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, run_eval
 

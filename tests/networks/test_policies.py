@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from bc.base import ExplicitPolicy
-from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
-from bc.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
-from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from bc.explicit.base import ExplicitPolicy
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.specs import ArraySpec, EnvSpec, Policy, SpecError
 from networks.encoder import ResNetEncoderConfig
 

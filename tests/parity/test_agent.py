@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
-from bc.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from common_utils.specs import Batch
 from rl.q_agent import QAgent
 from rl.q_agent_config import QAgentConfig

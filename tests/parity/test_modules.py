@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bc.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
-from bc.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from networks.encoder import DrQEncoder, VitEncoder, VitEncoderConfig
 from rl.actor import Actor, ActorConfig, FcActor, FcActorConfig
 from rl.critic import Critic, CriticConfig, MultiFcQ, MultiFcQConfig

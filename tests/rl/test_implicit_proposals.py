@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from bc.explicit.mdn_policy import MdnPolicy, MdnPolicyConfig
+from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
-from bc.ibc.mdn_policy import MdnPolicy, MdnPolicyConfig
-from bc.ibc.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.samplers import LangevinConfig
 from common_utils.specs import Obs
 from networks.ibc_mlp import MDNConfig, MLPConfig

@@ -23,8 +23,8 @@ import yaml
 
 import train_bc
 import train_rl
-from bc.bc_policy import StateBcPolicy, StateBcPolicyConfig
 from bc.dataset import DemoDataset, read_demos
+from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
 from bc.loader import DemoFile
 from common_utils import run_config
 from common_utils.gl import best_backend

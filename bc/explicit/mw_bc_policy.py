@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from bc.base import ExplicitPolicy, check_dropout
+from bc.base import check_dropout
+from bc.explicit.base import ExplicitPolicy
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init

@@ -1,0 +1,42 @@
+"""What policies share that regress on demonstrated actions without normalising them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from bc.base import BasePolicy, batch_action
+from common_utils.specs import Obs
+
+
+class ExplicitPolicy(BasePolicy):
+    """A policy that maps an observation to one action; subclasses compute :meth:`forward`."""
+
+    @abstractmethod
+    def forward(self, obs: Obs) -> torch.Tensor:
+        """Batched observations -> actions [B, A] in [-1, 1]."""
+
+    def augment(self, obs: Obs) -> Obs:
+        """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
+        return obs
+
+    def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
+        return self(inputs)
+
+    def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
+        """The one action, n times."""
+        return self(inputs).unsqueeze(1).expand(-1, n, -1)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Squared error summed over action dimensions, averaged over the batch (a scalar)."""
+        inputs, _ = self._read(batch.obs)
+        pred = self(self.augment(inputs))
+        target = batch_action(batch).to(pred.device)
+        if target.shape != pred.shape:
+            raise ValueError(
+                f"{type(self).__name__}.loss: actions must be {list(pred.shape)}, "
+                f"got {list(target.shape)}"
+            )
+        return (pred - target).square().sum(1).mean()

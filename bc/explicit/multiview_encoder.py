@@ -1,0 +1,90 @@
+"""One ResNet per camera, compressed and joined into a single feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from bc.base import check_dropout
+from common_utils.specs import Obs
+from networks.encoder import ResNetEncoder, ResNetEncoderConfig
+
+FUSE_METHODS = ("cat", "add", "mult")
+
+
+@dataclass
+class MultiViewEncoderConfig:
+    """ResNets over several cameras."""
+
+    # how camera features are joined: cat, add or mult
+    fuse_method: str = "cat"
+    # the ResNet of each camera
+    resnet: ResNetEncoderConfig = field(default_factory=ResNetEncoderConfig)
+    # width of one camera's compressed feature
+    feat_dim: int = 512
+    # dropout probability in the compression
+    dropout: float = 0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+
+
+class MultiViewEncoder(nn.Module):
+    """{camera: [B, horizon * C, H, W], "prop": [B, P]} -> [B, repr_dim].
+
+    Each of the ``obs_horizon`` frames goes through the camera's ResNet by itself; frames of a
+    camera are concatenated, cameras joined by ``fuse_method``, "prop" appended with use_prop.
+    """
+
+    def __init__(
+        self,
+        obs_shape: Sequence[int],
+        obs_horizon: int,
+        prop_shape: Sequence[int],
+        rl_cameras: Sequence[str],
+        use_prop: int,
+        cfg: MultiViewEncoderConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg if cfg is not None else MultiViewEncoderConfig()
+        if cfg.fuse_method not in FUSE_METHODS:
+            raise ValueError(f"fuse_method must be one of {FUSE_METHODS}, got '{cfg.fuse_method}'")
+        if not rl_cameras:
+            raise ValueError("MultiViewEncoder needs at least one camera")
+        self.obs_horizon, self.use_prop = obs_horizon, bool(use_prop)
+        self.rl_cameras = tuple(rl_cameras)
+        encoders = [ResNetEncoder(obs_shape, cfg.resnet) for _ in rl_cameras]
+        self.encoders = nn.ModuleList(encoders)
+        self.compress_streams = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(encoder.repr_dim, cfg.feat_dim),
+                nn.LayerNorm(cfg.feat_dim),
+                nn.Dropout(cfg.dropout),
+                nn.ReLU(),
+            )
+            for encoder in encoders
+        )
+        self.repr_dim = cfg.feat_dim * obs_horizon
+        if cfg.fuse_method == "cat":
+            self.repr_dim *= len(self.rl_cameras)
+        if self.use_prop:
+            self.repr_dim += prop_shape[0]
+
+    def _stream(self, i: int, obs: torch.Tensor) -> torch.Tensor:
+        b, frames = obs.size(0), self.obs_horizon
+        obs = obs.reshape(b * frames, obs.size(1) // frames, *obs.shape[2:])
+        return self.compress_streams[i](self.encoders[i](obs)).reshape(b, -1)
+
+    def forward(self, obs: Obs) -> torch.Tensor:
+        """Batched observations -> [B, repr_dim]."""
+        feats = [self._stream(i, obs[camera]) for i, camera in enumerate(self.rl_cameras)]
+        if self.cfg.fuse_method == "cat":
+            h = torch.cat(feats, dim=-1)
+        elif self.cfg.fuse_method == "add":
+            h = torch.stack(feats).sum(0)
+        else:
+            h = torch.stack(feats).prod(0)
+        return torch.cat([h, obs["prop"]], dim=-1) if self.use_prop else h
