@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from bc.loader import DatasetError, how_to_make
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
+from env.named_modules import module_names, settle_modules, split_task
 from policy_io import load_weights, put_weights, require_weights
 from rl.q_agent import QAgent
 
@@ -36,8 +39,11 @@ def check_files(cfg: MainConfig) -> None:
         require_weights(cfg.load_pretrained_agent, "load_pretrained_agent")
 
 
-def inherit_env(cfg: MainConfig) -> None:
-    """Fill what the config leaves to the BC policy's run: task, image size, action repeat."""
+def inherit_env(cfg: MainConfig, trusted: Sequence[str] | None = None) -> None:
+    """Fill what the config leaves to the BC policy's run: task, image size, action repeat.
+
+    ``trusted``: modules that the BC policy's config may name; None: those that ``cfg`` does.
+    """
     fields = {
         "task_name": "task",
         "rl_image_size": "rl_image_size",
@@ -50,19 +56,31 @@ def inherit_env(cfg: MainConfig) -> None:
         raise ConfigError(f"{missing[0]}: not given, and there is no bc_policy to take it from")
     weights = cfg.bc_policy.split("+")[0]
     require_weights(weights, "bc_policy")
-    env = train_bc.load_config(weights).env
+    trusted = own_modules(cfg) if trusted is None else trusted
+    env = train_bc.load_config(weights, trust_module=trusted).env
+    if not cfg.task_name:  # made by this run's suite, whatever the policy's was
+        env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{weights}'")
     for name in missing:
         setattr(cfg, name, getattr(env, fields[name]))
 
 
-def load_bc_policies(cfg: MainConfig) -> tuple[list[Any], list[str]]:
-    """The BC policies of a run and the cameras they look through."""
+def own_modules(cfg: MainConfig) -> tuple[str, ...]:
+    """Modules that a run's user trusts: those that its config trusts, and those it names."""
+    own = (cfg.gym.module, split_task(cfg.task_name)[0])
+    return (*module_names(cfg.trust_module), *filter(None, own))
+
+
+def load_bc_policies(
+    cfg: MainConfig, trusted: Sequence[str] | None = None
+) -> tuple[list[Any], list[str]]:
+    """The BC policies of a run and the cameras they look through; ``trusted`` as above."""
     if not cfg.bc_policy or not cfg.use_bc:
         return [], []
     paths = cfg.bc_policy.split("+")
     for path in paths:
         require_weights(path, "bc_policy")
-    loaded = [train_bc.load_policy(path, cfg.q_agent.device) for path in paths]
+    trusted = own_modules(cfg) if trusted is None else trusted
+    loaded = [train_bc.load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in paths]
     for path, (_, bc_cfg) in zip(paths, loaded, strict=True):
         _check_padding(path, bc_cfg)
     policies = [policy for policy, _ in loaded]

@@ -78,6 +78,8 @@ class MainConfig(RunConfig):
     num_eval_worker: int = 2
     # also write epoch{N}.pt every so many epochs (-1: never)
     save_per: int = -1
+    # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
+    trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
     # filled in from the dataset: the task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bc.loader import DatasetError
 from bc.normalized import NormalizedPolicy
 from common_utils.run_config import ConfigError
 from env.factory import adopt_env_args
+from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
                 f"'{dataset.path}': cameras of one policy must have the same size, but "
                 f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
             )
+    # what the user's own words name; the rest is the file's
+    trusted = (*module_names(cfg.trust_module), *modules_of(replace(cfg.env, suite=SUITE)))
     known = data.suite in SUITES
     if known:
         cfg.env.suite = data.suite
@@ -48,6 +52,7 @@ def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
         cfg.env.task = data.task_name or cfg.env.task
     if differences := _fill_in_env(cfg, data.env_args):
         raise DatasetError(f"'{data.cfg.path}', env_args: {'; '.join(differences)}")
+    cfg.env = settle_modules(cfg.env, trusted, f"'{dataset.path}'")
 
 
 def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:

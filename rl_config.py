@@ -126,6 +126,8 @@ class MainConfig(RunConfig):
     # threads of the C++ kernels (perceptrons of state agents); results do not depend on it. 2 with
     # torch at one thread updates on two cores; 0: as torch
     kernel_threads: int = 0
+    # module(s) that checkpoints may name and so have imported, joined by "+" (docs/security.md)
+    trust_module: str = ""
     # continue the run in save_dir from its last checkpoint
     resume: Flag = 0
     save_dir: str = "exps/rl/run1"

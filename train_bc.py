@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from common_utils.seeding import (
 from common_utils.specs import SpecError
 from env.core import Env, EnvError
 from env.factory import make_env
+from env.named_modules import module_names, settle_modules
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
@@ -62,6 +64,7 @@ RESUMABLE_CHANGES = (
     "mp_eval",
     "num_eval_worker",
     "kernel_threads",
+    "trust_module",
 )
 # The long evaluation's first seed, and how often it is done
 # (docs/reference/ibrl.md#evaluation).
@@ -88,23 +91,32 @@ EXPECTED_ERRORS = (
 # ------------------------------------------------------------------------- loading
 
 
-def load_config(weight_file: str | Path) -> MainConfig:
-    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it."""
+def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = ()) -> MainConfig:
+    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it.
+
+    Raises ConfigError where its environment names a module that ``trust_module`` does not.
+    """
     path = Path(weight_file).parent / run_config.CFG_NAME
     tree = run_config.read_yaml(path)
     if "batchsize" in tree:  # written by the original program's Meta-World script
         tree = metaworld_names(tree)
-    return run_config.from_dict(MainConfig, tree, str(path))
+    cfg = run_config.from_dict(MainConfig, tree, str(path))
+    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    cfg.env = settle_modules(cfg.env, trust_module, f"'{path}'")
+    return cfg
 
 
-def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[BasePolicy, MainConfig]:
+def load_policy(
+    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+) -> tuple[BasePolicy, MainConfig]:
     """The policy of a checkpoint, in eval mode, and its config; builds no environment.
 
     ``cfg.env`` describes the environment it was trained for. The run folder may have been
-    moved. Raises ConfigError for a missing file, RuntimeError for weights of another policy.
+    moved. ``trust_module``: module(s) that the config may name (docs/security.md). Raises
+    ConfigError for a missing file, weights of another policy, a module not trusted.
     """
     weights = load_weights(weight_file, "weight_file")
-    cfg = load_config(weight_file)
+    cfg = load_config(weight_file, trust_module=trust_module)
     if not cfg.action_dim:
         infer_shapes(cfg, weights)
     policy = build_policy(cfg)
@@ -113,7 +125,7 @@ def load_policy(weight_file: str | Path, device: str = "auto") -> tuple[BasePoli
 
 
 def load_model(
-    weight_file: str | Path, device: str = "auto"
+    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
 ) -> tuple[BasePolicy, Env, dict[str, Any]]:
     """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
@@ -121,12 +133,13 @@ def load_model(
         weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
             (the folder may have been moved).
         device: auto, cpu or cuda.
+        trust_module: module(s) that the run's config may have imported (docs/security.md).
 
     Returns:
         (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
         builds the same environment again.
     """
-    policy, cfg = load_policy(weight_file, device)
+    policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
     return policy, make_env(cfg.env), asdict(cfg.env)
 
 

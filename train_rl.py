@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +51,7 @@ from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
 from env.factory import env_args, make_env, recording_config
+from env.named_modules import module_names, settle_modules
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
@@ -83,6 +84,7 @@ RESUMABLE_CHANGES = (
     "replay_threads",
     "replay_prefetch",
     "kernel_threads",
+    "trust_module",
 )
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
@@ -572,24 +574,30 @@ class Workspace:
         self.env.close()
 
 
-def load_model(weight_file: str, device: str = "auto") -> tuple[QAgent, Env, dict[str, Any]]:
+def load_model(
+    weight_file: str, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+) -> tuple[QAgent, Env, dict[str, Any]]:
     """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
     Args:
         weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
             (the folder may have been moved).
         device: auto, cpu or cuda.
+        trust_module: module(s) that the run's config may have imported (docs/security.md).
 
     Returns:
         (agent in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
         builds the same environment again.
     """
     weights = load_weights(weight_file, "weight_file")
-    cfg = run_config.load(MainConfig, Path(weight_file).parent / "cfg.yaml")
+    path = Path(weight_file).parent / run_config.CFG_NAME
+    cfg = run_config.load(MainConfig, path)
     cfg.q_agent.device = device
-    inherit_env(cfg)
-    bc_policies, bc_cameras = load_bc_policies(cfg)
-    env_cfg = rl_env_config(cfg, bc_cameras)
+    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    trusted = module_names(trust_module)
+    inherit_env(cfg, trusted)
+    bc_policies, bc_cameras = load_bc_policies(cfg, trusted)
+    env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
     env = make_env(env_cfg)
     agent = build_agent(cfg, env.spec, bc_policies)
     put_weights(agent, weights, weight_file, "weight_file")

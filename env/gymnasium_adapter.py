@@ -8,7 +8,6 @@ docs/environments.md has a complete example.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
+from env.named_modules import import_named, split_task
 from env.seeded import SeededEnv
 from env.stacking import Stacker
 
@@ -35,22 +35,22 @@ def _registered(cfg: EnvConfig) -> Callable[[str | None], gymnasium.Env]:
     """Maker of the environment registered as ``cfg.task``, by render mode."""
     import gymnasium
 
-    if cfg.gym_module:
-        try:
-            importlib.import_module(cfg.gym_module)
-        except ModuleNotFoundError as error:
-            raise EnvError(
-                f"gym_module: cannot import '{cfg.gym_module}' ({error}); it must be installed, "
-                "or its folder must be in PYTHONPATH"
-            ) from error
+    prefix, env_id = split_task(cfg.task)
+    for module, field in ((cfg.gym_module, "gym_module"), (prefix, "task")):
+        if module:
+            import_named(module, field)
 
     def make(render_mode: str | None) -> gymnasium.Env:
         mode = {} if render_mode is None else {"render_mode": render_mode}
         try:
             # the time limit is episode_length, not the registered one
-            return gymnasium.make(cfg.task, max_episode_steps=-1, disable_env_checker=True, **mode)
+            return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **mode)
         except gymnasium.error.Error as error:
-            hint = "" if cfg.gym_module else "; gym_module names the module that registers it"
+            hint = (
+                ""
+                if cfg.gym_module or prefix
+                else "; gym_module names the module that registers it"
+            )
             raise EnvError(f"task: gymnasium cannot make '{cfg.task}': {error}{hint}") from error
 
     return make

@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--record_dir", help="write one MP4 per episode here (needs --mp 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--trust_module", action="append", default=[], metavar="NAME",
+        help="module that a checkpoint may name and so have imported (docs/security.md)",
+    )  # fmt: skip
     parser.add_argument("--verbose", type=int, default=1, choices=(0, 1), help="1: a line per game")
     return parser
 
@@ -100,7 +104,9 @@ class Evaluator:
     def evaluate(self, weight: Path) -> EvalResult:
         """All ``repeat * num_game`` games of one checkpoint."""
         args = self.args
-        agent, env, params = self.trainer.load_model(str(weight), args.device)
+        agent, env, params = self.trainer.load_model(
+            str(weight), args.device, trust_module=args.trust_module
+        )
         env.close()  # the pool builds its own and keeps them
         pool = self._pool_for(params)
         results = []

@@ -67,6 +67,8 @@ class MainConfig(RunConfig):
     mp_eval: Flag = 0
     # how many
     num_eval_worker: int = 2
+    # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
+    trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
     # the environment of evaluations; suite, task and what the policy sees are filled in

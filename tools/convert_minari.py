@@ -14,6 +14,7 @@ goals D4RL's 60; all others keep their environment (suite gymnasium) and take th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import gymnasium
 import numpy as np
 
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.run_config import ConfigError, Flag
 from env.d4rl import SUITE, TASKS, import_robotics, kitchen_state
+from env.named_modules import is_trusted
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -53,6 +56,8 @@ class MainConfig:
     state_key: str = ""
     # 1: actions outside their bounds are clipped, as Adroit and the kitchen do; 0: refused
     clip_actions: Flag = 0
+    # module(s) that the dataset may name and so have imported, joined by "+" (docs/security.md)
+    trust_module: str = ""
     # replace an existing dataset.hdf5
     overwrite: Flag = 0
 
@@ -86,6 +91,7 @@ def open_dataset(cfg: MainConfig) -> MinariDataset:
             f"dataset: '{cfg.dataset}' is not in {folder}, which has {here}; "
             f"to download it: {where}minari download {cfg.dataset}"
         )
+    check_named_modules(cfg, path / "metadata.json")
     try:
         import minari
     except ImportError as error:
@@ -98,6 +104,31 @@ def open_dataset(cfg: MainConfig) -> MinariDataset:
         raise ConfigError(
             f"dataset: '{cfg.dataset}' in {folder} cannot be read: {error!r}"
         ) from error
+
+
+def check_named_modules(cfg: MainConfig, metadata: Path) -> None:
+    """Minari makes the environment of a dataset that does not state its spaces, from whatever
+    module the dataset names. Raises ConfigError unless it is a registered or a trusted one.
+    """
+    try:
+        told = json.loads(metadata.read_text(encoding="utf-8"))
+        if {"observation_space", "action_space"} <= told.keys():
+            return
+        spec = json.loads(told["env_spec"])
+        entries = [spec["entry_point"], *(w["entry_point"] for w in spec["additional_wrappers"])]
+        modules = [str(entry).partition(":")[0] for entry in entries]
+        known = gymnasium.registry.get(spec["id"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"dataset: '{metadata}' cannot be read: {error!r}") from error
+    if known is not None and entries == [known.entry_point]:
+        return
+    for module in modules:
+        if not is_trusted(module, cfg.trust_module):
+            raise ConfigError(
+                f"dataset: '{cfg.dataset}' does not state its spaces, and for them names the "
+                f"module '{module}', which would be imported and run; if you trust it: "
+                f"--trust_module {module}"
+            )
 
 
 def d4rl_task(env_id: str, kwargs: Mapping[str, Any], dataset_id: str) -> str | None:

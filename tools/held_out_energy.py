@@ -126,9 +126,11 @@ def loss_curve(weight: Path) -> tuple[list[int], list[float]]:
     return [int(r["step"]) for r in records], [float(r["train/loss"]) for r in records]
 
 
-def evaluate(weight: Path, path: str, num: int, steps: int, seed: int) -> dict[str, Any]:
+def evaluate(
+    weight: Path, path: str, num: int, steps: int, seed: int, trust_module: Sequence[str] = ()
+) -> dict[str, Any]:
     """The measurement of one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
-    policy, cfg = train_bc.load_policy(weight)
+    policy, cfg = train_bc.load_policy(weight, trust_module=trust_module)
     if not isinstance(policy, EbmPolicy) or cfg.ebm.autoregressive:
         raise ConfigError(f"--weight: '{weight}' is no energy-based policy over whole actions")
     data = held_out(cfg, path)
@@ -193,6 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=500, help="held-out steps, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and the actions")
     parser.add_argument("--out", default="held_out_energy", help="OUT.json and OUT.png")
+    parser.add_argument(
+        "--trust_module", action="append", default=[], metavar="NAME",
+        help="module that the checkpoint may name (docs/security.md)",
+    )  # fmt: skip
     return parser
 
 
@@ -203,12 +209,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.num < 1 or args.steps < 1 or args.seed < 0:
         parser.error("--num and --steps: expected at least 1, --seed at least 0")
     try:
-        result = evaluate(Path(args.weight), args.data, args.num, args.steps, args.seed)
+        result = evaluate(
+            Path(args.weight), args.data, args.num, args.steps, args.seed, args.trust_module
+        )
     except (ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = "python -m tools.held_out_energy " + " ".join(
-        f"--{k} {v}" for k, v in vars(args).items() if k not in ("weight", "data", "out")
+        f"--{k} {v}"
+        for k, v in vars(args).items()
+        if k not in ("weight", "data", "out", "trust_module")
     )
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -207,6 +207,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=".", help="folder of the PNG files")
+    parser.add_argument(
+        "--trust_module", action="append", default=[], metavar="NAME",
+        help="module that the checkpoint may name (docs/security.md)",
+    )  # fmt: skip
     return parser
 
 
@@ -217,7 +221,7 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
     else:
         from train_bc import load_model
 
-        policy, env, _ = load_model(args.weight, args.device)
+        policy, env, _ = load_model(args.weight, args.device, trust_module=args.trust_module)
     if not isinstance(env, ParticleEnv):
         raise ConfigError(
             f"--weight: '{args.weight}' was trained for {env.spec.suite}, not particle"
