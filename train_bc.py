@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import torch
 from bc.base import BasePolicy
 from bc.dataset import DemoDataset
 from bc.loader import DatasetError
-from bc_config import MainConfig
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
 from common_utils.ibrl_utils import count_parameters
@@ -40,21 +38,15 @@ from common_utils.seeding import (
     set_global_rng_state,
 )
 from common_utils.specs import SpecError
-from env.core import Env, EnvError
-from env.factory import make_env
-from env.named_modules import module_names, settle_modules
+from env.core import EnvError
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
 from networks.optim import KerasAdam, set_lr, soft_update_params
-from policy_io import (
-    build_policy,
-    fill_in,
-    infer_shapes,
-    load_weights,
-    metaworld_names,
-    put_weights,
-)
+from workspace.bc_config import MainConfig
+from workspace.build_policy import build_policy, fill_in, load_weights, put_weights
+from workspace.build_policy import load_model as load_model  # part of this script's interface
+from workspace.build_policy import load_policy as load_policy
 
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = (
@@ -86,61 +78,6 @@ EXPECTED_ERRORS = (
     StateError,
     TrainingError,
 )
-
-
-# ------------------------------------------------------------------------- loading
-
-
-def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = ()) -> MainConfig:
-    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it.
-
-    Raises ConfigError where its environment names a module that ``trust_module`` does not.
-    """
-    path = Path(weight_file).parent / run_config.CFG_NAME
-    tree = run_config.read_yaml(path)
-    if "batchsize" in tree:  # written by the original program's Meta-World script
-        tree = metaworld_names(tree)
-    cfg = run_config.from_dict(MainConfig, tree, str(path))
-    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
-    cfg.env = settle_modules(cfg.env, trust_module, f"'{path}'")
-    return cfg
-
-
-def load_policy(
-    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
-) -> tuple[BasePolicy, MainConfig]:
-    """The policy of a checkpoint, in eval mode, and its config; builds no environment.
-
-    ``cfg.env`` describes the environment it was trained for. The run folder may have been
-    moved. ``trust_module``: module(s) that the config may name (docs/security.md). Raises
-    ConfigError for a missing file, weights of another policy, a module not trusted.
-    """
-    weights = load_weights(weight_file, "weight_file")
-    cfg = load_config(weight_file, trust_module=trust_module)
-    if not cfg.action_dim:
-        infer_shapes(cfg, weights)
-    policy = build_policy(cfg)
-    put_weights(policy, weights, weight_file, "weight_file")
-    return policy.to(resolve_device(device)).eval(), cfg
-
-
-def load_model(
-    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
-) -> tuple[BasePolicy, Env, dict[str, Any]]:
-    """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
-
-    Args:
-        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
-            (the folder may have been moved).
-        device: auto, cpu or cuda.
-        trust_module: module(s) that the run's config may have imported (docs/security.md).
-
-    Returns:
-        (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
-        builds the same environment again.
-    """
-    policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
-    return policy, make_env(cfg.env), asdict(cfg.env)
 
 
 # ------------------------------------------------------------------------- training

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent_io import build_agent, check_files, inherit_env, load_bc_policies, load_pretrained
 from bc.dataset import Demo, gather_stack, read_demos
 from bc.loader import DatasetError
 from common_utils import run_config
@@ -51,16 +50,22 @@ from common_utils.specs import BC_ACTION, Obs, SpecError
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EnvError
 from env.factory import env_args, make_env, recording_config
-from env.named_modules import module_names, settle_modules
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
-from policy_io import load_weights, put_weights
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer, ReplayError
 from rl.successes import Record
-from rl_config import MainConfig, rl_env_config
+from workspace.build_agent import (
+    build_agent,
+    check_files,
+    inherit_env,
+    load_bc_policies,
+    load_pretrained,
+)
+from workspace.build_agent import load_model as load_model  # part of this script's interface
+from workspace.rl_config import MainConfig, rl_env_config
 
 # Errors that are told in a line or two; anything else is a bug and shows its traceback.
 EXPECTED_ERRORS = (
@@ -572,36 +577,6 @@ class Workspace:
         """Stop workers and free simulators."""
         self.eval_pool.close()
         self.env.close()
-
-
-def load_model(
-    weight_file: str, device: str = "auto", *, trust_module: str | Sequence[str] = ()
-) -> tuple[QAgent, Env, dict[str, Any]]:
-    """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
-
-    Args:
-        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
-            (the folder may have been moved).
-        device: auto, cpu or cuda.
-        trust_module: module(s) that the run's config may have imported (docs/security.md).
-
-    Returns:
-        (agent in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
-        builds the same environment again.
-    """
-    weights = load_weights(weight_file, "weight_file")
-    path = Path(weight_file).parent / run_config.CFG_NAME
-    cfg = run_config.load(MainConfig, path)
-    cfg.q_agent.device = device
-    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
-    trusted = module_names(trust_module)
-    inherit_env(cfg, trusted)
-    bc_policies, bc_cameras = load_bc_policies(cfg, trusted)
-    env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
-    env = make_env(env_cfg)
-    agent = build_agent(cfg, env.spec, bc_policies)
-    put_weights(agent, weights, weight_file, "weight_file")
-    return agent.eval(), env, asdict(env_cfg)
 
 
 def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:

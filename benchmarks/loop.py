@@ -15,11 +15,11 @@ from pathlib import Path
 
 import train_bc
 import train_rl
-from agent_io import inherit_env
 from benchmarks import common
 from common_utils import run_config
 from common_utils.logger import RunLogger
 from mw_main import generate_metaworld_dataset as demos
+from workspace.build_agent import inherit_env
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
 SECTIONS = ("act", "env", "add", "sample", "update")

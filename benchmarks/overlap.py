@@ -17,12 +17,12 @@ from pathlib import Path
 
 import train_bc
 import train_rl
-from agent_io import inherit_env
 from benchmarks import common
 from common_utils import run_config
 from common_utils.logger import RunLogger
 from networks import fast
 from tools import generate_demos
+from workspace.build_agent import inherit_env
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs"
 CONFIGS = ("lift_state_ibrl", "can_state_ibrl")

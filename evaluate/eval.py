@@ -10,9 +10,8 @@ Exit status 0 on success, 2 when the command or a checkpoint cannot be used.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,19 @@ import numpy as np
 
 from common_utils.run_config import ConfigError
 from common_utils.specs import SpecError
-from env.core import EnvError
+from env.core import Env, EnvError
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalError, EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
+from workspace import build_agent, build_policy
 
-# The trainers know how to rebuild what they trained. They stand one floor above and are only
-# named here, never imported by this package: whoever adds a trainer adds a name.
-LOADERS = {"bc": "train_bc", "rl": "train_rl"}
+# How what was trained is built again, by kind. This module is an entry script: unlike the rest of
+# its package it may use the floor above.
+LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
+    "bc": build_policy.load_model,
+    "rl": build_agent.load_model,
+}
 
 # RuntimeError: weights that do not fit their cfg.yaml (torch's own message names the keys)
 _UNUSABLE = (ConfigError, SpecError, EnvError, EvalError, RuntimeError)
@@ -91,7 +94,7 @@ class Evaluator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.trainer = importlib.import_module(LOADERS[args.mode])
+        self.load_model = LOADERS[args.mode]
         self._pool: EvalPool | None = None
 
     def _pool_for(self, params: dict[str, Any]) -> EvalPool:
@@ -104,7 +107,7 @@ class Evaluator:
     def evaluate(self, weight: Path) -> EvalResult:
         """All ``repeat * num_game`` games of one checkpoint."""
         args = self.args
-        agent, env, params = self.trainer.load_model(
+        agent, env, params = self.load_model(
             str(weight), args.device, trust_module=args.trust_module
         )
         env.close()  # the pool builds its own and keeps them

@@ -22,7 +22,7 @@ from common_utils import run_config
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from mw_main.names import DATASETS
-from policy_io import metaworld_names
+from workspace.build_policy import metaworld_names
 
 NUM_EVAL_EPISODE = 50
 

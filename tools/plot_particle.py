@@ -219,7 +219,7 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
     if args.task:
         env, policy = make_env({"suite": "particle", "task": args.task}), None
     else:
-        from train_bc import load_model
+        from workspace.build_policy import load_model
 
         policy, env, _ = load_model(args.weight, args.device, trust_module=args.trust_module)
     if not isinstance(env, ParticleEnv):

@@ -13,8 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ibc_data import write_particle
 
-import agent_io
-import rl_config
 import train_bc
 from bc.explicit.mdn_policy import MdnPolicy
 from bc.explicit.mse_policy import MsePolicy
@@ -27,6 +25,7 @@ from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
 from tests.docs.metrics_page import undocumented
+from workspace import build_agent, rl_config
 
 RELEASE = Path(__file__).resolve().parents[2] / "release" / "cfgs" / "ibc" / "particle"
 SMALL = {
@@ -153,13 +152,13 @@ def test_rl_refuses_a_policy_that_repeats_the_first_step(tmp_path, data):
     for pad in ("repeat", "zeros"):
         train_bc.run(config("mse", tmp_path / pad, data, "--dataset.stack_pad", pad))
     options = ["--bc_policy", str(tmp_path / "zeros" / "model0.pt"), "--q_agent.device", "cpu"]
-    (policy,), cameras = agent_io.load_bc_policies(
+    (policy,), cameras = build_agent.load_bc_policies(
         run_config.parse_args(rl_config.MainConfig, options)
     )
     assert isinstance(policy, MsePolicy) and cameras == []
     options[1] = str(tmp_path / "repeat" / "model0.pt")
     with pytest.raises(ConfigError, match="repeat.*histories of 2 steps.*stack_pad zeros"):
-        agent_io.load_bc_policies(run_config.parse_args(rl_config.MainConfig, options))
+        build_agent.load_bc_policies(run_config.parse_args(rl_config.MainConfig, options))
 
 
 def test_without_games_no_score_is_made_up(tmp_path, data, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 import train_bc
 from common_utils import run_config
-from policy_io import build_policy
+from workspace.build_policy import build_policy
 
 CFGS = Path(__file__).resolve().parents[2] / "release" / "cfgs" / "ibc"
 

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-import policy_io
 import train_bc
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
 from common_utils.env_args import arm_controller, read_env_args
@@ -29,6 +28,7 @@ from env.robosuite.replay import poses_asked_for, to_base_frame
 from env.robosuite.robomimic_args import OSC_POSE, robomimic_env_args
 from env.robosuite.sim import make_sim, reset_sim
 from tools import dataset_states_to_obs, generate_demos, robomimic_dataset_conversion
+from workspace import build_policy
 
 HUMAN = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "human_demos"
 SIZE = 32
@@ -286,11 +286,11 @@ def test_bc_refuses_actions_that_mean_something_else(recorded, tmp_path):
     path = tmp_path / "d.hdf5"
     shutil.copy(recorded, path)
     cfg = train_bc.MainConfig(dataset=DatasetConfig(path=str(path), use_state=1))
-    policy_io.fill_in(cfg, DemoDataset(cfg.dataset))
+    build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
     assert (cfg.env.suite, cfg.env.task, cfg.env.ctrl_delta) == ("robosuite", "Lift", 1)
     set_args(path, controller=OSC_POSE | {"kp": 90})
     with pytest.raises(DatasetError, match="d.hdf5.*controller kp was 90, here it is 150"):
-        policy_io.fill_in(cfg, DemoDataset(cfg.dataset))
+        build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
 
 
 # ---------------------------------------------------------------- absolute actions
@@ -342,7 +342,7 @@ def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_pat
         cfg = train_bc.MainConfig(
             dataset=DatasetConfig(path=str(tmp_path / name), use_state=1, eval_episode_len=-1)
         )
-        policy_io.fill_in(cfg, DemoDataset(cfg.dataset))
+        build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
         assert cfg.env.ctrl_delta == int(delta), name
     # alone in its folder, it gets its own
     assert to_absolute(path, tmp_path / "abs" / "abs.hdf5") == 0

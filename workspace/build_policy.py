@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,13 +21,13 @@ from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.ebm_policy import EbmPolicy
 from bc.loader import DatasetError
 from bc.normalized import NormalizedPolicy
-from common_utils.run_config import ConfigError
-from env.factory import adopt_env_args
+from common_utils import run_config
+from common_utils.run_config import ConfigError, resolve_device
+from env.core import Env
+from env.factory import adopt_env_args, make_env
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
-
-if TYPE_CHECKING:
-    from bc_config import MainConfig
+from workspace.bc_config import MainConfig
 
 
 def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
@@ -187,3 +187,55 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
     cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
     cfg.env.task = cfg.task_name
     _fill_in_env(cfg, {})
+
+
+def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = ()) -> MainConfig:
+    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it.
+
+    Raises ConfigError where its environment names a module that ``trust_module`` does not.
+    """
+    path = Path(weight_file).parent / run_config.CFG_NAME
+    tree = run_config.read_yaml(path)
+    if "batchsize" in tree:  # written by the original program's Meta-World script
+        tree = metaworld_names(tree)
+    cfg = run_config.from_dict(MainConfig, tree, str(path))
+    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    cfg.env = settle_modules(cfg.env, trust_module, f"'{path}'")
+    return cfg
+
+
+def load_policy(
+    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+) -> tuple[BasePolicy, MainConfig]:
+    """The policy of a checkpoint, in eval mode, and its config; builds no environment.
+
+    ``cfg.env`` describes the environment it was trained for. The run folder may have been
+    moved. ``trust_module``: module(s) that the config may name (docs/security.md). Raises
+    ConfigError for a missing file, weights of another policy, a module not trusted.
+    """
+    weights = load_weights(weight_file, "weight_file")
+    cfg = load_config(weight_file, trust_module=trust_module)
+    if not cfg.action_dim:
+        infer_shapes(cfg, weights)
+    policy = build_policy(cfg)
+    put_weights(policy, weights, weight_file, "weight_file")
+    return policy.to(resolve_device(device)).eval(), cfg
+
+
+def load_model(
+    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+) -> tuple[BasePolicy, Env, dict[str, Any]]:
+    """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
+
+    Args:
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
+            (the folder may have been moved).
+        device: auto, cpu or cuda.
+        trust_module: module(s) that the run's config may have imported (docs/security.md).
+
+    Returns:
+        (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
+        builds the same environment again.
+    """
+    policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
+    return policy, make_env(cfg.env), asdict(cfg.env)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import train_bc
 from bc.loader import DatasetError, how_to_make
+from common_utils import run_config
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
+from env.core import Env
+from env.factory import make_env
 from env.named_modules import module_names, settle_modules, split_task
-from policy_io import load_weights, put_weights, require_weights
 from rl.q_agent import QAgent
-
-if TYPE_CHECKING:
-    from rl_config import MainConfig
+from workspace.bc_config import MainConfig as BcConfig
+from workspace.build_policy import load_config as load_bc_config
+from workspace.build_policy import load_policy, load_weights, put_weights, require_weights
+from workspace.rl_config import MainConfig, rl_env_config
 
 
 def check_files(cfg: MainConfig) -> None:
@@ -57,7 +59,7 @@ def inherit_env(cfg: MainConfig, trusted: Sequence[str] | None = None) -> None:
     weights = cfg.bc_policy.split("+")[0]
     require_weights(weights, "bc_policy")
     trusted = own_modules(cfg) if trusted is None else trusted
-    env = train_bc.load_config(weights, trust_module=trusted).env
+    env = load_bc_config(weights, trust_module=trusted).env
     if not cfg.task_name:  # made by this run's suite, whatever the policy's was
         env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{weights}'")
     for name in missing:
@@ -80,7 +82,7 @@ def load_bc_policies(
     for path in paths:
         require_weights(path, "bc_policy")
     trusted = own_modules(cfg) if trusted is None else trusted
-    loaded = [train_bc.load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in paths]
+    loaded = [load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in paths]
     for path, (_, bc_cfg) in zip(paths, loaded, strict=True):
         _check_padding(path, bc_cfg)
     policies = [policy for policy, _ in loaded]
@@ -88,7 +90,7 @@ def load_bc_policies(
     return policies, list(dict.fromkeys(cameras))
 
 
-def _check_padding(path: str, bc_cfg: train_bc.MainConfig) -> None:
+def _check_padding(path: str, bc_cfg: BcConfig) -> None:
     """RL's histories, in the environment and in the replay, begin with zeros."""
     dataset = bc_cfg.dataset
     stack = (
@@ -144,3 +146,33 @@ def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
     put_weights(agent, weights, path, "load_pretrained_agent")
     # a checkpoint of pretraining holds the actor's target as it was before (sync_actor_target)
     agent.finish_pretraining()
+
+
+def load_model(
+    weight_file: str, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+) -> tuple[QAgent, Env, dict[str, Any]]:
+    """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
+
+    Args:
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
+            (the folder may have been moved).
+        device: auto, cpu or cuda.
+        trust_module: module(s) that the run's config may have imported (docs/security.md).
+
+    Returns:
+        (agent in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
+        builds the same environment again.
+    """
+    weights = load_weights(weight_file, "weight_file")
+    path = Path(weight_file).parent / run_config.CFG_NAME
+    cfg = run_config.load(MainConfig, path)
+    cfg.q_agent.device = device
+    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    trusted = module_names(trust_module)
+    inherit_env(cfg, trusted)
+    bc_policies, bc_cameras = load_bc_policies(cfg, trusted)
+    env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
+    env = make_env(env_cfg)
+    agent = build_agent(cfg, env.spec, bc_policies)
+    put_weights(agent, weights, weight_file, "weight_file")
+    return agent.eval(), env, asdict(env_cfg)
