@@ -26,6 +26,7 @@ import train_bc
 import train_rl
 from common_utils import gl, run_config
 from common_utils.atomic import atomic_json, atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console, format_seconds
 from common_utils.records import read_metrics
 from common_utils.resume import STATE_DIR
@@ -187,13 +188,9 @@ def print_table(summary: dict[str, Any], bc: EvalResult, ibrl: EvalResult) -> No
 def main() -> int:
     """Entry point: exit status 0 on success."""
     cfg = run_config.parse(QuickstartConfig)
-    try:
-        run(cfg)
-    except train_rl.EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(cfg)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

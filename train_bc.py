@@ -24,12 +24,13 @@ from bc.dataset import DemoDataset
 from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
+from common_utils.errors import UserError, run_program
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
-from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
-from common_utils.run_config import ConfigError, resolve_device
-from common_utils.run_state import GracefulStop, StateError, fitting, load_state, save_state
+from common_utils.resume import STATE_DIR, full_disk_reported, start_or_resume
+from common_utils.run_config import resolve_device
+from common_utils.run_state import GracefulStop, fitting, load_state, save_state
 from common_utils.saver import TopkSaver, portable_state_dict
 from common_utils.seeding import (
     global_rng_state,
@@ -64,20 +65,8 @@ LONG_EVAL_SEED = 1
 LONG_EVAL_EVERY = 5
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training broke down; the message says at which step and how."""
-
-
-# Errors that are told in a line or two; anything else is a bug and shows its traceback.
-EXPECTED_ERRORS = (
-    ConfigError,
-    SpecError,
-    EnvError,
-    DatasetError,
-    EvalError,
-    StateError,
-    TrainingError,
-)
 
 
 # ------------------------------------------------------------------------- training
@@ -96,7 +85,7 @@ class Workspace:
             weights = load_weights(cfg.load_model, "load_model")
             put_weights(self.policy, weights, cfg.load_model, "load_model")
         else:
-            self.policy.fit(data.first_samples(self.policy.fit_samples))
+            self._fit_statistics()
         self.policy.to(self.device)
         self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
@@ -109,6 +98,13 @@ class Workspace:
         self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
         self.log: RunLogger
+
+    def _fit_statistics(self) -> None:
+        """The normalisers' statistics; DatasetError when the data have none to give."""
+        try:
+            self.policy.fit(self.data.first_samples(self.policy.fit_samples))
+        except SpecError as error:
+            raise DatasetError(f"'{self.cfg.dataset.path}': {error}") from error
 
     def open_env(self) -> None:
         """Build the evaluation environment early, so that a missing simulator is told now."""
@@ -304,11 +300,12 @@ def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
     fill_in(cfg, data)
-    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
     fast.set_up(kernel_threads=cfg.kernel_threads)
     work = Workspace(cfg, data)
     try:
         work.open_env()
+        # only now is everything checked, and something written
+        path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
         state = load_state(path) if path is not None else None
         with RunLogger(
             cfg.save_dir,
@@ -350,18 +347,10 @@ def _say_what_runs(work: Workspace) -> None:
 def main(cfg: MainConfig | None = None) -> int:
     """Entry point: parse (unless a config is given), run, exit status 0."""
     cfg = run_config.parse(MainConfig) if cfg is None else cfg
-    try:
+    with full_disk_reported(cfg.save_dir):
         run(cfg)
-    except EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        if not (told := told_full_disk(error, cfg.save_dir)):
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -21,22 +21,14 @@ import numpy as np
 import torch
 
 from bc.dataset import Demo, gather_stack, read_demos
-from bc.loader import DatasetError
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
-from common_utils.resources import Need, ResourceError, check_fits
-from common_utils.resume import STATE_DIR, start_or_resume, told_full_disk
-from common_utils.run_config import ConfigError
-from common_utils.run_state import (
-    GracefulStop,
-    RunState,
-    StateError,
-    fitting,
-    load_state,
-    save_state,
-)
+from common_utils.resources import Need, check_fits
+from common_utils.resume import STATE_DIR, full_disk_reported, start_or_resume
+from common_utils.run_state import GracefulStop, RunState, fitting, load_state, save_state
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
@@ -46,16 +38,16 @@ from common_utils.seeding import (
     set_generator_state,
     set_global_rng_state,
 )
-from common_utils.specs import BC_ACTION, Obs, SpecError
+from common_utils.specs import BC_ACTION, Obs
 from common_utils.stopwatch import Stopwatch
-from env.core import Env, EnvError
+from env.core import Env
 from env.factory import env_args, make_env, recording_config
 from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
-from evaluate.rollout import EvalError, EvalResult
+from evaluate.rollout import EvalResult
 from networks import fast
 from rl.q_agent import QAgent
-from rl.replay import ReplayBuffer, ReplayError
+from rl.replay import ReplayBuffer
 from rl.successes import Record
 from workspace.build_agent import (
     build_agent,
@@ -67,17 +59,6 @@ from workspace.build_agent import (
 from workspace.build_agent import load_model as load_model  # part of this script's interface
 from workspace.rl_config import MainConfig, rl_env_config
 
-# Errors that are told in a line or two; anything else is a bug and shows its traceback.
-EXPECTED_ERRORS = (
-    ConfigError,
-    SpecError,
-    EnvError,
-    EvalError,
-    DatasetError,
-    ReplayError,
-    ResourceError,
-    StateError,
-)
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = (
     "resume",
@@ -624,18 +605,10 @@ def run(cfg: MainConfig) -> Workspace:
 def main(config_class: type[MainConfig] = MainConfig) -> int:
     """Entry point: parse, run, exit status 0."""
     cfg = run_config.parse(config_class)
-    try:
+    with full_disk_reported(cfg.save_dir):
         run(cfg)
-    except EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
-        if not (told := told_full_disk(error, cfg.save_dir)):
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -26,10 +26,11 @@ import h5py
 import numpy as np
 
 from common_utils.env_args import arm_controller, read_env_args, suite_of
+from common_utils.errors import UserError
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A demonstration file is missing, damaged, or not what the configuration asks for."""
 
 
@@ -165,8 +166,6 @@ class DemoFile:
         """Turn what h5py raises on damaged bytes into a DatasetError that says where."""
         try:
             yield
-        except DatasetError:
-            raise
         except H5_FAULTS as err:
             raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
 

@@ -17,7 +17,7 @@ import torch
 
 from bc.base import BasePolicy, batch_action
 from common_utils.config_types import Flag
-from common_utils.specs import ArraySpec, Obs
+from common_utils.specs import ArraySpec, Obs, SpecError
 from networks.ibc_pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer
 
@@ -75,10 +75,10 @@ class FrameStatistics:
         self.count = total
 
     def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """float64 [S] or [C]; ValueError when there is nothing, or NaN or infinity in it."""
+        """float64 [S] or [C]; SpecError when there is nothing, or NaN or infinity in it."""
         std = (self.squares / max(self.count, 1)).sqrt()
         if self.count == 0 or not bool(torch.isfinite(self.mean + std).all()):
-            raise ValueError(f"statistics of {self.count} observations: need finite values")
+            raise SpecError(f"statistics of {self.count} observations: need finite values")
         return self.mean, std
 
 

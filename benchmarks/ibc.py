@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from benchmarks import common
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
+from common_utils.errors import run_program
 from common_utils.logger import MultiCounter
 from networks import fast
 from networks.ebm_fast import Precision
@@ -169,4 +171,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

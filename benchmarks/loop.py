@@ -9,6 +9,7 @@ short BC run, warm-up, then ``--steps`` training steps (without evaluation), rep
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ import train_bc
 import train_rl
 from benchmarks import common
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.logger import RunLogger
 from mw_main import generate_metaworld_dataset as demos
 from workspace.build_agent import inherit_env
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

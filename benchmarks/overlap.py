@@ -11,6 +11,7 @@ point; so nothing else may run beside it. The modes take turns, medians over the
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import train_bc
 import train_rl
 from benchmarks import common
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.logger import RunLogger
 from networks import fast
 from tools import generate_demos
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

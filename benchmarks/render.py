@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Report, measure, parser, start, timing_options
+from common_utils.errors import run_program
 from common_utils.gl import BACKENDS, best_backend
 from env.config import EnvConfig
+from env.core import EnvError
 from env.metaworld.env import MetaWorldEnv
 from env.metaworld.expert import metaworld_expert
 from env.rendering import resize_picture
@@ -90,12 +93,12 @@ def pictures(scene: Scene, quality: str, every: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def main(report: Report, args: argparse.Namespace) -> None:
+def bench(report: Report, args: argparse.Namespace) -> None:
     """All scenes, sizes and qualities with the back end in MUJOCO_GL (default: the best here)."""
     backend = os.environ.get("MUJOCO_GL", "")
     backend = backend if backend in BACKENDS else best_backend()
     if backend == "disabled":
-        raise SystemExit("no OpenGL back end renders here; python -m common_utils.doctor")
+        raise EnvError("no OpenGL back end renders here; python -m common_utils.doctor")
     os.environ["MUJOCO_GL"] = backend
     scenes = [s for s in SCENES if args.suite in (s.suite, "all")]
     for scene in scenes[:QUICK] if args.quick else scenes:
@@ -119,10 +122,15 @@ def main(report: Report, args: argparse.Namespace) -> None:
         report.add(case, "pixels_off_by_over_25", far, "%")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Command line."""
     options = parser(__doc__)
     options.add_argument("--suite", choices=("all", "metaworld", "robosuite"), default="all")
     given = options.parse_args()
     collected = start(given)
-    main(collected, given)
+    bench(collected, given)
     collected.write(given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

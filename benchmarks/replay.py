@@ -11,6 +11,7 @@ conversion to torch tensors.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from functools import partial
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Report, measure, run, timing_options
+from common_utils.errors import run_program
 from common_utils.specs import ArraySpec
 from rl.replay import ReplayBuffer
 
@@ -198,4 +200,4 @@ def main(report: Report, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    sys.exit(run_program(run, main, __doc__))

@@ -9,10 +9,12 @@ reference of a step is robosuite's ``env.step``, of a reset robosuite's default,
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 
 from benchmarks.common import Report, measure, run, timing_options
+from common_utils.errors import run_program
 from env.config import EnvConfig
 from env.robosuite.env import RobosuiteEnv
 from env.robosuite.sim import make_sim, reset_sim
@@ -42,4 +44,4 @@ def main(report: Report, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    sys.exit(run_program(run, main, __doc__))

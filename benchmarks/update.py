@@ -10,6 +10,7 @@ next observation, as those of the replay do; acting includes the BC policy.
 from __future__ import annotations
 
 import fnmatch
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from benchmarks import common
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.specs import Batch, Obs
 from mw_main import train_bc_mw
 from networks.fast.cpu.module import kernels
@@ -229,4 +231,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common_utils.errors import UserError
 
-class ResourceError(RuntimeError):
+
+class ResourceError(UserError):
     """The run cannot fit; the message names the config field to lower."""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common_utils import run_config
 from common_utils.atomic import full_disk
+from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError, RunConfig
 from common_utils.run_state import latest_state, tidy
 
@@ -46,11 +48,15 @@ def start_or_resume(cfg: RunConfig, resume: bool, may_change: Collection[str]) -
     return path
 
 
-def told_full_disk(error: BaseException, save_dir: str) -> str:
-    """What to tell of a run that a full disk stopped; "" when ``error`` is something else."""
-    if not (told := full_disk(error)):
-        return ""
-    return (
-        f"save_dir: {told} while writing to '{save_dir}'; the last complete state is kept, "
-        "--resume 1 continues from it"
-    )
+@contextmanager
+def full_disk_reported(save_dir: str) -> Iterator[None]:
+    """A full disk in the block becomes a ResourceError that names ``save_dir`` and the way on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of it
+        if not (cause := full_disk(error)):
+            raise
+        raise ResourceError(
+            f"save_dir: {cause} while writing to '{save_dir}'; the last complete state is kept, "
+            "--resume 1 continues from it"
+        ) from error

@@ -34,6 +34,7 @@ from pyrallis.wrappers.docstring import get_attribute_docstring
 
 from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
+from common_utils.errors import UserError
 
 if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
     import torch
@@ -43,7 +44,7 @@ T = TypeVar("T")
 CFG_NAME = "cfg.yaml"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration cannot be used; the message names the field, the value, the expectation."""
 
 
@@ -82,20 +83,16 @@ class RunConfig:
 
 
 def parse(config_class: type[T], args: Sequence[str] | None = None) -> T:
-    """Config from the command line; on an error prints one message and exits with status 2."""
+    """Config from the command line, or the help text if asked for; raises ConfigError."""
     args = list(sys.argv[1:] if args is None else args)
     if "--help" in args or "-h" in args:
         print(help_text(config_class))
         raise SystemExit(0)
-    try:
-        return parse_args(config_class, args)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return parse_args(config_class, args)
 
 
 def parse_args(config_class: type[T], args: Sequence[str]) -> T:
-    """Like :func:`parse`, but raises ConfigError."""
+    """Config from these options alone; raises ConfigError."""
     known = field_types(config_class)
     overrides = _tokens(list(args), known)
     tree: dict[str, Any] = {}
@@ -276,7 +273,7 @@ def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: st
             config.validate()
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
+    except (UserError, ValueError, TypeError) as error:
         where = f"{prefix[:-1]}: " if prefix else ""
         raise ConfigError(f"{source}: {where}{error}") from None
     return config

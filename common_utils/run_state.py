@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from common_utils.atomic import fsync_path, full_disk, make_folder
+from common_utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ _STATE_NAME = re.compile(r"step_([0-9]{1,18})(?:_([0-9]{1,9}))?")
 _NDARRAY = "__ndarray__"
 
 
-class StateError(RuntimeError):
+class StateError(UserError):
     """A saved state is missing, incomplete or damaged."""
 
 

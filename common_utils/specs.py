@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from common_utils.errors import UserError
+
 if TYPE_CHECKING:  # environments import this file, and their workers must not pay for torch
     import torch
 
 BC_ACTION = "bc_action"
 
 
-class SpecError(ValueError):
+class SpecError(UserError):
     """Two things that must fit (data, checkpoint, environment, agent) do not."""
 
 

@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.errors import UserError
 from common_utils.specs import EnvSpec
 from env.config import EnvConfig
 
 ObsDict = dict[str, np.ndarray]
 
 
-class EnvError(RuntimeError):
+class EnvError(UserError):
     """An environment was misused, or cannot be built here; the message says what to do."""
 
 

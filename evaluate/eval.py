@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.errors import UserError, run_program
 from common_utils.run_config import ConfigError
-from common_utils.specs import SpecError
-from env.core import Env, EnvError
+from env.core import Env
 from evaluate.pool import EvalPool
-from evaluate.rollout import EvalError, EvalResult
+from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
 from workspace import build_agent, build_policy
@@ -32,9 +32,6 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
 }
-
-# RuntimeError: weights that do not fit their cfg.yaml (torch's own message names the keys)
-_UNUSABLE = (ConfigError, SpecError, EnvError, EvalError, RuntimeError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,9 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluator = Evaluator(args)
     try:
         return _run(args, evaluator)
-    except _UNUSABLE as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     finally:
         evaluator.close()
 
@@ -209,7 +203,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
     for path in find_weights(args.folder, args.include):
         try:
             results[path] = evaluator.evaluate(path)
-        except _UNUSABLE as error:  # the others are still worth their table
+        except UserError as error:  # the others are still worth their table
             failed += 1
             print(f"error: {path}: {error}", file=sys.stderr)
             continue
@@ -220,4 +214,4 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

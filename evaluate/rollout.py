@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common_utils.errors import UserError
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
 from common_utils.specs import Player
@@ -25,7 +26,7 @@ from evaluate.stats import Rate, wilson
 from evaluate.video import annotate, write_video
 
 
-class EvalError(RuntimeError):
+class EvalError(UserError):
     """An evaluation could not be carried out; the message says which episode and why."""
 
 

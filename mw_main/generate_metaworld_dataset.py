@@ -24,10 +24,10 @@ import numpy as np
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save, atomic_write
 from common_utils.demo_file import FILE_NAME, Recording, write_demos
+from common_utils.errors import run_program
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError, Flag
 from common_utils.seeding import seed_for
-from env.core import EnvError
 from env.metaworld_wrapper import PixelMetaWorld
 
 
@@ -207,13 +207,9 @@ def _save_extras(
 
 def main() -> int:
     """Entry point: parse, record, exit status 0."""
-    try:
-        generate(run_config.parse(MainConfig))
-    except (ConfigError, EnvError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    generate(run_config.parse(MainConfig))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

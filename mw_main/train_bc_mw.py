@@ -19,6 +19,7 @@ from bc.dataset import DatasetConfig
 from bc.explicit.bc_policy import StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from mw_main.names import DATASETS
@@ -96,4 +97,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_rl
+from common_utils.errors import run_program
 from common_utils.run_config import Flag
 from env.suites import Suite
 from mw_main.names import BC_DATASETS, BC_POLICIES
@@ -50,4 +51,4 @@ class MainConfig(train_rl.MainConfig):
 
 
 if __name__ == "__main__":
-    sys.exit(train_rl.main(MainConfig))
+    sys.exit(run_program(train_rl.main, MainConfig))

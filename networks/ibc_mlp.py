@@ -42,6 +42,21 @@ class MLPConfig:
     # normalisation inside residual blocks
     normalizer: Literal["Layer", "Batch"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width: {self.width}, expected at least 1")
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"rate: {self.rate}, expected a probability in [0, 1)")
+        if self.layers == "MLPDropout":
+            if self.depth < 1:
+                raise ValueError(f"depth: {self.depth}, expected at least 1 with MLPDropout")
+            if self.normalizer is not None:
+                raise ValueError(f"normalizer: {self.normalizer} needs residual layers")
+        elif self.depth < 0 or self.depth % 2:
+            raise ValueError(
+                f"depth: {self.depth}, expected an even number with {self.layers} (2 per block)"
+            )
+
 
 @dataclass
 class MDNConfig(MLPConfig):
@@ -55,6 +70,14 @@ class MDNConfig(MLPConfig):
     test_temperature: float = 2.5
     # when acting, every scale is raised to this power (above 1: narrower where it is below 1)
     test_variance_exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_components < 1:
+            raise ValueError(f"num_components: {self.num_components}, expected at least 1")
+        for name in ("training_temperature", "test_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
 
 
 class Dense(nn.Linear):
@@ -177,12 +200,10 @@ class Trunk(nn.Module):
     """Hidden layers, [..., in_dim] -> [..., width]: ``rest(first(x))``.
 
     ``first`` is the first linear layer; :class:`MLPEBM` computes it in two parts.
-    Raises ValueError for a configuration that cannot be built.
     """
 
     def __init__(self, in_dim: int, cfg: MLPConfig) -> None:
         super().__init__()
-        check_config(cfg)
         self.first = make_dense(in_dim, cfg.width, cfg)
         self.residual = cfg.layers != "MLPDropout"
         self.activation, self.dropout = make_activation(cfg), FastDropout(cfg.rate)
@@ -205,30 +226,6 @@ class Trunk(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rest(self.first(x))
-
-
-def check_config(cfg: MLPConfig) -> None:
-    """ValueError naming the field of a trunk that cannot be built."""
-    choices = {
-        "layers": ("MLPDropout", "ResNetOrig", "ResNetPreActivation"),
-        "dense_layer_type": ("regular", "spectral_norm"),
-        "activation": ("relu", "swish"),
-        "normalizer": (None, "Layer", "Batch"),
-    }
-    for field, allowed in choices.items():
-        if getattr(cfg, field) not in allowed:
-            raise ValueError(f"{field} is {getattr(cfg, field)!r}, must be one of {allowed}")
-    if cfg.width < 1:
-        raise ValueError(f"width must be at least 1, got {cfg.width}")
-    if not 0 <= cfg.rate < 1:
-        raise ValueError(f"rate (dropout) must be in [0, 1), got {cfg.rate}")
-    if cfg.layers == "MLPDropout":
-        if cfg.depth < 1:
-            raise ValueError(f"depth of MLPDropout must be at least 1, got {cfg.depth}")
-        if cfg.normalizer is not None:
-            raise ValueError(f"normalizer '{cfg.normalizer}' needs residual layers, not MLPDropout")
-    elif cfg.depth < 0 or cfg.depth % 2:
-        raise ValueError(f"depth of {cfg.layers} must be even (2 per block), got {cfg.depth}")
 
 
 def check_last_dim(name: str, x: torch.Tensor, dim: int, ndim: int) -> None:
@@ -297,16 +294,10 @@ class MDNHead(nn.Module):
     In training mode the distribution of the loss; in eval mode the one that is acted from, with
     the test temperature and every scale raised to ``test_variance_exponent``. As in the original,
     exp() of the head called ``logvar`` is the scale (standard deviation), not the variance.
-    Raises ValueError for a configuration that cannot be built.
     """
 
     def __init__(self, action_dim: int, cfg: MDNConfig) -> None:
         super().__init__()
-        if cfg.num_components < 1:
-            raise ValueError(f"num_components must be at least 1, got {cfg.num_components}")
-        for field in ("training_temperature", "test_temperature"):
-            if getattr(cfg, field) <= 0:
-                raise ValueError(f"{field} must be above 0, got {getattr(cfg, field)}")
         self.cfg, self.action_dim = cfg, action_dim
         self.mu = make_dense(cfg.width, cfg.num_components * action_dim, cfg)
         self.logvar = make_dense(cfg.width, cfg.num_components * action_dim, cfg)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common_utils.specs import SpecError
+
 
 class Normalizer(nn.Module):
     """(x - mean) / std per dimension; the identity until :meth:`fit` or a checkpoint sets it."""
@@ -22,14 +24,14 @@ class Normalizer(nn.Module):
         """Take mean and standard deviation of data [N, dim], the latter at least ``min_std``.
 
         The floor keeps dimensions that hardly move in the data from being blown up.
-        Raises ValueError when the data are empty, of another width or not finite.
+        Raises SpecError when the data are empty, of another width or not finite.
         """
         dim = self.mean.numel()
         if data.dim() != 2 or data.size(1) != dim or data.size(0) == 0:
-            raise ValueError(f"Normalizer: needs data [N > 0, {dim}], got {list(data.shape)}")
+            raise SpecError(f"Normalizer: needs data [N > 0, {dim}], got {list(data.shape)}")
         data = data.double()
         if not bool(torch.isfinite(data).all()):
-            raise ValueError("Normalizer: the data hold NaN or infinite values")
+            raise SpecError("Normalizer: the data hold NaN or infinite values")
         self.mean.copy_(data.mean(0))
         self.std.copy_(data.std(0, correction=0).clamp(min=min_std))
 
@@ -60,7 +62,7 @@ class AffineNormalizer(nn.Module):
     def fit_standard(self, data: torch.Tensor, *, sqrt_std: bool = False) -> None:
         """Mean and population standard deviation of data [N, dim]; its square root if asked.
 
-        Raises ValueError when the data are empty, of another width or not finite.
+        Raises SpecError when the data are empty, of another width or not finite.
         """
         data = self._checked(data)
         std = data.std(0, correction=0)
@@ -75,10 +77,10 @@ class AffineNormalizer(nn.Module):
     def _checked(self, data: torch.Tensor) -> torch.Tensor:
         dim = self.offset.numel()
         if data.dim() != 2 or data.size(1) != dim or data.size(0) == 0:
-            raise ValueError(f"AffineNormalizer: needs data [N > 0, {dim}], got {list(data.shape)}")
+            raise SpecError(f"AffineNormalizer: needs data [N > 0, {dim}], got {list(data.shape)}")
         data = data.double()
         if not bool(torch.isfinite(data).all()):
-            raise ValueError("AffineNormalizer: the data hold NaN or infinite values")
+            raise SpecError("AffineNormalizer: the data hold NaN or infinite values")
         return data
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from common_utils import rela
+from common_utils.errors import UserError
 from common_utils.specs import BC_ACTION, ArraySpec, Batch
 from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
 from rl.successes import Record, SuccessWriter
@@ -28,7 +29,7 @@ from rl.successes import Record, SuccessWriter
 ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
 
 
-class ReplayError(RuntimeError):
+class ReplayError(UserError):
     """The replay was used out of order, or asked for what it does not hold."""
 
 

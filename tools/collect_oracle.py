@@ -26,6 +26,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording
+from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.run_config import ConfigError, Flag
 from env.config import EnvConfig
@@ -34,7 +35,7 @@ from env.experts import Oracle, make_oracle
 from env.factory import make_env
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
-from tools.recording import DemoRun, Job, Outcome, exit_status, store_part
+from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
 
 # a time limit that is never reached: the task's own one counts
 NO_LIMIT = 10**6
@@ -324,8 +325,10 @@ def collect(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point: parse, collect, exit status 0."""
     cfg = run_config.parse(MainConfig)
-    return exit_status(lambda: collect(cfg), lambda: _run(cfg, cfg.task).kept() if cfg.out else "")
+    with kept_reported(lambda: _run(cfg, cfg.task).kept() if cfg.out else ""):
+        collect(cfg)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -30,6 +30,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
+from common_utils.errors import run_program
 from common_utils.run_config import ConfigError, Flag
 from env.d4rl import SUITE, TASKS, import_robotics, kitchen_state
 from env.named_modules import is_trusted
@@ -284,14 +285,10 @@ def convert(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point: parse, convert, exit status 0."""
     cfg = run_config.parse(MainConfig)
-    try:
-        import_robotics()
-        convert(cfg)
-    except (ConfigError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    import_robotics()
+    convert(cfg)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

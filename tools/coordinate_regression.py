@@ -36,6 +36,7 @@ import train_bc
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.demo_file import Recording, write_demos
+from common_utils.errors import run_program
 from common_utils.run_config import ConfigError
 from networks import fast
 
@@ -324,15 +325,11 @@ def main() -> int:
     """Entry point: parse, run what is missing, print the table, plot."""
     fast.set_up()
     cfg = run_config.parse(MainConfig)
-    try:
-        results = experiment(cfg)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    results = experiment(cfg)
     print(table(results))
     print(plot(cfg, results))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

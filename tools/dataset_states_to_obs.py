@@ -29,15 +29,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bc.loader import DatasetError, DemoFile
+from bc.loader import DemoFile
 from common_utils.atomic import atomic_torch_save, atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console
-from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError
-from env.core import EnvError
 from env.robosuite.sim import CONTROL_FREQ
 from tools.raw_demos import ReplaySettings, read_source, tell_notes
-from tools.recording import DemoRun, Job, Parts
+from tools.recording import DemoRun, Job, Parts, kept_reported
 
 DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
 
@@ -192,12 +191,8 @@ def convert(options: argparse.Namespace) -> Path:
     """Replay and write; the dataset's path (which is gone again with ``save_hdf5`` 0)."""
     check_options(options)
     run = plan(options)
-    try:
+    with kept_reported(run.kept):
         run.record()
-    except (EnvError, KeyboardInterrupt):
-        if kept := run.kept():
-            print(kept, file=sys.stderr)
-        raise
     print_notes(run.file)
     save_extras(run.file, bool(options.video), bool(options.tensor))
     if not options.save_hdf5:
@@ -208,15 +203,9 @@ def convert(options: argparse.Namespace) -> Path:
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, or 2 with a message."""
     options = parser().parse_args(args)
-    try:
-        convert(options)
-    except (ConfigError, DatasetError, EnvError, ResourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    convert(options)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

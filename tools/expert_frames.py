@@ -21,9 +21,9 @@ from PIL import Image
 
 from common_utils import run_config
 from common_utils.atomic import atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.run_config import ConfigError, Flag
-from env.core import EnvError
 from env.rendering import Renderer, resize_picture
 from env.robosuite.control import Noise
 from env.robosuite.experts import EXPERTS, make_expert
@@ -133,13 +133,9 @@ def strip(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point; exit status 0, 2 without an episode, a camera or OpenGL."""
     cfg = run_config.parse(MainConfig)
-    try:
-        strip(cfg)
-    except (ConfigError, EnvError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    strip(cfg)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -22,10 +22,10 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.atomic import atomic_json
+from common_utils.errors import run_program
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
-from env.core import EnvError
 from env.robosuite.control import Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
@@ -144,28 +144,24 @@ def store(record: dict[str, Any], command: str, path: Path) -> None:
 def main() -> int:
     """Entry point; exit status 0."""
     cfg = run_config.parse(MainConfig)
-    try:
-        for task in cfg.names:
-            record = measure(cfg, task)
-            low, high = record["interval_95"]
-            console().print(
-                f"{task}: {record['success_rate']:.1%} of {cfg.num} episodes ({low:.1%} to "
-                f"{high:.1%}), mean length {record.get('mean_length', '-')}, noise {cfg.noise:g}, "
-                f"failures {record['failed_seeds_and_phases']}"
-                + (f", achieved {record['achieved']}" if "achieved" in record else "")
+    for task in cfg.names:
+        record = measure(cfg, task)
+        low, high = record["interval_95"]
+        console().print(
+            f"{task}: {record['success_rate']:.1%} of {cfg.num} episodes ({low:.1%} to "
+            f"{high:.1%}), mean length {record.get('mean_length', '-')}, noise {cfg.noise:g}, "
+            f"failures {record['failed_seeds_and_phases']}"
+            + (f", achieved {record['achieved']}" if "achieved" in record else "")
+        )
+        if cfg.out:
+            command = (
+                f"python -m tools.expert_report --tasks {task} --num {cfg.num} "
+                f"--noise {cfg.noise:g} --jitter {cfg.jitter:g} --seed {cfg.seed} "
+                f"--episode_length {record['episode_length']}"
             )
-            if cfg.out:
-                command = (
-                    f"python -m tools.expert_report --tasks {task} --num {cfg.num} "
-                    f"--noise {cfg.noise:g} --jitter {cfg.jitter:g} --seed {cfg.seed} "
-                    f"--episode_length {record['episode_length']}"
-                )
-                store(record, command, Path(cfg.out))
-    except (ConfigError, EnvError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            store(record, command, Path(cfg.out))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

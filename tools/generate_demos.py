@@ -20,12 +20,13 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.run_config import ConfigError, Flag
 from env.robosuite.control import Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
 from tools.demo_recorder import Settings
-from tools.recording import DemoRun, exit_status
+from tools.recording import DemoRun, kept_reported
 
 
 @dataclass
@@ -130,8 +131,10 @@ def generate(cfg: MainConfig) -> Path:
 def main() -> int:
     """Entry point: parse, record, exit status 0."""
     cfg = run_config.parse(MainConfig)
-    return exit_status(lambda: generate(cfg), lambda: _run(cfg).kept() if cfg.out else "")
+    with kept_reported(lambda: _run(cfg).kept() if cfg.out else ""):
+        generate(cfg)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

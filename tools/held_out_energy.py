@@ -30,8 +30,8 @@ import train_bc
 from bc.dataset import DemoDataset
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import EbmPolicy
-from bc.loader import DatasetError
 from common_utils.atomic import atomic_json, atomic_write
+from common_utils.errors import run_program
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 
@@ -208,13 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.num < 1 or args.steps < 1 or args.seed < 0:
         parser.error("--num and --steps: expected at least 1, --seed at least 0")
-    try:
-        result = evaluate(
-            Path(args.weight), args.data, args.num, args.steps, args.seed, args.trust_module
-        )
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = evaluate(
+        Path(args.weight), args.data, args.num, args.steps, args.seed, args.trust_module
+    )
     command = "python -m tools.held_out_energy " + " ".join(
         f"--{k} {v}"
         for k, v in vars(args).items()
@@ -234,4 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

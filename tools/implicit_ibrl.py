@@ -26,6 +26,7 @@ import train_bc
 import train_rl
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.records import read_metrics
 from common_utils.resume import STATE_DIR
@@ -220,16 +221,12 @@ def table(runs: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Entry point: exit status 0 on success."""
     cfg = run_config.parse(MainConfig)
-    try:
-        if not cfg.gather:
-            run(cfg)
-    except (*train_rl.EXPECTED_ERRORS, train_bc.TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not cfg.gather:
+        run(cfg)
     runs = gather(Path(cfg.save_dir))
     console().print(table(runs) if runs else f"no finished run in {cfg.save_dir}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

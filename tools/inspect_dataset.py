@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import H5_FAULTS, DatasetError, DemoFile
 from common_utils.atomic import atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.resources import format_bytes
 from common_utils.run_config import ConfigError
@@ -91,14 +92,14 @@ def inspect(path: str | Path) -> Report:
         report = Report(Path(path))
         try:
             _facts(file, report)
-        except H5_FAULTS as error:
+        except (*H5_FAULTS, DatasetError) as error:
             report.problem(f"attributes cannot be read (damaged file?): {error}")
         seen: dict[str, str] = {}
         actions = []
         for name in file.names:
             try:
                 actions.append(_one_demo(file, name, report, seen))
-            except H5_FAULTS as error:  # DatasetError among them
+            except (*H5_FAULTS, DatasetError) as error:
                 report.problem(_without_place(str(error), file, name), name)
         widths = {a.shape[1] for a in actions}
         if len(widths) == 1:
@@ -379,11 +380,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     if options.demos < 0 or options.frames < 1:
         parser.error("--demos must be 0 or more (0: no contact sheet), --frames at least 1")
-    try:
-        report = inspect(options.file)
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = inspect(options.file)
     console().print(Text(str(report.path), style="bold"), soft_wrap=True)
     # key names must not be cut, not even where the output goes to a pipe of 80 columns
     Console(width=max(110, console().width)).print(render(report))
@@ -393,17 +390,16 @@ def main(args: Sequence[str] | None = None) -> int:
             console().print(f"contact sheet: {out}", soft_wrap=True)
     except ConfigError as error:
         if options.out:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            raise
         # a data folder may be read-only; that is no fault of the file
         console().print(
             f"no contact sheet: {error}; --out FILE.png puts it elsewhere", soft_wrap=True
         )
-    except H5_FAULTS as error:
+    except (*H5_FAULTS, DatasetError) as error:
         console().print(Text(f"no contact sheet: {error}", style="red"))
         return 1
     return 1 if report.problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

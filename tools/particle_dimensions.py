@@ -26,15 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 import train_bc
-from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
+from common_utils.errors import run_program
 from common_utils.progress import console
-from common_utils.resources import ResourceError
 from common_utils.resume import STATE_DIR
 from common_utils.run_config import ConfigError
-from env.core import EnvError
-from evaluate.rollout import EvalError
 from evaluate.stats import Rate, wilson
 from networks.ebm_fast import Precision
 from tools import collect_oracle
@@ -45,9 +42,6 @@ POLICIES = {
     "mse": ("mlp_mse", "explicit (MSE)", "tab:orange"),
     "ebm": ("mlp_ebm_langevin", "implicit (EBM, Langevin)", "tab:blue"),
 }
-EXPECTED_ERRORS = (
-    ConfigError, DatasetError, EnvError, EvalError, ResourceError, train_bc.TrainingError
-)  # fmt: skip
 
 
 @dataclass
@@ -237,14 +231,10 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Entry point: exit status 0 on success."""
     cfg = run_config.parse(MainConfig)
-    try:
-        results = sweep(cfg)
-    except EXPECTED_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    results = sweep(cfg)
     console().print(table(results))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common_utils.atomic import atomic_write
+from common_utils.errors import run_program
 from common_utils.run_config import ConfigError
-from env.core import EnvError, ObsDict
+from env.core import ObsDict
 from env.experts import make_oracle
 from env.factory import make_env
 from env.particle.env import ParticleEnv
@@ -246,11 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.num < 1 or args.seed < 0:
         parser.error(f"--num {args.num}, --seed {args.seed}: expected at least 1 and 0")
-    try:
-        env, policy = _open(args)
-    except (ConfigError, EnvError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    env, policy = _open(args)
     limit, dim = env.spec.horizon, env.spec.action_dim
     if not all(0 <= s < limit for s in args.steps):
         parser.error(f"--steps {args.steps}: an episode has steps 0 to {limit - 1}")
@@ -267,4 +264,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common_utils.atomic import atomic_write
+from common_utils.errors import run_program
 from common_utils.records import read_metrics
+from common_utils.run_config import ConfigError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -66,20 +68,20 @@ def expand(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
-    """A run's curve; ValueError if it never logged ``key``, or its name has no task."""
+    """A run's curve; ConfigError if it never logged ``key``, or its name has no task."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: not a run (neither it nor a folder in it has metrics.jsonl)")
+        raise ConfigError(f"{folder}: not a run (neither it nor a folder in it has metrics.jsonl)")
     records = read_metrics(path)
     pairs = {r["step"]: r[key] for r in records if isinstance(r.get(key), (int, float))}
     if not pairs:
         keys = sorted({k for r in records for k in r} - {"step", "wall"})
-        raise ValueError(f"{path}: no '{key}' logged; it has {', '.join(keys) or 'nothing'}")
+        raise ConfigError(f"{path}: no '{key}' logged; it has {', '.join(keys) or 'nothing'}")
     task = ""
     if task_pattern:
         match = re.search(task_pattern, folder.name)
         if match is None:
-            raise ValueError(f"{folder.name}: --task-from '{task_pattern}' does not match")
+            raise ConfigError(f"{folder.name}: --task-from '{task_pattern}' does not match")
         task = match.group(0)
     steps = sorted(pairs)
     values = np.array([pairs[s] for s in steps], np.float64)
@@ -126,7 +128,7 @@ def aggregate(curves: Sequence[Curve], repeats: int, confidence: float, seed: in
     end = min(c.steps[-1] for c in curves)
     if end < start:
         names = ", ".join(c.name for c in curves)
-        raise ValueError(f"the runs {names} have no steps in common")
+        raise ConfigError(f"the runs {names} have no steps in common")
     steps = np.unique(np.concatenate([c.steps for c in curves]))
     steps = steps[(steps >= start) & (steps <= end)]
     values = np.stack([np.interp(steps, c.steps, c.values) for c in curves])
@@ -186,24 +188,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        if not 0 < args.confidence < 1:
-            raise ValueError(f"--confidence {args.confidence}: expected within (0, 1)")
-        if args.bootstrap < 1 or args.smooth < 1:
-            raise ValueError("--bootstrap and --smooth: expected at least 1")
-        groups: dict[str, list[Curve]] = {}
-        for run in expand(args.runs):
-            curve = smooth(read_curve(run, args.key, args.task_from), args.smooth)
-            # with tasks given, runs of the same method on different tasks belong together
-            name = curve.name.replace(curve.task, "").strip("_") if curve.task else curve.name
-            groups.setdefault(group_name(name), []).append(curve)
-        bands = {
-            name: aggregate(curves, args.bootstrap, args.confidence)
-            for name, curves in sorted(groups.items())
-        }
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not 0 < args.confidence < 1:
+        raise ConfigError(f"--confidence {args.confidence}: expected within (0, 1)")
+    if args.bootstrap < 1 or args.smooth < 1:
+        raise ConfigError("--bootstrap and --smooth: expected at least 1")
+    groups: dict[str, list[Curve]] = {}
+    for run in expand(args.runs):
+        curve = smooth(read_curve(run, args.key, args.task_from), args.smooth)
+        # with tasks given, runs of the same method on different tasks belong together
+        name = curve.name.replace(curve.task, "").strip("_") if curve.task else curve.name
+        groups.setdefault(group_name(name), []).append(curve)
+    bands = {
+        name: aggregate(curves, args.bootstrap, args.confidence)
+        for name, curves in sorted(groups.items())
+    }
     draw(bands, args.key, args.confidence, args.out, args.title)
     for name, band in bands.items():
         print(
@@ -215,4 +213,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

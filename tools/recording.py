@@ -26,9 +26,10 @@ import numpy as np
 from common_utils import run_config
 from common_utils.atomic import atomic_json, full_disk
 from common_utils.demo_file import Recording, write_demo, write_env_cfg
+from common_utils.errors import UserError
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
-from common_utils.resources import ResourceError, check_fits
+from common_utils.resources import check_fits
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
@@ -391,19 +392,16 @@ class DemoRun:
         return lengths
 
 
-def exit_status(work: Callable[[], object], kept: Callable[[], str]) -> int:
-    """Do the work of an entry point: 0, or 2 with a message, or 130 when interrupted.
-
-    ``kept`` tells what an unfinished run left to go on with ("" for nothing).
-    """
+@contextmanager
+def kept_reported(kept: Callable[[], str]) -> Iterator[None]:
+    """Report what an unfinished run left to go on with (``kept``; "" for nothing)."""
     try:
-        work()
-        return 0
-    except (ConfigError, EnvError, ResourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        yield
+    except UserError as error:
+        if text := kept():
+            error.args = (f"{error}\n{text}",)
+        raise
     except KeyboardInterrupt:
-        status = 130
-    if told := kept():
-        print(told, file=sys.stderr)
-    return status
+        if text := kept():
+            print(text, file=sys.stderr)
+        raise

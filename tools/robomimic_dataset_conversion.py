@@ -25,9 +25,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bc.loader import DatasetError, DemoFile
+from bc.loader import DemoFile
 from common_utils.atomic import atomic_json
 from common_utils.demo_file import write_env_cfg
+from common_utils.errors import run_program
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
@@ -233,28 +234,24 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, or 2 with a message."""
     options = parser().parse_args(args)
-    try:
-        if options.n == 0 or options.n < -1:
-            raise ConfigError(f"n: {options.n}, expected -1 (all) or at least 1")
-        with_report = options.error_report is not None
-        reports = convert(options.dataset, options.output_path, options.n, with_report)
-        if with_report:
-            total = summary(reports)
-            atomic_json({"summary": total, "demonstrations": reports}, options.error_report)
-            for kind in ("relative", "absolute"):
-                part = total[kind]
-                console().print(
-                    f"{kind} actions: {part['successes']} of {len(reports)} succeed, hand "
-                    f"{1000 * part['position_error_mean']:.2f} mm from the recorded path on "
-                    f"average, at most {1000 * part['position_error_max']:.1f} mm",
-                    soft_wrap=True,
-                )
-    except (ConfigError, DatasetError, EnvError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.n == 0 or options.n < -1:
+        raise ConfigError(f"n: {options.n}, expected -1 (all) or at least 1")
+    with_report = options.error_report is not None
+    reports = convert(options.dataset, options.output_path, options.n, with_report)
+    if with_report:
+        total = summary(reports)
+        atomic_json({"summary": total, "demonstrations": reports}, options.error_report)
+        for kind in ("relative", "absolute"):
+            part = total[kind]
+            console().print(
+                f"{kind} actions: {part['successes']} of {len(reports)} succeed, hand "
+                f"{1000 * part['position_error_mean']:.2f} mm from the recorded path on "
+                f"average, at most {1000 * part['position_error_max']:.1f} mm",
+                soft_wrap=True,
+            )
     console().print(f"absolute actions in {options.output_path}", soft_wrap=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -127,7 +127,7 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgen
             cfg.q_agent,
             seed=seed_for(cfg.seed, "agent", bits=31),
         )
-    except ValueError as error:
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"q_agent: {error}") from None
     for policy in bc_policies:
         agent.add_bc_policy(policy)

@@ -19,6 +19,7 @@ from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
+from common_utils.specs import SpecError
 from networks import ebm_fast
 from networks.ibc_mlp import MLPEBM, MLPConfig
 from networks.ibc_pixel import PixelEBM, PixelEBMConfig
@@ -208,13 +209,13 @@ class EbmPolicy(NormalizedPolicy):
     # ------------------------------------------------------------- statistics
 
     def fit_actions(self, actions: torch.Tensor) -> None:
-        """The action normaliser, and the box of actions to look in."""
+        """The action normaliser, and the box of actions to look in; SpecError when it is empty."""
         super().fit_actions(actions)
         low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
         low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
         if self.cfg.scalar_box:
             if not bool(low[0] < high[0]):
-                raise ValueError(
+                raise SpecError(
                     "ebm.scalar_box: 1 samples all action dimensions within the range of the "
                     f"first, but that is {float(actions[0, 0]):g} in all of the data; expected "
                     "--ebm.scalar_box 0"

@@ -15,6 +15,7 @@ from ibc_data import write_particle
 
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
 from bc.normalized import FrameStatistics
+from common_utils.specs import SpecError
 from networks.normalizer import AffineNormalizer
 
 
@@ -137,11 +138,11 @@ def test_statistics_of_images_are_those_of_all_pixels_by_colour():
 
 
 def test_statistics_of_nothing_or_of_nan_are_refused():
-    with pytest.raises(ValueError, match="0 observations"):
+    with pytest.raises(SpecError, match="0 observations"):
         FrameStatistics().mean_and_std()
     found = FrameStatistics()
     found.add(torch.full((3, 4), float("nan")), 2)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(SpecError, match="finite"):
         found.mean_and_std()
 
 
@@ -160,5 +161,5 @@ def test_affine_normaliser_goes_both_ways_and_lives_in_the_weights():
         other.load_state_dict(normalizer.state_dict())
         assert torch.equal(other(data), x)
     for bad in (torch.zeros(0, 3), torch.zeros(4, 2), torch.full((4, 3), float("inf"))):
-        with pytest.raises(ValueError, match="AffineNormalizer"):
+        with pytest.raises(SpecError, match="AffineNormalizer"):
             AffineNormalizer(3).fit_min_max(bad)

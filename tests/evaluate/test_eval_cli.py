@@ -15,6 +15,7 @@ import train_bc
 import train_rl
 from bc.dataset import DatasetConfig
 from common_utils import run_config
+from common_utils.errors import run_program
 from evaluate import eval as eval_cli
 from evaluate.rollout import EvalResult
 
@@ -39,7 +40,7 @@ def bc_checkpoint(folder: Path, *names: str, seed: int = 0) -> Path:
 
 
 def run(capsys, *args: str) -> tuple[int, str, str]:
-    status = eval_cli.main([*args, "--device", "cpu"])
+    status = run_program(eval_cli.main, [*args, "--device", "cpu"])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -137,7 +138,7 @@ def test_missing_checkpoints(capsys, args, message):
 )
 def test_impossible_commands(capsys, args, message):
     with pytest.raises(SystemExit) as stop:
-        eval_cli.main(["--mode", "bc", *args])
+        run_program(eval_cli.main, ["--mode", "bc", *args])
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from common_utils.errors import run_program
+from common_utils.run_config import ConfigError
 from tools.plot_runs import (
     Curve,
     aggregate,
@@ -77,7 +79,7 @@ def test_curves_of_different_lengths_meet_at_common_steps() -> None:
     assert band.steps.tolist() == [5, 10, 15, 20, 25]
     assert np.allclose(band.mean, [0.75, 1.0, 1.25, 1.5, 1.75])
     far = Curve("c", "", np.array([100.0]), np.array([1.0]))
-    with pytest.raises(ValueError, match="a, c have no steps in common"):
+    with pytest.raises(ConfigError, match="a, c have no steps in common"):
         aggregate([a, far], 50, 0.95)
 
 
@@ -91,7 +93,7 @@ def test_command_line_makes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     runs = [_run(tmp_path / f"ibrl_seed{s}", [0.0, 0.5, 0.8 + 0.05 * s]) for s in range(4)]
     runs.append(_run(tmp_path / "rlpd_seed0", [0.0, 0.1, 0.2], every=8))
     out = tmp_path / "curves.png"
-    assert main([*map(str, runs), "--out", str(out), "--bootstrap", "100"]) == 0
+    assert run_program(main, [*map(str, runs), "--out", str(out), "--bootstrap", "100"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("ibrl: 4 runs, at step 20 mean 0.875, IQM 0.875 [")
     assert said[1].startswith("rlpd: 1 runs, at step 16 mean 0.2")
@@ -108,9 +110,11 @@ def test_a_folder_of_runs_stands_for_its_runs(
     runs = [_run(parent / f"ibrl_seed{s}", [0.0, 0.5]) for s in (2, 1)]
     (parent / "not_a_run").mkdir()
     assert expand([parent, runs[0]]) == sorted(runs)
-    assert main([str(parent), "--out", str(tmp_path / "o.png"), "--bootstrap", "50"]) == 0
+    assert (
+        run_program(main, [str(parent), "--out", str(tmp_path / "o.png"), "--bootstrap", "50"]) == 0
+    )
     assert "ibrl: 2 runs, at step 10" in capsys.readouterr().out
-    assert main([str(parent / "not_a_run")]) == 2
+    assert run_program(main, [str(parent / "not_a_run")]) == 2
     assert "not_a_run: not a run" in capsys.readouterr().err
 
 
@@ -121,14 +125,14 @@ def test_tasks_are_strata(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         for s in range(2)
     ]
     args = ["--out", str(tmp_path / "o.png"), "--bootstrap", "50", "--task-from", "can|square"]
-    assert main([*map(str, runs), *args]) == 0
+    assert run_program(main, [*map(str, runs), *args]) == 0
     assert "ibrl: 4 runs, at step 10 mean 0.5, IQM 0.5 [0.5, 0.5]" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = _run(tmp_path / "a", [1.0])
-    with pytest.raises(ValueError, match="no 'loss' logged; it has score/score"):
+    with pytest.raises(ConfigError, match="no 'loss' logged; it has score/score"):
         read_curve(run, "loss")
-    assert main([str(tmp_path / "nothing")]) == 2
+    assert run_program(main, [str(tmp_path / "nothing")]) == 2
     assert "not a run" in capsys.readouterr().err
-    assert main([str(run), "--confidence", "2"]) == 2
+    assert run_program(main, [str(run), "--confidence", "2"]) == 2

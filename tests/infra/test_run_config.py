@@ -213,7 +213,10 @@ def test_help_shows_every_field_with_its_documentation(capsys: pytest.CaptureFix
 
 def test_exit_status_2_and_no_traceback() -> None:
     program = (
-        "from common_utils.run_config import RunConfig, parse\nprint(parse(RunConfig).save_dir)\n"
+        "import sys\n"
+        "from common_utils.errors import run_program\n"
+        "from common_utils.run_config import RunConfig, parse\n"
+        "sys.exit(run_program(lambda: print(parse(RunConfig).save_dir)))\n"
     )
     bad = subprocess.run(
         [sys.executable, "-c", program, "--save_dri", "x"], cwd=ROOT, capture_output=True, text=True

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import distributions, nn
 
 from common_utils import run_config
+from common_utils.run_config import ConfigError
 from networks.ibc_mlp import (
     MLPEBM,
     MLPMDN,
@@ -203,8 +204,8 @@ def test_batch_norm_is_kerass() -> None:
     ],
 )
 def test_impossible_trunks_are_refused(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Trunk(3, tiny(**values))
+    with pytest.raises(ConfigError, match=words):
+        run_config.from_dict(MLPConfig, {"width": 8, "depth": 4, "rate": 0.0, **values})
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from common_utils.specs import SpecError
 from networks import fast
 from networks.encoder import (
     DrQEncoder,
@@ -171,5 +172,5 @@ def test_normalizer_fits_floors_and_travels_with_the_weights() -> None:
     other.load_state_dict(norm.state_dict())
     assert torch.equal(other(data), y)
     for bad in (torch.zeros(0, 3), torch.zeros(4, 2), torch.full((4, 3), float("nan"))):
-        with pytest.raises(ValueError, match="Normalizer"):
+        with pytest.raises(SpecError, match="Normalizer"):
             norm.fit(bad)

@@ -23,6 +23,7 @@ from scipy.spatial.transform import Rotation
 import train_bc
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
 from common_utils.env_args import arm_controller, read_env_args
+from common_utils.errors import run_program
 from common_utils.gl import best_backend
 from env.robosuite.replay import poses_asked_for, to_base_frame
 from env.robosuite.robomimic_args import OSC_POSE, robomimic_env_args
@@ -70,7 +71,9 @@ def raw(recorded, tmp_path) -> Path:
 def replay(path: Path, out: Path, *more: str, cameras: tuple[str, ...] = ()) -> int:
     args = ["--dataset", str(path), "--output_folder", str(out), "--workers", "0"]
     sizes = ["--image_size", str(2 * SIZE), "--obs_size", str(SIZE)]
-    return dataset_states_to_obs.main([*args, *sizes, *more, "--camera_names", *cameras])
+    return run_program(
+        dataset_states_to_obs.main, [*args, *sizes, *more, "--camera_names", *cameras]
+    )
 
 
 def written(out: Path) -> Path:
@@ -298,7 +301,7 @@ def test_bc_refuses_actions_that_mean_something_else(recorded, tmp_path):
 
 def to_absolute(path: Path, out: Path, *more: str) -> int:
     args = ["--dataset", str(path), "--output_path", str(out), *more]
-    return robomimic_dataset_conversion.main(args)
+    return run_program(robomimic_dataset_conversion.main, args)
 
 
 @pytest.mark.parametrize("controller", [None, COMPOSITE], ids=["flat", "composite"])

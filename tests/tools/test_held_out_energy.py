@@ -13,6 +13,7 @@ import pytest
 
 import train_bc
 from common_utils import run_config
+from common_utils.errors import run_program
 from tools import collect_oracle, plot_particle
 from tools import held_out_energy as tool
 
@@ -57,7 +58,7 @@ def test_a_trained_policy_prefers_what_was_demonstrated(
     weight, data = run
     out = tmp_path / "plots" / "energy_v1"
     options = ["--num", "32", "--steps", "80", "--out", str(out)]
-    assert tool.main(["--weight", str(weight), "--data", str(data), *options]) == 0
+    assert run_program(tool.main, ["--weight", str(weight), "--data", str(data), *options]) == 0
     assert "80 held-out steps" in capsys.readouterr().out
     result = json.loads(out.with_suffix(".json").read_text())
     assert result["steps"] == len(result["ranks"]) == 80
@@ -72,7 +73,7 @@ def test_its_energy_is_drawn_by_the_documented_command(
     run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--weight", str(run[0]), "--num", "2", "--energy", "--out", str(tmp_path / "plots")]
-    assert plot_particle.main(options) == 0
+    assert run_program(plot_particle.main, options) == 0
     told = capsys.readouterr().out
     drawn = sorted(p.name for p in (tmp_path / "plots").glob("*.png"))
     assert "trajectories.png" in drawn and any(n.startswith("energy") for n in drawn)
@@ -84,11 +85,11 @@ def test_what_cannot_be_measured_is_told(
 ) -> None:
     weight, data = run
     seen = str(data.parents[1] / "train" / "dataset.hdf5")
-    assert tool.main(["--weight", str(weight), "--data", seen]) == 2
+    assert run_program(tool.main, ["--weight", str(weight), "--data", seen]) == 2
     assert "trained on" in capsys.readouterr().err
-    assert tool.main(["--weight", str(weight), "--data", "no.hdf5"]) == 2
+    assert run_program(tool.main, ["--weight", str(weight), "--data", "no.hdf5"]) == 2
     assert "no.hdf5" in capsys.readouterr().err
-    assert tool.main(["--weight", "no/model0.pt", "--data", str(data)]) == 2
+    assert run_program(tool.main, ["--weight", "no/model0.pt", "--data", str(data)]) == 2
     assert "no/" in capsys.readouterr().err
 
 
@@ -109,5 +110,7 @@ def test_other_data_are_told(
 ) -> None:
     out = tmp_path / "other"
     collect_oracle.collect(collect_oracle.MainConfig(replicas=0, out=str(out), **options))
-    assert tool.main(["--weight", str(run[0]), "--data", str(out / "dataset.hdf5")]) == 2
+    assert (
+        run_program(tool.main, ["--weight", str(run[0]), "--data", str(out / "dataset.hdf5")]) == 2
+    )
     assert re.search(told, capsys.readouterr().err)

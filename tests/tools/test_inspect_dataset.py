@@ -11,6 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+from common_utils.errors import run_program
 from tests.bc.test_dataset import edit, write_metaworld, write_robomimic
 from tools import inspect_dataset
 
@@ -38,7 +39,7 @@ def test_summary_of_a_good_file(tmp_path, capsys):
         (stats.low, stats.high, stats.total / stats.count),
         (values.min(), values.max(), values.mean()),
     )
-    assert inspect_dataset.main([str(path)]) == 0
+    assert run_program(inspect_dataset.main, [str(path)]) == 0
     out = capsys.readouterr().out
     for text in ("d.hdf5", "3 of 3", "obs/agentview_image", "uint8 3x16x16", "no problems found"):
         assert text in out
@@ -54,7 +55,10 @@ def test_contact_sheet_shows_the_frames_in_order(tmp_path, layout):
         cameras, length = ["corner2", "plain"], 9
     out = tmp_path / "sheet.png"
     assert (
-        inspect_dataset.main([str(path), "--out", str(out), "--demos", "2", "--frames", "3"]) == 0
+        run_program(
+            inspect_dataset.main, [str(path), "--out", str(out), "--demos", "2", "--frames", "3"]
+        )
+        == 0
     )
     sheet = imageio.imread(out)
     assert sheet.shape == (2 * len(cameras) * (16 + 12 + 2), 3 * 16, 3)
@@ -95,7 +99,7 @@ def test_problems_name_the_demonstration(tmp_path, fault, capsys):
     found = [(text, names) for text, names in problems(path).items() if message in text]
     assert found, problems(path)
     assert fault == "missing" or found[0][1] == ["demo_1"]
-    assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
+    assert run_program(inspect_dataset.main, [str(path), "--demos", "0"]) == 1
     assert "problem" in capsys.readouterr().out
 
 
@@ -122,21 +126,21 @@ def test_demonstrations_of_other_names_are_inspected(tmp_path, capsys):
         file["data"].move("demo_1", "episode_1")
     edit(path, "data/episode_1/obs/object", np.full((5, 14), np.nan))
     assert problems(path)["obs/object holds NaN or infinity"] == ["episode_1"]
-    assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
+    assert run_program(inspect_dataset.main, [str(path), "--demos", "0"]) == 1
     assert "not called demo_*: episode_1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_that_takes_no_sheet(tmp_path, capsys):
     path = write_robomimic(tmp_path / "d.hdf5", size=16)
     with open(path, "rb") as handle:  # nobody, not even root, writes beside this name
-        assert inspect_dataset.main([f"/proc/self/fd/{handle.fileno()}"]) == 0
+        assert run_program(inspect_dataset.main, [f"/proc/self/fd/{handle.fileno()}"]) == 0
     out, err = capsys.readouterr()
     assert "no problems found" in out and err == ""
     (line,) = [x for x in out.splitlines() if "contact sheet" in x]
     assert line.startswith("no contact sheet: out: '/proc/self/fd/")
     assert "cannot be written (No such file or directory); --out FILE.png" in line
     wanted = str(tmp_path / "d.hdf5" / "sheet.png")  # its folder is a file
-    assert inspect_dataset.main([str(path), "--out", wanted]) == 2
+    assert run_program(inspect_dataset.main, [str(path), "--out", wanted]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: out: '{wanted}' cannot be written") and err.count("\n") == 1
 
@@ -145,9 +149,9 @@ def test_damaged_and_missing_files(tmp_path, capsys):
     path = write_robomimic(tmp_path / "d.hdf5")
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(path.read_bytes()[:5000])
-    assert inspect_dataset.main([str(cut)]) == 2
+    assert run_program(inspect_dataset.main, [str(cut)]) == 2
     assert "cut.hdf5" in capsys.readouterr().err
-    assert inspect_dataset.main([str(tmp_path / "nowhere.hdf5")]) == 2
+    assert run_program(inspect_dataset.main, [str(tmp_path / "nowhere.hdf5")]) == 2
     assert "nowhere.hdf5' does not exist" in capsys.readouterr().err
     rng = np.random.default_rng(0)
     whole = path.read_bytes()
@@ -156,7 +160,11 @@ def test_damaged_and_missing_files(tmp_path, capsys):
         start = int(rng.integers(len(raw)))
         raw[start : start + 64] = rng.integers(0, 256, 64, np.uint8).tobytes()[: len(raw) - start]
         cut.write_bytes(raw)
-        assert inspect_dataset.main([str(cut), "--out", str(tmp_path / "s.png")]) in (0, 1, 2)
+        assert run_program(inspect_dataset.main, [str(cut), "--out", str(tmp_path / "s.png")]) in (
+            0,
+            1,
+            2,
+        )
 
 
 def test_real_raw_recordings(capsys):
@@ -166,7 +174,7 @@ def test_real_raw_recordings(capsys):
     report = inspect_dataset.inspect(path)
     assert report.raw and report.lengths == [482, 510, 392]
     assert report.keys["states"].shape == (32,)
-    assert inspect_dataset.main([str(path)]) == 1  # teleoperation exceeds [-1, 1]
+    assert run_program(inspect_dataset.main, [str(path)]) == 1  # teleoperation exceeds [-1, 1]
     out = capsys.readouterr().out
     assert "up to 3.75" in out and "tools.dataset_states_to_obs" in out
     assert "contact sheet" not in out

@@ -10,6 +10,7 @@ import torch
 
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.normalized import NormConfig
+from common_utils.errors import run_program
 from env.factory import make_env
 from networks.ibc_mlp import MLPConfig
 from tools.plot_particle import energies, energy_landscape, main, play
@@ -62,7 +63,7 @@ def test_an_implicit_policys_episode_and_landscape(policy: EbmPolicy, tmp_path: 
 
 @pytest.mark.parametrize("task", ["PARTICLE_2d", "PARTICLE_3d"])
 def test_oracle_from_the_command_line(task: str, tmp_path: Path, capsys) -> None:
-    assert main(["--task", task, "--num", "2", "--out", str(tmp_path / "plots")]) == 0
+    assert run_program(main, ["--task", task, "--num", "2", "--out", str(tmp_path / "plots")]) == 0
     path = tmp_path / "plots" / "trajectories.png"
     assert str(path) in capsys.readouterr().out
     width, height = size(path)
@@ -78,5 +79,5 @@ def test_oracle_from_the_command_line(task: str, tmp_path: Path, capsys) -> None
     ],
 )
 def test_what_cannot_be_drawn_is_told(options: list[str], says: str, capsys) -> None:
-    assert main(options) == 2
+    assert run_program(main, options) == 2
     assert says in capsys.readouterr().err

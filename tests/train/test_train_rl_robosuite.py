@@ -27,6 +27,7 @@ from bc.dataset import DemoDataset, read_demos
 from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
 from bc.loader import DemoFile
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.gl import best_backend
 from evaluate import eval as evaluate_cli
 from tests.train.test_train_rl import assert_same_run, wait_for_step
@@ -34,7 +35,7 @@ from tools import dataset_states_to_obs, generate_demos
 from tools.inspect_dataset import inspect
 
 REPO = Path(__file__).resolve().parents[2]
-Main = Any  # of an entry script: main() -> exit status
+Main = Any  # of an entry script: run_program(main) -> exit status
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,7 +165,7 @@ def test_saved_successes_are_demonstrations(lift: Path, tmp_path: Path) -> None:
     dataset = DemoDataset(cfg)
     assert dataset.robots == ["Panda"] and dataset.sample_bc(4).obs["state"].shape == (4, 57)
     args = ["--dataset", str(path), "--output_folder", str(tmp_path / "again"), "--camera_names"]
-    assert dataset_states_to_obs.main([*args, "--workers", "0"]) == 0
+    assert run_program(dataset_states_to_obs.main, [*args, "--workers", "0"]) == 0
     with h5py.File(path) as saved, h5py.File(tmp_path / "again/processed_data96.hdf5") as again:
         one, two = saved["data/demo_0"], again["data/demo_0"]
         assert set(one["obs"]) == {"state", "sim_state", *two["obs"]}
@@ -244,7 +245,7 @@ def test_saved_successes_of_pixel_runs_have_both_pictures(tmp_path: Path) -> Non
 
 
 def games(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[list[str], str]:
-    assert evaluate_cli.main(["--mode=bc", "--num_game=3", *args]) == 0
+    assert run_program(evaluate_cli.main, ["--mode=bc", "--num_game=3", *args]) == 0
     lines = capsys.readouterr().out.splitlines()
     return sorted(x for x in lines if x.startswith("seed ")), "\n".join(lines)
 
@@ -267,7 +268,7 @@ def refused(main: Main, args: list[str], capsys: pytest.CaptureFixture[str]) -> 
     """The one line that the program ends with."""
     before, sys.argv = sys.argv, ["program", *args]
     try:
-        assert main() == 2
+        assert run_program(main) == 2
     finally:
         sys.argv = before
     errors = capsys.readouterr().err.strip().splitlines()

@@ -1,0 +1,40 @@
+"""Errors that the user can mend, and the one way in which programs report them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from common_utils.atomic import full_disk
+
+USER_ERROR = 2
+INTERRUPTED = 130  # as shells count a process that SIGINT ended
+
+
+class UserError(Exception):
+    """What was given cannot be used: an option, a file, this machine.
+
+    The message names the file or field, what was found and what was expected. Programs print it
+    in a line or two and end with status 2; any other exception is a fault of the program and
+    shows its traceback.
+    """
+
+
+def run_program(main: Callable[..., int | None], *args: Any) -> int:
+    """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError.
+
+    Every entry script ends with ``sys.exit(run_program(main))``.
+    """
+    try:
+        return main(*args) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if not (cause := full_disk(error)):
+            raise
+        print(f"error: {cause} ({error})", file=sys.stderr)
+        return USER_ERROR

@@ -1,0 +1,80 @@
+"""One base for errors of use, and one way to run a program."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from bc.loader import DatasetError
+from common_utils.errors import run_program
+from common_utils.resources import ResourceError
+from common_utils.resume import full_disk_reported
+from common_utils.run_config import ConfigError
+from common_utils.run_state import StateError
+from common_utils.specs import SpecError
+from env.core import EnvError
+from evaluate.rollout import EvalError
+from rl.replay import ReplayError
+from train_bc import TrainingError
+
+REPO = Path(__file__).resolve().parents[2]
+CLASSES = [
+    ConfigError, DatasetError, EnvError, EvalError, ReplayError, ResourceError, SpecError,
+    StateError, TrainingError,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_of_use_is_one_line_and_status_2(kind, capsys):
+    def main(field: str) -> int:
+        raise kind(f"{field}: 0, expected at least 1")
+
+    assert run_program(main, "batch_size") == 2
+    assert capsys.readouterr().err == "error: batch_size: 0, expected at least 1\n"
+
+
+def test_other_ends_of_a_program():
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def faulty() -> None:
+        raise ValueError("a fault of the program")
+
+    assert [run_program(lambda: None), run_program(lambda: 1)] == [0, 1]
+    assert run_program(interrupted) == 130
+    with pytest.raises(ValueError, match="a fault"):  # its traceback is wanted
+        run_program(faulty)
+
+
+def test_a_full_disk_is_reported_with_the_folder(capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "cfg.yaml")
+
+    def train() -> None:
+        with full_disk_reported("exps/run"):
+            full()
+
+    assert run_program(full) == 2
+    assert re.match(r"error: the disk is full \(.*cfg.yaml", capsys.readouterr().err)
+    assert run_program(train) == 2
+    assert "save_dir: the disk is full while writing to 'exps/run'" in capsys.readouterr().err
+    with pytest.raises(PermissionError), full_disk_reported("exps/run"):
+        raise PermissionError(errno.EACCES, "no", "x")
+
+
+def test_every_entry_script_is_run_by_run_program():
+    """Workers, a probe and what stands alone (no import of ours) are no programs for people."""
+    alone = {"env/worker.py", "common_utils/gl.py", "env/block_pushing/make_assets.py"}
+    alone |= {"benchmarks/jax_rlpd.py"}
+    left = []
+    for path in sorted(REPO.rglob("*.py")):
+        name = path.relative_to(REPO).as_posix()
+        if name.startswith((".", "tests/")) or name in alone:
+            continue
+        _, main, entry = path.read_text().partition('if __name__ == "__main__":')
+        if main and "sys.exit(run_program(" not in entry:
+            left.append(name)
+    assert left == []
