@@ -8,7 +8,6 @@ sizes and places (:class:`RecordedScene`).
 
 from __future__ import annotations
 
-import copy
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from env.core import EnvError
 from env.robosuite.obs import ARM
+from env.robosuite.recorded_model import numbers, recorded_world, shape_of
 from env.robosuite.shapes import (
     BODY_FIELDS,
     BVH_FIELDS,
@@ -162,15 +162,11 @@ class RecordedScene:
         """Take over what ``xml`` says of things other than robots.
 
         Returns the names of what was changed, and sentences on what differs from this version
-        and cannot be taken over. Raises EnvError when ``xml`` is no model.
+        and cannot be taken over. Raises EnvError when ``xml`` is no model, or one that holds
+        more than a scene (env/robosuite/recorded_model.py).
         """
         self.reset()
-        try:
-            world = ElementTree.fromstring(xml).find("worldbody")
-        except ElementTree.ParseError as error:
-            raise EnvError(f"the recorded model is not XML: {error}") from error
-        if world is None:
-            raise EnvError("the recorded model has no worldbody")
+        world = recorded_world(xml)
         taken: list[str] = []
         differences = self._camera_differences(world)
         shaped = variable_body(self._env)
@@ -194,8 +190,9 @@ class RecordedScene:
 
     def _take_shape(self, body: ElementTree.Element, taken: list[str]) -> None:
         name, before = body.get("name", ""), self._model.geom_size.copy()
+        shape = shape_of(body)
         try:
-            copy_shape(self._env.sim, compiled(copy.deepcopy(body)), name)
+            copy_shape(self._env.sim, compiled(shape), name)
         except (ValueError, RuntimeError, KeyError) as error:
             raise EnvError(f"the recorded body '{name}' does not compile: {error}") from error
         if np.abs(self._model.geom_size - before).max() > TOLERANCE:
@@ -204,11 +201,11 @@ class RecordedScene:
     def _take_place(self, body: ElementTree.Element, taken: list[str]) -> None:
         """Place and rotation of what has no joints (the others' are in the state)."""
         number = self._model.body(body.get("name", "")).id
-        pos = _numbers(body.get("pos", "0 0 0"))
+        pos = numbers(body.get("pos", "0 0 0"), 3)
         # not placed: XML of before the reset, which does that
         changed = pos.any() and self._put(self._model.body_pos[number], pos)
         if "quat" in body.attrib and pos.any():
-            quat = _numbers(body.attrib["quat"])
+            quat = numbers(body.attrib["quat"], 4)
             norm = float(np.linalg.norm(quat))
             changed |= norm > 0 and self._put(self._model.body_quat[number], quat / norm)
         if changed:
@@ -216,8 +213,6 @@ class RecordedScene:
 
     @staticmethod
     def _put(have: np.ndarray, told: np.ndarray) -> bool:
-        if have.shape != told.shape:
-            raise EnvError(f"the recorded model has {told.tolist()} for {len(have)} numbers")
         if np.abs(have - told).max() <= TOLERANCE:
             return False
         have[:] = told
@@ -234,20 +229,14 @@ class RecordedScene:
                 notes.append(f"camera '{name}' of the recording is not in this version")
                 continue
             for key, have in (("pos", model.cam_pos[number]), ("fovy", model.cam_fovy[number])):
-                told = _numbers(camera.attrib[key]) if key in camera.attrib else have
+                count = np.size(have)
+                told = numbers(camera.attrib[key], count) if key in camera.attrib else have
                 if np.abs(told - have).max() > 1e-3:
                     notes.append(
                         f"camera '{name}': {key} {_short(told)} in the recording, "
                         f"{_short(np.atleast_1d(have))} here, which is kept"
                     )
         return notes
-
-
-def _numbers(text: str) -> np.ndarray:
-    try:
-        return np.array([float(x) for x in text.split()])
-    except ValueError as error:
-        raise EnvError(f"the recorded model has '{text}' where numbers belong") from error
 
 
 def _short(values: np.ndarray) -> str:

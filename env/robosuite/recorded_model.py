@@ -1,0 +1,140 @@
+"""What is taken of a recorded model (MuJoCo's XML), which may come from anybody.
+
+Sizes and places of bodies, and where cameras stand; nothing else is read, and no file that the
+model names (meshes and textures among its assets) is opened. What could make MuJoCo or the parser
+do more than that is refused: includes and other models, elements that generate (composite,
+flexcomp, replicate), plugins, entities, files named in the scene, and more or deeper elements
+than a scene has.
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+
+from env.core import EnvError
+
+Element = ElementTree.Element
+
+# robosuite's largest scene has 100,000 characters, 700 elements, 16 levels
+MAX_CHARACTERS = 4_000_000
+MAX_ELEMENTS = 20_000
+MAX_DEPTH = 100
+# numbers of a scene are metres, kilograms, parts of quaternions
+MAX_NUMBER = 1e6
+REFUSED = {
+    *("include", "attach", "replicate", "composite", "flexcomp"),
+    *("flex", "skin", "deformable", "plugin", "extension"),
+}
+SHAPES = ("box", "sphere", "capsule", "cylinder", "ellipsoid")
+# what decides a body's sizes and masses ...
+TAKEN = {
+    "body": ("name", "pos", "quat"),
+    "geom": ("name", "type", "size", "pos", "quat", "density", "mass", "group"),
+    "joint": ("name", "type", "pos", "axis"),
+    "freejoint": ("name",),
+    "inertial": ("pos", "quat", "mass", "diaginertia"),
+}
+# ... and what does not
+LEFT = {
+    *("rgba", "material", "friction", "solref", "solimp", "condim", "contype", "conaffinity"),
+    *("margin", "gap", "priority", "solmix"),
+    *("damping", "armature", "stiffness", "frictionloss", "limited", "range", "ref", "springref"),
+}
+WORDS = ("name", "type")
+
+
+def recorded_world(xml: str) -> Element:
+    """The worldbody of a recorded model. Raises EnvError for what is no model, or is refused."""
+    if len(xml) > MAX_CHARACTERS:
+        raise EnvError(
+            f"the recorded model has {len(xml):,} characters, expected up to {MAX_CHARACTERS:,}"
+        )
+    for text in ("<!DOCTYPE", "<!ENTITY"):
+        if text in xml:
+            raise EnvError(f"the recorded model holds '{text}', which is refused")
+    try:
+        root = ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise EnvError(f"the recorded model is not XML: {error}") from error
+    _check(root)
+    world = root.find("worldbody")
+    if world is None:
+        raise EnvError("the recorded model has no worldbody")
+    for element in world.iter():
+        if "file" in element.attrib:
+            raise EnvError(
+                f"the recorded model's {element.tag} '{element.get('name', '')}' names a file, "
+                "which is refused"
+            )
+    return world
+
+
+def _check(root: Element) -> None:
+    """No refused element, not too many of them, not too deep."""
+    count, level, depth = 0, [root], 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if count > MAX_ELEMENTS or depth > MAX_DEPTH:
+            raise EnvError(
+                f"the recorded model has more than {MAX_ELEMENTS:,} elements or {MAX_DEPTH} levels"
+            )
+        for element in level:
+            if element.tag in REFUSED:
+                raise EnvError(f"the recorded model holds '{element.tag}', which is refused")
+        level = [child for element in level for child in element]
+    asset = root.find("asset")
+    if asset is not None and asset.find("model") is not None:
+        raise EnvError("the recorded model holds another model ('asset/model'), which is refused")
+
+
+def shape_of(body: Element) -> Element:
+    """A copy of ``body`` that holds its primitive shapes, masses and joints alone.
+
+    Raises EnvError for anything else that would decide them.
+    """
+    out = ElementTree.Element("body", _taken(body))
+    for child in body:
+        if child.tag == "body":
+            out.append(shape_of(child))
+        elif child.tag in TAKEN:
+            ElementTree.SubElement(out, child.tag, _taken(child))
+        elif child.tag not in ("site", "camera", "light"):  # these have no mass
+            raise EnvError(f"the recorded body '{body.get('name')}' holds '{child.tag}'")
+    return out
+
+
+def _taken(element: Element) -> dict[str, str]:
+    taken = {}
+    for key, value in element.attrib.items():
+        if key in LEFT:
+            continue
+        if key not in TAKEN[element.tag]:
+            raise EnvError(
+                f"the recorded {element.tag} '{element.get('name', '')}' has '{key}', expected "
+                f"{', '.join(TAKEN[element.tag])}"
+            )
+        if key not in WORDS:
+            numbers(value)
+        taken[key] = value
+    if element.tag == "geom" and taken.get("type", "sphere") not in SHAPES:
+        raise EnvError(
+            f"the recorded geom '{element.get('name', '')}' is of type '{taken['type']}', expected "
+            f"one of {', '.join(SHAPES)}"
+        )
+    return taken
+
+
+def numbers(text: str, count: int = 0) -> np.ndarray:
+    """The numbers in ``text``, float64, so many (0: any). Raises EnvError for anything else."""
+    try:
+        values = [float(x) for x in text.split()]
+    except ValueError as error:
+        raise EnvError(f"the recorded model has '{text[:60]}' where numbers belong") from error
+    if not all(math.isfinite(v) and abs(v) <= MAX_NUMBER for v in values):
+        raise EnvError(f"the recorded model has '{text[:60]}' where finite numbers belong")
+    if count and len(values) != count:
+        raise EnvError(f"the recorded model has {values[:6]} for {count} numbers")
+    return np.array(values)
