@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,146 @@ from typing import Any
 def read_env_args(attrs: Mapping[str, Any], side: Path) -> dict[str, Any]:
     """The environment of a file's ``data`` attributes, else of ``side`` (env_cfg.json), else {}.
 
-    Raises ValueError saying which of them is not a JSON object.
+    Raises ValueError saying which of them is not a JSON object, or which of its fields that
+    anything here reads has the wrong type.
     """
     # the attribute wins: it travels with the file, env_cfg.json may have been left behind
     if "env_args" in attrs:
         return _object(attrs["env_args"], "data.attrs['env_args']")
     if "env_info" in attrs:
-        kwargs = _object(attrs["env_info"], "data.attrs['env_info']")
-        name = kwargs.pop("env_name", attrs.get("env", ""))
-        version = attrs.get("repository_version", "")
-        return {"env_name": str(name), "env_version": str(version), "env_kwargs": kwargs}
+        where = "data.attrs['env_info']"
+        kwargs = _json_object(attrs["env_info"], where)
+        name = kwargs.pop("env_name", None) or _text(attrs, "env")
+        version = _text(attrs, "repository_version")
+        args = {"env_name": name, "env_version": version, "env_kwargs": kwargs}
+        _check_fields(args, where)
+        return args
     if side.is_file():
-        return _object(side.read_text(), str(side))
+        try:
+            text = side.read_text()
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"'{side}': cannot be read: {error}") from error
+        return _object(text, str(side))
     return {}
 
 
+def _text(attrs: Mapping[str, Any], key: str) -> str:
+    value = attrs.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"'data.attrs['{key}']': expected text, got {shown(value)}")
+    return value
+
+
 def _object(text: Any, where: str) -> dict[str, Any]:
+    found = _json_object(text, where)
+    _check_fields(found, where)
+    return found
+
+
+def _json_object(text: Any, where: str) -> dict[str, Any]:
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"'{where}': expected a JSON object as text, got {shown(text)}")
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{where}': not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"'{where}': expected a JSON object, got {type(found).__name__}")
-    kwargs = found.get("env_kwargs")
-    if kwargs is not None and not isinstance(kwargs, dict):
-        raise ValueError(f"'{where}', env_kwargs: expected an object, got {type(kwargs).__name__}")
+    return found
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """``value`` and its type, in few words, for messages."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return f"{text} ({type(value).__name__})"
+
+
+# ---------------------------------------------------------------- types of what is read
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, (bool, int)) and value in (0, 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _or_list(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: one(value) or (isinstance(value, list) and all(map(one, value)))
+
+
+Rule = tuple[Callable[[Any], bool], str]
+TEXT: Rule = (_is_text, "text")
+TEXTS: Rule = (_or_list(_is_text), "text or a list of texts")
+OBJECT: Rule = (_is_object, "an object")
+COUNT: Rule = (_is_count, "a whole number of at least 1")
+COUNTS: Rule = (_or_list(_is_count), "a whole number of at least 1, or a list of such")
+SWITCH: Rule = (_is_switch, "true or false")
+NUMBERS: Rule = (_or_list(_is_number), "a number or a list of numbers")
+
+ARGS: dict[str, Rule] = {"env_name": TEXT, "env_version": TEXT, "suite": TEXT, "env_kwargs": OBJECT}
+KWARGS: dict[str, Rule] = {
+    "robots": TEXTS,
+    "action_repeat": COUNT,
+    "controller_configs": (_or_list(_is_object), "an object or a list of objects"),
+    "camera_names": TEXTS,
+    "camera_heights": COUNTS,
+    "camera_widths": COUNTS,
+    "rl_image_size": COUNT,
+    "render_quality": TEXT,
+    "hide_velocity": SWITCH,
+}
+CONTROLLER: dict[str, Rule] = {
+    "type": TEXT,
+    "output_max": NUMBERS,
+    "output_min": NUMBERS,
+    "kp": NUMBERS,
+    "damping_ratio": NUMBERS,
+    "impedance_mode": TEXT,
+    "control_delta": SWITCH,
+    "input_type": TEXT,
+    "input_ref_frame": TEXT,
+    "body_parts": OBJECT,
+}
+NULL_IS_ABSENT = ("env_kwargs", "controller_configs", "body_parts", "right")
+
+
+def _check_fields(args: dict[str, Any], where: str) -> None:
+    """Raise ValueError for a field of the wrong type."""
+    kwargs = _fields(args, ARGS, where, "").get("env_kwargs") or {}
+    configs = _fields(kwargs, KWARGS, where, "env_kwargs.").get("controller_configs") or {}
+    for config in configs if isinstance(configs, list) else [configs]:
+        path = "env_kwargs.controller_configs."
+        parts = _fields(config, CONTROLLER, where, path).get("body_parts") or {}
+        path += "body_parts."
+        _fields(parts, {"arms": OBJECT}, where, path)
+        for part in (parts, parts.get("arms") or {}):
+            right = _fields(part, {"right": OBJECT}, where, path).get("right") or {}
+            _fields(right, CONTROLLER, where, f"{path}right.")
+
+
+def _fields(
+    found: dict[str, Any], rules: Mapping[str, Rule], where: str, prefix: str
+) -> dict[str, Any]:
+    for key, (holds, expected) in rules.items():
+        value = found.get(key)
+        absent = key not in found or (value is None and key in NULL_IS_ABSENT)
+        if not absent and not holds(value):
+            raise ValueError(f"'{where}', {prefix}{key}: expected {expected}, got {shown(value)}")
     return found
 
 

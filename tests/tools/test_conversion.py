@@ -281,7 +281,7 @@ def test_env_args_of_every_era(tmp_path):
     assert read_env_args({}, side) == {}
     with pytest.raises(ValueError, match="env_args.*expected a JSON object, got list"):
         read_env_args({"env_args": "[]"}, side)
-    with pytest.raises(ValueError, match="env_kwargs: expected an object, got int"):
+    with pytest.raises(ValueError, match="env_kwargs: expected an object, got 1 .int"):
         read_env_args({"env_args": '{"env_kwargs": 1}'}, side)
 
 
