@@ -219,6 +219,7 @@ class Workspace:
                 num_data=cfg.preload_num_data,
                 spec=self.env.spec,
                 keys=list(self.agent.input_keys),
+                say=self.log.print,
             )
         )
         if cfg.q_agent.norm_state:

@@ -7,8 +7,9 @@ gather. Images stay uint8, in RAM while they fit, otherwise they are read per ba
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,8 @@ import torch
 
 from bc.dataset_config import DatasetConfig
 from bc.loader import DatasetError, DemoFile
-from common_utils.resources import available_memory
+from common_utils.h5_read import SMALL_BYTES
+from common_utils.resources import available_memory, format_bytes
 from common_utils.seeding import generator_state, set_generator_state
 from common_utils.specs import ArraySpec, EnvSpec, Obs, SpecError
 
@@ -197,9 +199,9 @@ class DemoDataset:
             self._add_vector("state", self.cfg.state_stack)
         elif file.has_prop(names[0]):
             self._add_vector("prop", self.cfg.prop_stack)
-        image_bytes = self._add_cameras()
+        self._image_bytes = self._add_cameras()
         # half of what is free: the run has other needs
-        self.lazy = image_bytes > min(self.cfg.max_ram_gb * 2**30, available_memory() / 2)
+        self.lazy = self._image_bytes > min(self.cfg.max_ram_gb * 2**30, available_memory() / 2)
         for camera in () if self.lazy else self.cameras:
             column = self._columns[camera]
             column.array = np.empty((self.num_steps, *column.frame_shape), np.uint8)
@@ -234,9 +236,19 @@ class DemoDataset:
                         name, f"obs/{camera}_image", f"frames are {list(shape)}, but "
                         f"{self._table.names[0]} has {list(shapes[0])}"
                     )  # fmt: skip
+            self._note_layout(camera)
             self._columns[camera] = _Column(shapes[0], "uint8", self.cfg.image_stack)
             total += self.num_steps * int(np.prod(shapes[0]))
         return total
+
+    def _note_layout(self, camera: str) -> None:
+        layouts = [self._file.layout(name, camera) for name in self._table.names]
+        turned = [x for x in layouts if x.channels_last]
+        if turned:
+            where = "" if len(turned) == len(layouts) else f" in {len(turned)} demonstrations"
+            self.notes.append(
+                f"obs/{camera}_image is stored with its {turned[0]}{where}; it is read transposed"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -302,6 +314,8 @@ class DemoDataset:
 
     def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:
         column = self._columns[key]
+        size = len(rows) * column.stack * math.prod(column.frame_shape)
+        self._check_room(size * np.dtype(column.dtype).itemsize, f"a batch of {len(rows)} {key}s")
         if column.array is not None:
             return gather_stack(
                 column.array, rows, self._starts[rows], column.stack, self.cfg.stack_pad
@@ -321,6 +335,17 @@ class DemoDataset:
         if self.cfg.stack_pad == "zeros":
             out[rows[:, None] - np.arange(column.stack) < starts[:, None]] = 0
         return out.reshape(len(rows), -1, *column.frame_shape[1:])
+
+    def check_images_fit(self) -> None:
+        """Raise DatasetError unless memory holds all images at once."""
+        self._check_room(self._image_bytes, f"the images of {self.num_episodes} demonstrations")
+
+    def _check_room(self, size: int, what: str) -> None:
+        if size > SMALL_BYTES and size > (free := available_memory()):
+            raise DatasetError(
+                f"dataset {self.cfg.path}: {what} would take {format_bytes(size)} of memory, "
+                f"{format_bytes(free)} are free"
+            )
 
     def batch_at(self, rows: np.ndarray, device: str | torch.device = "cpu") -> BcBatch:
         """The batch of the given global step numbers, int64 [B]."""
@@ -408,12 +433,14 @@ def read_demos(
     need_success: bool = True,
     spec: EnvSpec | None = None,
     keys: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Demo]:
     """Demonstrations for a replay: unstacked, each cut at its first success.
 
     Images are read episode by episode, so that no second copy of the data is held. Raises
     DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``;
     SpecError where task, actions or the frames of ``keys`` do not fit ``spec``, if given.
+    ``say`` gets a line for each of the dataset's ``notes``.
     """
     cfg = DatasetConfig(
         path=str(path),
@@ -428,6 +455,9 @@ def read_demos(
     try:
         if spec is not None:
             dataset.check_frames(spec, keys)
+        dataset.check_images_fit()  # who reads demonstrations one by one keeps them
+        for note in dataset.notes:
+            say(f"note: {path}: {note}")
         for demo in dataset.episodes():
             yield cut_at_success(demo, need_success=need_success)
     finally:

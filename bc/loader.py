@@ -3,19 +3,20 @@
     data/demo_{i}/actions            float [T, A]   (any other name of a group does as well)
     data/demo_{i}/rewards            float [T]
     data/demo_{i}/dones              0 or 1 [T] (optional)
-    data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first
+    data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first; or
+                                     [T, H, W, 3*stack], channels last (see bc.pictures)
     data/demo_{i}/obs/prop           float [T, P]   (or robomimic's separate keys)
     data/demo_{i}/obs/state          float [T, S]   (or robomimic's separate keys)
                                      with an attribute "stack" k > 1: k steps, newest first
     data.attrs["env_args"] and/or env_cfg.json beside the file: how the environment was built
 
 Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
-A damaged HDF5 file makes h5py raise almost anything, so every access to it is guarded.
+A damaged HDF5 file makes h5py raise almost anything, so every access to it is guarded; what may
+lead out of the file, or be larger than it looks, goes through ``common_utils.h5_read``.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common_utils.env_args import arm_controller, read_env_args, suite_of
+from bc.pictures import PictureLayout, Pictures, layout_of
+from common_utils import h5_read
+from common_utils.env_args import arm_controller, read_env_args, shown, suite_of
 from common_utils.errors import UserError
+from common_utils.resources import available_memory, format_bytes
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 
 
@@ -48,7 +52,12 @@ ROBOMIMIC_FOLDERS = {
     "tool_hang": "ToolHang",
 }
 # What h5py was seen to raise on files with damaged bytes.
-H5_FAULTS = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError, SystemError)
+H5_FAULTS = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
+    ArithmeticError, AttributeError,
+)  # fmt: skip
+# datasets in other files that stay open, so that a run does not run out of descriptors
+MOST_OPEN = 128
 
 
 def how_to_make(path: str | Path) -> str:
@@ -119,17 +128,15 @@ class DemoFile:
                 f"demonstration file '{path}' does not exist; to make it: {how_to_make(path)}"
             )
         try:
-            self._file = h5py.File(self.path, "r")
+            self._file = h5_read.open_file(self.path)
         except OSError as err:
             raise DatasetError(
                 f"'{path}' cannot be read as HDF5 (damaged, cut off, or still being written?): "
                 f"{err}; to make it again: {how_to_make(path)}"
             ) from err
-        self._fd: int | None = None
-        self._bytes = self.path.stat().st_size
         try:
             with self._guard(None, "data"):
-                data = self._file.get("data")
+                data = h5_read.find(self._file, "data")
                 if not isinstance(data, h5py.Group):
                     raise self.error(None, "data", "no group 'data'; expected the robomimic layout")
                 self._data = data
@@ -140,15 +147,17 @@ class DemoFile:
             raise
         self.env_name = str(self.env_args.get("env_name", ""))
         self.suite = suite_of(self.env_args)
-        self._newest: dict[tuple[str, str], slice] = {}
-        self._image_sets: dict[tuple[str, str], h5py.Dataset] = {}
+        self._groups: dict[str, h5py.Group] = {}
+        self._lengths: dict[str, int] = {}
+        self._pictures: dict[tuple[str, str], Pictures] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._stored: set[int] = set()  # the datasets among them; a file may give one many names
+        self._size = h5_read.Size(0, 0)  # of all that was checked
+        self._since_room = 0
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._file.close()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
 
     def __enter__(self) -> DemoFile:
         return self
@@ -166,6 +175,8 @@ class DemoFile:
         """Turn what h5py raises on damaged bytes into a DatasetError that says where."""
         try:
             yield
+        except h5_read.Refused as err:
+            raise self.error(name, key, str(err)) from err
         except H5_FAULTS as err:
             raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
 
@@ -174,8 +185,7 @@ class DemoFile:
         named = [n for n in self._data if n.startswith("demo")]
         others: dict[bool, list[str]] = {True: [], False: []}
         for name in sorted(set(self._data) - set(named), key=_natural):
-            entry = self._data.get(name)
-            others[isinstance(entry, h5py.Group) and "actions" in entry].append(name)
+            others[self._has_actions(name)].append(name)
         notes = []
         if others[True] and named:
             notes.append(
@@ -191,6 +201,17 @@ class DemoFile:
             )  # fmt: skip
         return sorted(named, key=_natural) + others[True], notes
 
+    def _has_actions(self, name: str) -> bool:
+        try:
+            return h5_read.find(self._data, f"{name}/actions") is not None
+        except h5_read.Refused:
+            return False
+
+    @property
+    def data(self) -> h5py.Group:
+        """The group of all demonstrations."""
+        return self._data
+
     @property
     def root(self) -> h5py.File:
         """The file itself, for what this class does not read."""
@@ -198,15 +219,56 @@ class DemoFile:
 
     def group(self, name: str) -> h5py.Group:
         """One demonstration's group."""
+        if name in self._groups:
+            return self._groups[name]
         with self._guard(name, "actions"):
-            found = self._data.get(name)
-        if not isinstance(found, h5py.Group):
-            raise self.error(None, name, "missing or not a group; expected a demonstration")
+            found = h5_read.find(self._data, name)
+            if not isinstance(found, h5py.Group):
+                raise self.error(None, name, "missing or not a group; expected a demonstration")
+            if h5_read.file_number(found) == h5_read.file_number(self._file):
+                self._groups[name] = found  # another file would stay open with its group
         return found
+
+    def find(self, name: str | None, key: str) -> h5_read.Item | None:
+        """What lies at ``key`` of a demonstration (of the file, without a name), or None."""
+        group = self._file if name is None else self.group(name)
+        with self._guard(name, key):
+            return h5_read.find(group, key)
+
+    def obs_keys(self, name: str) -> list[str]:
+        """The names of a demonstration's observations, sorted; none in raw recordings."""
+        found = self.find(name, "obs")
+        with self._guard(name, "obs"):
+            return sorted(found) if isinstance(found, h5py.Group) else []
+
+    def check_all(self, name: str) -> None:
+        """Raise DatasetError unless all datasets of a demonstration can be read."""
+        with self._guard(name, "datasets"):
+            items = list(h5_read.datasets(self.group(name)))
+        for key, found in items:
+            with self._guard(name, key):
+                if isinstance(found, Exception):
+                    raise found
+                self.dataset(name, key)
+
+    def attribute(self, name: str | None, key: str, attr: str) -> Any:
+        """An attribute of what lies at ``key`` ("" the demonstration itself); None without it."""
+        item = self.find(name, key)
+        with self._guard(name, attr):
+            return None if item is None else item.attrs.get(attr)
+
+    def text(self, name: str, attr: str) -> str:
+        """A demonstration's attribute that is text; "" without it."""
+        value = self.attribute(name, "", attr)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if value is not None and not isinstance(value, str):
+            raise self.error(name, attr, f"expected an attribute that is text, got {shown(value)}")
+        return value or ""
 
     def _read_env_args(self) -> dict[str, Any]:
         try:
-            return read_env_args(dict(self._data.attrs), self.path.parent / "env_cfg.json")
+            return read_env_args(self._data.attrs, self.path.parent / "env_cfg.json")
         except ValueError as err:
             raise DatasetError(f"'{self.path}', {err}") from err
 
@@ -215,28 +277,51 @@ class DemoFile:
         """Whether actions are relative and so must lie in [-1, 1] (robosuite: control_delta)."""
         return bool(arm_controller(self.env_args)["control_delta"])
 
-    def _dataset(self, name: str, key: str) -> h5py.Dataset:
-        group = self.group(name)
-        with self._guard(name, key):
-            found = group.get(key)
-            if not isinstance(found, h5py.Dataset):
-                have = ", ".join(sorted(group.get("obs", {}))) or "no observations"
-                raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
-            plain = found.chunks is None and not found.external and not found.is_virtual
-            if plain and found.nbytes > self._bytes:  # also reads dtype and shape under guard
-                raise self.error(
-                    name, key, f"shape {list(found.shape)} of {found.dtype} does not fit into the "
-                    "file (damaged file?)"
-                )  # fmt: skip
-            return found
+    def dataset(self, name: str, key: str) -> h5py.Dataset:
+        """One dataset, whose storage and size are checked, and nothing else."""
+        found = self.find(name, key)
+        if not isinstance(found, h5py.Dataset):
+            have = ", ".join(self.obs_keys(name)) or "no observations"
+            raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
+        if (name, key) not in self._checked:
+            with self._guard(name, key):
+                self._check_size(found)
+            self._checked.add((name, key))
+        return found
+
+    def array(self, name: str, key: str) -> np.ndarray:
+        """One dataset as it is stored, of any kind and shape."""
+        dset = self.dataset(name, key)
+        self._room(name, key, dset.size * dset.dtype.itemsize)
+        return self._read(dset, name, key)
+
+    def _check_size(self, dset: h5py.Dataset) -> None:
+        size, known = h5_read.check(dset), hash(dset.id) in self._stored
+        stored = self._size.stored + (0 if known else size.stored)
+        self._size = h5_read.Size(self._size.unpacked + size.unpacked, stored)
+        self._size.check("together with the datasets before it this one")
+        self._stored.add(hash(dset.id))
+
+    def _room(self, name: str, key: str, size: int) -> None:
+        """Raise DatasetError where ``size`` bytes do not fit into memory, nothing being taken."""
+        self._since_room += size
+        if self._since_room < h5_read.SMALL_BYTES:  # asking takes time
+            return
+        self._since_room, free = 0, available_memory()
+        if size > free:
+            raise self.error(
+                name, key, f"takes {format_bytes(size)} of memory, {format_bytes(free)} are free"
+            )
 
     def numbers(self, name: str, key: str, ndim: int) -> np.ndarray:
         """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``."""
-        dset = self._dataset(name, key)
+        dset = self.dataset(name, key)
         if dset.ndim != ndim:
             raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
         if dset.dtype.kind not in "fiu":
             raise self.error(name, key, f"expected numbers, got {dset.dtype}")
+        # as stored, as float64, as float32
+        self._room(name, key, dset.size * (dset.dtype.itemsize + 8 + 4))
         return self._finite(name, key, self._read(dset, name, key).astype(np.float64))
 
     def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
@@ -256,22 +341,26 @@ class DemoFile:
 
     def length(self, name: str) -> int:
         """Number of steps T of one demonstration."""
-        shape = self._dataset(name, "actions").shape
-        if not shape or shape[0] == 0:
-            raise self.error(name, "actions", "the demonstration has no steps")
-        return int(shape[0])
+        if name not in self._lengths:
+            shape = self.dataset(name, "actions").shape
+            if not shape or 0 in shape:
+                raise self.error(name, "actions", "the demonstration has no steps")
+            self._lengths[name] = int(shape[0])
+        return self._lengths[name]
 
     def check(self, name: str) -> None:
         """Raise DatasetError where ``dones`` or ``num_samples`` contradict ``actions``."""
-        with self._guard(name, "num_samples"):
-            told = self.group(name).attrs.get("num_samples")
-        if told is not None and (np.ndim(told) or int(told) != self.length(name)):
+        told = self.attribute(name, "", "num_samples")
+        if told is not None and not isinstance(told, (int, np.integer)):
+            raise self.error(
+                name, "num_samples", f"expected a whole number (the attribute), got {shown(told)}"
+            )
+        if told is not None and told != self.length(name):
             raise self.error(
                 name, "num_samples", f"says {told}, but 'actions' has {self.length(name)} steps"
             )
-        with self._guard(name, "dones"):
-            if "dones" not in self.group(name):
-                return
+        if self.find(name, "dones") is None:
+            return
         dones = self._same_length(name, "dones", self._float(name, "dones", 1))
         if not np.isin(dones, (0, 1)).all():
             wrong = dones[~np.isin(dones, (0, 1))][0]
@@ -282,7 +371,7 @@ class DemoFile:
 
         Files made from recordings of tf-agents say so in ``step_type`` (2: last).
         """
-        if "step_type" not in self._data[name]:
+        if self.find(name, "step_type") is None:
             return 0
         kinds = self._same_length(name, "step_type", self._float(name, "step_type", 1))
         return int(len(kinds) > 1 and kinds[-1] == 2)
@@ -326,27 +415,23 @@ class DemoFile:
         return array
 
     def _vector_keys(self, name: str, kind: str) -> Sequence[str]:
-        with self._guard(name, f"obs/{kind}"):
-            if f"obs/{kind}" in self.group(name):
-                return (kind,)
+        if self.find(name, f"obs/{kind}") is not None:
+            return (kind,)
         if kind == "prop":
             return PROP_KEYS
         if self.env_name.startswith(ALPHABETICAL):
-            return sorted(k for k in self._data[name].get("obs", {}) if not k.endswith("_image"))
+            return [k for k in self.obs_keys(name) if not k.endswith("_image")]
         return STATE_KEYS.get(self.env_name, ())
 
     def has_prop(self, name: str) -> bool:
         """Whether proprioception is stored."""
-        keys, group = self._vector_keys(name, "prop"), self.group(name)
-        with self._guard(name, "obs"):
-            return all(f"obs/{k}" in group for k in keys)
+        keys = self._vector_keys(name, "prop")
+        return all(self.find(name, f"obs/{k}") is not None for k in keys)
 
     def vector(self, name: str, kind: str) -> np.ndarray:
         """``kind`` "prop" or "state": float32 [T, D], concatenated in the specified key order."""
         keys = self._vector_keys(name, kind)
-        with self._guard(name, "obs"):
-            raw = "obs" not in self.group(name)
-        if raw:
+        if self.find(name, "obs") is None:
             raise self.error(
                 name, "obs", f"missing: a raw recording without observations; {RAW_ROBOMIMIC}"
             )
@@ -365,90 +450,85 @@ class DemoFile:
 
     def _newest_columns(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
         """The newest frame of a vector that was saved stacked (attribute "stack"; newest first)."""
-        dset = self._dataset(name, key)
-        with self._guard(name, key):
-            stack = dset.attrs.get("stack", 1)
-        if not isinstance(stack, (int, np.integer)) or stack < 1 or array.shape[1] % stack:
+        stack = self._stack(name, key) or 1
+        if array.shape[1] % stack:
             raise self.error(
                 name, key, f"attribute 'stack' is {stack}, expected a divisor of {array.shape[1]}"
             )
-        return array[:, : array.shape[1] // int(stack)]
+        return array[:, : array.shape[1] // stack]
+
+    def _stack(self, name: str, key: str) -> int | None:
+        """The attribute "stack" of a dataset: how many steps each of its rows holds."""
+        stack = self.attribute(name, key, "stack")
+        if stack is None:
+            return None
+        if not isinstance(stack, (int, np.integer)) or stack < 1:
+            raise self.error(
+                name, key, f"attribute 'stack' is {shown(stack)}, expected a whole number of at "
+                "least 1"
+            )  # fmt: skip
+        return int(stack)
 
     def image_shape(self, name: str, camera: str) -> tuple[int, int, int]:
         """(3, H, W) of one unstacked frame."""
-        dset = self._images(name, camera)
-        return (3, int(dset.shape[2]), int(dset.shape[3]))
+        layout = self.layout(name, camera)
+        return (3, layout.height, layout.width)
 
-    def _images(self, name: str, camera: str) -> h5py.Dataset:
-        if (name, camera) not in self._image_sets:
-            self._image_sets[name, camera] = self._checked_images(name, camera)
-        return self._image_sets[name, camera]
-
-    def _checked_images(self, name: str, camera: str) -> h5py.Dataset:
-        key = f"obs/{camera}_image"
-        dset = self._dataset(name, key)
-        if dset.dtype != np.uint8:
-            raise self.error(name, key, f"expected uint8 images, got {dset.dtype}")
-        if dset.ndim != 4 or dset.shape[1] % 3 or 0 in dset.shape:
-            raise self.error(
-                name, key, f"expected [T, 3*stack, H, W] (channels first), got {list(dset.shape)}"
-                + (f"; {RAW_ROBOMIMIC}" if dset.ndim == 4 and dset.shape[3] == 3 else "")
-            )  # fmt: skip
-        if dset.shape[0] != self.length(name):
-            raise self.error(
-                name, key, f"has {dset.shape[0]} steps, but 'actions' has {self.length(name)}"
-            )
-        return dset
+    def layout(self, name: str, camera: str) -> PictureLayout:
+        """How a camera's pictures are stored; DatasetError where that cannot be told."""
+        return self._pictures_of(name, camera).layout
 
     def images(self, name: str, camera: str, rows: np.ndarray | None = None) -> np.ndarray:
         """uint8 [N, 3, H, W], the newest frame of each step; rows ascending, unique."""
-        dset, key = self._images(name, camera), f"obs/{camera}_image"
-        newest = self._newest_channels(name, camera)
-        if rows is None:
-            return self._read(dset, name, key, (slice(None), newest))
-        out = np.empty((len(rows), 3, *dset.shape[2:]), np.uint8)
+        pictures, key = self._pictures_of(name, camera), f"obs/{camera}_image"
+        count = len(pictures) if rows is None else len(rows)
+        self._room(name, key, count * pictures.frame_bytes)
         with self._guard(name, key):
-            offset = None if dset.external or dset.is_virtual else dset.id.get_offset()
-            if offset is not None:
-                self._read_frames(dset, offset, rows, newest, out)
-                return out
-            for frame, row in zip(out, rows.tolist(), strict=True):  # chunked or compressed
-                dset.read_direct(frame, (row, newest))
-        return out
+            return pictures.read(rows)
 
-    def _read_frames(
-        self, dset: h5py.Dataset, offset: int, rows: np.ndarray, newest: slice, out: np.ndarray
-    ) -> None:
-        """Frames that lie in one piece in the file, read straight from there. (h5py's selection
-        of several rows at once costs more, in chunked data a hundred times more.)"""
-        if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY)
-        pixels = int(dset.shape[2] * dset.shape[3])
-        for frame, row in zip(out, rows.tolist(), strict=True):
-            start = offset + (row * dset.shape[1] + newest.start) * pixels
-            if os.preadv(self._fd, [frame.reshape(-1).data], start) != frame.nbytes:
-                raise OSError(f"step {row} lies beyond the end of the file")
+    def _pictures_of(self, name: str, camera: str) -> Pictures:
+        if (name, camera) not in self._pictures:
+            found = self._checked_pictures(name, camera)
+            with self._guard(name, camera):
+                elsewhere = [k for k, v in self._pictures.items() if not v.in_file]
+            for place in elsewhere[: len(elsewhere) + 1 - MOST_OPEN]:
+                del self._pictures[place]  # and so the file that it was in is closed
+            self._pictures[name, camera] = found
+        return self._pictures[name, camera]
 
-    def _newest_channels(self, name: str, camera: str) -> slice:
-        """Where the newest frame is in a stack; the original stacks oldest first, we newest."""
-        if (name, camera) not in self._newest:
-            self._newest[name, camera] = self._find_newest(name, camera)
-        return self._newest[name, camera]
+    def _checked_pictures(self, name: str, camera: str) -> Pictures:
+        key = f"obs/{camera}_image"
+        dset = self.dataset(name, key)
+        if dset.dtype != np.uint8:
+            raise self.error(name, key, f"expected uint8 images, got {dset.dtype}")
+        shape, size = list(dset.shape), self._declared_size(camera)
+        layout = None
+        if dset.ndim == 4 and 0 not in shape:
+            layout = layout_of(shape, size, self._stack(name, key))
+        if layout is None:
+            declared = f"{size[0]} x {size[1]}" if size else "no size"
+            raise self.error(
+                name, key, f"expected images [T, 3*stack, H, W] (channels first) or [T, H, W, "
+                f"3*stack] (channels last), got {shape}, which is not plainly one of them; "
+                f"env_args declare {declared} (env_kwargs.camera_heights, camera_widths)"
+            )  # fmt: skip
+        if shape[0] != self.length(name):
+            raise self.error(
+                name, key, f"has {shape[0]} steps, but 'actions' has {self.length(name)}"
+            )
+        with self._guard(name, key):
+            return Pictures(dset, layout, self._file)
 
-    def _find_newest(self, name: str, camera: str) -> slice:
-        dset, key = self._images(name, camera), f"obs/{camera}_image"
-        if dset.shape[1] == 3:
-            return slice(0, 3)
-        before = self._read(dset, name, key, 0)
-        for step in range(1, dset.shape[0]):
-            now = self._read(dset, name, key, step)
-            newest_first = bool((now[3:6] == before[:3]).all())
-            oldest_first = bool((now[-6:-3] == before[-3:]).all())
-            if not newest_first and not oldest_first:
-                raise self.error(
-                    name, key, f"step {step}: stacked images fit neither newest nor oldest first"
-                )
-            if newest_first != oldest_first:  # both: padding or a standstill, tells nothing
-                return slice(0, 3) if newest_first else slice(dset.shape[1] - 3, dset.shape[1])
-            before = now
-        return slice(0, 3)
+    def _declared_size(self, camera: str) -> tuple[int, int] | None:
+        """(height, width) of a camera's pictures as the file declares them."""
+        kwargs = self.env_args.get("env_kwargs") or {}
+        if side := kwargs.get("rl_image_size"):
+            return side, side
+        height, width = kwargs.get("camera_heights"), kwargs.get("camera_widths")
+        if isinstance(height, list) and isinstance(width, list):  # one for each camera
+            cameras = list(kwargs.get("camera_names", []))
+            sizes = dict(zip(cameras, zip(height, width, strict=False), strict=False))
+            return sizes.get(camera)
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+        return None

@@ -32,6 +32,7 @@ from rich.text import Text
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import H5_FAULTS, DatasetError, DemoFile
+from common_utils import h5_read
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
@@ -42,6 +43,7 @@ from common_utils.run_config import ConfigError
 FRAMES_READ = 3
 # a problem that many demonstrations share is told once, with so many of their names
 NAMES_TOLD = 4
+MOST_NAMES = 2**16  # in a mask
 
 
 @dataclass
@@ -116,7 +118,7 @@ def _without_place(message: str, file: DemoFile, name: str) -> str:
 
 
 def _facts(file: DemoFile, report: Report) -> None:
-    args, data = file.env_args, file.root["data"]
+    args, data = file.env_args, file.data
     kwargs = args.get("env_kwargs") or {}
     facts = report.facts
     facts["size"] = format_bytes(file.path.stat().st_size)
@@ -138,20 +140,42 @@ def _facts(file: DemoFile, report: Report) -> None:
     for key, value in kwargs.items():
         if key != "robots":
             facts[f"env_kwargs.{key}"] = _short(value)
-    for key, mask in file.root.get("mask", {}).items():
-        members = [n.decode() if isinstance(n, bytes) else str(n) for n in mask[()]]
-        facts[f"mask {key}"] = f"{len(members)} demonstrations"
-        if missing := sorted(set(members) - set(file.names)):
-            report.problem(f"mask {key} names demonstrations that are not there", missing[0])
+    _masks(file, report)
     side = file.path.parent / "env_cfg.json"
     if side.is_file() and _json(side) != args:
         report.problem(f"{side.name} beside the file does not say the same as its env_args")
 
 
+def _masks(file: DemoFile, report: Report) -> None:
+    masks = file.find(None, "mask")
+    if masks is not None and not isinstance(masks, h5py.Group):
+        report.problem("mask is no group of lists of demonstrations")
+        return
+    for key in masks or ():
+        try:
+            members = _mask(masks, key)
+        except H5_FAULTS as error:
+            report.problem(f"mask {key} cannot be read: {error}")
+            continue
+        report.facts[f"mask {key}"] = f"{len(members)} demonstrations"
+        if missing := sorted(set(members) - set(file.names)):
+            report.problem(f"mask {key} names demonstrations that are not there", missing[0])
+
+
+def _mask(masks: h5py.Group, key: str) -> list[str]:
+    dset = h5_read.find(masks, key)
+    if not isinstance(dset, h5py.Dataset):
+        raise h5_read.Refused("no dataset")
+    h5_read.check(dset)
+    if dset.ndim != 1 or dset.size > MOST_NAMES:
+        raise h5_read.Refused(f"shape {list(dset.shape)}, expected a list of names")
+    return [n.decode() if isinstance(n, bytes) else str(n) for n in dset[()]]
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -161,9 +185,8 @@ def _short(value: Any, limit: int = 100) -> str:
 
 
 def _one_demo(file: DemoFile, name: str, report: Report, seen: dict[str, str]) -> np.ndarray:
-    group = file.group(name)
     file.length(name)  # tells missing and empty actions
-    actions = group["actions"][()]
+    actions = file.array(name, "actions")
     if actions.ndim != 2 or actions.dtype.kind not in "fiu":
         raise file.error(
             name, "actions", f"expected numbers [T, A], got {actions.dtype}{list(actions.shape)}"
@@ -172,19 +195,24 @@ def _one_demo(file: DemoFile, name: str, report: Report, seen: dict[str, str]) -
     twin = seen.setdefault(hashlib.sha1(actions.tobytes()).hexdigest(), name)
     if twin != name:
         report.problem(f"the same actions as {twin}", name)
-    if "rewards" in group:
+    if file.find(name, "rewards") is not None:
         _rewards(file, name, report)
-    if "obs" not in group:
+    if file.find(name, "obs") is None:
         report.raw = True
     for check in (lambda: file.actions(name), lambda: file.check(name)):
         try:
             check()
         except DatasetError as error:
             report.problem(_without_place(str(error), file, name), name)
-    leaves: dict[str, h5py.Dataset] = {}
-    group.visititems(lambda k, v: leaves.update({k: v}) if isinstance(v, h5py.Dataset) else None)
-    for key, dset in leaves.items():
-        _one_key(file, name, key, dset, report)
+    for key, found in h5_read.datasets(file.group(name)):
+        try:
+            if isinstance(found, Exception):
+                raise found
+            _one_key(file, name, key, report)
+        except h5_read.Refused as error:
+            report.problem(f"'{key}': {error}", name)
+        except (DatasetError, *H5_FAULTS) as error:
+            report.problem(_without_place(str(error), file, name), name)
     return actions
 
 
@@ -198,7 +226,8 @@ def _rewards(file: DemoFile, name: str, report: Report) -> None:
         report.problem("no step has reward 1: not a successful demonstration", name)
 
 
-def _one_key(file: DemoFile, name: str, key: str, dset: h5py.Dataset, report: Report) -> None:
+def _one_key(file: DemoFile, name: str, key: str, report: Report) -> None:
+    dset = file.dataset(name, key)
     shape, length = tuple(dset.shape[1:]), report.lengths[-1]
     stats = report.keys.setdefault(key, KeyStats(str(dset.dtype), shape))
     stats.demos += 1
@@ -213,28 +242,27 @@ def _one_key(file: DemoFile, name: str, key: str, dset: h5py.Dataset, report: Re
     if len(dset) != length:
         report.problem(f"{key} has {len(dset)} steps, actions {length}", name)
     if key.endswith("_image") and len(dset):
-        _images(file, name, key, dset, stats, report)
+        _images(file, name, key, stats, report)
         return
-    values = dset[()]
+    values = file.array(name, key)
     stats.add(values)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         report.problem(f"{key} holds NaN or infinity", name)
 
 
-def _images(
-    file: DemoFile, name: str, key: str, dset: h5py.Dataset, stats: KeyStats, report: Report
-) -> None:
-    if dset.dtype == np.uint8 and dset.ndim == 4 and dset.shape[3] == 3 and dset.shape[1] % 3:
-        report.problem(
-            f"{key} has its channels last; policies expect [T, 3*stack, H, W] "
-            "(tools.dataset_states_to_obs writes that)", name
-        )  # fmt: skip
-    else:
+def _images(file: DemoFile, name: str, key: str, stats: KeyStats, report: Report) -> None:
+    dset, camera = file.dataset(name, key), key.removeprefix("obs/").removesuffix("_image")
+    steps = _spread(len(dset), FRAMES_READ)
+    frames = None
+    if key.startswith("obs/"):  # what policies see, as they see it
         try:
-            file.image_shape(name, key.removeprefix("obs/").removesuffix("_image"))
+            layout = file.layout(name, camera)
+            stated = f"{layout}{', read transposed' if layout.channels_last else ''}"
+            report.facts.setdefault(f"layout of {key}", stated)
+            frames = file.images(name, camera, steps)
         except DatasetError as error:
             report.problem(_without_place(str(error), file, name), name)
-    frames = dset[_spread(len(dset), FRAMES_READ)]
+    frames = dset[steps] if frames is None else frames
     stats.add(frames)
     if frames.size and int(frames.min()) == int(frames.max()):
         report.problem(f"{key} is one colour ({int(frames.min())}): nothing was rendered", name)
@@ -334,9 +362,9 @@ def contact_sheet(path: str | Path, out: str | Path, demos: int = 6, frames: int
     with DemoFile(path) as file:
         for number in _spread(len(file.names), demos):
             name = file.names[number]
-            for key in sorted(file.group(name).get("obs", {})):
+            for key in file.obs_keys(name):
                 if key.endswith("_image"):
-                    rows.append(_row(file, name, key, frames))
+                    rows.append(_row(file, name, key.removesuffix("_image"), frames))
     if not rows:
         return False
     width = max(r.shape[1] for r in rows)
@@ -349,15 +377,10 @@ def contact_sheet(path: str | Path, out: str | Path, demos: int = 6, frames: int
     return True
 
 
-def _row(file: DemoFile, name: str, key: str, count: int) -> np.ndarray:
-    dset = file.group(name)[f"obs/{key}"]
-    steps = _spread(len(dset), count)
-    if dset.ndim == 4 and dset.shape[3] == 3:  # channels last: not for policies, but to look at
-        frames = dset[steps]
-    else:
-        camera = key.removesuffix("_image")
-        frames = file.images(name, camera, steps).transpose(0, 2, 3, 1)
-    label = f"{name} {key.removesuffix('_image')}"
+def _row(file: DemoFile, name: str, camera: str, count: int) -> np.ndarray:
+    steps = _spread(file.length(name), count)
+    frames = file.images(name, camera, steps).transpose(0, 2, 3, 1)
+    label = f"{name} {camera}"
     return np.concatenate(
         [_labelled(f, f"t={t}" if t else label) for f, t in zip(frames, steps, strict=True)],
         axis=1,

@@ -103,10 +103,10 @@ def read_source(file: DemoFile) -> Source:
 
 def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
     """One recording, its arrays checked against each other and actions against the task's."""
-    length, group = file.length(name), file.group(name)
+    length = file.length(name)
     arrays = {}
     for key, ndim in (("actions", 2), ("states", 2), ("rewards", 1), ("dones", 1)):
-        if key in group or ndim == 2:
+        if ndim == 2 or file.find(name, key) is not None:
             arrays[key] = file.numbers(name, key, ndim)
             if len(arrays[key]) != length:
                 raise file.error(
@@ -128,14 +128,14 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
                 "are clipped, as the controller does"
             )
         actions = actions.clip(-1, 1)
-    xml = str(group.attrs.get("model_file", ""))
+    xml = file.text(name, "model_file")
     if "<" not in xml:
         xml = ""
         notes.append("the model is not in the file: sizes of things are those of the simulation")
     obs = {
         key: file.numbers(name, f"obs/{key}", 2)
-        for key in group.get("obs", {})
-        if file.group(name)[f"obs/{key}"].ndim == 2
+        for key in file.obs_keys(name)
+        if file.dataset(name, f"obs/{key}").ndim == 2
     }
     return RawDemo(
         name,

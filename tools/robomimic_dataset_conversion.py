@@ -144,12 +144,14 @@ class Reporter:
 def absolute_env_args(env_args: dict[str, Any]) -> dict[str, Any]:
     """The file's description of its environment with an absolute controller."""
     args: dict[str, Any] = json.loads(json.dumps(env_args))
+    args["env_kwargs"] = args.get("env_kwargs") or {}
     configs = args["env_kwargs"].get("controller_configs") or {}
     args["env_kwargs"]["controller_configs"] = configs
     for config in configs if isinstance(configs, list) else [configs]:
-        if "body_parts" in config:
+        if config.get("body_parts") is not None:
             arms = config["body_parts"].get("arms", config["body_parts"])
-            arms["right"] |= {"input_type": "absolute", "input_ref_frame": "world"}
+            absolute = {"input_type": "absolute", "input_ref_frame": "world"}
+            arms["right"] = (arms.get("right") or {}) | absolute
         else:
             config["control_delta"] = False
     return args
@@ -182,7 +184,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
             RunProgress(len(names), "demonstrations") as progress,
         ):
             data = out.create_group("data")
-            for key, value in file.root["data"].attrs.items():
+            for key, value in file.data.attrs.items():
                 if key not in ("env_args", "env_info"):
                     data.attrs[key] = value
             data.attrs["env_args"] = json.dumps(env_args)
@@ -195,14 +197,15 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
                     absolute = converter.absolute(demo)
                 except EnvError as error:
                     raise file.error(name, "states", str(error)) from error
-                file.root.copy(f"data/{name}", data)
+                file.check_all(name)
+                file.root.copy(file.group(name), data, name, expand_soft=True, expand_external=True)
                 data[name].move("actions", "actions_delta")
                 data[name]["actions"] = absolute
                 if reporter is not None:
                     reports.append(reporter.report(demo, absolute))
                 progress.update(done + 1)
-            if num < 0 and "mask" in file.root:
-                file.root.copy("mask", out)
+            if num < 0 and (mask := file.find(None, "mask")) is not None:
+                file.root.copy(mask, out, "mask")
     write_env_cfg(env_args, output)
     tell_notes(notes)
     return reports

@@ -284,12 +284,6 @@ FAULTS = {
         {"use_state": 0, "rl_camera": "agentview"},
         "demo_0, 'obs/agentview_image': expected uint8",
     ),
-    "channels_last": (
-        "data/demo_0/obs/agentview_image",
-        np.zeros((7, 8, 8, 3), np.uint8),
-        {"use_state": 0, "rl_camera": "agentview"},
-        "channels first.*tools.dataset_states_to_obs",
-    ),
     "image_size": (
         "data/demo_1/obs/agentview_image",
         np.zeros((5, 3, 9, 9), np.uint8),

@@ -84,7 +84,7 @@ FAULTS = {
     "channels_last": (
         "data/demo_1/obs/agentview_image",
         np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8),
-        "channels last",
+        "uint8[8, 8, 3] a step, elsewhere uint8[3, 8, 8]",
     ),
     "no_actions": ("data/demo_1/actions", None, "'actions': missing"),
     "dones": ("data/demo_1/dones", np.full(5, 3), "'dones': holds 3"),
