@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,12 +31,41 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout: {dropout}, expected a probability in [0, 1)")
 
 
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What the data say of a policy's inputs and outputs: all it takes to build one."""
+
+    # the stacked state [S], or the stacked images of one camera [C, H, W]
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    # steps in obs_shape
+    stack: int = 1
+    # none: it sees states
+    cameras: tuple[str, ...] = ()
+    # the stacked proprioception [P]; () where there is none
+    prop_shape: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The observation it sees: "state", or the (first) camera."""
+        return self.cameras[0] if self.cameras else "state"
+
+
+@dataclass
+class PolicyConfig:
+    """Base of the policies' configurations."""
+
+    def check(self, pixels: bool) -> None:
+        """ValueError that begins with the field which does not go with images (or states)."""
+
+
 class BasePolicy(nn.Module, ABC):
     """What explicit and implicit policies share; implements ``common_utils.specs.Policy``.
 
-    A subclass states :meth:`input_specs`, :meth:`loss`, :meth:`_act` and :meth:`_propose`; one
-    that takes statistics from the data also :meth:`fit`. Whatever it draws when acting comes
-    from the generator it is given, and in training from its own (:attr:`generator`).
+    A subclass states :meth:`build`, :meth:`input_specs`, :meth:`loss`, :meth:`_act` and
+    :meth:`_propose`; one that takes statistics from the data also :meth:`fit`. Whatever it draws
+    when acting comes from the generator it is given, and in training from its own
+    (:attr:`generator`). A row in ``bc.registry`` makes it a ``policy_type`` of ``train_bc.py``.
     """
 
     action_dim: int
@@ -50,6 +80,11 @@ class BasePolicy(nn.Module, ABC):
         self._rng: torch.Generator | None = None
 
     # ------------------------------------------------------------- a policy's own part
+
+    @classmethod
+    @abstractmethod
+    def build(cls, inputs: PolicyInputs, cfg: Any) -> BasePolicy:
+        """A fresh policy; ValueError that names the field of ``cfg`` which cannot be used."""
 
     @abstractmethod
     def input_specs(self) -> dict[str, ArraySpec]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bc.base import BasePolicy, batch_action
+from bc.base import BasePolicy, PolicyInputs, batch_action
 from common_utils.config_types import Flag
 from common_utils.specs import ArraySpec, Obs, SpecError
 from networks.ibc_pixel import FrameStack
@@ -112,6 +112,11 @@ class NormalizedPolicy(BasePolicy):
         # the networks over images hold the normaliser of these themselves
         self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
+
+    @classmethod
+    def build(cls, inputs: PolicyInputs, cfg: Any) -> NormalizedPolicy:
+        """From the state, or the one camera's images."""
+        return cls(inputs.key, inputs.obs_shape, inputs.stack, inputs.action_dim, cfg)
 
     def input_specs(self) -> dict[str, ArraySpec]:
         """The state, or the camera's images."""

@@ -34,6 +34,7 @@ from networks.fast.onednn import gemm_backend
 from rl.q_agent import QAgent
 from train_bc import MainConfig as BcConfig
 from train_rl import MainConfig
+from workspace.build_policy import build_policy
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs"
 IMAGE = (3, 96, 96)
@@ -179,19 +180,15 @@ def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
     cfg = bc_config_of(case)
     torch.manual_seed(0)
     sizes, n = sizes_of(case), cfg.batch_size
-    policy: ExplicitPolicy
+    prop = (sizes.prop * cfg.dataset.prop_stack,)
+    shape = (sizes.state * cfg.dataset.state_stack,) if cfg.dataset.use_state else IMAGE
+    cfg.obs_shape, cfg.prop_shape, cfg.action_dim = list(shape), list(prop), sizes.action
+    policy = build_policy(cfg)
     if cfg.dataset.use_state:
-        shape = (sizes.state * cfg.dataset.state_stack,)
-        policy = StateBcPolicy(shape, sizes.action, cfg.state_policy)
         obs = {"state": torch.randn(n, *shape)}
     else:
-        camera, prop = cfg.dataset.rl_camera, (sizes.prop * cfg.dataset.prop_stack,)
-        if cfg.kind == "metaworld":
-            policy = MwBcPolicy(IMAGE, prop, sizes.action, cfg.mw_policy, camera=camera)
-        else:
-            policy = BcPolicy(IMAGE, prop, sizes.action, [camera], cfg.policy)
         image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
-        obs = {camera: image, "prop": torch.randn(n, *prop)}
+        obs = {cfg.dataset.rl_camera: image, "prop": torch.randn(n, *prop)}
     batch = Namespace(obs=obs, action={"action": 2 * torch.rand(n, sizes.action) - 1})
     opt = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
 

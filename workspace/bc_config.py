@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bc.base import PolicyConfig
 from bc.dataset import DatasetConfig
 from bc.explicit.bc_policy import BcPolicyConfig, StateBcPolicyConfig
 from bc.explicit.mdn_policy import MdnPolicyConfig
 from bc.explicit.mse_policy import MsePolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.ibc.ebm_policy import EbmPolicyConfig
+from bc.registry import POLICIES
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.optim import exponential_decay, warmup
 
-# the policies of Implicit BC, and its suites, whose evaluations play seeds 0, 1, ... every time
-IBC_KINDS = ("ebm", "mse", "mdn")
+# the suites of Implicit BC, whose evaluations play seeds 0, 1, ... every time
 IBC_SUITES = ("particle", "block_pushing", "d4rl")
 
 
@@ -117,39 +118,29 @@ class MainConfig(RunConfig):
             raise ValueError(f"ema: {self.ema}, expected a rate up to 1, or -1 for none")
         if self.optimizer == "keras_adam" and self.weight_decay:
             raise ValueError(f"weight_decay: {self.weight_decay}, but keras_adam has none")
-        if self.kind in IBC_KINDS:
-            if not self.dataset.use_state and len(self.dataset.rl_cameras) != 1:
-                raise ValueError(f"policy_type: {self.kind} takes one camera in dataset.rl_camera")
-        elif (self.kind == "state") != bool(self.dataset.use_state):
-            raise ValueError(
-                f"policy_type: {self.policy_type} does not go with dataset.use_state "
-                f"{self.dataset.use_state}"
-            )
-        if self.kind == "metaworld" and len(self.dataset.rl_cameras) != 1:
-            raise ValueError("policy_type: metaworld takes one camera in dataset.rl_camera")
-        if self.kind == "ebm" and self.ebm.precision != "float32":
-            self._check_precision()
+        self._check_policy()
 
-    def _check_precision(self) -> None:
-        """What has no bfloat16 form would quietly be computed in float32."""
-        if not self.dataset.use_state:
-            raise ValueError(
-                f"ebm.precision: {self.ebm.precision} is for networks over states; with images "
-                "set ebm.pixel.image.conv_precision"
-            )
-        net = self.ebm.net
-        if net.activation != "relu" or net.normalizer is not None or net.rate > 0:
-            raise ValueError(
-                f"ebm.precision: {self.ebm.precision} needs ebm.net.activation relu, normalizer "
-                f"null and rate 0, got {net.activation}, {net.normalizer} and {net.rate}"
-            )
+    def _check_policy(self) -> None:
+        """The policy reads what the dataset gives."""
+        dataset, row = self.dataset, POLICIES[self.kind]
+        if wrong := row.check_inputs(bool(dataset.use_state), len(dataset.rl_cameras)):
+            raise ValueError(f"policy_type: {self.policy_type} {wrong}")
+        try:
+            self.policy_config.check(pixels=not dataset.use_state)
+        except ValueError as error:
+            raise ValueError(f"{row.section}.{error}") from None
 
     @property
     def kind(self) -> str:
-        """ "state", "pixel", "metaworld", or one of IBC_KINDS."""
+        """The row of ``bc.registry.POLICIES``."""
         if self.policy_type != "auto":
             return self.policy_type
         return "state" if self.dataset.use_state else "pixel"
+
+    @property
+    def policy_config(self) -> PolicyConfig:
+        """The section of the chosen kind."""
+        return getattr(self, POLICIES[self.kind].section)
 
     @property
     def evaluates(self) -> bool:

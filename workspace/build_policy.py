@@ -11,16 +11,10 @@ from typing import Any
 
 import torch
 
-from bc.base import BasePolicy
+from bc.base import BasePolicy, PolicyInputs
 from bc.dataset import DemoDataset
-from bc.explicit.bc_policy import BcPolicy, StateBcPolicy
-from bc.explicit.mdn_policy import MdnPolicy
-from bc.explicit.mse_policy import MsePolicy
-from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
-from bc.ibc.autoregressive import AutoregressivePolicy
-from bc.ibc.ebm_policy import EbmPolicy
 from bc.loader import DatasetError
-from bc.normalized import NormalizedPolicy
+from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.run_config import ConfigError, resolve_device
 from env.core import Env
@@ -75,32 +69,18 @@ def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:
 
 def build_policy(cfg: MainConfig) -> BasePolicy:
     """A fresh policy from a filled-in config (no environment, no dataset needed)."""
-    if cfg.kind in ("ebm", "mse", "mdn"):
-        return _build_ibc(cfg)
-    if cfg.kind == "state":
-        return StateBcPolicy(cfg.obs_shape, cfg.action_dim, cfg.state_policy)
-    uses_prop = cfg.mw_policy.use_prop if cfg.kind == "metaworld" else cfg.policy.use_prop
-    if uses_prop and not cfg.prop_shape:
-        raise ConfigError(f"policy.use_prop: 1, but '{cfg.dataset.path}' has no proprioception")
-    shapes = (cfg.obs_shape, cfg.prop_shape, cfg.action_dim)
-    if cfg.kind == "metaworld":
-        return MwBcPolicy(*shapes, cfg.mw_policy, camera=cfg.dataset.rl_cameras[0])
-    return BcPolicy(*shapes, cfg.dataset.rl_cameras, cfg.policy)
-
-
-def _build_ibc(cfg: MainConfig) -> NormalizedPolicy:
-    """The EBM, MSE or MDN policy over the state or one camera."""
-    dataset = cfg.dataset
-    key = "state" if dataset.use_state else dataset.rl_cameras[0]
-    stack = dataset.state_stack if dataset.use_state else dataset.image_stack
-    shapes = (key, cfg.obs_shape, stack, cfg.action_dim)
-    if cfg.kind == "ebm" and cfg.ebm.autoregressive:
-        return AutoregressivePolicy(*shapes, cfg.ebm)
-    if cfg.kind == "ebm":
-        return EbmPolicy(*shapes, cfg.ebm)
-    if cfg.kind == "mse":
-        return MsePolicy(*shapes, cfg.mse)
-    return MdnPolicy(*shapes, cfg.mdn)
+    dataset, row = cfg.dataset, POLICIES[cfg.kind]
+    inputs = PolicyInputs(
+        obs_shape=tuple(cfg.obs_shape),
+        action_dim=cfg.action_dim,
+        stack=dataset.state_stack if dataset.use_state else dataset.image_stack,
+        cameras=() if dataset.use_state else tuple(dataset.rl_cameras),
+        prop_shape=tuple(cfg.prop_shape),
+    )
+    try:
+        return row.build(inputs, cfg.policy_config)
+    except ValueError as error:
+        raise ConfigError(f"{row.section}: {error} (data: '{dataset.path}')") from error
 
 
 def how_to_train(path: str | Path) -> str:
@@ -177,14 +157,15 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
     if not heads:
         raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
     cfg.action_dim = weights[heads[-1]].shape[0]
-    if cfg.kind == "state":
+    # metaworld_names has said so where it is Meta-World
+    cfg.env.suite = cfg.env.suite or "robosuite"
+    if cfg.dataset.use_state:
         cfg.obs_shape = [weights[heads[0]].shape[1]]
     else:
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
         # Meta-World: hand position and gripper; robosuite: position, quaternion, two fingers
-        cfg.prop_shape = [(4 if cfg.kind == "metaworld" else 9) * stack]
-    cfg.env.suite = "metaworld" if cfg.kind == "metaworld" else "robosuite"
+        cfg.prop_shape = [(4 if cfg.env.suite == "metaworld" else 9) * stack]
     cfg.env.task = cfg.task_name
     _fill_in_env(cfg, {})
 

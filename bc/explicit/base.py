@@ -7,8 +7,14 @@ from typing import Any
 
 import torch
 
-from bc.base import BasePolicy, batch_action
+from bc.base import BasePolicy, PolicyInputs, batch_action
 from common_utils.specs import Obs
+
+
+def check_prop(use_prop: int, inputs: PolicyInputs) -> None:
+    """ValueError when proprioception is wanted that the data do not have."""
+    if use_prop and not inputs.prop_shape:
+        raise ValueError("use_prop: 1, but there is no proprioception")
 
 
 class ExplicitPolicy(BasePolicy):

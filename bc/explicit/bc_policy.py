@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bc.base import check_dropout
-from bc.explicit.base import ExplicitPolicy
+from bc.base import PolicyConfig, PolicyInputs, check_dropout
+from bc.explicit.base import ExplicitPolicy, check_prop
 from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
@@ -21,7 +21,7 @@ from networks.normalizer import Normalizer
 
 
 @dataclass
-class BcPolicyConfig:
+class BcPolicyConfig(PolicyConfig):
     """Policy on camera images."""
 
     # one ResNet per camera, and how their features are joined
@@ -48,7 +48,7 @@ class BcPolicyConfig:
 
 
 @dataclass
-class StateBcPolicyConfig:
+class StateBcPolicyConfig(PolicyConfig):
     """Policy on state vectors."""
 
     # number of hidden layers
@@ -100,6 +100,13 @@ class BcPolicy(ExplicitPolicy):
         if cfg.orth_init:
             self.policy.apply(orth_weight_init)
 
+    @classmethod
+    def build(cls, inputs: PolicyInputs, cfg: BcPolicyConfig) -> BcPolicy:
+        """From all cameras, and proprioception with use_prop."""
+        check_prop(cfg.use_prop, inputs)
+        shapes = (inputs.obs_shape, inputs.prop_shape, inputs.action_dim)
+        return cls(*shapes, inputs.cameras, cfg)
+
     def input_specs(self) -> dict[str, ArraySpec]:
         """The cameras, and "prop" with use_prop."""
         specs = {camera: ArraySpec(self.obs_shape, "uint8") for camera in self.rl_cameras}
@@ -138,6 +145,11 @@ class StateBcPolicy(ExplicitPolicy):
         self.net = build_fc(
             obs_shape[0], cfg.hidden_dim, action_dim, cfg.num_layer, cfg.layer_norm, cfg.dropout
         )
+
+    @classmethod
+    def build(cls, inputs: PolicyInputs, cfg: StateBcPolicyConfig) -> StateBcPolicy:
+        """From the state."""
+        return cls(inputs.obs_shape, inputs.action_dim, cfg)
 
     def input_specs(self) -> dict[str, ArraySpec]:
         """The state alone."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from networks.ibc_mlp import MLPMDN, MDNConfig
@@ -15,7 +16,7 @@ from networks.ibc_pixel import ConvMDNConfig, ConvMLPMDN
 
 
 @dataclass
-class MdnPolicyConfig:
+class MdnPolicyConfig(PolicyConfig):
     """The mixture density policy."""
 
     # its network over states

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
 from networks.ibc_mlp import MLPMSE, MLPConfig
 from networks.ibc_pixel import ConvMLPConfig, ConvMLPMSE
 
 
 @dataclass
-class MsePolicyConfig:
+class MsePolicyConfig(PolicyConfig):
     """The explicit policy."""
 
     # its network over states

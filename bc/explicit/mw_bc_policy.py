@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from bc.base import check_dropout
-from bc.explicit.base import ExplicitPolicy
+from bc.base import PolicyConfig, PolicyInputs, check_dropout
+from bc.explicit.base import ExplicitPolicy, check_prop
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
@@ -18,7 +18,7 @@ from networks.encoder import ResNetEncoder, ResNetEncoderConfig
 
 
 @dataclass
-class BcPolicyConfig:
+class BcPolicyConfig(PolicyConfig):
     """Meta-World policy on one camera."""
 
     # kind of encoder; only "resnet" exists
@@ -85,6 +85,13 @@ class BcPolicy(ExplicitPolicy):
         self.policy = nn.Sequential(*layers, nn.Linear(cfg.hidden_dim, action_dim))
         if cfg.orth_init:
             self.policy.apply(orth_weight_init)
+
+    @classmethod
+    def build(cls, inputs: PolicyInputs, cfg: BcPolicyConfig) -> BcPolicy:
+        """From the one camera, and proprioception with use_prop."""
+        check_prop(cfg.use_prop, inputs)
+        shapes = (inputs.obs_shape, inputs.prop_shape, inputs.action_dim)
+        return cls(*shapes, cfg, camera=inputs.key)
 
     def input_specs(self) -> dict[str, ArraySpec]:
         """The camera, and "prop" with use_prop."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bc.base import PolicyInputs
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig, score
 from bc.ibc.samplers import Energy, EnergyNet
@@ -121,3 +122,9 @@ class AutoregressivePolicy(EbmPolicy):
         step = max(1, MAX_ROWS // self.cfg.num_action_samples)
         found = torch.cat([self._search(part, False, rng) for part in rows.split(step)])
         return found.view(len(features), n, -1)
+
+
+def build_ebm(inputs: PolicyInputs, cfg: EbmPolicyConfig) -> EbmPolicy:
+    """The policy of an ``ebm`` section: one energy, or one per action dimension."""
+    kind = AutoregressivePolicy if cfg.autoregressive else EbmPolicy
+    return kind(inputs.key, inputs.obs_shape, inputs.stack, inputs.action_dim, cfg)

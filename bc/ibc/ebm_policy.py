@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from bc.base import PolicyConfig
 from bc.ibc import losses, samplers
 from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
@@ -29,7 +30,7 @@ MAX_ROWS = 2**16
 
 
 @dataclass
-class EbmPolicyConfig:
+class EbmPolicyConfig(PolicyConfig):
     """The energy-based policy: network, training, inference."""
 
     # its network over states
@@ -125,6 +126,24 @@ class EbmPolicyConfig:
     def num_langevin(self) -> int:
         """Counter-examples made by Langevin chains."""
         return int(self.fraction_langevin_samples * self.num_counter_examples)
+
+    def check(self, pixels: bool) -> None:
+        """ValueError for what is for states alone, or would quietly be computed in float32."""
+        if pixels and self.autoregressive:
+            raise ValueError("autoregressive: 1 is for states (dataset.use_state 1)")
+        if self.precision == "float32":
+            return
+        if pixels:
+            raise ValueError(
+                f"precision: {self.precision} is for networks over states; with images set "
+                "ebm.pixel.image.conv_precision"
+            )
+        net = self.net
+        if net.activation != "relu" or net.normalizer is not None or net.rate > 0:
+            raise ValueError(
+                f"precision: {self.precision} needs ebm.net.activation relu, normalizer null and "
+                f"rate 0, got {net.activation}, {net.normalizer} and {net.rate}"
+            )
 
     def _check_autoregressive(self) -> None:
         """What goes with ``autoregressive``; ValueError names the field that does not."""

@@ -203,6 +203,20 @@ def test_metaworld_checkpoints_of_the_original_program_load(tmp_path):
     assert (cfg.env.suite, cfg.env.task, cfg.env.cameras) == ("metaworld", "Assembly", ["corner2"])
 
 
+def test_metaworld_states_of_the_original_program_load_for_metaworld(tmp_path):
+    policy = StateBcPolicy((39,), 4, StateBcPolicyConfig(hidden_dim=16))
+    torch.save(policy.state_dict(), tmp_path / "model1.pt")
+    tree = {
+        "dataset": {"path": "Assembly", "rl_camera": "corner2", "use_state": 1},
+        "state_policy": {"hidden_dim": 16},
+        "batchsize": 256,
+        "task_name": "Assembly",
+    }
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(tree))
+    _, cfg = train_bc.load_policy(tmp_path / "model1.pt", "cpu")
+    assert (cfg.kind, cfg.env.suite, cfg.env.task) == ("state", "metaworld", "Assembly")
+
+
 def test_released_robomimic_configs_load():
     for path in sorted((RELEASE / "robomimic_bc").glob("*.yaml")):
         cfg = run_config.load(train_bc.MainConfig, path)
@@ -244,6 +258,16 @@ def test_a_missing_simulator_tells_how_to_train_without(tmp_path, mp_eval):
 def test_impossible_configs_name_the_field(tmp_path, data, args, message):
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, data, *args)
+
+
+def test_networks_that_cannot_be_built_name_the_section(tmp_path, data):
+    with pytest.raises(ConfigError, match=r"^ebm: depth of .* even.*data.hdf5"):
+        states = ["--dataset.use_state", "1", "--policy_type", "ebm", "--ebm.net.depth", "3"]
+        train_bc.run(config(tmp_path / "run", data, *states))
+    cfg = config(tmp_path / "run", data, "--policy.use_prop", "1")
+    cfg.obs_shape, cfg.action_dim = [3, 96, 96], 7
+    with pytest.raises(ConfigError, match=r"^policy: use_prop: 1, but there is no proprioception"):
+        train_bc.build_policy(cfg)
 
 
 @pytest.mark.parametrize(

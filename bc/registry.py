@@ -1,0 +1,54 @@
+"""The BC policies there are: one table. A new policy is one file, and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bc.base import BasePolicy, PolicyConfig, PolicyInputs
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
+from bc.explicit.mdn_policy import MdnPolicy, MdnPolicyConfig
+from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
+from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
+from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from bc.ibc.autoregressive import build_ebm
+from bc.ibc.ebm_policy import EbmPolicyConfig
+
+# states, one camera's images, or those of any number of cameras
+Reads = Literal["state", "camera", "cameras"]
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """One ``policy_type``."""
+
+    config: type[PolicyConfig]
+    # what builds it: the policy class's ``build``
+    build: Callable[[PolicyInputs, Any], BasePolicy]
+    # what it can learn from; dataset.use_state chooses where there are two
+    reads: tuple[Reads, ...]
+    # its section in configurations
+    section: str
+
+    def check_inputs(self, use_state: bool, num_cameras: int) -> str:
+        """What is wrong with reading this; "" when nothing is."""
+        if use_state and "state" not in self.reads:
+            return "does not go with dataset.use_state 1"
+        if not use_state and self.reads == ("state",):
+            return "does not go with dataset.use_state 0"
+        if not use_state and "cameras" not in self.reads and num_cameras != 1:
+            return "takes one camera in dataset.rl_camera"
+        return ""
+
+
+POLICIES: dict[str, PolicyKind] = {
+    # the publication's: a perceptron on states, ResNets on cameras, Meta-World's own
+    "state": PolicyKind(StateBcPolicyConfig, StateBcPolicy.build, ("state",), "state_policy"),
+    "pixel": PolicyKind(BcPolicyConfig, BcPolicy.build, ("cameras",), "policy"),
+    "metaworld": PolicyKind(MwBcPolicyConfig, MwBcPolicy.build, ("camera",), "mw_policy"),
+    # Implicit BC's: explicit regression, a mixture density, an energy
+    "mse": PolicyKind(MsePolicyConfig, MsePolicy.build, ("state", "camera"), "mse"),
+    "mdn": PolicyKind(MdnPolicyConfig, MdnPolicy.build, ("state", "camera"), "mdn"),
+    "ebm": PolicyKind(EbmPolicyConfig, build_ebm, ("state", "camera"), "ebm"),
+}
