@@ -29,7 +29,6 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console, format_seconds
 from common_utils.records import read_metrics
-from common_utils.resume import STATE_DIR
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
@@ -70,17 +69,12 @@ def make_demos(cfg: QuickstartConfig) -> Path:
     return folder / demos.FILE_NAME
 
 
-def can_resume(save_dir: str) -> int:
-    """1 if an interrupted (or finished) run lies there."""
-    return int((Path(save_dir) / STATE_DIR).is_dir())
-
-
 def train_bc_policy(cfg: QuickstartConfig, data: Path) -> Path:
     """BC on the demonstrations; returns its weights."""
     config = run_config.load(train_bc.MainConfig, CFG_DIR / "quickstart_bc.yaml")
     config.dataset.path, config.seed = str(data), cfg.seed
     config.save_dir = f"{cfg.save_dir}/bc"
-    config.resume = can_resume(config.save_dir)
+    config.resume = 1  # if it was begun before
     train_bc.run(config)
     return Path(config.save_dir) / "model0.pt"
 
@@ -92,7 +86,7 @@ def train_ibrl(cfg: QuickstartConfig, data: Path, bc_weights: Path) -> Path:
     config.seed, config.save_dir = cfg.seed, f"{cfg.save_dir}/ibrl"
     config.num_train_step = cfg.num_train_step or config.num_train_step
     config.use_wb = cfg.use_wb
-    config.resume = can_resume(config.save_dir)
+    config.resume = 1
     train_rl.run(config)
     return Path(config.save_dir) / "model0.pt"
 

@@ -28,9 +28,9 @@ from common_utils.errors import UserError, run_program
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
-from common_utils.resume import STATE_DIR, full_disk_reported, start_or_resume
 from common_utils.run_config import resolve_device
-from common_utils.run_state import GracefulStop, fitting, load_state, save_state
+from common_utils.run_folder import RunFolder
+from common_utils.run_state import GracefulStop, RunState, fitting
 from common_utils.saver import TopkSaver, portable_state_dict
 from common_utils.seeding import (
     global_rng_state,
@@ -52,6 +52,7 @@ from workspace.build_policy import load_policy as load_policy
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = (
     "resume",
+    "save_dir",
     "num_epoch",
     "use_wb",
     "mp_eval",
@@ -98,6 +99,7 @@ class Workspace:
         self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
         self.log: RunLogger
+        self.folder: RunFolder
 
     def _fit_statistics(self) -> None:
         """The normalisers' statistics; DatasetError when the data have none to give."""
@@ -275,9 +277,15 @@ class Workspace:
         self.log.load_state_dict(state["log"])
         set_global_rng_state(state["global_rng"])
 
+    def resume(self, state: RunState) -> None:
+        """Continue from a saved state."""
+        with fitting(state):
+            self.load_state_dict(state.tree)
+        self.log.print(f"resumed from {state.path} at step {self.step}")
+
     def save_state(self) -> None:
         """Resumable state of this step, written atomically."""
-        save_state(self.save_dir / STATE_DIR, self.step, self.state_dict())
+        self.folder.save(self.step, self.state_dict())
 
     def close(self) -> None:
         """Stop workers, free the simulator and the data file."""
@@ -298,34 +306,25 @@ def _optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimizer:
 
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
-    data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
-    fill_in(cfg, data)
-    fast.set_up(kernel_threads=cfg.kernel_threads)
-    work = Workspace(cfg, data)
-    try:
-        work.open_env()
-        # only now is everything checked, and something written
-        path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
-        state = load_state(path) if path is not None else None
-        with RunLogger(
-            cfg.save_dir,
-            cfg.use_wb,
-            run_config.to_dict(cfg),
-            project=cfg.wb_project,
-            name=cfg.run_name,
-            group=cfg.group,
-            resume_step=state.step if state is not None else None,
-            saved=state.tree.get("log") if state is not None else None,
-        ) as log:
-            work.log = log
-            _say_what_runs(work)
-            if state is not None:
-                with fitting(state):
-                    work.load_state_dict(state.tree)
-                log.print(f"resumed from {state.path} at step {work.step}")
-            work.train()
-    finally:
-        work.close()
+    resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
+    cfg.overwrite = 0  # asked for once: a config that is used again must not say it
+    with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
+        data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+        fill_in(cfg, data)
+        fast.set_up(kernel_threads=cfg.kernel_threads)
+        work = Workspace(cfg, data)
+        try:
+            work.open_env()
+            with folder.open_log(cfg, RESUMABLE_CHANGES) as log:
+                work.log, work.folder = log, folder
+                _say_what_runs(work)
+                if folder.state is not None:
+                    work.resume(folder.state)
+                else:
+                    work.save_state()  # from now on what the run writes has a state beside it
+                work.train()
+        finally:
+            work.close()
     return work
 
 
@@ -347,8 +346,7 @@ def _say_what_runs(work: Workspace) -> None:
 def main(cfg: MainConfig | None = None) -> int:
     """Entry point: parse (unless a config is given), run, exit status 0."""
     cfg = run_config.parse(MainConfig) if cfg is None else cfg
-    with full_disk_reported(cfg.save_dir):
-        run(cfg)
+    run(cfg)
     return 0
 
 

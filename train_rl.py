@@ -24,11 +24,12 @@ from bc.dataset import Demo, gather_stack, read_demos
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.ibrl_utils import eval_mode, schedule
+from common_utils.kept_weights import KeptWeights, keep
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
 from common_utils.resources import Need, check_fits
-from common_utils.resume import STATE_DIR, full_disk_reported, start_or_resume
-from common_utils.run_state import GracefulStop, RunState, fitting, load_state, save_state
+from common_utils.run_folder import RunFolder
+from common_utils.run_state import GracefulStop, RunState, fitting
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
@@ -50,11 +51,13 @@ from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer
 from rl.successes import Record
 from workspace.build_agent import (
+    bc_weights,
     build_agent,
     check_files,
     inherit_env,
     load_bc_policies,
     load_pretrained,
+    same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
 from workspace.rl_config import MainConfig, rl_env_config
@@ -89,11 +92,13 @@ COUNTERS = (
 class Workspace:
     """Everything a run holds: environment, agent, replay, counters, logs, checkpoints."""
 
-    def __init__(self, cfg: MainConfig) -> None:
+    def __init__(self, cfg: MainConfig, weights: KeptWeights | None = None) -> None:
+        """``weights``: of the BC policies, if not those that ``cfg.bc_policy`` names."""
         self.cfg = cfg
         self.save_dir = Path(cfg.save_dir)
         set_all_seeds(cfg.seed)
-        bc_policies, bc_cameras = load_bc_policies(cfg)
+        self.bc_weights = bc_weights(cfg) if weights is None else weights
+        bc_policies, bc_cameras = load_bc_policies(cfg, weights=self.bc_weights)
         self.env_cfg = rl_env_config(cfg, bc_cameras)
         # evaluations play in env_cfg; training may record more than the agent sees
         saves = cfg.save_per_success > 0
@@ -123,6 +128,7 @@ class Workspace:
         self.saver = TopkSaver(self.save_dir, topk=1)
         self.headline: dict[str, float] = {}
         self.log: RunLogger
+        self.folder: RunFolder
         # num_proc 0 plays in this process; started at the first evaluation
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
         self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
@@ -512,6 +518,7 @@ class Workspace:
         """Everything but the replay (which writes its own files)."""
         return {
             "counters": self._counters(),
+            "bc_policy": self.bc_weights.sums,
             "agent": self.agent.training_state(),
             "ref_agent": self.ref_agent.state_dict() if self.ref_agent is not None else None,
             "env": self.env.state_dict(),
@@ -544,8 +551,7 @@ class Workspace:
     def save_state(self) -> None:
         """Resumable state of this step, written atomically; older ones are removed."""
         with self.watch("checkpoint"):
-            root = self.save_dir / STATE_DIR
-            save_state(root, self.global_step, self.state_dict(), {"replay": self.replay})
+            self.folder.save(self.global_step, self.state_dict(), {"replay": self.replay})
 
     def resume(self, state: RunState) -> None:
         """Continue from a saved state."""
@@ -569,45 +575,49 @@ def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
 
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
-    if not cfg.resume:
-        check_files(cfg)
-    inherit_env(cfg)
-    fast.set_up(cfg.torch_threads, cfg.kernel_threads)
-    work = Workspace(cfg)
-    needs = work.check_fits()  # before anything is written
-    path = start_or_resume(cfg, bool(cfg.resume), RESUMABLE_CHANGES)
-    state = load_state(path) if path is not None else None
-    with RunLogger(
-        cfg.save_dir,
-        cfg.use_wb,
-        run_config.to_dict(cfg),
-        project=cfg.wb_project,
-        name=cfg.run_name,
-        group=cfg.group,
-        resume_step=state.step if state is not None else None,
-        saved=state.tree.get("log") if state is not None else None,
-    ) as log:
-        work.log = log
-        for line in needs:
-            log.print(line)
+    resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
+    cfg.overwrite = 0  # asked for once: a config that is used again must not say it
+    with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
+        state = folder.state
+        if state is None:
+            check_files(cfg)
+        saved = folder.saved_config(type(cfg))
+        inherit_env(cfg, saved=saved)
+        weights = bc_weights(cfg, folder.path if state is not None else None, state)
+        may_change = list(RESUMABLE_CHANGES)
+        if saved is not None and same_weights(cfg, weights):
+            may_change.append("bc_policy")
+        fast.set_up(cfg.torch_threads, cfg.kernel_threads)
+        work = Workspace(cfg, weights)
         try:
-            with GracefulStop() as work.stop:
-                if state is not None:
-                    work.resume(state)
-                if not work.prepared:
-                    work.prepare()
-                if work.prepared:
-                    work.train()
+            needs = work.check_fits()  # before anything is written
+            with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
+                work.log, work.folder = log, folder
+                for line in needs + weights.notes:
+                    log.print(line)
+                keep(folder.path, weights)
+                _start(work, state)
         finally:
             work.close()
     return work
 
 
+def _start(work: Workspace, state: RunState | None) -> None:
+    """Everything from the saved state on, or from the beginning."""
+    if state is not None:
+        work.resume(state)
+    else:
+        work.save_state()  # from now on whatever the run writes has a state beside it
+    if not work.prepared:
+        work.prepare()
+    if work.prepared:
+        work.train()
+
+
 def main(config_class: type[MainConfig] = MainConfig) -> int:
     """Entry point: parse, run, exit status 0."""
     cfg = run_config.parse(config_class)
-    with full_disk_reported(cfg.save_dir):
-        run(cfg)
+    run(cfg)
     return 0
 
 

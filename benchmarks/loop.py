@@ -19,7 +19,7 @@ import train_rl
 from benchmarks import common
 from common_utils import run_config
 from common_utils.errors import run_program
-from common_utils.logger import RunLogger
+from common_utils.run_folder import RunFolder
 from mw_main import generate_metaworld_dataset as demos
 from workspace.build_agent import inherit_env
 
@@ -59,7 +59,8 @@ def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> T
     cfg.num_warm_up_episode = min(cfg.num_warm_up_episode, 10)
     inherit_env(cfg)
     work = TimedWorkspace(cfg)
-    with RunLogger(save_dir, False, run_config.to_dict(cfg)) as work.log:
+    work.folder = RunFolder(cfg.save_dir, resume=False, overwrite=False)
+    with work.folder, work.folder.open_log(cfg, ()) as work.log:
         try:
             work.prepare()
             work.train()

@@ -21,7 +21,7 @@ import train_rl
 from benchmarks import common
 from common_utils import run_config
 from common_utils.errors import run_program
-from common_utils.logger import RunLogger
+from common_utils.run_folder import RunFolder
 from networks import fast
 from tools import generate_demos
 from workspace.build_agent import inherit_env
@@ -70,7 +70,8 @@ def one_run(
     inherit_env(cfg)
     fast.set_up(1, cfg.kernel_threads)
     work = train_rl.Workspace(cfg)
-    with RunLogger(save_dir, False, run_config.to_dict(cfg)) as work.log:
+    work.folder = RunFolder(cfg.save_dir, resume=False, overwrite=False)
+    with work.folder, work.folder.open_log(cfg, ()) as work.log:
         try:
             work.prepare()
             started = time.perf_counter()

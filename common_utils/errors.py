@@ -22,7 +22,8 @@ class UserError(Exception):
 
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
-    """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError.
+    """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
+    what the file system refuses.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
@@ -34,7 +35,10 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if not (cause := full_disk(error)):
+        if full := full_disk(error):
+            print(f"error: {full} ({error})", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno and error.filename:
+            print(f"error: {error}", file=sys.stderr)  # no permission, a file in the way, ...
+        else:
             raise
-        print(f"error: {cause} ({error})", file=sys.stderr)
         return USER_ERROR

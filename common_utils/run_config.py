@@ -124,6 +124,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{CONFIG_ARG}: cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (it is a SafeLoader)
     except yaml.YAMLError as error:

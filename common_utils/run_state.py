@@ -341,8 +341,7 @@ def fitting(state: RunState) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        named = isinstance(error, RuntimeError) and type(error) is not RuntimeError
-        if named or full_disk(error):  # says itself what is wrong
+        if full_disk(error):
             raise
         lines = str(error).splitlines() or [""]
         raise StateError(

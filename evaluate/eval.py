@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.errors import UserError, run_program
+from common_utils.kept_weights import is_copy
 from common_utils.run_config import ConfigError
 from env.core import Env
 from evaluate.pool import EvalPool
@@ -68,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
     """Weight files below ``folder`` whose path contains all of ``include``.
 
-    Only those with a cfg.yaml beside them (resumable state is no checkpoint). Raises
-    ConfigError when there is none.
+    Only those with a cfg.yaml beside them (resumable state is no checkpoint), and no copies
+    that runs keep of others' weights. Raises ConfigError when there is none.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -78,6 +79,7 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
         path
         for path in sorted(root.rglob("*.pt"))
         if (path.parent / "cfg.yaml").is_file()
+        and not is_copy(path)
         and all(part in str(path.relative_to(root)) for part in include)
     ]
     if not found:

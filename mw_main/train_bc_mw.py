@@ -72,6 +72,8 @@ class MainConfig(RunConfig):
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
+    # replace the run that save_dir holds; without it nothing is overwritten
+    overwrite: Flag = 0
     # the environment of evaluations; suite, task and what the policy sees are filled in
     env: EnvConfig = field(default_factory=EnvConfig)
     # filled in from the dataset

@@ -29,7 +29,6 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.records import read_metrics
-from common_utils.resume import STATE_DIR
 from common_utils.run_config import Flag
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult
@@ -76,11 +75,6 @@ class MainConfig:
         return Path(self.save_dir) / f"{self.policy}_seed{self.seed}"
 
 
-def can_resume(save_dir: str) -> int:
-    """1 if an interrupted (or finished) run lies there."""
-    return int((Path(save_dir) / STATE_DIR).is_dir())
-
-
 def make_demos(cfg: MainConfig) -> Path:
     """The demonstrations, shared by all runs."""
     folder = Path(cfg.save_dir) / "demos"
@@ -96,7 +90,7 @@ def train_bc_policy(cfg: MainConfig, data: Path) -> Path:
     config = run_config.load(train_bc.MainConfig, CFG_DIR / f"implicit_bc_{cfg.policy}.yaml")
     config.dataset.path, config.seed = str(data), cfg.seed
     config.save_dir = str(cfg.run_dir / "bc")
-    config.resume = can_resume(config.save_dir)
+    config.resume = 1  # if it was begun before
     train_bc.run(config)
     return Path(config.save_dir) / "model0.pt"
 
@@ -111,7 +105,7 @@ def train_ibrl(cfg: MainConfig, data: Path, bc_weights: Path) -> Path:
         config.q_agent.num_bc_samples = 1  # all its proposals would be the same
     elif cfg.num_bc_samples:
         config.q_agent.num_bc_samples = cfg.num_bc_samples
-    config.resume = can_resume(config.save_dir)
+    config.resume = 1
     train_rl.run(config)
     return Path(config.save_dir) / "model0.pt"
 

@@ -30,7 +30,6 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
-from common_utils.resume import STATE_DIR
 from common_utils.run_config import ConfigError
 from evaluate.stats import Rate, wilson
 from networks.ebm_fast import Precision
@@ -122,7 +121,7 @@ def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path)
         config.batch_size, config.ebm.precision = cfg.ebm_batch_size, cfg.precision
         config.ebm.langevin.num_iterations = cfg.ebm_iterations
     config.save_dir = str(Path(cfg.save_dir) / f"{policy}_{dim}d_seed{seed}")
-    config.resume = int((Path(config.save_dir) / STATE_DIR).is_dir())
+    config.resume = 1  # if it was begun before
     return config
 
 

@@ -83,6 +83,8 @@ class MainConfig(RunConfig):
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
+    # replace the run that save_dir holds; without it nothing is overwritten
+    overwrite: Flag = 0
     # filled in from the dataset: the task
     task_name: str = ""
     # filled in from the dataset: the robots

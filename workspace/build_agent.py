@@ -9,7 +9,9 @@ from typing import Any
 
 from bc.loader import DatasetError, how_to_make
 from common_utils import run_config
+from common_utils.kept_weights import KeptWeights, find, originals, split_paths
 from common_utils.run_config import ConfigError
+from common_utils.run_state import RunState
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
 from env.core import Env
@@ -35,16 +37,19 @@ def check_files(cfg: MainConfig) -> None:
             f"to make it: {how_to_make(cfg.preload_datapath)}"
         )
     if cfg.bc_policy and cfg.use_bc:
-        for path in cfg.bc_policy.split("+"):
+        for path in split_paths(cfg.bc_policy):
             require_weights(path, "bc_policy")
     if cfg.load_pretrained_agent:
         require_weights(cfg.load_pretrained_agent, "load_pretrained_agent")
 
 
-def inherit_env(cfg: MainConfig, trusted: Sequence[str] | None = None) -> None:
+def inherit_env(
+    cfg: MainConfig, trusted: Sequence[str] | None = None, saved: MainConfig | None = None
+) -> None:
     """Fill what the config leaves to the BC policy's run: task, image size, action repeat.
 
     ``trusted``: modules that the BC policy's config may name; None: those that ``cfg`` does.
+    ``saved``, the config of a run that is resumed, has been filled before.
     """
     fields = {
         "task_name": "task",
@@ -54,14 +59,17 @@ def inherit_env(cfg: MainConfig, trusted: Sequence[str] | None = None) -> None:
     missing = [name for name in fields if not getattr(cfg, name)]
     if not missing:
         return
-    if not cfg.bc_policy:
-        raise ConfigError(f"{missing[0]}: not given, and there is no bc_policy to take it from")
-    weights = cfg.bc_policy.split("+")[0]
-    require_weights(weights, "bc_policy")
     trusted = own_modules(cfg) if trusted is None else trusted
-    env = load_bc_config(weights, trust_module=trusted).env
+    if saved is not None:
+        env, source = rl_env_config(saved), cfg.cfg_path
+    elif cfg.bc_policy:
+        source = split_paths(cfg.bc_policy)[0]
+        require_weights(source, "bc_policy")
+        env = load_bc_config(source, trust_module=trusted).env
+    else:
+        raise ConfigError(f"{missing[0]}: not given, and there is no bc_policy to take it from")
     if not cfg.task_name:  # made by this run's suite, whatever the policy's was
-        env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{weights}'")
+        env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{source}'")
     for name in missing:
         setattr(cfg, name, getattr(env, fields[name]))
 
@@ -72,18 +80,48 @@ def own_modules(cfg: MainConfig) -> tuple[str, ...]:
     return (*module_names(cfg.trust_module), *filter(None, own))
 
 
-def load_bc_policies(
-    cfg: MainConfig, trusted: Sequence[str] | None = None
-) -> tuple[list[Any], list[str]]:
-    """The BC policies of a run and the cameras they look through; ``trusted`` as above."""
+def bc_weights(
+    cfg: MainConfig, run_dir: str | Path | None = None, state: RunState | None = None
+) -> KeptWeights:
+    """The BC policies' weights: the copies in ``run_dir`` if it has them, else ``cfg.bc_policy``.
+
+    Raises ConfigError where they are not those that ``state`` was trained with.
+    """
     if not cfg.bc_policy or not cfg.use_bc:
-        return [], []
-    paths = cfg.bc_policy.split("+")
-    for path in paths:
-        require_weights(path, "bc_policy")
+        return KeptWeights()
+    kept = find(run_dir) if run_dir is not None else None
+    if kept is None:
+        paths = split_paths(cfg.bc_policy)
+        for path in paths:
+            require_weights(path, "bc_policy")
+        kept = originals(paths)
+    if state is not None and state.tree.get("bc_policy", kept.sums) != kept.sums:
+        raise ConfigError(
+            f"bc_policy: {' and '.join(kept.files)} are not the weights that {state.path} was "
+            "trained with; put those back"
+        )
+    return kept
+
+
+def same_weights(cfg: MainConfig, kept: KeptWeights) -> bool:
+    """Whether ``cfg.bc_policy`` names, maybe by other paths, what the run keeps."""
+    try:
+        return originals(split_paths(cfg.bc_policy)).sums == kept.sums
+    except ConfigError:
+        return False
+
+
+def load_bc_policies(
+    cfg: MainConfig, trusted: Sequence[str] | None = None, weights: KeptWeights | None = None
+) -> tuple[list[Any], list[str]]:
+    """The BC policies of a run and the cameras they look through; ``trusted`` as above.
+
+    ``weights``: if not those that ``cfg.bc_policy`` names.
+    """
+    weights = bc_weights(cfg) if weights is None else weights
     trusted = own_modules(cfg) if trusted is None else trusted
-    loaded = [load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in paths]
-    for path, (_, bc_cfg) in zip(paths, loaded, strict=True):
+    loaded = [load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in weights.files]
+    for path, (_, bc_cfg) in zip(weights.files, loaded, strict=True):
         _check_padding(path, bc_cfg)
     policies = [policy for policy, _ in loaded]
     cameras = [k for p in policies for k, s in p.input_specs().items() if len(s.shape) == 3]
@@ -154,8 +192,8 @@ def load_model(
     """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
     Args:
-        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
-            (the folder may have been moved).
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` and copies of
+            its BC policies lie beside it (the folder may have been moved).
         device: auto, cpu or cuda.
         trust_module: module(s) that the run's config may have imported (docs/security.md).
 
@@ -170,7 +208,10 @@ def load_model(
     cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
     trusted = module_names(trust_module)
     inherit_env(cfg, trusted)
-    bc_policies, bc_cameras = load_bc_policies(cfg, trusted)
+    kept = bc_weights(cfg, path.parent)
+    for note in kept.notes:
+        print(note)
+    bc_policies, bc_cameras = load_bc_policies(cfg, trusted, kept)
     env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
     env = make_env(env_cfg)
     agent = build_agent(cfg, env.spec, bc_policies)

@@ -130,6 +130,8 @@ class MainConfig(RunConfig):
     trust_module: str = ""
     # continue the run in save_dir from its last checkpoint
     resume: Flag = 0
+    # replace the run that save_dir holds; without it nothing is overwritten
+    overwrite: Flag = 0
     save_dir: str = "exps/rl/run1"
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_state_run_and_a_moved_folder(tmp_path, data):
         assert torch.equal(policy.state_dict()[key], value)
     action = policy.act({"state": torch.zeros(46)})
     assert action.shape == (7,) and bool((action.abs() <= 1).all())
+    more += ["--resume", "1", "--num_epoch", "3"]
+    assert train_bc.run(config(tmp_path / "moved", data, *more)).epoch == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_replaced_only_when_that_is_asked_for(tmp_path, data):
+    states = ["--dataset.use_state", "1"]
+    run = tmp_path / "run"
+    train_bc.run(config(run, data, *states, "--num_epoch", "1"))
+    shutil.rmtree(run / "state")
+    for more in ([], ["--resume", "1"]):
+        with pytest.raises(ConfigError, match="--overwrite 1"):
+            train_bc.run(config(run, data, *states, *more))
+    assert (run / "model0.pt").exists()
+    train_bc.run(config(run, data, *states, "--overwrite", "1"))
+    assert len(read_metrics(run / "metrics.jsonl")) == 2
+    assert run_config.load(train_bc.MainConfig, run / "cfg.yaml").overwrite == 0
+    with pytest.raises(ConfigError, match="save_dir: ''"):
+        train_bc.run(config(Path(), data, *states, "--save_dir", ""))
 
 
 def test_the_log_names_demonstrations_of_other_names(tmp_path, data):

@@ -54,6 +54,9 @@ def test_train_rl_refuses(args: list[str], said: tuple[str, ...], tmp_path: Path
     [
         ("train_bc.py", ["--dataset.use_stat=1"], ("dataset.use_stat", "dataset.use_state")),
         ("train_bc.py", ["--lr=-1"], ("lr", "-1")),
+        ("train_bc.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
+        ("train_rl.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
+        ("train_rl.py", ["--overwrite=1", "--resume=1"], ("overwrite: 1", "resume is 1")),
         ("mw_main/train_bc_mw.py", ["--policy.hidden_dim=big"], ("policy.hidden_dim", "integer")),
         ("mw_main/train_rl_mw.py", ["--nsteps=3"], ("nsteps", "nstep")),
         ("mw_main/generate_metaworld_dataset.py", ["--num_episodes=x"], ("num_episodes",)),

@@ -16,6 +16,7 @@ import train_rl
 from bc.dataset import DatasetConfig
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.kept_weights import keep, originals
 from evaluate import eval as eval_cli
 from evaluate.rollout import EvalResult
 
@@ -99,6 +100,17 @@ def test_table_ranks_and_combines():
     assert lines[4] == "average over 3 checkpoints: 0.250"
     assert lines[5] == "max: 0.500 (b.pt)"
     assert "0.750 [0.301, 0.954] (n=4)" in lines[6]
+
+
+def test_copies_that_runs_keep_are_no_checkpoints(tmp_path):
+    for folder in ("run", "bc_policy/run"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("cfg.yaml", "model0.pt"):
+            (tmp_path / folder / name).write_text("x")
+    keep(tmp_path / "run", originals([str(tmp_path / "bc_policy/run/model0.pt")]))
+    assert (tmp_path / "run/bc_policy/0/model.pt").is_file()
+    found = [str(p.relative_to(tmp_path)) for p in eval_cli.find_weights(tmp_path)]
+    assert found == ["bc_policy/run/model0.pt", "run/model0.pt"]
 
 
 def test_an_rl_checkpoint(tmp_path, capsys):

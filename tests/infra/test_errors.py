@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import re
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from bc.loader import DatasetError
 from common_utils.errors import run_program
 from common_utils.resources import ResourceError
-from common_utils.resume import full_disk_reported
 from common_utils.run_config import ConfigError
 from common_utils.run_state import StateError
 from common_utils.specs import SpecError
@@ -49,20 +49,29 @@ def test_other_ends_of_a_program():
         run_program(faulty)
 
 
-def test_a_full_disk_is_reported_with_the_folder(capsys):
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "cfg.yaml")
+def test_what_the_file_system_refuses_is_one_line(capsys):
+    def refused(number: int) -> None:
+        raise OSError(number, os.strerror(number), "cfg.yaml")
 
-    def train() -> None:
-        with full_disk_reported("exps/run"):
-            full()
+    def torn() -> None:
+        try:
+            refused(errno.ENOSPC)
+        except OSError as error:
+            raise RuntimeError("torch cannot write") from error
 
-    assert run_program(full) == 2
-    assert re.match(r"error: the disk is full \(.*cfg.yaml", capsys.readouterr().err)
-    assert run_program(train) == 2
-    assert "save_dir: the disk is full while writing to 'exps/run'" in capsys.readouterr().err
-    with pytest.raises(PermissionError), full_disk_reported("exps/run"):
-        raise PermissionError(errno.EACCES, "no", "x")
+    assert run_program(torn) == 2
+    assert capsys.readouterr().err == "error: the disk is full (torch cannot write)\n"
+    for number in (errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EACCES):
+        assert run_program(refused, number) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+        assert os.strerror(number) in said and "'cfg.yaml'" in said
+    with pytest.raises(OSError, match="a fault"):  # of no file, by no system call
+        run_program(partial(_raise, OSError("a fault of the program")))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_every_entry_script_is_run_by_run_program():

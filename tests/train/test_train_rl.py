@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,12 @@ from typing import Any
 import pytest
 import torch
 
+import train_rl
+from common_utils.kept_weights import originals
+from common_utils.run_folder import RunFolder
 from common_utils.run_state import latest_state
 from tests.docs.metrics_page import undocumented
+from workspace import build_agent
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 600
@@ -228,11 +233,27 @@ def test_a_run_is_not_overwritten(bc_run: Path, reference: Path) -> None:
     assert refused.returncode == 2 and "--resume" in refused.stderr
 
 
+def test_a_run_that_lost_its_state_is_not_wiped(
+    bc_run: Path, reference: Path, tmp_path: Path
+) -> None:
+    left = ("cfg.yaml", "metrics.jsonl", "model0.pt")
+    (tmp_path / "run").mkdir()
+    for name in left:
+        shutil.copy(reference / name, tmp_path / "run")
+    for more in ([], ["--resume=1"]):
+        refused = python(*command(bc_run, tmp_path / "run", *more))
+        assert refused.returncode == 2 and "--overwrite 1" in refused.stderr
+    assert {p.name for p in (tmp_path / "run").iterdir()} == set(left)
+
+
+def test_two_runs_in_one_folder_are_refused(bc_run: Path, tmp_path: Path) -> None:
+    with RunFolder(str(tmp_path / "run"), resume=False, overwrite=False):
+        refused = python(*command(bc_run, tmp_path / "run"))
+    assert refused.returncode == 2
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+
+
 def test_load_model_after_moving_the_run(reference: Path, tmp_path: Path) -> None:
-    import shutil
-
-    import train_rl
-
     moved = shutil.copytree(reference, tmp_path / "elsewhere")
     agent, eval_env, params = train_rl.load_model(str(moved / "model0.pt"), "cpu")
     obs, _ = eval_env.reset(seed=3)
@@ -240,6 +261,52 @@ def test_load_model_after_moving_the_run(reference: Path, tmp_path: Path) -> Non
     assert action.shape == (eval_env.spec.action_dim,)
     assert params["suite"] == "metaworld" and params["task"]
     eval_env.close()
+
+
+def bc_outputs(run: Path) -> list[float]:
+    """What the BC policy of a run proposes somewhere."""
+    agent, eval_env, _ = train_rl.load_model(str(run / "model0.pt"), "cpu")
+    obs, _ = eval_env.reset(seed=3)
+    eval_env.close()
+    return agent.propose({k: torch.from_numpy(v)[None] for k, v in obs.items()}).tolist()
+
+
+def test_a_run_holds_its_bc_policy(
+    bc_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a result nor a resumed run may hang on a file elsewhere."""
+    bc, run = shutil.copytree(bc_run / "bc", tmp_path / "bc"), tmp_path / "run"
+    policy = f"--bc_policy={bc / 'model0.pt'}"
+    done = python(*command(bc_run, run, policy, "--num_train_step=100"))
+    assert done.returncode == 0, done.stderr
+    before = bc_outputs(run)
+    zeros = {k: torch.zeros_like(v) for k, v in torch.load(bc / "model0.pt").items()}
+    torch.save(zeros, bc / "model0.pt")
+    assert bc_outputs(run) == before
+    assert "has changed since the run began; the run's copy is used" in capsys.readouterr().out
+    more = (policy, "--num_train_step=120", "--resume=1")
+    moved = run.rename(tmp_path / "moved")
+    done = python(*command(bc_run, moved, *more))
+    assert done.returncode == 0 and "has changed since the run began" in done.stdout
+    copies = (moved / "bc_policy").rename(tmp_path / "aside")
+    refused = python(*command(bc_run, moved, *more))
+    assert refused.returncode == 2 and "are not the weights that" in refused.stderr
+    shutil.copy(bc_run / "bc" / "model0.pt", bc)  # as in runs of earlier versions
+    assert bc_outputs(moved) == before
+    copies.rename(moved / "bc_policy")
+    shutil.rmtree(bc)
+    assert bc_outputs(moved) == before
+
+
+def test_the_same_weights_by_another_path_go_on(bc_run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bc_run / "bc", tmp_path / "bc") / "model0.pt"
+    same = train_rl.MainConfig(bc_policy=str(other))
+    kept = originals([str(bc_run / "bc" / "model0.pt")])
+    assert build_agent.same_weights(same, kept)
+    torch.save({}, other)
+    assert not build_agent.same_weights(same, kept)
+    other.unlink()
+    assert not build_agent.same_weights(same, kept)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""Weights of other runs that a run depends on, kept in its own folder.
+
+    bc_policy/origin.json     for each: the path it came from, and SHA-256 of both files
+    bc_policy/0/model.pt      the weights as they were when the run began ...
+    bc_policy/0/cfg.yaml      ... and the config that tells what they are weights of
+
+With them the folder can be moved or copied alone, and a file that is replaced later changes
+neither evaluations nor a resumed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common_utils.atomic import atomic_json, atomic_write, fsync_path, remove_leftovers
+from common_utils.run_config import CFG_NAME, ConfigError
+
+KEPT_DIR = "bc_policy"
+_ORIGIN, _WEIGHTS = "origin.json", "model.pt"
+Sums = dict[str, str]  # SHA-256 of "weights" and "config"
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """Weight files to read, where they came from, and what they must hold.
+
+    notes: lines about originals that are no longer what they were.
+    """
+
+    files: list[str] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_paths(text: str) -> list[str]:
+    """``a.pt+b.pt`` as its paths; a "+" within the name of an existing file is part of it."""
+    parts, paths = text.split("+"), []
+    while parts:
+        lengths = range(len(parts), 0, -1)
+        length = next((n for n in lengths if os.path.isfile("+".join(parts[:n]))), 1)
+        paths.append("+".join(parts[:length]))
+        parts = parts[length:]
+    return paths
+
+
+def originals(paths: Sequence[str]) -> KeptWeights:
+    """The files at ``paths`` themselves; ConfigError where one, or its config, is missing."""
+    sums = []
+    for path in paths:
+        found = _sums(Path(path), Path(path).parent / CFG_NAME)
+        if found is None:
+            raise ConfigError(f"{KEPT_DIR}: '{path}' must have its {CFG_NAME} beside it")
+        sums.append(found)
+    return KeptWeights(list(paths), [os.path.abspath(p) for p in paths], sums)
+
+
+def find(run_dir: str | os.PathLike[str]) -> KeptWeights | None:
+    """What a run keeps, checked; None if it keeps nothing (runs of earlier versions).
+
+    A copy that is damaged is replaced by its original if that is still the same. Raises
+    ConfigError if neither is.
+    """
+    folder = Path(run_dir) / KEPT_DIR
+    if not (folder / _ORIGIN).is_file():
+        return None
+    origins, sums = _read_origins(folder / _ORIGIN)
+    files, notes = [], []
+    for number, (origin, want) in enumerate(zip(origins, sums, strict=True)):
+        copy = folder / str(number) / _WEIGHTS
+        whole = _sums(copy, copy.parent / CFG_NAME) == want
+        original = _sums(Path(origin), Path(origin).parent / CFG_NAME)
+        if not whole and original != want:
+            raise ConfigError(
+                f"{KEPT_DIR}: '{copy}' is missing or damaged, and '{origin}', which it was copied "
+                "from, is not the same file any more"
+            )
+        files.append(str(copy) if whole else origin)
+        if not whole:
+            notes.append(f"{KEPT_DIR}: '{copy}' is damaged; its original '{origin}' is used")
+        elif original not in (None, want):
+            notes.append(
+                f"{KEPT_DIR}: '{origin}' has changed since the run began; the run's copy is used"
+            )
+    return KeptWeights(files, origins, sums, notes)
+
+
+def is_copy(weight_file: Path) -> bool:
+    """Whether a weight file is a run's copy of another run's."""
+    return (weight_file.parent.parent / _ORIGIN).is_file()
+
+
+def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
+    """Copy ``weights`` into the run's folder where they are not there yet.
+
+    Raises ConfigError if a file is no longer what it was when it was read.
+    """
+    folder = Path(run_dir) / KEPT_DIR
+    wanted = [str(folder / str(n) / _WEIGHTS) for n in range(len(weights.files))]
+    if weights.files == wanted:
+        for copy in wanted:
+            remove_leftovers(Path(copy).parent)
+        return
+    new = folder.with_name(f"{folder.name}.new")  # complete before it gets its name
+    shutil.rmtree(new, ignore_errors=True)
+    for number, (path, want) in enumerate(zip(weights.files, weights.sums, strict=True)):
+        source, target = Path(path), new / str(number) / _WEIGHTS
+        _copy(source, target)
+        _copy(source.parent / CFG_NAME, target.parent / CFG_NAME)
+        if _sums(target, target.parent / CFG_NAME) != want:
+            raise ConfigError(f"{KEPT_DIR}: '{path}' was changed while the run was starting")
+    entries = [{"path": p, **s} for p, s in zip(weights.origins, weights.sums, strict=True)]
+    atomic_json(entries, new / _ORIGIN)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    fsync_path(folder.parent)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as given, atomic_write(target, "wb") as handle:
+        shutil.copyfileobj(given, handle)
+
+
+def _sums(weights: Path, config: Path) -> Sums | None:
+    """SHA-256 of both files, None if one of them is missing."""
+    if not (weights.is_file() and config.is_file()):
+        return None
+    return {"weights": _sha256(weights), "config": _sha256(config)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_origins(path: Path) -> tuple[list[str], list[Sums]]:
+    try:
+        entries = json.loads(path.read_bytes())
+        origins = [str(entry["path"]) for entry in entries]
+        sums = [{key: str(entry[key]) for key in ("weights", "config")} for entry in entries]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: damaged ({type(error).__name__}); it names the files that {KEPT_DIR} was "
+            "copied from"
+        ) from None
+    return origins, sums

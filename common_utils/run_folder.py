@@ -1,0 +1,294 @@
+"""A run's folder: who may write to it, what is never overwritten, where a run goes on.
+
+    with RunFolder(cfg.save_dir, resume=..., overwrite=...) as folder:
+        state = folder.state                 # what is continued, None for a fresh start
+        ...                                  # build everything that may still refuse
+        with folder.open_log(cfg, MAY_CHANGE) as log:    # from here on the folder is this run's
+            folder.save(step, tree)
+
+The folder is locked as long as the block runs (``flock``: death releases it). Until the log is
+opened nothing in it changes, and a folder that was made for a refused run is removed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from common_utils import records, run_config
+from common_utils.atomic import full_disk, make_folder, remove_leftovers
+from common_utils.kept_weights import KEPT_DIR
+from common_utils.logger import RunLogger
+from common_utils.resources import ResourceError
+from common_utils.run_config import CFG_NAME, ConfigError, RunConfig
+from common_utils.run_state import (
+    RunState,
+    SavesItself,
+    StateError,
+    latest_state,
+    load_latest,
+    save_state,
+    tidy,
+)
+
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
+
+STATE_DIR = "state"
+LOCK_NAME = ".lock"
+_WEIGHTS = re.compile(r".*\.pt|data[0-9]+\.h5")
+_WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # of those, by a run
+# file systems that know no locks
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class RunFolder:
+    """The folder of one run, held by this process; use as a context manager.
+
+    Entering raises ConfigError where another process holds the folder, where a fresh start
+    would overwrite a run, and where there is no state to go on from although there was one;
+    StateError when there are states and none of them can be read. What the file system refuses
+    (a full disk, no permission, a file in the way), then or in the block, is a ResourceError.
+
+    state: the newest good one with ``resume``, else None.
+    """
+
+    def __init__(self, save_dir: str, *, resume: bool, overwrite: bool) -> None:
+        if not save_dir.strip():
+            raise ConfigError("save_dir: '', expected the folder of the run")
+        if resume and overwrite:
+            raise ConfigError(
+                "overwrite: 1, but resume is 1: either continue the run in save_dir or replace it"
+            )
+        self.path = Path(save_dir)
+        self.resume, self.overwrite = resume, overwrite
+        self.state: RunState | None = None
+        self._made: list[Path] = []  # folders that did not exist before, innermost first
+        self._lock: int | None = None
+        self._begun = False
+
+    def __enter__(self) -> RunFolder:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"save_dir: '{self.path}' is a file, expected a folder")
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            make_folder(self.path)
+            self._acquire()
+            self._look()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._release()
+        if isinstance(error, (OSError, RuntimeError)):  # torch makes RuntimeErrors of a full disk
+            full = full_disk(error)
+            if full or isinstance(error, OSError):
+                raise ResourceError(self._refused(full or str(error))) from error
+
+    def _refused(self, what: str) -> str:
+        """What to say where the file system stopped the run."""
+        message = f"save_dir '{self.path}': {what}"
+        if not self._begun:
+            return message
+        try:
+            state = latest_state(self.path / STATE_DIR)
+        except StateError:
+            state = None
+        if state is None:
+            return f"{message}; no state has been saved yet, --resume 1 starts from the beginning"
+        return f"{message}; {STATE_DIR}/{state.name} is kept, --resume 1 continues from it"
+
+    # ---------------------------------------------------------------- the lock
+
+    def _acquire(self) -> None:
+        path = self.path / LOCK_NAME
+        while self._lock is None:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _read(handle)
+                os.close(handle)
+                raise ConfigError(
+                    f"save_dir: '{self.path}' is in use by {holder or 'another process'}; wait for "
+                    "its end or stop it, or choose another save_dir"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(handle)
+                    raise
+                warnings.warn(
+                    f"'{self.path}' cannot be locked ({error.strerror}): start no second run in it",
+                    stacklevel=3,
+                )
+            if _is_open_at(handle, path):
+                self._lock = handle
+            else:  # the run that held it has just ended and removed it
+                os.close(handle)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(self._lock, 0)
+        os.pwrite(
+            self._lock,
+            f"process {os.getpid()} on {socket.gethostname()} since {started}".encode(),
+            0,
+        )
+
+    def _release(self) -> None:
+        """Give the folder back; one that was made for nothing goes."""
+        if self._lock is not None:
+            if self._is_held():
+                (self.path / LOCK_NAME).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+        for folder in [] if self._begun else self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # somebody else has put something there
+                break
+
+    def _is_held(self) -> bool:
+        return self._lock is not None and _is_open_at(self._lock, self.path / LOCK_NAME)
+
+    # ------------------------------------------------------- what lies there
+
+    def _look(self) -> None:
+        held = self._held()
+        if self.resume:
+            self.state = load_latest(self.path / STATE_DIR)
+            if self.state is None:
+                self._check_never_began()
+        elif held and not self.overwrite:
+            raise ConfigError(
+                f"save_dir: '{self.path}' holds a run ({', '.join(held)}); continue it with "
+                "--resume 1, replace it with --overwrite 1, or choose another save_dir"
+            )
+
+    def _held(self) -> list[str]:
+        """Names of what a fresh start would overwrite."""
+        names = [p.name for p in self.path.iterdir() if _WEIGHTS.fullmatch(p.name)]
+        for name in (CFG_NAME, records.METRICS):
+            if os.path.lexists(self.path / name):
+                names.append(name)
+        for name in (STATE_DIR, records.EVENTS):
+            folder = self.path / name
+            if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+                names.append(name)
+        return sorted(names)
+
+    def _check_never_began(self) -> None:
+        """Without a state only a run that ended before its first one may start over."""
+        metrics = self.path / records.METRICS
+        made = [name for name in self._held() if _WEIGHTS.fullmatch(name)]
+        if metrics.exists() and (not metrics.is_file() or metrics.stat().st_size):
+            made.append(records.METRICS)
+        if made:
+            raise ConfigError(
+                f"resume: '{self.path}' holds {', '.join(made)}, but no saved state to continue "
+                f"from: was {STATE_DIR}/ removed, or not copied along? Choose another save_dir, or "
+                "replace the run with --overwrite 1 (and without --resume 1)"
+            )
+
+    def saved_config(self, config_class: type[ConfigType]) -> ConfigType | None:
+        """The config of the run that is resumed, None for a fresh start.
+
+        Raises ConfigError if it cannot be read.
+        """
+        path = self.path / CFG_NAME
+        if not self.resume or not (self.state or os.path.lexists(path)):
+            return None
+        if not path.is_file():
+            raise ConfigError(
+                f"resume: '{self.path}' holds a state, but no {CFG_NAME} to compare with"
+            )
+        return run_config.load(config_class, path)
+
+    # ---------------------------------------------------------------- beginning
+
+    def open_log(self, cfg: RunConfig, may_change: Collection[str]) -> RunLogger:
+        """Check ``cfg`` against the saved run's, make room, write it down, and open the log.
+
+        ``may_change`` names the fields that may differ. Raises ConfigError with the differences
+        if any other does.
+        """
+        saved = self.saved_config(type(cfg))
+        if saved is not None:
+            changed = run_config.diff(saved, cfg)
+            changed = [line for line in changed if line.split(":")[0] not in may_change]
+            if changed:
+                raise ConfigError(
+                    f"resume: the config is not that of the run in {self.path}:\n  "
+                    + "\n  ".join(changed)
+                )
+        if self.resume and self.state is None and saved is not None:
+            print(f"resume: no saved state in {self.path}; starting from the beginning")
+        self._begun = True
+        if self.overwrite:
+            self._wipe()
+        remove_leftovers(self.path)
+        tidy(self.path / STATE_DIR)
+        run_config.dump(cfg, self.path / CFG_NAME)
+        state = self.state
+        return RunLogger(
+            self.path,
+            cfg.use_wb,
+            run_config.to_dict(cfg),
+            project=cfg.wb_project,
+            name=cfg.run_name,
+            group=cfg.group,
+            resume_step=state.step if state is not None else None,
+            saved=state.tree.get("log") if state is not None else None,
+        )
+
+    def save(
+        self, step: int, tree: Mapping[str, Any], parts: Mapping[str, SavesItself] | None = None
+    ) -> None:
+        """Write the run's resumable state, atomically.
+
+        Raises StateError where the folder was taken away meanwhile: nothing is written then that
+        would look like a whole run.
+        """
+        if not self._is_held():
+            raise StateError(
+                f"save_dir: '{self.path}' is this run's no longer: the folder, or {LOCK_NAME} in "
+                "it, was removed or replaced while the run was writing to it"
+            )
+        save_state(self.path / STATE_DIR, step, tree, parts)
+
+    def _wipe(self) -> None:
+        """Remove the run that is replaced, its states first: half of it is no run to resume."""
+        written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
+        others = (records.METRICS, records.EVENTS, "train.log", "wandb_id.txt", CFG_NAME)
+        for name in (STATE_DIR, *written, KEPT_DIR, *others):
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _read(handle: int) -> str:
+    return os.pread(handle, 200, 0).decode(errors="replace").strip()
+
+
+def _is_open_at(handle: int, path: Path) -> bool:
+    """Whether the opened file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
