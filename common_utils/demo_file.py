@@ -22,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from common_utils import h5_read
 from common_utils.atomic import TEMP_MARK, atomic_json
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import console
@@ -115,15 +116,16 @@ def _read_json(path: Path) -> Any:
 
 def _other_datasets(dataset: Path) -> list[Path]:
     files = (p for suffix in ("*.hdf5", "*.h5") for p in dataset.parent.glob(suffix))
-    return sorted(p for p in files if p.name != dataset.name and not p.name.startswith(TEMP_MARK))
+    found = (p for p in files if p.name != dataset.name and not p.name.startswith(TEMP_MARK))
+    return sorted(p for p in found if p.is_file())  # who opens a pipe waits for ever
 
 
 def _describes_itself(path: Path) -> bool:
     try:
-        with h5py.File(path, "r") as file:
-            attrs = file["data"].attrs
-            return "env_args" in attrs or "env_info" in attrs
-    except (OSError, KeyError, RuntimeError):
+        with h5_read.open_file(path) as file:
+            data = h5_read.find(file, "data")
+            return data is not None and ("env_args" in data.attrs or "env_info" in data.attrs)
+    except (OSError, KeyError, RuntimeError, ValueError):
         return False
 
 

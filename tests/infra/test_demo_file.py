@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,6 +14,7 @@ import pytest
 
 from common_utils.demo_file import Recording, write_demos
 
+ROOT = Path(__file__).resolve().parents[2]
 ARGS = {"env_name": "Lift", "env_kwargs": {}}
 OTHER = {"env_name": "Can", "env_kwargs": {}}
 
@@ -54,3 +58,18 @@ def test_none_is_begun_for_files_without_a_description(tmp_path, capsys):
 def test_an_only_file_replaces_its_description(tmp_path, text):
     (tmp_path / "env_cfg.json").write_text(text)
     assert record(tmp_path) == ARGS
+
+
+def test_what_is_no_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe.hdf5")
+    with h5py.File(tmp_path / "linking.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("pipe.hdf5", "data")
+    # in a process of its own: who opens the pipe waits for ever
+    program = (
+        "import sys; from pathlib import Path; from tests.infra.test_demo_file import record; "
+        "print(record(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "{}"  # linking.h5 may need what is beside it
