@@ -281,9 +281,6 @@ def test_impossible_configs_name_the_field(tmp_path, data, args, message):
 
 
 def test_networks_that_cannot_be_built_name_the_section(tmp_path, data):
-    with pytest.raises(ConfigError, match=r"^ebm: depth of .* even.*data.hdf5"):
-        states = ["--dataset.use_state", "1", "--policy_type", "ebm", "--ebm.net.depth", "3"]
-        train_bc.run(config(tmp_path / "run", data, *states))
     cfg = config(tmp_path / "run", data, "--policy.use_prop", "1")
     cfg.obs_shape, cfg.action_dim = [3, 96, 96], 7
     with pytest.raises(ConfigError, match=r"^policy: use_prop: 1, but there is no proprioception"):
