@@ -142,7 +142,8 @@ _setup_gl() { # sets _gl to the back end that really renders
 # What was set up, as one line: if it is as recorded, there is nothing to do.
 _setup_key() {
     {
-        cat "$_root/requirements.txt" "$_root"/csrc/* "$_root"/common_utils/[Mm]akefile 2>/dev/null
+        find "$_root/requirements.txt" "$_root/csrc" "$_root/common_utils/Makefile" -type f |
+            LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat
         printf '%s\n' "$_python" "$_root"
         stat -L -c '%s %Y' "$_python" 2>/dev/null
         ls /dev/dri /dev/nvidia* 2>/dev/null

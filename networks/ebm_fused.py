@@ -1,4 +1,4 @@
-"""The passes of :mod:`networks.ebm_fast` in C++: ``common_utils.ebm_kernels`` (csrc/ebm*).
+"""The passes of :mod:`networks.ebm_fast` in C++: ``common_utils.ebm_kernels`` (csrc/kernels/ebm*).
 
 A block of rows goes through all layers, and back, while it is in the cache. Same interface as
 :class:`networks.ebm_passes.TorchNet`.
@@ -7,7 +7,6 @@ A block of rows goes through all layers, and back, while it is in the cache. Sam
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from networks import fast
 from networks.ebm_passes import Kind, Weights
+from networks.fast.cpu.module import address
 
 try:
     from common_utils import ebm_kernels
@@ -74,20 +74,20 @@ class FusedNet:
             pad(w.head),
             None if w.head_stream is None else pad(w.head_stream),
         )
-        forward, backward, bias, w_a, head, head_stream = _addresses(self._packed)
+        forward, backward, bias, w_a, head, head_stream = (address(t) for t in self._packed)
         self._net = ebm_kernels.Network(
-            build,
-            _KINDS[w.kind],
-            self.padded,
-            w.w_a.size(1),
-            len(w.layers),
-            forward,
-            backward,
-            bias,
-            w_a,
-            head,
-            head_stream,
-            float(w.const),
+            build=build,
+            kind=_KINDS[w.kind],
+            width=self.padded,
+            action=w.w_a.size(1),
+            layers=len(w.layers),
+            forward=forward,
+            backward=backward,
+            bias=bias,
+            w_a=w_a,
+            head=head,
+            head_stream=head_stream,
+            constant=float(w.const),
         )
 
     def _pad(self, x: Tensor, axes: int = 1) -> Tensor:
@@ -117,8 +117,17 @@ class FusedNet:
             saved.memory = torch.empty(size, dtype=torch.uint8)
             if self.w.head_stream is not None:
                 saved.stream = torch.empty(b * n, self.padded)
-        tensors = (saved.first, actions, f, grad, saved.memory, saved.stream)
-        self._net.forward(b, n, *_addresses(tensors), fast.threads())  # type: ignore[call-arg]
+        self._net.forward(
+            batch=b,
+            num=n,
+            first=address(saved.first),
+            actions=address(actions),
+            f=address(f),
+            grad=address(grad),
+            saved=address(saved.memory),
+            stream=address(saved.stream),
+            threads=fast.threads(),
+        )
         return f, grad, saved
 
     def gradients(self, saved: Saved, actions: Tensor, scale: Tensor) -> list[Tensor | None]:
@@ -129,10 +138,22 @@ class FusedNet:
         first, w_a, head = torch.empty(b, padded), torch.empty(a, padded), torch.empty(padded)
         matrices, biases = torch.empty(layers, padded, padded), torch.empty(layers, padded)
         head_stream = None if self.w.head_stream is None else torch.empty(padded)
-        inputs = (saved.first, actions, scale, saved.memory, saved.stream)
-        results = (first, matrices, biases, w_a, head, head_stream)
-        addresses = _addresses((*inputs, *results))
-        self._net.backward(b, n, *addresses, fast.threads())  # type: ignore[call-arg]
+        self._net.backward(
+            batch=b,
+            num=n,
+            first=address(saved.first),
+            actions=address(actions),
+            scale=address(scale),
+            saved=address(saved.memory),
+            stream=address(saved.stream),
+            dfirst=address(first),
+            layers=address(matrices),
+            bias=address(biases),
+            w_a=address(w_a),
+            head=address(head),
+            head_stream=address(head_stream),
+            threads=fast.threads(),
+        )
         return [
             first[:, :width],
             w_a[:, :width].t(),
@@ -142,10 +163,6 @@ class FusedNet:
             *(m[:width, :width] for m in matrices),
             *(v[:width] for v in biases),
         ]
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _pack(layers: Tensor, build: str) -> tuple[Tensor, Tensor]:

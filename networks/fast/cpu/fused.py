@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from networks.fast.cpu import module
 from networks.fast.cpu.module import address, drop_args, needs_graph
+from networks.fast.cpu.module import loaded as kernels
 from networks.fast.process import threads
 
 
@@ -26,45 +27,29 @@ class _NormRelu(torch.autograd.Function):
         eps: float,
         drop: tuple[int, float, int],
     ) -> torch.Tensor:
-        y, stats, shape = _norm_relu(x, bias, gamma, beta, eps, drop)
+        y, stats, operands = _norm_relu(x, bias, gamma, beta, eps, drop)
         ctx.save_for_backward(x, bias, gamma, beta, stats)
-        ctx.rest = (shape, eps, drop)
+        ctx.operands = operands
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        x, bias, gamma, beta, stats = ctx.saved_tensors
-        (groups, rows, width, per_unit), eps, (keep, scale, seed) = ctx.rest
+        x, bias, gamma, _, _ = ctx.saved_tensors  # alive, as ctx.operands needs them
         dy = dy.contiguous()
         dx = torch.empty_like(x)
         dbias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[1] else None
-        dnorm = None
+        dgamma = dbeta = None
         if gamma is not None and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
-            dnorm = torch.zeros(2, width)
-        base = address(dnorm)
-        module.kernels.norm_relu_grad(
-            groups,
-            rows,
-            width,
-            address(x),
-            address(bias),
-            per_unit,
-            address(gamma),
-            address(beta),
-            eps,
-            keep,
-            scale,
-            seed,
-            address(stats),
-            address(dy),
-            address(dx),
-            address(dbias),
-            base,
-            base + 4 * width if base else 0,
-            threads(),
+            dgamma, dbeta = torch.zeros(2, x.size(-1)).unbind()
+        grad = kernels().NormReluGrad(
+            dy=address(dy),
+            dx=address(dx),
+            dbias=address(dbias),
+            dgamma=address(dgamma),
+            dbeta=address(dbeta),
         )
-        dgamma, dbeta = (None, None) if dnorm is None else (dnorm[0], dnorm[1])
+        kernels().norm_relu_grad(ctx.operands, grad, threads=threads())
         return dx, dbias, dgamma, dbeta, None, None
 
 
@@ -75,29 +60,31 @@ def _norm_relu(
     beta: torch.Tensor | None,
     eps: float,
     drop: tuple[int, float, int],
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int, int, bool]]:
+) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+    """-> y, what the backward pass needs of it, and the operands as the kernels know them."""
     width = x.size(-1)
     groups = 1 if bias is None else bias.size(0)
     rows = x.numel() // width // groups
-    per_unit = bias is not None and bias.numel() != groups
     y = torch.empty_like(x)
     stats = None if gamma is None else torch.empty(2, groups * rows)
-    module.kernels.norm_relu(
-        groups,
-        rows,
-        width,
-        address(x),
-        address(bias),
-        per_unit,
-        address(gamma),
-        address(beta),
-        eps,
-        *drop,
-        address(stats),
-        address(y),
-        threads(),
+    keep, scale, seed = drop
+    operands = kernels().NormRelu(
+        groups=groups,
+        rows=rows,
+        width=width,
+        x=address(x),
+        bias=address(bias),
+        bias_per_unit=bias is not None and bias.numel() != groups,
+        gamma=address(gamma),
+        beta=address(beta),
+        eps=eps,
+        keep=keep,
+        scale=scale,
+        seed=seed,
+        stats=address(stats),
     )
-    return y, stats, (groups, rows, width, per_unit)
+    kernels().norm_relu(operands, y=address(y), threads=threads())
+    return y, stats, operands
 
 
 def takes_norm_relu(
@@ -134,41 +121,33 @@ class _Spatial(torch.autograd.Function):
         weight: torch.Tensor,
         eps: float,
     ) -> torch.Tensor:
-        z, stats = _spatial(shared, action, gamma, beta, weight, eps)
+        z, stats, operands = _spatial(shared, action, gamma, beta, weight, eps)
         ctx.save_for_backward(shared, action, gamma, beta, weight, stats)
-        ctx.eps = eps
+        ctx.operands = operands
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> Any:
-        shared, action, gamma, beta, weight, stats = ctx.saved_tensors
-        batch, rows, width = shared.shape
+        shared, action, _, _, weight, _ = ctx.saved_tensors  # alive, as ctx.operands needs them
+        _, rows, width = shared.shape
         dz = dz.contiguous()
         dshared = torch.empty_like(shared) if ctx.needs_input_grad[0] else None
         daction = torch.empty_like(action)
-        dparams = torch.zeros(2 + rows, width) if any(ctx.needs_input_grad[2:5]) else None
-        module.kernels.spatial_grad(
-            batch,
-            rows,
-            action.size(1),
-            width,
-            address(shared),
-            address(action),
-            address(gamma),
-            address(beta),
-            address(weight),
-            ctx.eps,
-            address(stats),
-            address(dz),
-            address(dshared),
-            address(daction),
-            address(dparams),
-            threads(),
+        dgamma = dbeta = dweight = None
+        if any(ctx.needs_input_grad[2:5]):
+            dparams = torch.zeros(2 + rows, width)
+            dgamma, dbeta, dweight = dparams[0], dparams[1], dparams[2:].view_as(weight)
+        grad = kernels().SpatialGrad(
+            dz=address(dz),
+            dshared=address(dshared),
+            daction=address(daction),
+            dgamma=address(dgamma),
+            dbeta=address(dbeta),
+            dweight=address(dweight),
         )
-        if dparams is None:
-            return dshared, daction, None, None, None, None
-        return dshared, daction, dparams[0], dparams[1], dparams[2:].view_as(weight), None
+        kernels().spatial_grad(ctx.operands, grad, threads=threads())
+        return dshared, daction, dgamma, dbeta, dweight, None
 
 
 def _spatial(
@@ -178,27 +157,27 @@ def _spatial(
     beta: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """-> z, what the backward pass needs of it, and the operands as the kernels know them."""
     batch, rows, width = shared.shape
     num = action.size(1)
     z = torch.empty(batch, num, width)
     stats = torch.empty(2, batch * rows * num)
-    module.kernels.spatial(
-        batch,
-        rows,
-        num,
-        width,
-        address(shared),
-        address(action),
-        address(gamma),
-        address(beta),
-        address(weight),
-        eps,
-        address(stats),
-        address(z),
-        threads(),
+    operands = kernels().Spatial(
+        batch=batch,
+        rows=rows,
+        num=num,
+        width=width,
+        shared=address(shared),
+        action=address(action),
+        gamma=address(gamma),
+        beta=address(beta),
+        weight=address(weight),
+        eps=eps,
+        stats=address(stats),
     )
-    return z, stats
+    kernels().spatial(operands, out=address(z), threads=threads())
+    return z, stats, operands
 
 
 def takes_spatial_embed(

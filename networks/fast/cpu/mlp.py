@@ -14,6 +14,7 @@ import torch
 
 from networks.fast.cpu import module
 from networks.fast.cpu.module import address, drop_args, needs_graph
+from networks.fast.cpu.module import loaded as kernels
 from networks.fast.layer import Layer
 from networks.fast.process import threads
 
@@ -36,50 +37,50 @@ def takes_perceptron(
 
 
 class _Plan:
-    """What a call needs beside tensors: the layers as the kernels take them."""
+    """What a call needs beside tensors: the perceptrons as the kernels know them."""
 
-    def __init__(self, rows: int, members: list[int], layers: Sequence[Layer]) -> None:
-        self.rows, self.members = rows, members
-        self.layers = [_layer_args(layer) for layer in layers]
-        self.num = layers[0].num
-        self.out = layers[-1].sizes[1]
+    def __init__(self, x: torch.Tensor, members: list[int], layers: Sequence[Layer]) -> None:
+        self.rows, self.members = x.size(0), members
+        self.num, self.out = layers[0].num, layers[-1].sizes[1]
+        self.operands = kernels().Mlp(
+            rows=x.size(0),
+            x=x.data_ptr(),
+            members=members,
+            layers=[_operands(layer) for layer in layers],
+        )
 
     def run(self, x: torch.Tensor, graph: bool, hidden: bool) -> tuple[torch.Tensor, Any]:
         """-> out [M, rows, out], and what the backward pass needs."""
-        assert module.kernels is not None
         out = x.new_empty(len(self.members), self.rows, self.out)
-        saved = None
-        if graph:
-            size = module.kernels.mlp_saved_size(self.rows, self.members, self.layers, hidden)
-            saved = x.new_empty(size)
-        module.kernels.mlp(
-            self.rows,
-            x.data_ptr(),
-            self.members,
-            self.layers,
-            out.data_ptr(),
-            address(saved),
-            hidden,
-            threads(),
+        saved = x.new_empty(self.operands.saved_size(hidden=hidden)) if graph else None
+        kernels().mlp(
+            self.operands,
+            out=out.data_ptr(),
+            saved=address(saved),
+            hidden=hidden,
+            threads=threads(),
         )
         return out, saved
 
 
-def _layer_args(layer: Layer) -> tuple[Any, ...]:
+def _operands(layer: Layer) -> Any:
     w, b, gamma, beta = layer.params
     in_dim, out_dim = layer.sizes
-    return (
-        in_dim,
-        out_dim,
-        layer.weight.data_ptr(),
-        layer.weight.dim() == 2,
-        0 if b is None else b.data_ptr(),
-        b is not None and b.size(-1) == out_dim,
-        0 if gamma is None else gamma.data_ptr(),
-        0 if beta is None else beta.data_ptr(),
-        0.0 if layer.norm is None else layer.norm.eps,
-        *(drop_args(layer.p) if layer.p else (0, 1.0, 0)),
-        layer.hidden,
+    keep, scale, seed = drop_args(layer.p) if layer.p else (0, 1.0, 0)
+    return kernels().MlpLayer(
+        inputs=in_dim,
+        outputs=out_dim,
+        w=address(w),
+        transposed=layer.weight.dim() == 2,
+        bias=address(b),
+        bias_per_unit=b is not None and b.size(-1) == out_dim,
+        gamma=address(gamma),
+        beta=address(beta),
+        eps=0.0 if layer.norm is None else layer.norm.eps,
+        keep=keep,
+        scale=scale,
+        seed=seed,
+        hidden=layer.hidden,
     )
 
 
@@ -101,23 +102,25 @@ class _Mlp(torch.autograd.Function):
         dout = dout.contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grads = [_new_grad(plan, i, t, ctx.needs_input_grad[2 + i]) for i, t in enumerate(params)]
-        at = [address(g) for g in grads]
-        assert module.kernels is not None
-        module.kernels.mlp_grad(
-            plan.rows,
-            x.data_ptr(),
-            plan.members,
-            plan.layers,
-            saved.data_ptr(),
-            ctx.hidden,
-            dout.data_ptr(),
-            address(dx),
-            [(at[i], at[i + 1], at[i + 2], at[i + 3]) for i in range(0, len(at), 4)]
-            if ctx.hidden
-            else [],
-            threads(),
+        kernels().mlp_grad(
+            plan.operands,
+            saved=saved.data_ptr(),
+            hidden=ctx.hidden,
+            dout=dout.data_ptr(),
+            dx=address(dx),
+            layers=_layer_grads(grads) if ctx.hidden else [],
+            threads=threads(),
         )
         return _once(dx, None, *grads)
+
+
+def _layer_grads(grads: Sequence[torch.Tensor | None]) -> list[Any]:
+    """Four tensors of each layer, in the order of ``Layer.params``, as the kernels know them."""
+    at = [address(g) for g in grads]
+    return [
+        kernels().MlpLayerGrad(dw=at[i], dbias=at[i + 1], dgamma=at[i + 2], dbeta=at[i + 3])
+        for i in range(0, len(at), 4)
+    ]
 
 
 def _once(*grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -159,18 +162,14 @@ class _MinMember(torch.autograd.Function):
         plan: _Plan = ctx.plan
         dout = dout.contiguous()
         dx = torch.empty_like(x)
-        assert module.kernels is not None
-        module.kernels.mlp_grad_picked(
-            plan.rows,
-            x.data_ptr(),
-            plan.members,
-            plan.layers,
-            saved.data_ptr(),
-            False,
-            index.data_ptr(),
-            dout.data_ptr(),
-            dx.data_ptr(),
-            threads(),
+        kernels().mlp_grad_picked(
+            plan.operands,
+            saved=saved.data_ptr(),
+            hidden=False,
+            pick=index.data_ptr(),
+            dout=dout.data_ptr(),
+            dx=dx.data_ptr(),
+            threads=threads(),
         )
         return _once(dx, None)
 
@@ -181,7 +180,7 @@ def perceptron(
     """See ``networks.fast.ops``; dropout is drawn as its ``norm_relu`` draws it."""
     x = x.contiguous()
     members = range(layers[0].num) if members is None else members
-    plan = _Plan(x.size(0), list(members), layers)
+    plan = _Plan(x, list(members), layers)
     params = [t for layer in layers for t in layer.params]
     if needs_graph(x, *params):
         return _Mlp.apply(x, plan, *params)
@@ -200,4 +199,4 @@ def takes_min_member(x: torch.Tensor, layers: Sequence[Layer]) -> bool:
 def min_member(x: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
     """See ``networks.fast.ops``; each row's gradient goes through its smallest member alone."""
     x = x.contiguous()
-    return _MinMember.apply(x, _Plan(x.size(0), list(range(layers[0].num)), layers))
+    return _MinMember.apply(x, _Plan(x, list(range(layers[0].num)), layers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from networks.fast.onednn import gemm_mode
@@ -10,6 +12,11 @@ try:
     from common_utils import kernels
 except ImportError:  # not built: everything works, slower
     kernels = None  # type: ignore[assignment]
+
+
+def loaded() -> Any:
+    """The module, where an operation has asked before whether it is there."""
+    return kernels
 
 
 def fits(*tensors: torch.Tensor | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from networks.fast.cpu import module
+from networks.fast.cpu.module import loaded as kernels
 from networks.fast.process import threads
 
 Row = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
@@ -28,26 +29,26 @@ def adam(group: dict[str, Any], rows: Sequence[Row]) -> None:
     """One step of Adam on parameters, their gradients and their torch.optim.Adam state."""
     if not rows:
         return
-    assert module.kernels is not None
     torch._foreach_add_([state["step"] for *_, state in rows], 1)
     t, (beta1, beta2) = rows[0][2]["step"].item(), group["betas"]
-    module.kernels.adam(
-        [
-            (
-                p.numel(),
-                p.data_ptr(),
-                g.data_ptr(),
-                state["exp_avg"].data_ptr(),
-                state["exp_avg_sq"].data_ptr(),
-            )
-            for p, g, state in rows
-        ],
-        group["lr"] / (1 - beta1**t),
-        beta1,
-        beta2,
-        math.sqrt(1 - beta2**t),
-        group["eps"],
-        threads(),
+    tensors = [
+        kernels().AdamTensor(
+            n=p.numel(),
+            weight=p.data_ptr(),
+            grad=g.data_ptr(),
+            exp_avg=state["exp_avg"].data_ptr(),
+            exp_avg_sq=state["exp_avg_sq"].data_ptr(),
+        )
+        for p, g, state in rows
+    ]
+    kernels().adam(
+        tensors,
+        step_size=group["lr"] / (1 - beta1**t),
+        beta1=beta1,
+        beta2=beta2,
+        root=math.sqrt(1 - beta2**t),
+        eps=group["eps"],
+        threads=threads(),
     )
 
 
@@ -60,9 +61,8 @@ def takes_soft_update(
 @torch.no_grad()
 def soft_update(net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau: float) -> None:
     """See ``networks.fast.ops``."""
-    assert module.kernels is not None
-    module.kernels.lerp(
-        [(t.numel(), t.data_ptr(), n.data_ptr()) for n, t in zip(net, target, strict=True)],
-        tau,
-        threads(),
-    )
+    tensors = [
+        kernels().LerpTensor(n=t.numel(), to=t.data_ptr(), from_=n.data_ptr())
+        for n, t in zip(net, target, strict=True)
+    ]
+    kernels().lerp(tensors, weight=tau, threads=threads())

@@ -14,20 +14,28 @@ enum class DType : uint8_t { u8, i32, i64, f32, f64 };
 
 inline size_t item_size(DType d) {
   switch (d) {
-    case DType::u8: return 1;
+    case DType::u8:
+      return 1;
     case DType::i32:
-    case DType::f32: return 4;
-    default: return 8;
+    case DType::f32:
+      return 4;
+    default:
+      return 8;
   }
 }
 
 inline const char* dtype_name(DType d) {
   switch (d) {
-    case DType::u8: return "uint8";
-    case DType::i32: return "int32";
-    case DType::i64: return "int64";
-    case DType::f32: return "float32";
-    default: return "float64";
+    case DType::u8:
+      return "uint8";
+    case DType::i32:
+      return "int32";
+    case DType::i64:
+      return "int64";
+    case DType::f32:
+      return "float32";
+    default:
+      return "float64";
   }
 }
 
@@ -69,7 +77,8 @@ struct View {
 // Sorted by name, so that dictionaries in any order mean the same thing.
 using Views = std::vector<View>;
 
-// Throws std::invalid_argument unless `got` has exactly the fields `want`; `what` names the dictionary.
+// Throws std::invalid_argument unless `got` has exactly the fields `want`; `what` names the
+// dictionary.
 void check_fields(const Fields& want, const Fields& got, const std::string& what);
 
 inline Fields fields_of(const Views& views) {

@@ -7,7 +7,8 @@
 namespace rela {
 namespace {
 
-constexpr size_t kSerialBytes = size_t{512} << 10;  // below this, waking helpers costs more than it saves
+constexpr size_t kSerialBytes = size_t{512}
+                                << 10;  // below this, waking helpers costs more than it saves
 
 std::vector<std::unique_lock<std::mutex>> lock_calls(const std::vector<Replay*>& replays) {
   std::vector<std::unique_lock<std::mutex>> locks;
@@ -26,7 +27,8 @@ Pool::~Pool() {
 }
 
 std::shared_ptr<Block> Pool::share(std::unique_ptr<Block> block) {
-  return {block.release(), [pool = shared_from_this()](Block* b) { pool->put(std::unique_ptr<Block>(b)); }};
+  return {block.release(),
+          [pool = shared_from_this()](Block* b) { pool->put(std::unique_ptr<Block>(b)); }};
 }
 
 std::shared_ptr<Block> Pool::take(size_t bytes) {
@@ -62,7 +64,8 @@ void Pool::put(std::unique_ptr<Block> block) {
   std::unique_ptr<Block> dropped;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.size() >= max_free_) {  // the oldest unused plain block is of a size nobody asks for now
+    if (free_.size() >=
+        max_free_) {  // the oldest unused plain block is of a size nobody asks for now
       auto it = std::find_if(free_.begin(), free_.end(), [](auto& b) { return !b->owner; });
       if (it == free_.end()) it = free_.begin();
       dropped = std::move(*it);
@@ -157,7 +160,8 @@ Sampler::Sampler(std::vector<std::shared_ptr<Replay>> replays, int depth, int nu
     throw std::invalid_argument("prefetch must be in [0, 64], got " + std::to_string(depth));
   }
   if (num_threads < 1 || num_threads > 256) {
-    throw std::invalid_argument("num_threads must be in [1, 256], got " + std::to_string(num_threads));
+    throw std::invalid_argument("num_threads must be in [1, 256], got " +
+                                std::to_string(num_threads));
   }
   for (const auto& r : replays_) lock_order_.push_back(r.get());
   std::sort(lock_order_.begin(), lock_order_.end());
@@ -269,10 +273,13 @@ JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
   for (size_t i = 0; i < replays_.size(); ++i) replays_[i]->check_sampling(batches[i]);
   for (size_t i = 1; i < replays_.size(); ++i) {
     const auto a = replays_[0]->layout(1).fields, b = replays_[i]->layout(1).fields;
-    const bool same = a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
-                        return x.group == y.group && x.field == y.field;
-                      });
-    if (!same) throw std::invalid_argument("sample: the joint replays hold different keys, shapes or dtypes");
+    const bool same =
+        a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
+          return x.group == y.group && x.field == y.field;
+        });
+    if (!same)
+      throw std::invalid_argument(
+          "sample: the joint replays hold different keys, shapes or dtypes");
   }
 
   JobPtr job;

@@ -22,7 +22,8 @@ void append_row(std::vector<Bytes>& columns, const Views& views) {
 float checked_reward(double r, const std::string& where) {
   const auto f = static_cast<float>(r);
   if (!std::isfinite(f)) {
-    throw std::invalid_argument(where + ": reward must be a finite float32, got " + std::to_string(r));
+    throw std::invalid_argument(where + ": reward must be a finite float32, got " +
+                                std::to_string(r));
   }
   return f;
 }
@@ -88,7 +89,8 @@ Episode::Episode(int64_t nstep, int64_t max_len, double gamma)
 EpisodeData& Episode::mutable_data() { return *data_; }
 
 void Episode::reset() {
-  // Keep the schema (later episodes must match the first) and, when nobody else holds them, the buffers.
+  // Keep the schema (later episodes must match the first) and, when nobody else holds them, the
+  // buffers.
   if (shared_ && data_.use_count() > 1) {
     auto fresh = std::make_shared<EpisodeData>();
     fresh->obs_fields = data_->obs_fields;
@@ -114,15 +116,17 @@ void Episode::expect(Phase want, const char* call) const {
                                      "pop_transition, then reset or init"};
   if (phase_ == want) return;
   throw std::runtime_error(std::string("Episode.") + call + " out of order at step " +
-                           std::to_string(data_->len) + ": expected " + next[static_cast<int>(phase_)] +
+                           std::to_string(data_->len) + ": expected " +
+                           next[static_cast<int>(phase_)] +
                            (phase_ == Phase::over ? " (the episode is over)" : ""));
 }
 
 void Episode::push_obs(const Views& obs) {
   expect(Phase::obs, "push_obs");
   if (data_->len >= max_len_) {
-    throw std::runtime_error("Episode.push_obs: the episode already has max_len = " +
-                             std::to_string(max_len_) + " steps and was not ended by push_terminal");
+    throw std::runtime_error(
+        "Episode.push_obs: the episode already has max_len = " + std::to_string(max_len_) +
+        " steps and was not ended by push_terminal");
   }
   EpisodeData& d = mutable_data();
   if (d.obs_fields.empty()) {
@@ -178,7 +182,8 @@ void Episode::push_final_obs(const Views& obs) {
 
 EpisodePtr Episode::pop_transition() {
   if (phase_ != Phase::over) {
-    throw std::runtime_error("Episode.pop_transition: the episode of " + std::to_string(data_->len) +
+    throw std::runtime_error("Episode.pop_transition: the episode of " +
+                             std::to_string(data_->len) +
                              " steps is not over (the last push_terminal must be 1, or truncated)");
   }
   shared_ = true;
@@ -187,7 +192,8 @@ EpisodePtr Episode::pop_transition() {
 
 void Episode::reset_rewards(const std::vector<float>& rewards) {
   if (shared_) {
-    throw std::runtime_error("Episode.reset_rewards: pop_transition already handed the episode out");
+    throw std::runtime_error(
+        "Episode.reset_rewards: pop_transition already handed the episode out");
   }
   if (rewards.size() != data_->reward.size()) {
     throw std::invalid_argument("Episode.reset_rewards: got " + std::to_string(rewards.size()) +
@@ -247,7 +253,8 @@ EpisodePtr make_episode(const Views& obs, const Views& action, const View& rewar
       Field f = v.field;
       if (f.shape.empty() || f.shape[0] != rows) {
         throw std::invalid_argument(std::string(what) + " '" + f.name + "' must have " +
-                                    std::to_string(rows) + " rows, got shape " + shape_text(f.shape));
+                                    std::to_string(rows) + " rows, got shape " +
+                                    shape_text(f.shape));
       }
       const size_t bytes = f.bytes();
       f.shape.erase(f.shape.begin());

@@ -1,5 +1,5 @@
-// Draws batches from one replay (or several, one after the other in the same batch), gathers them in
-// parallel and, when asked, ahead of time.
+// Draws batches from one replay (or several, one after the other in the same batch), gathers them
+// in parallel and, when asked, ahead of time.
 //
 // Indices are always drawn in the caller's thread. A batch made ahead remembers the generator state
 // and the contents it was drawn from; it is handed out only if both are still the same when the
@@ -95,7 +95,8 @@ using JobPtr = std::shared_ptr<Job>;
 class Sampler {
  public:
   // `whole_episodes`: draw episodes and return them time-major, zero padded.
-  Sampler(std::vector<std::shared_ptr<Replay>> replays, int depth, int num_threads, bool whole_episodes);
+  Sampler(std::vector<std::shared_ptr<Replay>> replays, int depth, int num_threads,
+          bool whole_episodes);
   ~Sampler();
   Sampler(const Sampler&) = delete;
   Sampler& operator=(const Sampler&) = delete;

@@ -69,7 +69,8 @@ void Replay::adopt_schema(const Fields& obs, const Fields& action, float gamma) 
   for (const Field& f : action) chunk = std::max(chunk, Column::wanted_chunk_bytes(f.bytes()));
   for (const auto& [key, k] : options_.stacks) {
     if (!known.count(key)) {
-      throw std::invalid_argument("stacks names observation '" + key + "', which episodes do not have");
+      throw std::invalid_argument("stacks names observation '" + key +
+                                  "', which episodes do not have");
     }
   }
   auto arena = std::make_shared<Arena>(chunk, options_.storage);
@@ -173,7 +174,8 @@ size_t Replay::nbytes() const {
 
 void Replay::check_sampling(int64_t batch) const {
   if (batch < 1) {
-    throw std::invalid_argument("sample: the batch size must be at least 1, got " + std::to_string(batch));
+    throw std::invalid_argument("sample: the batch size must be at least 1, got " +
+                                std::to_string(batch));
   }
   if (size() == 0) throw std::runtime_error("sample: the replay is empty, add an episode first");
 }
@@ -315,8 +317,8 @@ void Replay::gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutF
   }
 }
 
-void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& layout, int64_t row0,
-                    uint8_t* base) const {
+void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& layout,
+                    int64_t row0, uint8_t* base) const {
   const int64_t n = options_.nstep;
   for (const OutField& f : layout.fields) {
     uint8_t* out = base + f.offset + static_cast<size_t>(row0) * f.row_bytes;
@@ -364,7 +366,8 @@ int64_t Replay::live_rows(Group g) const {
 }
 
 void Replay::read(Group g, size_t i, int64_t begin, int64_t end, uint8_t* dst) const {
-  if (begin < 0 || end < begin || end > live_rows(g)) throw std::out_of_range("read: rows out of range");
+  if (begin < 0 || end < begin || end > live_rows(g))
+    throw std::out_of_range("read: rows out of range");
   const Column& c = column(g, i);
   c.read(c.begin() + begin, c.begin() + end, dst);
 }
@@ -407,7 +410,9 @@ void Replay::wipe() {
 void Replay::restore(const Views& obs, const Views& action, const View& reward,
                      const std::vector<std::array<int64_t, 4>>& table, float gamma, int64_t num_add,
                      const Rng::State& rng_state) {
-  auto fail = [](const std::string& why) { throw std::invalid_argument("load_state_dict: " + why); };
+  auto fail = [](const std::string& why) {
+    throw std::invalid_argument("load_state_dict: " + why);
+  };
   int64_t steps = 0, obs_rows = 0;
   for (const auto& e : table) {
     const bool fin = e[3] != 0;
@@ -423,7 +428,8 @@ void Replay::restore(const Views& obs, const Views& action, const View& reward,
     fail(std::to_string(table.size()) + " episodes do not fit the capacity " +
          std::to_string(options_.capacity));
   }
-  if (num_add < static_cast<int64_t>(table.size())) fail("num_add is smaller than the number of episodes");
+  if (num_add < static_cast<int64_t>(table.size()))
+    fail("num_add is smaller than the number of episodes");
   auto strip = [&](const Views& views, int64_t rows) {
     Fields fields;
     for (const View& v : views) {

@@ -10,33 +10,33 @@ namespace kernels {
 
 // linear, then (if hidden) relu(dropout(layer_norm(. + bias))); else + bias.
 struct MlpLayer {
-    int64_t in, out;
-    const float* w;         // [members, in, out], or [out, in] each if transposed
-    bool transposed;
-    const float* bias;      // null, [members] or [members, out]
-    bool bias_per_unit;
-    const float* gamma;     // [out], shared by the members; null: no layer norm
-    const float* beta;
-    float eps;
-    uint32_t keep;          // as in NormRelu
-    float scale;
-    uint64_t seed;
-    bool hidden;
+  int64_t in, out;
+  const float* w;  // [members, in, out], or [out, in] each if transposed
+  bool transposed;
+  const float* bias;  // null, [members] or [members, out]
+  bool bias_per_unit;
+  const float* gamma;  // [out], shared by the members; null: no layer norm
+  const float* beta;
+  float eps;
+  uint32_t keep;  // as in NormRelu
+  float scale;
+  uint64_t seed;
+  bool hidden;
 };
 
 struct Mlp {
-    int64_t rows;
-    const float* x;                 // [rows, in], the same for all members
-    std::vector<int64_t> members;   // which of the stored ones, in this order
-    std::vector<MlpLayer> layers;
+  int64_t rows;
+  const float* x;                // [rows, in], the same for all members
+  std::vector<int64_t> members;  // which of the stored ones, in this order
+  std::vector<MlpLayer> layers;
 };
 
 // Shapes as the parameters'; null where not wanted. Members that take no part are left alone.
 struct MlpLayerGrad {
-    float* dw;
-    float* dbias;
-    float* dgamma;
-    float* dbeta;
+  float* dw;
+  float* dbias;
+  float* dgamma;
+  float* dbeta;
 };
 
 // Floats that the backward pass needs of the forward pass. ``hidden``: with the layers' inputs,

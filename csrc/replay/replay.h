@@ -41,7 +41,8 @@ struct Options {
   int64_t capacity = 1;  // episodes
   uint64_t seed = 1;
   std::map<std::string, int> stacks;
-  bool newest_first = false;  // newest first with zeros before the start; else oldest first, clamped
+  bool newest_first =
+      false;  // newest first with zeros before the start; else oldest first, clamped
   bool bootstrap_truncated = false;
   std::vector<std::string> save_only;  // stored, never sampled
   std::string storage;                 // directory of the scratch file; empty: RAM
@@ -83,9 +84,9 @@ class Replay {
   int64_t num_transitions() const;
   size_t nbytes() const;
   void check_sampling(int64_t batch) const;
-  Rows draw(Rng& rng, int64_t batch) const;                      // uniform over transitions
+  Rows draw(Rng& rng, int64_t batch) const;  // uniform over transitions
   Rows draw_episodes(Rng& rng, int64_t batch, int64_t& T, std::vector<int32_t>& lens) const;
-  Rows episode_rows(int64_t i) const;                             // all steps of one episode
+  Rows episode_rows(int64_t i) const;  // all steps of one episode
   Rows range_rows(int64_t a, int64_t b, int64_t& T, std::vector<int32_t>& lens) const;
   Layout layout(int64_t rows) const;
 
@@ -111,7 +112,8 @@ class Replay {
   };
   Snapshot snapshot() const;
 
-  // Raw rows for saving: group obs / action / reward, live rows [begin, end) counted from the oldest.
+  // Raw rows for saving: group obs / action / reward, live rows [begin, end) counted from the
+  // oldest.
   int64_t live_rows(Group g) const;
   void read(Group g, size_t column, int64_t begin, int64_t end, uint8_t* dst) const;
   // Inverse of reading everything.
@@ -120,15 +122,15 @@ class Replay {
                const Rng::State& rng);
   void clear();
 
-  // --- called by gathering threads (they hold data_mutex shared, or the caller holds call_mutex) ---
-  // Writes rows [begin, end) of `rows` to output rows row0 + begin ...
+  // --- called by gathering threads (they hold data_mutex shared, or the caller holds call_mutex)
+  // --- Writes rows [begin, end) of `rows` to output rows row0 + begin ...
   void gather(const Rows& rows, int64_t begin, int64_t end, const Layout& layout, int64_t row0,
               uint8_t* base) const;
 
-  std::mutex call_mutex;               // serialises API calls on this replay
+  std::mutex call_mutex;                 // serialises API calls on this replay
   mutable std::shared_mutex data_mutex;  // unique while the contents change, shared while gathering
-  uint64_t version = 0;                // changes with the contents; guarded by data_mutex
-  Rng rng;                             // guarded by call_mutex
+  uint64_t version = 0;                  // changes with the contents; guarded by data_mutex
+  Rng rng;                               // guarded by call_mutex
 
  private:
   void adopt_schema(const Fields& obs, const Fields& action, float gamma);
@@ -137,15 +139,16 @@ class Replay {
   void wipe();
   RowRef ref(const EpisodeRow& e, int64_t t) const;
   Rows padded_rows(const std::vector<int64_t>& picks, int64_t& T, std::vector<int32_t>& lens) const;
-  void gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f, uint8_t* out) const;
+  void gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f,
+                  uint8_t* out) const;
   const Column& column(Group g, size_t i) const;
 
   Options options_;
   Fields obs_fields_, action_fields_;
-  std::vector<int> stack_;       // per obs field
-  std::vector<bool> sampled_;    // per obs field
+  std::vector<int> stack_;     // per obs field
+  std::vector<bool> sampled_;  // per obs field
   float gamma_ = 0.0F;
-  std::vector<float> weights_, discounts_;  // for returns, for bootstraps
+  std::vector<float> weights_, discounts_;     // for returns, for bootstraps
   std::vector<Column> obs_, action_, reward_;  // reward_: exactly one column
   std::vector<EpisodeRow> episodes_;           // live ones from head_
   std::vector<int64_t> starts_;                // step0 of each, for the binary search

@@ -34,7 +34,8 @@ void after_fork_in_child() {
 
 class OwnedSampler {
  public:
-  OwnedSampler(std::vector<std::shared_ptr<Replay>> replays, int prefetch, int num_threads, bool episodes)
+  OwnedSampler(std::vector<std::shared_ptr<Replay>> replays, int prefetch, int num_threads,
+               bool episodes)
       : sampler_(std::make_unique<Sampler>(std::move(replays), prefetch, num_threads, episodes)) {
     live_samplers().insert(sampler_.get());
   }
@@ -73,7 +74,8 @@ void donate(Sampler& sampler, const py::array& buffer) {
     const py::gil_scoped_acquire gil;
     Py_DECREF(static_cast<PyObject*>(p));
   });
-  sampler.pool().donate(const_cast<uint8_t*>(a.data()), static_cast<size_t>(a.size()), std::move(owner));
+  sampler.pool().donate(const_cast<uint8_t*>(a.data()), static_cast<size_t>(a.size()),
+                        std::move(owner));
 }
 
 // A replay with the thread that samples ahead from it.
@@ -82,7 +84,8 @@ struct PyReplay {
   OwnedSampler sampler;
 
   PyReplay(Options options, int prefetch, int num_threads, bool episodes)
-      : core(std::make_shared<Replay>(std::move(options))), sampler({core}, prefetch, num_threads, episodes) {}
+      : core(std::make_shared<Replay>(std::move(options))),
+        sampler({core}, prefetch, num_threads, episodes) {}
 
   // Runs f with this replay to itself and without the GIL.
   template <class F>
@@ -138,14 +141,15 @@ struct PyReplay {
     return locked([](Replay& r) { return r.snapshot(); });
   }
 
-  py::array read(const std::string& group, const std::string& key, int64_t begin, int64_t end) const {
+  py::array read(const std::string& group, const std::string& key, int64_t begin,
+                 int64_t end) const {
     const Replay::Snapshot s = snapshot();
     const auto [g, column, field] = find(s, group, key);
     const int64_t live = g == Group::obs ? s.obs_rows : s.steps;
     if (end < 0) end = live;
     if (begin < 0 || begin > end || end > live) {
-      throw py::index_error("read: rows " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
-                            std::to_string(live));
+      throw py::index_error("read: rows " + std::to_string(begin) + " to " + std::to_string(end) +
+                            " of " + std::to_string(live));
     }
     py::array out = new_array(field, end - begin);
     auto* dst = static_cast<uint8_t*>(out.mutable_data());
@@ -207,7 +211,8 @@ struct PyReplay {
       d["action"] = columns(Group::action, s.action, s.steps);
       d["reward"] = new_array({"", DType::f32, {}}, s.steps);
       if (s.steps) {
-        targets.emplace_back(Group::reward, 0, static_cast<uint8_t*>(py::array(d["reward"]).mutable_data()));
+        targets.emplace_back(Group::reward, 0,
+                             static_cast<uint8_t*>(py::array(d["reward"]).mutable_data()));
       }
       const bool unchanged = locked([&](Replay& r) {
         if (r.version != s.version) return false;
@@ -222,9 +227,10 @@ struct PyReplay {
   }
 
   void load_state_dict(const py::dict& d) {
-    for (const char* key : {"version", "n_step", "gamma", "bootstrap_truncated", "num_add", "rng", "episodes",
-                            "obs", "action", "reward"}) {
-      if (!d.contains(key)) throw py::value_error(std::string("load_state_dict: '") + key + "' is missing");
+    for (const char* key : {"version", "n_step", "gamma", "bootstrap_truncated", "num_add", "rng",
+                            "episodes", "obs", "action", "reward"}) {
+      if (!d.contains(key))
+        throw py::value_error(std::string("load_state_dict: '") + key + "' is missing");
     }
     auto same = [](const char* what, int64_t have, int64_t want) {
       if (have == want) return;
@@ -233,16 +239,19 @@ struct PyReplay {
     };
     same("version", d["version"].cast<int64_t>(), 1);
     same("n_step", d["n_step"].cast<int64_t>(), core->options().nstep);
-    same("bootstrap_truncated", d["bootstrap_truncated"].cast<bool>(), core->options().bootstrap_truncated);
+    same("bootstrap_truncated", d["bootstrap_truncated"].cast<bool>(),
+         core->options().bootstrap_truncated);
     using I64 = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
     const auto rng = I64(d["rng"]);
     const auto episodes = I64(d["episodes"]);
-    if (rng.ndim() != 1 || rng.shape(0) != 4) throw py::value_error("load_state_dict: rng must be int64 [4]");
+    if (rng.ndim() != 1 || rng.shape(0) != 4)
+      throw py::value_error("load_state_dict: rng must be int64 [4]");
     if (episodes.ndim() != 2 || episodes.shape(1) != 4) {
       throw py::value_error("load_state_dict: episodes must be int64 [E, 4]");
     }
     Rng::State state{};
-    for (py::ssize_t i = 0; i < 4; ++i) state[static_cast<size_t>(i)] = static_cast<uint64_t>(rng.at(i));
+    for (py::ssize_t i = 0; i < 4; ++i)
+      state[static_cast<size_t>(i)] = static_cast<uint64_t>(rng.at(i));
     std::vector<std::array<int64_t, 4>> table;
     for (py::ssize_t i = 0; i < episodes.shape(0); ++i) {
       table.push_back({episodes.at(i, 0), episodes.at(i, 1), episodes.at(i, 2), episodes.at(i, 3)});
@@ -253,7 +262,9 @@ struct PyReplay {
     const View reward = borrow(d["reward"], "reward", owners);
     const auto gamma = d["gamma"].cast<float>();
     const auto num_add = d["num_add"].cast<int64_t>();
-    locked([&](Replay& r) { r.restore(obs.views, action.views, reward, table, gamma, num_add, state); });
+    locked([&](Replay& r) {
+      r.restore(obs.views, action.views, reward, table, gamma, num_add, state);
+    });
   }
 };
 
@@ -273,14 +284,17 @@ struct MultiStep : PyReplay {
 };
 
 template <class R>
-std::unique_ptr<R> make_replay(int frame_stack, int n_step, int64_t capacity, uint64_t seed, int prefetch,
-                               double extra, const Stacks& stacks, const std::string& stack_order,
-                               bool bootstrap_truncated, const std::vector<std::string>& save_only,
+std::unique_ptr<R> make_replay(int frame_stack, int n_step, int64_t capacity, uint64_t seed,
+                               int prefetch, double extra, const Stacks& stacks,
+                               const std::string& stack_order, bool bootstrap_truncated,
+                               const std::vector<std::string>& save_only,
                                const std::string& storage, int num_threads) {
   if (stack_order != "oldest_first" && stack_order != "newest_first") {
-    throw py::value_error("stack_order must be 'oldest_first' or 'newest_first', got '" + stack_order + "'");
+    throw py::value_error("stack_order must be 'oldest_first' or 'newest_first', got '" +
+                          stack_order + "'");
   }
-  if (!(extra >= 0.0)) throw py::value_error("extra must not be negative, got " + std::to_string(extra));
+  if (!(extra >= 0.0))
+    throw py::value_error("extra must not be negative, got " + std::to_string(extra));
   if (storage.empty()) throw py::value_error("storage must be 'ram' or a directory, got ''");
   Options o;
   o.frame_stack = frame_stack;
@@ -297,36 +311,46 @@ std::unique_ptr<R> make_replay(int frame_stack, int n_step, int64_t capacity, ui
 
 template <class R>
 void bind_replay(py::module_& m, const char* name) {
-  py::class_<R, PyReplay>(m, name)
-      .def(py::init(&make_replay<R>), py::arg("frame_stack"), py::arg("n_step"), py::arg("capacity"),
-           py::arg("seed"), py::arg("prefetch") = 0, py::arg("extra") = 0.1, py::kw_only(),
-           py::arg("stacks") = Stacks{}, py::arg("stack_order") = "oldest_first",
-           py::arg("bootstrap_truncated") = false, py::arg("save_only") = std::vector<std::string>{},
-           py::arg("storage") = "ram", py::arg("num_threads") = 1);
+  py::class_<R, PyReplay>(m, name).def(
+      py::init(&make_replay<R>), py::arg("frame_stack"), py::arg("n_step"), py::arg("capacity"),
+      py::arg("seed"), py::arg("prefetch") = 0, py::arg("extra") = 0.1, py::kw_only(),
+      py::arg("stacks") = Stacks{}, py::arg("stack_order") = "oldest_first",
+      py::arg("bootstrap_truncated") = false, py::arg("save_only") = std::vector<std::string>{},
+      py::arg("storage") = "ram", py::arg("num_threads") = 1);
 }
 
 template <class C>
 void bind_replay_methods(C& c) {
   c.def("add", &PyReplay::add, py::arg("episode"))
-      .def("sample",
-           [](PyReplay& r, int64_t n, const py::object& device) { return sample(*r.sampler, {n}, device); },
-           py::arg("batchsize"), py::arg("device") = "cpu")
+      .def(
+          "sample",
+          [](PyReplay& r, int64_t n, const py::object& device) {
+            return sample(*r.sampler, {n}, device);
+          },
+          py::arg("batchsize"), py::arg("device") = "cpu")
       .def("size", [](PyReplay& r) { return r.locked([](Replay& c) { return c.size(); }); })
       .def("num_add", [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_add(); }); })
-      .def_property_readonly("num_transitions",
-                             [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_transitions(); }); })
-      .def_property_readonly("nbytes", [](PyReplay& r) { return r.locked([](Replay& c) { return c.nbytes(); }); })
+      .def_property_readonly(
+          "num_transitions",
+          [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_transitions(); }); })
+      .def_property_readonly(
+          "nbytes", [](PyReplay& r) { return r.locked([](Replay& c) { return c.nbytes(); }); })
       .def("get", &PyReplay::get, py::arg("idx"))
-      .def("get_range", &PyReplay::get_range, py::arg("start"), py::arg("end"), py::arg("device") = "cpu")
+      .def("get_range", &PyReplay::get_range, py::arg("start"), py::arg("end"),
+           py::arg("device") = "cpu")
       .def("read", &PyReplay::read, py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
            py::arg("end") = -1)
-      .def_property_readonly("obs_fields", [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
-      .def_property_readonly("action_fields", [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
+      .def_property_readonly("obs_fields",
+                             [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
+      .def_property_readonly("action_fields",
+                             [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
       .def("meta", &PyReplay::meta)
       .def("state_dict", &PyReplay::state_dict)
       .def("load_state_dict", &PyReplay::load_state_dict, py::arg("state"))
       .def("clear", [](PyReplay& r) { r.locked([](Replay& c) { c.clear(); }); })
-      .def("donate", [](PyReplay& r, const py::array& a) { donate(*r.sampler, a); }, py::arg("buffer"))
+      .def(
+          "donate", [](PyReplay& r, const py::array& a) { donate(*r.sampler, a); },
+          py::arg("buffer"))
       .def("terminate", [](PyReplay& r) {
         const py::gil_scoped_release release;
         r.sampler->terminate();
@@ -361,15 +385,19 @@ PYBIND11_MODULE(rela, m) {
              if (replays.empty()) throw py::value_error("JointSampler: needs at least one replay");
              std::vector<std::shared_ptr<Replay>> cores;
              for (const SingleStep* r : replays) cores.push_back(r->core);
-             return std::make_unique<JointSampler>(JointSampler{{std::move(cores), prefetch, num_threads, false}});
+             return std::make_unique<JointSampler>(
+                 JointSampler{{std::move(cores), prefetch, num_threads, false}});
            }),
            py::arg("replays"), py::kw_only(), py::arg("prefetch") = 0, py::arg("num_threads") = 1)
-      .def("sample",
-           [](JointSampler& j, const std::vector<int64_t>& batches, const py::object& device) {
-             return sample(*j.sampler, batches, device);
-           },
-           py::arg("batchsizes"), py::arg("device") = "cpu")
-      .def("donate", [](JointSampler& j, const py::array& a) { donate(*j.sampler, a); }, py::arg("buffer"))
+      .def(
+          "sample",
+          [](JointSampler& j, const std::vector<int64_t>& batches, const py::object& device) {
+            return sample(*j.sampler, batches, device);
+          },
+          py::arg("batchsizes"), py::arg("device") = "cpu")
+      .def(
+          "donate", [](JointSampler& j, const py::array& a) { donate(*j.sampler, a); },
+          py::arg("buffer"))
       .def("terminate", [](JointSampler& j) {
         const py::gil_scoped_release release;
         j.sampler->terminate();
@@ -378,5 +406,6 @@ PYBIND11_MODULE(rela, m) {
   m.def("_terminate_all", &terminate_all);
   m.def("_after_fork_in_child", &after_fork_in_child);
   py::module_::import("atexit").attr("register")(m.attr("_terminate_all"));
-  py::module_::import("os").attr("register_at_fork")(py::arg("after_in_child") = m.attr("_after_fork_in_child"));
+  py::module_::import("os").attr("register_at_fork")(py::arg("after_in_child") =
+                                                         m.attr("_after_fork_in_child"));
 }

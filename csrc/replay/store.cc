@@ -32,7 +32,8 @@ size_t page_size() {
 }
 
 std::runtime_error io_error(const std::string& what, const std::string& where, int err) {
-  return std::runtime_error("replay storage in '" + where + "': " + what + ": " + std::strerror(err));
+  return std::runtime_error("replay storage in '" + where + "': " + what + ": " +
+                            std::strerror(err));
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ DType dtype_of(const py::array& a, const std::string& name) {
     if (kind == 'f' && size == 4) return DType::f32;
     if (kind == 'f' && size == 8) return DType::f64;
   }
-  throw py::type_error("'" + name + "' has dtype " + py::str(static_cast<py::object>(d)).cast<std::string>() +
+  throw py::type_error("'" + name + "' has dtype " +
+                       py::str(static_cast<py::object>(d)).cast<std::string>() +
                        "; the replay stores uint8, int32, int64, float32 and float64");
 }
 
@@ -47,7 +48,8 @@ View borrow(const py::handle& value, const std::string& name, std::vector<py::ar
   py::array a = py::array::ensure(value, py::array::c_style);
   if (!a) {
     PyErr_Clear();
-    throw py::type_error("'" + name + "' is not an array: " + py::repr(py::type::of(value)).cast<std::string>() +
+    throw py::type_error("'" + name +
+                         "' is not an array: " + py::repr(py::type::of(value)).cast<std::string>() +
                          " (tensors must be on the CPU and detached)");
   }
   View v;
@@ -117,14 +119,25 @@ Batch to_batch(const JobPtr& job, const py::object& device) {
     py::object out = convert(std::move(a));
     const py::str key(f.field.name);
     switch (f.group) {
-      case Group::obs: b.obs[key] = out; break;
-      case Group::next_obs: b.next_obs[key] = out; break;
-      case Group::action: b.action[key] = out; break;
-      case Group::reward: b.reward = out; break;
-      case Group::bootstrap: b.bootstrap = out; break;
+      case Group::obs:
+        b.obs[key] = out;
+        break;
+      case Group::next_obs:
+        b.next_obs[key] = out;
+        break;
+      case Group::action:
+        b.action[key] = out;
+        break;
+      case Group::reward:
+        b.reward = out;
+        break;
+      case Group::bootstrap:
+        b.bootstrap = out;
+        break;
     }
   }
-  b.flat = py::array(py::dtype("uint8"), {static_cast<py::ssize_t>(job->layout.bytes)}, base, owner);
+  b.flat =
+      py::array(py::dtype("uint8"), {static_cast<py::ssize_t>(job->layout.bytes)}, base, owner);
   if (job->seq_lens.empty()) {
     b.seq_len = py::none();
   } else {

@@ -29,7 +29,8 @@ py::array new_array(const Field& field, int64_t rows);  // uninitialised [rows, 
 py::array copy_array(const Field& field, int64_t rows, const uint8_t* data);
 py::list fields_to_list(const Fields& fields);  // [name, dtype, shape] each
 
-// A batch as Python sees it. Arrays share the memory of `flat`, which is recycled when all are gone.
+// A batch as Python sees it. Arrays share the memory of `flat`, which is recycled when all are
+// gone.
 struct Batch {
   py::dict obs, next_obs, action;
   py::object reward, bootstrap;

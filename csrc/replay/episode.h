@@ -29,8 +29,9 @@ struct EpisodeData {
 
 using EpisodePtr = std::shared_ptr<const EpisodeData>;
 
-// gamma^j for j = 0..n. Two roundings, because the original program has both and its recorded numbers
-// are matched bit for bit: returns multiply float32 by float32, bootstraps round the exact power once.
+// gamma^j for j = 0..n. Two roundings, because the original program has both and its recorded
+// numbers are matched bit for bit: returns multiply float32 by float32, bootstraps round the exact
+// power once.
 std::vector<float> return_weights(float gamma, int n);
 std::vector<float> bootstrap_weights(float gamma, int n);
 

@@ -1,0 +1,379 @@
+// Python face of the fused kernels: module common_utils.kernels.
+//
+// An operation's operands are one structure with named fields (kernels.h, mlp.h), made from sizes
+// and addresses (torch's data_ptr, 0 for none) by keyword, so that neither libtorch nor a
+// conversion is needed. networks/fast/cpu is the only caller and checks shapes, types and
+// contiguity; it keeps the tensors alive as long as the structure.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "mlp.h"
+#include "../workers.h"
+
+namespace py = pybind11;
+
+namespace kernels {
+namespace {
+
+const Table& choose() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool v3_ok = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("bmi2");
+  const bool v4_ok = v3_ok && __builtin_cpu_supports("avx512f") &&
+                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+  if (v4_ok) return v4::table;
+  if (v3_ok) return v3::table;
+#endif
+  return base::table;
+}
+
+const Table& by_name(const std::string& name) {
+#if defined(__x86_64__)
+  if (name == "v4" && std::string(choose().isa) == "v4") return v4::table;
+  if (name == "v3" && std::string(choose().isa) != "base") return v3::table;
+#endif
+  if (name == "base") return base::table;
+  throw py::value_error("kernels.use: '" + name + "' is not an instruction set of this CPU");
+}
+
+}  // namespace
+
+const Table* active = &choose();
+
+namespace {
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Cut [0, n) in `blocks` equal parts and run fn(block, begin, end), on up to `threads` threads.
+template <typename Fn>
+void for_blocks(int64_t n, int64_t blocks, int threads, const Fn& fn) {
+  auto run = [&](int64_t first, int64_t step) {
+    for (int64_t i = first; i < blocks; i += step) fn(i, n * i / blocks, n * (i + 1) / blocks);
+  };
+  const int64_t size = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
+  workers::pool().run(static_cast<int>(size), [&](int rank) { run(rank, size); });
+}
+
+// Below this many elements a thread costs more than it saves.
+constexpr int64_t kSmall = 1 << 16;
+// Blocks whose sums are kept apart: more threads than this bring nothing.
+constexpr int64_t kBlocks = 8;
+
+int fit_threads(int threads, int64_t elements) { return elements < kSmall ? 1 : threads; }
+
+void check(bool possible) {
+  if (!possible) throw py::value_error("kernels: impossible shape");
+}
+
+NormRelu make_norm_relu(int64_t groups, int64_t rows, int64_t width, uintptr_t x, uintptr_t bias,
+                        bool bias_per_unit, uintptr_t gamma, uintptr_t beta, float eps,
+                        uint32_t keep, float scale, uint64_t seed, uintptr_t stats) {
+  check(groups >= 1 && rows >= 0 && width >= 1);
+  float* mean = at<float>(stats);
+  return {groups,
+          rows,
+          width,
+          at<float>(x),
+          at<float>(bias),
+          bias_per_unit,
+          at<float>(gamma),
+          at<float>(beta),
+          eps,
+          keep,
+          scale,
+          seed,
+          mean,
+          mean ? mean + groups * rows : nullptr};
+}
+
+void norm_relu(const NormRelu& a, uintptr_t y, int threads) {
+  const int64_t total = a.groups * a.rows;
+  threads = fit_threads(threads, total * a.width);
+  for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
+    active->norm_relu(a, at<float>(y), begin, end);
+  });
+}
+
+NormReluGrad make_norm_relu_grad(uintptr_t dy, uintptr_t dx, uintptr_t dbias, uintptr_t dgamma,
+                                 uintptr_t dbeta) {
+  return {at<float>(dy), at<float>(dx), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)};
+}
+
+void norm_relu_grad(const NormRelu& a, const NormReluGrad& to, int threads) {
+  // a block lies within a group; its sums over rows are its own
+  const int64_t groups = a.groups, rows = a.rows, width = a.width;
+  const int64_t per_group = std::max<int64_t>(1, std::min<int64_t>(rows, kBlocks / groups));
+  const int64_t blocks = groups * per_group, bias_width = a.bias_per_unit ? width : 1;
+  std::vector<float> bias_sums(to.dbias ? blocks * bias_width : 0, 0.0f);
+  std::vector<float> norm_sums(to.dgamma ? blocks * 2 * width : 0, 0.0f);
+  threads = fit_threads(threads, groups * rows * width);
+  for_blocks(blocks, blocks, threads, [&](int64_t block, int64_t, int64_t) {
+    const int64_t group = block / per_group, part = block % per_group;
+    NormReluGrad g{to.dy, to.dx, nullptr, nullptr, nullptr};
+    if (to.dbias) g.dbias = &bias_sums[block * bias_width];
+    if (to.dgamma) {
+      g.dgamma = &norm_sums[block * 2 * width];
+      g.dbeta = g.dgamma + width;
+    }
+    active->norm_relu_grad(a, g, group * rows + rows * part / per_group,
+                           group * rows + rows * (part + 1) / per_group);
+  });
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (to.dbias) {
+      active->add(to.dbias + block / per_group * bias_width, &bias_sums[block * bias_width],
+                  bias_width);
+    }
+    if (to.dgamma) {
+      active->add(to.dgamma, &norm_sums[block * 2 * width], width);
+      active->add(to.dbeta, &norm_sums[block * 2 * width + width], width);
+    }
+  }
+}
+
+Spatial make_spatial(int64_t batch, int64_t rows, int64_t num, int64_t width, uintptr_t shared,
+                     uintptr_t action, uintptr_t gamma, uintptr_t beta, uintptr_t weight, float eps,
+                     uintptr_t stats) {
+  check(batch >= 0 && rows >= 1 && num >= 1 && width >= 1);
+  float* mean = at<float>(stats);
+  return {batch,
+          rows,
+          num,
+          width,
+          at<float>(shared),
+          at<float>(action),
+          at<float>(gamma),
+          at<float>(beta),
+          at<float>(weight),
+          eps,
+          mean,
+          mean + batch * rows * num};
+}
+
+void spatial(const Spatial& a, uintptr_t out, int threads) {
+  threads = fit_threads(threads, a.batch * a.rows * a.num * a.width);
+  for_blocks(a.batch, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
+    active->spatial(a, at<float>(out), begin, end);
+  });
+}
+
+SpatialGrad make_spatial_grad(uintptr_t dz, uintptr_t dshared, uintptr_t daction, uintptr_t dgamma,
+                              uintptr_t dbeta, uintptr_t dweight) {
+  if ((dgamma != 0) != (dweight != 0) || (dgamma != 0) != (dbeta != 0)) {
+    throw py::value_error("kernels: gradients of all parameters or of none");
+  }
+  return {at<float>(dz),     at<float>(dshared), at<float>(daction),
+          at<float>(dgamma), at<float>(dbeta),   at<float>(dweight)};
+}
+
+void spatial_grad(const Spatial& a, const SpatialGrad& to, int threads) {
+  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(kBlocks, a.batch));
+  const int64_t width = a.width, params = (2 + a.rows) * width;  // dgamma, dbeta, dweight
+  std::vector<float> sums(to.dgamma ? blocks * params : 0, 0.0f);
+  threads = fit_threads(threads, a.batch * a.rows * a.num * width);
+  for_blocks(a.batch, blocks, threads, [&](int64_t block, int64_t begin, int64_t end) {
+    SpatialGrad g{to.dz, to.dshared, to.daction, nullptr, nullptr, nullptr};
+    if (to.dgamma) {
+      g.dgamma = &sums[block * params];
+      g.dbeta = g.dgamma + width;
+      g.dweight = g.dbeta + width;
+    }
+    active->spatial_grad(a, g, begin, end);
+  });
+  for (int64_t block = 0; to.dgamma && block < blocks; ++block) {
+    active->add(to.dgamma, &sums[block * params], width);
+    active->add(to.dbeta, &sums[block * params + width], width);
+    active->add(to.dweight, &sums[block * params + 2 * width], a.rows * width);
+  }
+}
+
+MlpLayer make_mlp_layer(int64_t inputs, int64_t outputs, uintptr_t w, bool transposed,
+                        uintptr_t bias, bool bias_per_unit, uintptr_t gamma, uintptr_t beta,
+                        float eps, uint32_t keep, float scale, uint64_t seed, bool hidden) {
+  check(inputs >= 1 && outputs >= 1);
+  return {inputs,
+          outputs,
+          at<float>(w),
+          transposed,
+          at<float>(bias),
+          bias_per_unit,
+          at<float>(gamma),
+          at<float>(beta),
+          eps,
+          keep,
+          scale,
+          seed,
+          hidden};
+}
+
+Mlp make_mlp(int64_t rows, uintptr_t x, std::vector<int64_t> members,
+             std::vector<MlpLayer> layers) {
+  check(rows >= 0 && !members.empty() && !layers.empty());
+  for (size_t i = 1; i < layers.size(); ++i) check(layers[i - 1].out == layers[i].in);
+  return {rows, at<float>(x), std::move(members), std::move(layers)};
+}
+
+MlpLayerGrad make_mlp_layer_grad(uintptr_t dw, uintptr_t dbias, uintptr_t dgamma, uintptr_t dbeta) {
+  return {at<float>(dw), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)};
+}
+
+void py_mlp(const Mlp& a, uintptr_t out, uintptr_t saved, bool hidden, int threads) {
+  mlp(a, at<float>(out), at<float>(saved), hidden, threads);
+}
+
+void py_mlp_grad(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t dout, uintptr_t dx,
+                 const std::vector<MlpLayerGrad>& layers, int threads) {
+  if (!layers.empty() && (layers.size() != a.layers.size() || !hidden)) {
+    throw py::value_error("kernels: gradients of weights need every layer and its input");
+  }
+  mlp_grad(a, at<float>(saved), hidden, at<float>(dout), at<float>(dx), layers, threads);
+}
+
+void py_mlp_grad_picked(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t pick, uintptr_t dout,
+                        uintptr_t dx, int threads) {
+  const int64_t num = static_cast<int64_t>(a.members.size());
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t p = at<int64_t>(pick)[r];
+    if (p < 0 || p >= num) throw py::value_error("kernels: no such member");
+  }
+  mlp_grad_picked(a, at<float>(saved), hidden, at<int64_t>(pick), at<float>(dout), at<float>(dx),
+                  threads);
+}
+
+// fn(tensor, begin, end) over all elements of tensors of so many, each thread on its own share.
+template <typename Fn>
+void over_elements(const std::vector<int64_t>& sizes, int threads, const Fn& fn) {
+  int64_t total = 0;
+  for (int64_t n : sizes) total += n;
+  threads = fit_threads(threads, total);
+  for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
+    int64_t first = 0;  // of the tensor, among all elements
+    for (size_t i = 0; i < sizes.size(); first += sizes[i++]) {
+      const int64_t from = std::max(begin - first, int64_t{0});
+      const int64_t to = std::min(end - first, sizes[i]);
+      if (from < to) fn(i, from, to);
+    }
+  });
+}
+
+// A tensor of weights, its gradient and its moments, all of n elements.
+struct AdamTensor {
+  int64_t n;
+  float* weight;
+  const float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+};
+
+AdamTensor make_adam_tensor(int64_t n, uintptr_t weight, uintptr_t grad, uintptr_t exp_avg,
+                            uintptr_t exp_avg_sq) {
+  check(n >= 0);
+  return {n, at<float>(weight), at<float>(grad), at<float>(exp_avg), at<float>(exp_avg_sq)};
+}
+
+void adam(const std::vector<AdamTensor>& tensors, float step_size, float beta1, float beta2,
+          float root, float eps, int threads) {
+  std::vector<int64_t> sizes;
+  for (const auto& t : tensors) sizes.push_back(t.n);
+  const Adam step{step_size, beta1, beta2, root, eps};
+  over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
+    const AdamTensor& t = tensors[i];
+    active->adam(step, t.weight + begin, t.grad + begin, t.exp_avg + begin, t.exp_avg_sq + begin,
+                 end - begin);
+  });
+}
+
+// A target and what it follows, both of n elements.
+struct LerpTensor {
+  int64_t n;
+  float* to;
+  const float* from;
+};
+
+LerpTensor make_lerp_tensor(int64_t n, uintptr_t to, uintptr_t from) {
+  check(n >= 0);
+  return {n, at<float>(to), at<float>(from)};
+}
+
+void lerp(const std::vector<LerpTensor>& tensors, float weight, int threads) {
+  std::vector<int64_t> sizes;
+  for (const auto& t : tensors) sizes.push_back(t.n);
+  over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
+    const LerpTensor& t = tensors[i];
+    active->lerp(t.to + begin, t.from + begin, weight, end - begin);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(kernels, m) {
+  m.doc() = "Fused float32 kernels on raw addresses; see networks/fast/cpu.";
+  using py::arg;
+  const py::kw_only named;
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+
+  py::class_<NormRelu>(m, "NormRelu", "relu(dropout(layer_norm(x + bias)))")
+      .def(py::init(&make_norm_relu), named, arg("groups"), arg("rows"), arg("width"), arg("x"),
+           arg("bias"), arg("bias_per_unit"), arg("gamma"), arg("beta"), arg("eps"), arg("keep"),
+           arg("scale"), arg("seed"), arg("stats"));
+  py::class_<NormReluGrad>(m, "NormReluGrad")
+      .def(py::init(&make_norm_relu_grad), named, arg("dy"), arg("dx"), arg("dbias"), arg("dgamma"),
+           arg("dbeta"));
+  m.def("norm_relu", &norm_relu, unlocked, arg("operands"), named, arg("y"), arg("threads"));
+  m.def("norm_relu_grad", &norm_relu_grad, unlocked, arg("operands"), arg("grad"), named,
+        arg("threads"));
+
+  py::class_<Spatial>(m, "Spatial", "sum over rows of relu(norm(shared + action)) * weight")
+      .def(py::init(&make_spatial), named, arg("batch"), arg("rows"), arg("num"), arg("width"),
+           arg("shared"), arg("action"), arg("gamma"), arg("beta"), arg("weight"), arg("eps"),
+           arg("stats"));
+  py::class_<SpatialGrad>(m, "SpatialGrad")
+      .def(py::init(&make_spatial_grad), named, arg("dz"), arg("dshared"), arg("daction"),
+           arg("dgamma"), arg("dbeta"), arg("dweight"));
+  m.def("spatial", &spatial, unlocked, arg("operands"), named, arg("out"), arg("threads"));
+  m.def("spatial_grad", &spatial_grad, unlocked, arg("operands"), arg("grad"), named,
+        arg("threads"));
+
+  py::class_<MlpLayer>(m, "MlpLayer")
+      .def(py::init(&make_mlp_layer), named, arg("inputs"), arg("outputs"), arg("w"),
+           arg("transposed"), arg("bias"), arg("bias_per_unit"), arg("gamma"), arg("beta"),
+           arg("eps"), arg("keep"), arg("scale"), arg("seed"), arg("hidden"));
+  py::class_<Mlp>(m, "Mlp", "perceptrons side by side on the same rows")
+      .def(py::init(&make_mlp), named, arg("rows"), arg("x"), arg("members"), arg("layers"))
+      .def(
+          "saved_size", [](const Mlp& a, bool hidden) { return mlp_saved_size(a, hidden); },
+          "floats that the backward pass needs", named, arg("hidden"));
+  py::class_<MlpLayerGrad>(m, "MlpLayerGrad")
+      .def(py::init(&make_mlp_layer_grad), named, arg("dw"), arg("dbias"), arg("dgamma"),
+           arg("dbeta"));
+  m.def("mlp", &py_mlp, unlocked, arg("operands"), named, arg("out"), arg("saved"), arg("hidden"),
+        arg("threads"));
+  m.def("mlp_grad", &py_mlp_grad, unlocked, arg("operands"), named, arg("saved"), arg("hidden"),
+        arg("dout"), arg("dx"), arg("layers"), arg("threads"));
+  m.def("mlp_grad_picked", &py_mlp_grad_picked, unlocked, arg("operands"), named, arg("saved"),
+        arg("hidden"), arg("pick"), arg("dout"), arg("dx"), arg("threads"));
+
+  py::class_<AdamTensor>(m, "AdamTensor")
+      .def(py::init(&make_adam_tensor), named, arg("n"), arg("weight"), arg("grad"), arg("exp_avg"),
+           arg("exp_avg_sq"));
+  m.def("adam", &adam, unlocked, arg("tensors"), named, arg("step_size"), arg("beta1"),
+        arg("beta2"), arg("root"), arg("eps"), arg("threads"));
+  py::class_<LerpTensor>(m, "LerpTensor")
+      .def(py::init(&make_lerp_tensor), named, arg("n"), arg("to"), arg("from_"));
+  m.def("lerp", &lerp, unlocked, arg("tensors"), named, arg("weight"), arg("threads"));
+
+  m.def("isa", [] { return std::string(active->isa); }, "the instruction set in use");
+  m.def("use", [](const std::string& isa) { active = &by_name(isa); }, arg("isa"));
+}
+
+}  // namespace kernels
