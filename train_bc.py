@@ -76,17 +76,15 @@ class TrainingError(UserError):
 class Workspace:
     """Everything a run holds: dataset, policy, optimiser, evaluator, counters, checkpoints."""
 
-    def __init__(self, cfg: MainConfig, data: DemoDataset) -> None:
+    def __init__(self, cfg: MainConfig, data: DemoDataset, resumed: bool = False) -> None:
+        """``resumed``: a state follows that holds the weights and their statistics."""
         self.cfg, self.data = cfg, data
         self.save_dir = Path(cfg.save_dir)
         self.device = resolve_device(cfg.device)
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
-        if cfg.load_model != "none":
-            weights = load_weights(cfg.load_model, "load_model")
-            put_weights(self.policy, weights, cfg.load_model, "load_model")
-        else:
-            self._fit_statistics()
+        if not resumed:
+            self._set_weights()
         self.policy.to(self.device)
         self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
@@ -100,6 +98,15 @@ class Workspace:
         self.pool: EvalPool | None = None
         self.log: RunLogger
         self.folder: RunFolder
+
+    def _set_weights(self) -> None:
+        """Those to start from, or fresh ones with the data's statistics."""
+        cfg = self.cfg
+        if cfg.load_model == "none":
+            self._fit_statistics()
+            return
+        weights = load_weights(cfg.load_model, "load_model")
+        put_weights(self.policy, weights, cfg.load_model, "load_model")
 
     def _fit_statistics(self) -> None:
         """The normalisers' statistics; DatasetError when the data have none to give."""
@@ -281,6 +288,7 @@ class Workspace:
         """Continue from a saved state."""
         with fitting(state):
             self.load_state_dict(state.tree)
+        state.tree.clear()  # its copies of everything are not needed any more
         self.log.print(f"resumed from {state.path} at step {self.step}")
 
     def save_state(self) -> None:
@@ -312,7 +320,7 @@ def run(cfg: MainConfig) -> Workspace:
         data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)
-        work = Workspace(cfg, data)
+        work = Workspace(cfg, data, resumed=folder.state is not None)
         try:
             work.open_env()
             with folder.open_log(cfg, RESUMABLE_CHANGES) as log:

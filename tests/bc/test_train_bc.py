@@ -72,6 +72,16 @@ def test_state_run_and_a_moved_folder(tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_to_start_from_are_needed_once(tmp_path, data):
+    more = ["--dataset.use_state", "1", "--num_epoch"]
+    train_bc.run(config(tmp_path / "first", data, *more, "1"))
+    start = ["--load_model", str(tmp_path / "first" / "latest.pt")]
+    train_bc.run(config(tmp_path / "run", data, *more, "1", *start))
+    shutil.rmtree(tmp_path / "first")
+    work = train_bc.run(config(tmp_path / "run", data, *more, "2", *start, "--resume", "1"))
+    assert work.epoch == 2
+
+
 def test_a_run_is_replaced_only_when_that_is_asked_for(tmp_path, data):
     states = ["--dataset.use_state", "1"]
     run = tmp_path / "run"

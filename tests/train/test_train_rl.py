@@ -206,10 +206,7 @@ def test_rft_killed_while_pretraining_is_the_uninterrupted_one(
     assert done.returncode == 0, done.stderr
     cmd = [sys.executable, *command(bc_run, save_dir, *RFT)]
     process = subprocess.Popen(cmd, cwd=REPO, env=env(), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (save_dir / "state").is_dir() or latest_state(save_dir / "state") is None:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(save_dir, 0, process)
     process.kill()
     process.communicate(timeout=60)
     # as if killed just before its next state: a record of that state's own step is there already
