@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bc.dataset import Demo, gather_stack, read_demos
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.kept_weights import KeptWeights, keep
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
-from common_utils.resources import Need, check_fits
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop, RunState, fitting
 from common_utils.saver import TopkSaver
@@ -43,12 +41,10 @@ from common_utils.specs import BC_ACTION, Obs
 from common_utils.stopwatch import Stopwatch
 from env.core import Env
 from env.factory import env_args, make_env, recording_config
-from env.remote import RemoteEnv, StepResult
 from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult
 from networks import fast
 from rl.q_agent import QAgent
-from rl.replay import ReplayBuffer
 from rl.successes import Record
 from workspace.build_agent import (
     bc_weights,
@@ -56,25 +52,12 @@ from workspace.build_agent import (
     check_files,
     inherit_env,
     load_bc_policies,
-    load_pretrained,
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
-from workspace.rl_config import MainConfig, rl_env_config
+from workspace.prepare_rl import build_replay, check_memory, memory_needs, prepare
+from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 
-# What may differ between a run and its resumption without changing what was done so far.
-RESUMABLE_CHANGES = (
-    "resume",
-    "save_dir",
-    "num_train_step",
-    "use_wb",
-    "mp_eval",
-    "num_eval_worker",
-    "replay_threads",
-    "replay_prefetch",
-    "kernel_threads",
-    "trust_module",
-)
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
     "global_step",
@@ -103,14 +86,11 @@ class Workspace:
         # evaluations play in env_cfg; training may record more than the agent sees
         saves = cfg.save_per_success > 0
         self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
-        self.env: Env = (
-            RemoteEnv(asdict(self.train_env_cfg))
-            if cfg.overlap_env
-            else make_env(self.train_env_cfg)
-        )
+        self.env: Env = make_env(self.train_env_cfg)
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: QAgent | None = None
-        self.replay = self._build_replay()
+        saved_env_args = env_args(self.train_env_cfg) if saves else None
+        self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
 
         self.global_step = 0
         self.train_step = 0
@@ -133,184 +113,9 @@ class Workspace:
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
         self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
 
-    # ------------------------------------------------------------------ set-up
-
-    def needs(self) -> dict[str, Need]:
-        """Memory the run will take for its replay, at most."""
-        cfg = self.cfg
-        spec = self.env.spec
-        specs = {k: spec.observations[k] for k in self.agent.input_keys}
-
-        def size(episodes: int) -> int:
-            return ReplayBuffer.memory_estimate(
-                specs, spec.action_dim, episodes * cfg.episode_length, self.agent.num_bc_action
-            )
-
-        needs = {"replay": Need(size(cfg.replay_buffer_size), "replay_buffer_size")}
-        if cfg.uses_bc_replay:  # demonstrations (and successes) are held a second time
-            episodes = cfg.preload_num_data if cfg.freeze_bc_replay else cfg.replay_buffer_size
-            needs["demonstration replay"] = Need(size(episodes), "preload_num_data")
-        if cfg.save_per_success > 0 and spec.cameras:  # held until they are written
-            step = sum(spec.observations[c].nbytes for c in spec.cameras)
-            steps = cfg.save_per_success * cfg.episode_length
-            needs["successes"] = Need(steps * step, "save_per_success")
-        return needs
-
-    def _build_replay(self) -> ReplayBuffer:
-        cfg = self.cfg
-        specs = {k: self.env.spec.observations[k] for k in self.agent.input_keys}
-        return ReplayBuffer(
-            specs,
-            self.env.spec.action_dim,
-            nstep=cfg.nstep,
-            gamma=cfg.discount,
-            max_episode_length=cfg.episode_length,
-            replay_size=cfg.replay_buffer_size,
-            seed=seed_for(cfg.seed, "replay"),
-            use_bc=cfg.uses_bc_replay,
-            num_bc_action=self.agent.num_bc_action,
-            bootstrap_truncated=bool(cfg.bootstrap_truncated),
-            save_per_success=cfg.save_per_success,
-            save_dir=cfg.save_dir,
-            prefetch=cfg.replay_prefetch,
-            num_threads=cfg.replay_threads,
-            storage=cfg.replay_storage,
-            reward_scale=cfg.env_reward_scale,
-            env_args=env_args(self.train_env_cfg) if cfg.save_per_success > 0 else None,
-        )
-
-    def check_fits(self) -> list[str]:
-        """What the run will take, in words; ResourceError if memory or disk cannot hold it."""
-        cfg, needs = self.cfg, self.needs()
-        total = sum(need.bytes for need in needs.values())
-        # the state holds the replay; while one is written the one before it stays
-        state = {"state": Need(2 * total, "replay_buffer_size")}
-        if cfg.replay_storage == "ram":
-            return check_fits(needs, state, cfg.save_dir)
-        return check_fits({}, needs, cfg.replay_storage) + check_fits({}, state, cfg.save_dir)
-
-    def prepare(self) -> None:
-        """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0.
-
-        Interrupted and resumed, it continues where it was.
-        """
-        cfg = self.cfg
-        if not self.loaded:
-            if cfg.preload_num_data > 0:
-                self._preload_demos()
-            if cfg.load_pretrained_agent:
-                load_pretrained(self.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
-            self.loaded = True
-        if cfg.pretrain_num_epoch > 0:
-            self._pretrain()
-            if cfg.pretrain_only:
-                return
-        if cfg.add_bc_loss and self.ref_agent is None:
-            # After pretraining, so that the reference is the pretrained agent.
-            self.ref_agent = self.agent.reference_copy()
-        self.replay.freeze_bc_replay = bool(cfg.freeze_bc_replay)
-        self._warm_up()
-        self.prepared = True
-        self.save_state()
-
-    def _preload_demos(self) -> None:
-        """Demonstrations into both replays, each step's BC actions computed here, once."""
-        cfg = self.cfg
-        cameras = self.env_cfg.cameras
-        demos = list(
-            read_demos(
-                cfg.preload_datapath,
-                cameras=cameras,
-                use_state=bool(cfg.use_state),
-                num_data=cfg.preload_num_data,
-                spec=self.env.spec,
-                keys=list(self.agent.input_keys),
-                say=self.log.print,
-            )
-        )
-        if cfg.q_agent.norm_state:
-            self._fit_state_norm(demos)
-        for demo in demos:
-            observations = {k: demo.observations[k] for k in self.agent.input_keys}
-            if self.agent.num_bc_action:
-                observations[BC_ACTION] = self._bc_actions_of(demo.observations)
-            rewards = demo.rewards * cfg.env_reward_scale
-            self.replay.add_episode(observations, demo.actions, rewards)
-        steps = sum(len(d) for d in demos)
-        self.log.print(f"{len(demos)} demonstrations, {steps} steps, from {cfg.preload_datapath}")
-
-    def _fit_state_norm(self, demos: list[Demo]) -> None:
-        stack = self.env.spec.observations["state"].stack
-        states = [_stacked(d.observations["state"], stack) for d in demos]
-        self.agent.fit_state_norm(torch.cat(states))
-
-    def _bc_actions_of(self, observations: dict[str, np.ndarray]) -> np.ndarray:
-        """BC proposals for every step of a demonstration: [T, K, A]."""
-        specs = self.env.spec.observations
-        obs = {k: _stacked(v, specs[k].stack) for k, v in observations.items()}
-        length = len(next(iter(obs.values())))
-        device = self.agent.device
-        parts = [
-            self.agent.propose({k: v[i : i + 256].to(device) for k, v in obs.items()})
-            for i in range(0, length, 256)
-        ]
-        return torch.cat(parts).cpu().numpy()
-
-    def _warm_up(self) -> None:
-        """Fill the replay: BC without noise, else the pretrained agent, else random actions."""
-        total, have = self.cfg.warm_up_target, self.replay.size()
-        if have >= total:
-            return
-        self.log.print(f"warm-up: {have} of {total} episodes are there")
-        started = time.perf_counter()
-        with RunProgress(total, "warm-up", have) as progress:
-            while self.replay.size() < total:
-                self._reset_env()
-                while not self._step_env(self._warm_up_action()):
-                    pass
-                progress.update(self.replay.size(), success=self.replay.num_success)
-                self._stop_if_asked()
-        self.obs = {}
-        # what follows is the agent's own doing: its times and scores start afresh
-        self.watch.seconds = {"warm-up": time.perf_counter() - started}
-        self.log.meters.summary()
-
-    def _warm_up_action(self) -> torch.Tensor:
-        if BC_ACTION in self.obs:
-            return self.obs[BC_ACTION][0]
-        if self.cfg.load_pretrained_agent or self.cfg.pretrain_num_epoch > 0:
-            with eval_mode(self.agent):
-                return self.agent.act(self.obs, eval_mode=True)
-        action = self.warm_up_rng.uniform(-1, 1, self.env.spec.action_dim)
-        return torch.from_numpy(action.astype(np.float32))
-
-    def _pretrain(self) -> None:
-        """RFT's first phase: BC on the actor (and encoder). Logged at step 0."""
-        cfg = self.cfg
-        total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
-        with RunProgress(total, "BC pretraining", self.pretrain_step) as progress:
-            while self.pretrain_step < total:
-                batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
-                self.log.meters.update(self.agent.pretrain_actor_with_bc(batch))
-                self.pretrain_step += 1
-                progress.update(self.pretrain_step)
-                if self.pretrain_step % cfg.pretrain_epoch_len == 0:
-                    self._finish_pretrain_epoch()
-                self._stop_if_asked()
-
-    def _finish_pretrain_epoch(self) -> None:
-        self.agent.finish_pretraining()
-        extra: dict[str, float] = {"pretrain/step": self.pretrain_step}
-        score = float(self.pretrain_step)  # without an evaluation the newest counts as the best
-        if self.cfg.num_eval_episode > 0:
-            score = extra["pretrain/score"] = self.evaluate(self.pretrain_step).success_rate
-        self.saver.save(self.agent.state_dict(), score)
-        self.log.summarize(0, extra)
-        self.save_state()
-
     # -------------------------------------------------------------- environment
 
-    def _reset_env(self) -> None:
+    def reset_env(self) -> None:
         seed = seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
         obs, info = self.env.reset(seed=seed)
         self.obs = self._observe(obs)
@@ -337,15 +142,10 @@ class Workspace:
             yield
         self.watch.move("env", "rendering", self.env.render_seconds - drawn)
 
-    def _step_env(self, action: torch.Tensor) -> bool:
+    def step_env(self, action: torch.Tensor) -> bool:
         """One environment step, stored; returns whether the episode ended."""
         with self._watch_env():
-            result = self.env.step(action.numpy())
-        return self._store(action, result)
-
-    def _store(self, action: torch.Tensor, result: StepResult) -> bool:
-        """The outcome of a step into the replay; returns whether the episode ended."""
-        obs, reward, terminated, truncated, info = result
+            obs, reward, terminated, truncated, info = self.env.step(action.numpy())
         with self.watch("act"):
             self.obs = self._observe(obs)
         self.episode_len += 1
@@ -369,7 +169,7 @@ class Workspace:
         cfg = self.cfg
         self.agent.set_stats(self.log.meters)
         if not self.obs:
-            self._reset_env()
+            self.reset_env()
         before, started = self.train_seconds, time.monotonic()
         first_step, told = self.global_step, False
         with RunProgress(cfg.num_train_step, "training", self.global_step) as progress:
@@ -386,17 +186,11 @@ class Workspace:
                     told = True
                     self._say_pace((self.global_step - first_step) / elapsed)
                 if not last:
-                    self._stop_if_asked()
+                    self.stop_if_asked()
         self.agent.set_stats(None)
         self.log.print(f"time: {self.watch.report()}")
-        if isinstance(self.env, RemoteEnv):  # its time is no part of this process's
-            drawn = self.env.render_seconds
-            self.log.print(
-                f"its environment's process since the start: simulation "
-                f"{self.env.busy_seconds - drawn:.0f} s, rendering {drawn:.0f} s"
-            )
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         """After SIGINT or SIGTERM: save everything and leave."""
         if self.stop is not None and self.stop.requested:
             self.save_state()
@@ -418,35 +212,18 @@ class Workspace:
         stddev = schedule(cfg.stddev_schedule, self.global_step)
         with self.watch("act"), eval_mode(self.agent):
             action = self.agent.act(self.obs, eval_mode=False, stddev=stddev)
-        if isinstance(self.env, RemoteEnv):
-            done = self._step_env_and_update(self.env, action, stddev)
-        else:
-            done = self._step_env(action)
+        done = self.step_env(action)
         self.global_step += 1
         if done:
             with self._watch_env():
-                self._reset_env()
-        if not cfg.overlap_env and self.global_step % cfg.update_freq == 0:
-            self._update(stddev, range(cfg.num_critic_update))
+                self.reset_env()
+        if self.global_step % cfg.update_freq == 0:
+            self._update(stddev)
 
-    def _step_env_and_update(self, env: RemoteEnv, action: torch.Tensor, stddev: float) -> bool:
-        """Update while the environment steps: this step's share of the update_freq steps' work.
-
-        What is updated and from what does not depend on which of the two is done first.
-        """
+    def _update(self, stddev: float) -> None:
+        """``num_critic_update`` updates; the actor is updated in the last."""
         cfg = self.cfg
-        env.send_step(action.numpy())
-        phase = self.global_step % cfg.update_freq
-        first, last = (p * cfg.num_critic_update // cfg.update_freq for p in (phase, phase + 1))
-        self._update(stddev, range(first, last))
-        with self.watch("env"):  # what is left to wait for
-            result = env.receive_step()
-        return self._store(action, result)
-
-    def _update(self, stddev: float, updates: range) -> None:
-        """These of the ``num_critic_update`` updates; the actor is updated in the last."""
-        cfg = self.cfg
-        for i in updates:
+        for i in range(cfg.num_critic_update):
             update_actor = i == cfg.num_critic_update - 1
             with self.watch("sample"):
                 batch = self._sample()
@@ -568,12 +345,6 @@ class Workspace:
         self.env.close()
 
 
-def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
-    """Frames [T, ...] of one episode -> stacked observations [T, stack * ..., ...]."""
-    rows = np.arange(len(frames))
-    return torch.from_numpy(gather_stack(frames, rows, np.zeros_like(rows), stack))
-
-
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
@@ -591,10 +362,11 @@ def run(cfg: MainConfig) -> Workspace:
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)
         work = Workspace(cfg, weights)
         try:
-            needs = work.check_fits()  # before anything is written
+            needs = memory_needs(cfg, work.env.spec, work.agent)
+            lines = check_memory(cfg, needs)  # before anything is written
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
-                for line in needs + weights.notes:
+                for line in lines + weights.notes:
                     log.print(line)
                 keep(folder.path, weights)
                 _start(work, state)
@@ -610,7 +382,7 @@ def _start(work: Workspace, state: RunState | None) -> None:
     else:
         work.save_state()  # from now on whatever the run writes has a state beside it
     if not work.prepared:
-        work.prepare()
+        prepare(work)
     if work.prepared:
         work.train()
 

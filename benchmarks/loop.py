@@ -21,6 +21,7 @@ from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.run_folder import RunFolder
 from mw_main import generate_metaworld_dataset as demos
+from workspace import prepare_rl
 from workspace.build_agent import inherit_env
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
@@ -62,7 +63,7 @@ def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> T
     work.folder = RunFolder(cfg.save_dir, resume=False, overwrite=False)
     with work.folder, work.folder.open_log(cfg, ()) as work.log:
         try:
-            work.prepare()
+            prepare_rl.prepare(work)
             work.train()
         finally:
             work.close()

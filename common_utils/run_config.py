@@ -237,6 +237,14 @@ def _check_section(
     out: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        retired = dict(getattr(config_class, "RETIRED", ()))
+        if key in retired:
+            if value != retired[key]:
+                raise ConfigError(
+                    f"{source}: {name}: {value!r}: this option is gone; expected no such field "
+                    f"(or {retired[key]!r}, which changes nothing)"
+                )
+            continue
         if key not in hints:
             raise ConfigError(f"{source}: " + _unknown(name, name, known, "field"))
         kind = hints[key]

@@ -1,4 +1,4 @@
-"""An environment in a process of its own, so that it steps while this process computes."""
+"""A process of its own that builds one environment and plays it (``env.worker``)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
-from common_utils.specs import EnvSpec
-from env.core import Env, EnvError, ObsDict
-
 DEFAULT_MAKER = "env.worker:make_env"
 # seconds for importing and building a simulator, even where steps must answer sooner: on a busy
 # machine minutes pass
 BUILD_TIMEOUT = 600.0
-StepResult = tuple[ObsDict, float, bool, bool, dict[str, Any]]
 
 
 class WorkerProcess:
@@ -112,92 +106,3 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-class RemoteEnv(Env):
-    """The environment of a plain ``asdict(EnvConfig)``, in a worker process.
-
-    Besides the interface of every environment: :meth:`send_step` returns at once, and
-    :meth:`receive_step` waits for that step's result. Raises EnvError when the worker dies or
-    hangs; it is ended then.
-    """
-
-    def __init__(
-        self,
-        env_cfg: Mapping[str, Any],
-        *,
-        timeout: float = 120.0,
-        maker: str = DEFAULT_MAKER,
-    ) -> None:
-        self._worker = WorkerProcess("the environment's worker", timeout, EnvError)
-        self._stepping = False
-        self.busy_seconds = 0.0  # that the environment took, drawing included
-        try:
-            self._worker.build(maker, dict(env_cfg))
-            self.spec = EnvSpec.from_dict(self._worker.receive()[1])
-        except BaseException:
-            self.close()
-            raise
-
-    def _send(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._stepping:
-            raise EnvError(f"{method}: a step is under way; call receive_step first")
-        self._worker.what = f"doing {method}"
-        try:
-            self._worker.send(("call", method, args, kwargs))
-        except EnvError:
-            self.close()
-            raise
-
-    def _receive(self) -> Any:
-        try:
-            message = self._worker.receive()
-        except EnvError:
-            self.close()
-            raise
-        if message[0] == "misuse":
-            raise EnvError(message[1])
-        self.busy_seconds += message[2]
-        self.render_seconds += message[3]
-        return message[1]
-
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self._send(method, args, kwargs)
-        return self._receive()
-
-    def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
-        """As the environment's."""
-        return self._call("reset", seed=seed)
-
-    def send_step(self, action: np.ndarray) -> None:
-        """Start a step; its result is fetched by :meth:`receive_step`."""
-        self._send("step", (action,), {})
-        self._stepping = True
-
-    def receive_step(self) -> StepResult:
-        """The result of the step that was started."""
-        if not self._stepping:
-            raise EnvError("receive_step: no step is under way; call send_step first")
-        self._stepping = False
-        return self._receive()
-
-    def step(self, action: np.ndarray) -> StepResult:
-        """As the environment's."""
-        self.send_step(action)
-        return self.receive_step()
-
-    def render(self, camera: str | None = None) -> np.ndarray:
-        """As the environment's."""
-        return self._call("render", camera)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the environment's."""
-        return self._call("state_dict")
-
-    def load_state_dict(self, state: dict[str, Any]) -> ObsDict | None:
-        """As the environment's."""
-        return self._call("load_state_dict", state)
-
-    def close(self) -> None:
-        """End the worker; safe to call twice."""
-        self._worker.kill()

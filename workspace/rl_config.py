@@ -10,10 +10,27 @@ from env.config import EnvConfig, GymConfig
 from env.suites import Suite
 from rl.q_agent_config import QAgentConfig
 
+# What may differ between a run and its resumption without changing what was done so far.
+RESUMABLE_CHANGES = (
+    "resume",
+    "save_dir",
+    "num_train_step",
+    "use_wb",
+    "mp_eval",
+    "num_eval_worker",
+    "replay_threads",
+    "replay_prefetch",
+    "kernel_threads",
+    "trust_module",
+)
+
 
 @dataclass
 class MainConfig(RunConfig):
     """Defaults are those of the paper's release; departures are named options."""
+
+    # of earlier versions' cfg.yaml, with what they must have been for the run to be the same
+    RETIRED = (("overlap_env", 0),)
 
     # source of all randomness of the run
     seed: int = 1
@@ -75,9 +92,6 @@ class MainConfig(RunConfig):
     num_critic_update: int = 1
     # environment steps between update steps
     update_freq: int = 2
-    # step the environment in a process of its own while this one updates: the updates see the
-    # replay as it was one step before, spread over update_freq steps; reproducible as well
-    overlap_env: Flag = 0
     # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
     bc_policy: str = ""
     # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)

@@ -28,6 +28,7 @@ from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.logger import RunLogger
 from tools import inspect_dataset
+from workspace.prepare_rl import add_demos_to_replay
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERA = "agentview"
@@ -564,7 +565,7 @@ def test_rl_preloads_channels_last_as_channels_first(tmp_path, size, stack, chan
         args = [f"--{key}={value}" for key, value in options.items()]
         work = train_rl.Workspace(run_config.parse_args(train_rl.MainConfig, args))
         with RunLogger(work.save_dir, False, {}) as work.log:
-            work._preload_demos()
+            add_demos_to_replay(work)
         batches.append(work.replay.sample(8, "cpu"))
         text = (work.save_dir / "train.log").read_text()
         note = f"obs/top_image is stored with its channels last [T, {size}, {size}, {channels}]"

@@ -88,14 +88,6 @@ def test_jax_comparison_tells_that_jax_is_not_required() -> None:
     assert done.returncode == 2 and "pip install jax" in done.stderr
 
 
-def test_overlap(tmp_path: Path) -> None:
-    config = "release/cfgs/robomimic_rl/lift_state_ibrl.yaml"
-    records = records_of(tmp_path, "overlap", "--config", config)
-    for mode in ("alternating", "overlap", "threads", "overlap_and_threads"):
-        assert records[f"lift_state_ibrl {mode}", "env_steps_per_second"]["value"] > 0
-    assert records["lift_state_ibrl alternating", "times_alternating"]["value"] == 1.0
-
-
 @pytest.mark.parametrize("case", ibc.cases())
 def test_every_ibc_configuration_finds_its_batches(case: str, tmp_path: Path) -> None:
     work = ibc.make_workspace(case, ibc.precisions(case)[-1], tmp_path)

@@ -309,3 +309,13 @@ def test_warm_up_of_the_released_runs() -> None:
     assert target("robomimic_rl/can_ibrl.yaml") == 50
     assert target("robomimic_rl/square_state_rlpd.yaml") == 100
     assert target("metaworld/ibrl_basic.yaml") == 50
+
+
+def test_options_that_are_gone_are_read_where_they_changed_nothing(tmp_path: Path) -> None:
+    """cfg.yaml of an earlier version holds every field it had."""
+    path = tmp_path / "cfg.yaml"
+    path.write_text("task_name: Lift\noverlap_env: 0\n")
+    assert run_config.load(train_rl.MainConfig, path).task_name == "Lift"
+    path.write_text("task_name: Lift\noverlap_env: 1\n")
+    with pytest.raises(run_config.ConfigError, match="overlap_env: 1: this option is gone"):
+        run_config.load(train_rl.MainConfig, path)

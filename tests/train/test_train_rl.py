@@ -169,24 +169,6 @@ def test_resumed_run_is_the_uninterrupted_one(
     assert_same_run(reference, save_dir)
 
 
-def test_overlapped_runs_repeat_and_resume(bc_run: Path, reference: Path, tmp_path: Path) -> None:
-    """Stepping in a process of its own changes the order of things, but leaves nothing to luck."""
-    overlap = ("--overlap_env=1", "--num_critic_update=3")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = python(*command(bc_run, whole, *overlap))
-    assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        [sys.executable, *command(bc_run, parts, *overlap)], cwd=REPO, env=env()
-    )
-    wait_for_step(parts, 200, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=120)
-    resumed = python(*command(bc_run, parts, *overlap, "--resume=1"))
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(whole, parts)
-    assert metrics(whole)[-1]["other/train_step"] > 0
-
-
 RFT = (
     "--q_agent.act_method=rl",
     "--pretrain_num_epoch=2",

@@ -110,17 +110,10 @@ def workers_of(pid: int) -> list[int]:
     return [int(c) for c in children if "env.worker" in Path(f"/proc/{c}/cmdline").read_text()]
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (("--mp_eval=1", "--num_eval_worker=1"), "evaluation worker 0"),
-        (("--overlap_env=1", "--num_critic_update=3"), "the environment's worker"),
-    ],
-    ids=["alternating", "overlapped"],
-)
 def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
-    more: tuple[str, ...], said: str, lift: Path, tmp_path: Path
+    lift: Path, tmp_path: Path
 ) -> None:
+    more = ("--mp_eval=1", "--num_eval_worker=1")
     whole, save_dir = tmp_path / "whole", tmp_path / "run"
     train(arguments(lift, whole, *more))
     process = subprocess.Popen(
@@ -135,7 +128,9 @@ def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
-    assert re.search(rf"^error: {said} .*was killed by signal 9 while", errors, re.MULTILINE)
+    assert re.search(
+        r"^error: evaluation worker 0 .*was killed by signal 9 while", errors, re.MULTILINE
+    )
     assert "Traceback" not in errors
     np.random.seed(5)  # nothing may depend on what this process did before
     torch.manual_seed(5)
@@ -192,9 +187,9 @@ from tools.inspect_dataset import inspect
 cfg = run_config.parse_args(train_rl.MainConfig, sys.argv[1:])
 work = train_rl.Workspace(cfg)
 with RunLogger(cfg.save_dir) as work.log:
-    work._reset_env()
+    work.reset_env()
     expert = make_expert("Lift", work.env.sim, 0, Noise(0.0, 0.0))
-    while not work._step_env(torch.from_numpy(expert.act().astype(np.float32))):
+    while not work.step_env(torch.from_numpy(expert.act().astype(np.float32))):
         pass
 times = work.watch.seconds
 assert times["env"] > 0 and times["rendering"] > 0, times

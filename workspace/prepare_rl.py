@@ -1,0 +1,256 @@
+"""What an RL run does before its first step: memory, replay, demonstrations, pretraining, warm-up.
+
+Each function takes what it works on, or the :class:`Run` itself where it plays or saves.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from bc.dataset import Demo, gather_stack, read_demos
+from common_utils.ibrl_utils import eval_mode
+from common_utils.logger import RunLogger
+from common_utils.progress import RunProgress
+from common_utils.resources import Need, check_fits
+from common_utils.saver import TopkSaver
+from common_utils.seeding import seed_for
+from common_utils.specs import BC_ACTION, EnvSpec, Obs
+from common_utils.stopwatch import Stopwatch
+from env.config import EnvConfig
+from env.core import Env
+from evaluate.rollout import EvalResult
+from rl.q_agent import QAgent
+from rl.replay import ReplayBuffer
+from workspace.build_agent import load_pretrained
+from workspace.rl_config import MainConfig
+
+
+class Run(Protocol):
+    """What of ``train_rl.Workspace`` is used here."""
+
+    cfg: MainConfig
+    env: Env
+    env_cfg: EnvConfig
+    agent: QAgent
+    ref_agent: QAgent | None
+    replay: ReplayBuffer
+    obs: Obs
+    log: RunLogger
+    watch: Stopwatch
+    saver: TopkSaver
+    warm_up_rng: np.random.Generator
+    loaded: bool
+    pretrain_step: int
+    prepared: bool
+
+    def evaluate(self, seed: int, num_episode: int = 0) -> EvalResult:
+        """Play episodes."""
+
+    def reset_env(self) -> None:
+        """Begin an episode, in the replay as well."""
+
+    def step_env(self, action: torch.Tensor) -> bool:
+        """One step, stored; whether the episode ended."""
+
+    def stop_if_asked(self) -> None:
+        """Save and leave after a signal."""
+
+    def save_state(self) -> None:
+        """Resumable state of this moment."""
+
+
+# ------------------------------------------------------------------------- memory, replay
+
+
+def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: QAgent) -> dict[str, Need]:
+    """Memory the run will take for its replay, at most."""
+    specs = {k: spec.observations[k] for k in agent.input_keys}
+
+    def size(episodes: int) -> int:
+        return ReplayBuffer.memory_estimate(
+            specs, spec.action_dim, episodes * cfg.episode_length, agent.num_bc_action
+        )
+
+    needs = {"replay": Need(size(cfg.replay_buffer_size), "replay_buffer_size")}
+    if cfg.uses_bc_replay:  # demonstrations (and successes) are held a second time
+        episodes = cfg.preload_num_data if cfg.freeze_bc_replay else cfg.replay_buffer_size
+        needs["demonstration replay"] = Need(size(episodes), "preload_num_data")
+    if cfg.save_per_success > 0 and spec.cameras:  # held until they are written
+        step = sum(spec.observations[c].nbytes for c in spec.cameras)
+        steps = cfg.save_per_success * cfg.episode_length
+        needs["successes"] = Need(steps * step, "save_per_success")
+    return needs
+
+
+def check_memory(cfg: MainConfig, needs: dict[str, Need]) -> list[str]:
+    """What the run will take, in words; ResourceError if memory or disk cannot hold it."""
+    total = sum(need.bytes for need in needs.values())
+    # the state holds the replay; while one is written the one before it stays
+    state = {"state": Need(2 * total, "replay_buffer_size")}
+    if cfg.replay_storage == "ram":
+        return check_fits(needs, state, cfg.save_dir)
+    return check_fits({}, needs, cfg.replay_storage) + check_fits({}, state, cfg.save_dir)
+
+
+def build_replay(cfg: MainConfig, spec: EnvSpec, agent: QAgent, env_args: Any) -> ReplayBuffer:
+    """The run's replay; ``env_args`` go into files of saved successes (None: none are saved)."""
+    specs = {k: spec.observations[k] for k in agent.input_keys}
+    return ReplayBuffer(
+        specs,
+        spec.action_dim,
+        nstep=cfg.nstep,
+        gamma=cfg.discount,
+        max_episode_length=cfg.episode_length,
+        replay_size=cfg.replay_buffer_size,
+        seed=seed_for(cfg.seed, "replay"),
+        use_bc=cfg.uses_bc_replay,
+        num_bc_action=agent.num_bc_action,
+        bootstrap_truncated=bool(cfg.bootstrap_truncated),
+        save_per_success=cfg.save_per_success,
+        save_dir=cfg.save_dir,
+        prefetch=cfg.replay_prefetch,
+        num_threads=cfg.replay_threads,
+        storage=cfg.replay_storage,
+        reward_scale=cfg.env_reward_scale,
+        env_args=env_args,
+    )
+
+
+# ------------------------------------------------------------------------- before step 0
+
+
+def prepare(run: Run) -> None:
+    """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0.
+
+    Interrupted and resumed, it continues where it was.
+    """
+    cfg = run.cfg
+    if not run.loaded:
+        if cfg.preload_num_data > 0:
+            add_demos_to_replay(run)
+        if cfg.load_pretrained_agent:
+            load_pretrained(run.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
+        run.loaded = True
+    if cfg.pretrain_num_epoch > 0:
+        _pretrain(run)
+        if cfg.pretrain_only:
+            return
+    if cfg.add_bc_loss and run.ref_agent is None:
+        # After pretraining, so that the reference is the pretrained agent.
+        run.ref_agent = run.agent.reference_copy()
+    run.replay.freeze_bc_replay = bool(cfg.freeze_bc_replay)
+    _warm_up(run)
+    run.prepared = True
+    run.save_state()
+
+
+def add_demos_to_replay(run: Run) -> None:
+    """Demonstrations into both replays, each step's BC actions computed here, once."""
+    cfg = run.cfg
+    cameras = run.env_cfg.cameras
+    demos = list(
+        read_demos(
+            cfg.preload_datapath,
+            cameras=cameras,
+            use_state=bool(cfg.use_state),
+            num_data=cfg.preload_num_data,
+            spec=run.env.spec,
+            keys=list(run.agent.input_keys),
+            say=run.log.print,
+        )
+    )
+    if cfg.q_agent.norm_state:
+        _fit_state_norm(run, demos)
+    for demo in demos:
+        observations = {k: demo.observations[k] for k in run.agent.input_keys}
+        if run.agent.num_bc_action:
+            observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
+        rewards = demo.rewards * cfg.env_reward_scale
+        run.replay.add_episode(observations, demo.actions, rewards)
+    steps = sum(len(d) for d in demos)
+    run.log.print(f"{len(demos)} demonstrations, {steps} steps, from {cfg.preload_datapath}")
+
+
+def _fit_state_norm(run: Run, demos: list[Demo]) -> None:
+    stack = run.env.spec.observations["state"].stack
+    states = [_stacked(d.observations["state"], stack) for d in demos]
+    run.agent.fit_state_norm(torch.cat(states))
+
+
+def _bc_actions_of(run: Run, observations: dict[str, np.ndarray]) -> np.ndarray:
+    """BC proposals for every step of a demonstration: [T, K, A]."""
+    specs = run.env.spec.observations
+    obs = {k: _stacked(v, specs[k].stack) for k, v in observations.items()}
+    length = len(next(iter(obs.values())))
+    device = run.agent.device
+    parts = [
+        run.agent.propose({k: v[i : i + 256].to(device) for k, v in obs.items()})
+        for i in range(0, length, 256)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _warm_up(run: Run) -> None:
+    """Fill the replay: BC without noise, else the pretrained agent, else random actions."""
+    total, have = run.cfg.warm_up_target, run.replay.size()
+    if have >= total:
+        return
+    run.log.print(f"warm-up: {have} of {total} episodes are there")
+    started = time.perf_counter()
+    with RunProgress(total, "warm-up", have) as progress:
+        while run.replay.size() < total:
+            run.reset_env()
+            while not run.step_env(_warm_up_action(run)):
+                pass
+            progress.update(run.replay.size(), success=run.replay.num_success)
+            run.stop_if_asked()
+    run.obs = {}
+    # what follows is the agent's own doing: its times and scores start afresh
+    run.watch.seconds = {"warm-up": time.perf_counter() - started}
+    run.log.meters.summary()
+
+
+def _warm_up_action(run: Run) -> torch.Tensor:
+    if BC_ACTION in run.obs:
+        return run.obs[BC_ACTION][0]
+    if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:
+        with eval_mode(run.agent):
+            return run.agent.act(run.obs, eval_mode=True)
+    action = run.warm_up_rng.uniform(-1, 1, run.env.spec.action_dim)
+    return torch.from_numpy(action.astype(np.float32))
+
+
+def _pretrain(run: Run) -> None:
+    """RFT's first phase: BC on the actor (and encoder). Logged at step 0."""
+    cfg = run.cfg
+    total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
+    with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
+        while run.pretrain_step < total:
+            batch = run.replay.sample_bc(cfg.batch_size, run.agent.device)
+            run.log.meters.update(run.agent.pretrain_actor_with_bc(batch))
+            run.pretrain_step += 1
+            progress.update(run.pretrain_step)
+            if run.pretrain_step % cfg.pretrain_epoch_len == 0:
+                _finish_pretrain_epoch(run)
+            run.stop_if_asked()
+
+
+def _finish_pretrain_epoch(run: Run) -> None:
+    run.agent.finish_pretraining()
+    extra: dict[str, float] = {"pretrain/step": run.pretrain_step}
+    score = float(run.pretrain_step)  # without an evaluation the newest counts as the best
+    if run.cfg.num_eval_episode > 0:
+        score = extra["pretrain/score"] = run.evaluate(run.pretrain_step).success_rate
+    run.saver.save(run.agent.state_dict(), score)
+    run.log.summarize(0, extra)
+    run.save_state()
+
+
+def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
+    """Frames [T, ...] of one episode -> stacked observations [T, stack * ..., ...]."""
+    rows = np.arange(len(frames))
+    return torch.from_numpy(gather_stack(frames, rows, np.zeros_like(rows), stack))
