@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bc.loader import DatasetError
+from common_utils.paths import InputFile
 from common_utils.run_config import Flag
 
 
@@ -13,7 +14,7 @@ from common_utils.run_config import Flag
 class DatasetConfig:
     """Which demonstrations, and how they are presented."""
 
-    path: str = ""  # HDF5 file
+    path: InputFile = ""  # HDF5 file
     rl_camera: str = "robot0_eye_in_hand"  # camera, or several joined by "+"
     num_data: int = -1  # use the first so many demonstrations; -1: all
     max_len: int = -1  # drop demonstrations longer than this many steps; -1: none

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common_utils.atomic import full_disk
+from common_utils.paths import expand_home_in_options
 
 USER_ERROR = 2
 INTERRUPTED = 130  # as shells count a process that SIGINT ended
@@ -23,10 +24,11 @@ class UserError(Exception):
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
     """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
-    what the file system refuses.
+    what the file system refuses. ``~`` in its options is the home folder.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
+    sys.argv[1:] = expand_home_in_options(sys.argv[1:])
     try:
         return main(*args) or 0
     except UserError as error:

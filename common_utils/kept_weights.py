@@ -39,17 +39,6 @@ class KeptWeights:
     notes: list[str] = field(default_factory=list)
 
 
-def split_paths(text: str) -> list[str]:
-    """``a.pt+b.pt`` as its paths; a "+" within the name of an existing file is part of it."""
-    parts, paths = text.split("+"), []
-    while parts:
-        lengths = range(len(parts), 0, -1)
-        length = next((n for n in lengths if os.path.isfile("+".join(parts[:n]))), 1)
-        paths.append("+".join(parts[:length]))
-        parts = parts[length:]
-    return paths
-
-
 def originals(paths: Sequence[str]) -> KeptWeights:
     """The files at ``paths`` themselves; ConfigError where one, or its config, is missing."""
     sums = []

@@ -35,6 +35,7 @@ from pyrallis.wrappers.docstring import get_attribute_docstring
 from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
 from common_utils.errors import UserError
+from common_utils.paths import beside, expand_home, is_input, locate_input
 
 if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
     import torch
@@ -101,16 +102,36 @@ def parse_args(config_class: type[T], args: Sequence[str]) -> T:
     given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
     # each source is checked alone first, so that an error names the right one
     _checked(config_class, deflatten(given), source)
+    given = _with_paths(given, known, [Path.cwd()])
     if path is not None:
+        path = expand_home(path)
         tree = read_yaml(path)
         _checked(config_class, tree, path)
+        tree = deflatten(_with_paths(flatten(tree), known, beside(path)))
         source = f"{path} and command line" if given else path
     return _checked(config_class, deflatten({**flatten(tree), **given}), source, build=True)
 
 
 def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
     """Config from a YAML file, with the same strictness; raises ConfigError."""
-    return _checked(config_class, read_yaml(path), str(path), build=True)
+    tree = read_yaml(path)
+    _checked(config_class, tree, str(path))
+    known = field_types(config_class)
+    located = deflatten(_with_paths(flatten(tree), known, beside(path)))
+    return _checked(config_class, located, str(path), build=True)
+
+
+def _with_paths(
+    values: Mapping[str, Any], known: Mapping[str, Any], folders: Sequence[Path]
+) -> dict[str, Any]:
+    """Flat values with paths as :mod:`common_utils.paths` reads them."""
+    out = dict(values)
+    for name, value in values.items():
+        if isinstance(value, str) and is_input(known.get(name)):
+            out[name] = locate_input(value, known[name], folders)
+        elif isinstance(value, str):
+            out[name] = expand_home(value)
+    return out
 
 
 def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "config") -> T:
@@ -178,8 +199,10 @@ def _tokens(args: list[str], known: Mapping[str, Any]) -> dict[str, str]:
 
 def _from_text(name: str, text: str, kind: Any) -> Any:
     """A command line string, as YAML would read it; strings stay as typed."""
-    if kind is str or (
-        get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind))
+    if (
+        kind is str
+        or is_input(kind)
+        or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
     ):
         return text
     try:

@@ -29,6 +29,7 @@ from common_utils import records, run_config
 from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.kept_weights import KEPT_DIR
 from common_utils.logger import RunLogger
+from common_utils.paths import is_input, same_input
 from common_utils.resources import ResourceError
 from common_utils.run_config import CFG_NAME, ConfigError, RunConfig
 from common_utils.run_state import (
@@ -228,8 +229,10 @@ class RunFolder:
         """
         saved = self.saved_config(type(cfg))
         if saved is not None:
+            moved = self._moved_inputs(saved, cfg)
             changed = run_config.diff(saved, cfg)
-            changed = [line for line in changed if line.split(":")[0] not in may_change]
+            allowed = {*may_change, *moved}
+            changed = [line for line in changed if line.split(":")[0] not in allowed]
             if changed:
                 raise ConfigError(
                     f"resume: the config is not that of the run in {self.path}:\n  "
@@ -254,6 +257,15 @@ class RunFolder:
             resume_step=state.step if state is not None else None,
             saved=state.tree.get("log") if state is not None else None,
         )
+
+    def _moved_inputs(self, saved: RunConfig, cfg: RunConfig) -> list[str]:
+        """Fields that name the same input file by another path; its name where it was is gone."""
+        before, now = (run_config.flatten(run_config.to_dict(c)) for c in (saved, cfg))
+        names = [k for k, kind in run_config.field_types(type(cfg)).items() if is_input(kind)]
+        moved = [k for k in names if before[k] != now[k] and same_input(before[k], now[k])]
+        for name in moved:
+            print(f"{name}: {before[name]} is now {now[name]}")
+        return moved
 
     def save(
         self, step: int, tree: Mapping[str, Any], parts: Mapping[str, SavesItself] | None = None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from common_utils.paths import REPO, locate
+
 _TASKS = {
     "assembly": "Assembly",
     "boxclose": "BoxClose",
@@ -19,3 +24,8 @@ BC_DATASETS = {
 }
 # Names that train_bc_mw.py takes for --dataset.path.
 DATASETS = {v: BC_DATASETS[k] for k, v in _TASKS.items()}
+
+
+def released(table: Mapping[str, str], name: str, default: str) -> str:
+    """The file that ``table`` has under ``name``, found from any folder; ``default`` if none."""
+    return locate(table[name], [Path.cwd(), REPO]) if name in table else default

@@ -20,9 +20,10 @@ from bc.explicit.bc_policy import StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.paths import InputFile
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
-from mw_main.names import DATASETS
+from mw_main.names import DATASETS, released
 from workspace.build_policy import metaworld_names
 
 NUM_EVAL_EPISODE = 50
@@ -45,7 +46,7 @@ class MainConfig(RunConfig):
     # source of all randomness of the run
     seed: int = 1
     # weights to start from (a .pt file), or "none"
-    load_model: str = "none"
+    load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
     num_epoch: int = 2
     # ... of that many gradient steps
@@ -88,7 +89,7 @@ class MainConfig(RunConfig):
 def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
     """The same run in ``train_bc``'s names."""
     tree = run_config.to_dict(cfg)
-    tree["dataset"]["path"] = DATASETS.get(cfg.dataset.path, cfg.dataset.path)
+    tree["dataset"]["path"] = released(DATASETS, cfg.dataset.path, cfg.dataset.path)
     tree["num_final_episode"] = cfg.num_eval_episode
     return run_config.from_dict(train_bc.MainConfig, metaworld_names(tree), "train_bc_mw")
 

@@ -20,7 +20,7 @@ import train_rl
 from common_utils.errors import run_program
 from common_utils.run_config import Flag
 from env.suites import Suite
-from mw_main.names import BC_DATASETS, BC_POLICIES
+from mw_main.names import BC_DATASETS, BC_POLICIES, released
 
 
 @dataclass
@@ -44,9 +44,9 @@ class MainConfig(train_rl.MainConfig):
 
     def __post_init__(self) -> None:
         name = self.bc_policy
-        self.bc_policy = BC_POLICIES.get(name, name)
+        self.bc_policy = released(BC_POLICIES, name, name)
         if not self.preload_datapath:
-            self.preload_datapath = BC_DATASETS.get(name, "")
+            self.preload_datapath = released(BC_DATASETS, name, "")
         super().__post_init__()
 
 

@@ -13,6 +13,7 @@ from bc.explicit.mse_policy import MsePolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.ibc.ebm_policy import EbmPolicyConfig
 from bc.registry import POLICIES
+from common_utils.paths import InputFile
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.optim import exponential_decay, warmup
@@ -43,7 +44,7 @@ class MainConfig(RunConfig):
     # source of all randomness of the run
     seed: int = 1
     # weights to start from (a .pt file), or "none"
-    load_model: str = "none"
+    load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
     num_epoch: int = 20
     # ... of that many gradient steps

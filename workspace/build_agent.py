@@ -9,7 +9,8 @@ from typing import Any
 
 from bc.loader import DatasetError, how_to_make
 from common_utils import run_config
-from common_utils.kept_weights import KeptWeights, find, originals, split_paths
+from common_utils.kept_weights import KeptWeights, find, originals
+from common_utils.paths import split_paths
 from common_utils.run_config import ConfigError
 from common_utils.run_state import RunState
 from common_utils.seeding import seed_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common_utils.paths import InputFile, InputFiles
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig, GymConfig
 from env.suites import Suite
@@ -93,7 +94,7 @@ class MainConfig(RunConfig):
     # environment steps between update steps
     update_freq: int = 2
     # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
-    bc_policy: str = ""
+    bc_policy: InputFiles = ""
     # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)
     use_bc: Flag = 1
     # share of each batch that comes from the replay; the rest from demonstrations (RLPD: 0.5)
@@ -101,7 +102,7 @@ class MainConfig(RunConfig):
     # demonstrations loaded into the replay
     preload_num_data: int = 0
     # their HDF5 file
-    preload_datapath: str = ""
+    preload_datapath: InputFile = ""
     # keep successful online episodes out of the demonstration replay
     freeze_bc_replay: Flag = 1
     # stop after BC pretraining
@@ -111,7 +112,7 @@ class MainConfig(RunConfig):
     # ... of that many steps
     pretrain_epoch_len: int = 10000
     # weights to start the agent from
-    load_pretrained_agent: str = ""
+    load_pretrained_agent: InputFile = ""
     # of those keep only encoder and actor; the critics start fresh
     load_policy_only: Flag = 1
     # RFT: add the BC regulariser to the actor's loss

@@ -72,6 +72,27 @@ def test_state_run_and_a_moved_folder(tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+def test_moved_demonstrations_and_awkward_names(tmp_path, data, monkeypatch, capsys):
+    """``~``, "+", brackets and letters of all languages; from any folder."""
+    home = tmp_path / "a+b [x] größe"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    data = data.rename(home / "d+[0].hdf5")
+    more = ["--dataset.use_state", "1", "--save_dir", "~/run [1]+"]
+    train_bc.run(config(tmp_path, Path("~/d+[0].hdf5"), *more, "--num_epoch", "1"))
+    saved = run_config.load(train_bc.MainConfig, home / "run [1]+" / "cfg.yaml")
+    assert (saved.dataset.path, saved.save_dir) == (str(data), str(home / "run [1]+"))
+    (tmp_path / "later").mkdir()
+    moved = data.rename(tmp_path / "later" / data.name)
+    monkeypatch.chdir(tmp_path / "later")
+    work = train_bc.run(config(tmp_path, Path(moved.name), *more, "--resume", "1"))
+    assert work.epoch == 2 and f"dataset.path: {data} is now {moved}" in capsys.readouterr().out
+    assert [r["step"] for r in read_metrics(home / "run [1]+" / "metrics.jsonl")] == [12, 24]
+    other = shutil.copy(moved, tmp_path / "later" / "other.hdf5")
+    with pytest.raises(ConfigError, match="dataset.path: .* -> .*other.hdf5"):
+        train_bc.run(config(tmp_path, Path(other), *more, "--resume", "1"))
+
+
 def test_weights_to_start_from_are_needed_once(tmp_path, data):
     more = ["--dataset.use_state", "1", "--num_epoch"]
     train_bc.run(config(tmp_path / "first", data, *more, "1"))

@@ -236,6 +236,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
         section = isinstance(value, dict)
+        if isinstance(value, str):  # files that are there have been located
+            value = value.removeprefix(f"{CFGS.parents[1]}/")
         out |= flat(value, f"{prefix}{key}.") if section else {prefix + key: value}
     return out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common_utils.kept_weights import find, keep, originals, split_paths
+from common_utils.kept_weights import find, keep, originals
 from common_utils.run_config import ConfigError
 
 
@@ -97,11 +97,3 @@ def test_half_a_copy_is_none(run: Path, tmp_path: Path) -> None:
     entries = json.loads((run / "bc_policy" / "origin.json").read_text())
     assert [e["path"] for e in entries] == [str(tmp_path / "c/model0.pt")]
     assert [p.name for p in run.iterdir()] == ["bc_policy"]
-
-
-def test_a_plus_in_the_name_of_a_file(tmp_path: Path) -> None:
-    a, b = weights(tmp_path / "can+square[x]"), weights(tmp_path / "b")
-    assert split_paths(a) == [a]
-    assert split_paths(f"{a}+{b}") == [a, b]
-    assert split_paths(f"{b}+{a}+{b}") == [b, a, b]
-    assert split_paths("no.pt+nor.pt") == ["no.pt", "nor.pt"]

@@ -1,0 +1,98 @@
+"""Paths as people write them: from the home folder, or relative to where they stand.
+
+A relative path of an input file is looked up beside the configuration file it stands in, then in
+the working directory, then in the folder of the programs (where ``release/`` lies); on the command
+line in the working directory alone. What is found becomes absolute, so that the configuration that
+a run writes down means the same files from anywhere; what is not found stays as it was written, for
+the message that follows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+class _Input:
+    """Marks the type of fields that name an input file."""
+
+    def __init__(self, joined: bool = False) -> None:
+        self.joined = joined
+
+
+InputFile = Annotated[str, _Input()]
+InputFiles = Annotated[str, _Input(joined=True)]
+"""Several input files, joined by "+"."""
+
+
+def is_input(kind: Any) -> bool:
+    """Whether a field of this type names an input file (or several)."""
+    return any(isinstance(mark, _Input) for mark in get_args(kind)[1:])
+
+
+def expand_home(text: str) -> str:
+    """``~/x`` with the home folder; everything else as it is."""
+    return os.path.expanduser(text) if re.match(r"~(/|$)", text) else text
+
+
+def expand_home_in_options(args: Iterable[str]) -> list[str]:
+    """The same for ``--option=~/x``, which shells leave as it is, and ``'~/x'``."""
+    out = []
+    for arg in args:
+        option = re.match(r"--[\w.-]+=", arg)
+        start = option.end() if option else 0
+        out.append(arg[:start] + expand_home(arg[start:]))
+    return out
+
+
+def split_paths(text: str, exists: Callable[[str], bool] = os.path.isfile) -> list[str]:
+    """``a.pt+b.pt`` as its paths; a "+" within the name of a file that exists is part of it."""
+    parts, paths = text.split("+"), []
+    while parts:
+        lengths = range(len(parts), 0, -1)
+        length = next((n for n in lengths if exists("+".join(parts[:n]))), 1)
+        paths.append("+".join(parts[:length]))
+        parts = parts[length:]
+    return paths
+
+
+def locate(text: str, folders: Sequence[Path]) -> str:
+    """The file of that name as an absolute path, from the first of ``folders`` that has it."""
+    text = expand_home(text)
+    if not text or "\0" in text:
+        return text
+    for folder in folders:
+        path = os.path.abspath(folder / text)
+        if os.path.isfile(path):
+            return path
+    return text
+
+
+def locate_input(text: str, kind: Any, folders: Sequence[Path]) -> str:
+    """:func:`locate` for a field of type ``kind``, which may hold several paths."""
+    if not any(mark.joined for mark in get_args(kind)[1:] if isinstance(mark, _Input)):
+        return locate(text, folders)
+
+    def exists(part: str) -> bool:
+        return os.path.isfile(locate(part, folders))
+
+    return "+".join(locate(part, folders) for part in split_paths(text, exists))
+
+
+def beside(path: str | os.PathLike[str]) -> list[Path]:
+    """Where files named in the configuration file ``path`` are looked up."""
+    return [Path(path).absolute().parent, Path.cwd(), REPO]
+
+
+def same_input(before: str, now: str) -> bool:
+    """Whether both name the same file, or a file of that name where the one before is gone."""
+    if not os.path.isfile(now):
+        return False
+    if os.path.isfile(before):
+        return os.path.samefile(before, now)
+    return os.path.basename(before) == os.path.basename(now)
