@@ -45,9 +45,10 @@ from evaluate.rollout import EvalError, EvalResult
 from networks import fast
 from networks.optim import KerasAdam, set_lr, soft_update_params
 from workspace.bc_config import MainConfig
-from workspace.build_policy import build_policy, fill_in, load_weights, put_weights
+from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
+from workspace.weights import load_weights, put_weights
 
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = (

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pyrallis.utils import CONFIG_ARG, deflatten, flatten
 from pyrallis.wrappers.docstring import get_attribute_docstring
 
@@ -36,6 +35,8 @@ from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
 from common_utils.errors import UserError
 from common_utils.paths import beside, expand_home, is_input, locate_input
+from common_utils.plain_file import read_small_text
+from common_utils.yaml_text import MAX_BYTES, parse_yaml
 
 if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
     import torch
@@ -142,38 +143,23 @@ def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "con
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A YAML mapping as a nested dict; raises ConfigError on anything else."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_small_text(path, MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{CONFIG_ARG}: cannot read '{path}': {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (it is a SafeLoader)
-    except yaml.YAMLError as error:
+        tree = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if tree is None:
         return {}
-    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected 'field: value' lines, got {type(tree).__name__}")
     try:
         return deflatten(flatten(tree))
     except TypeError:
         raise ConfigError(f"{path}: a field is given both as a value and as a section") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """yaml.safe_load that refuses a key given twice (YAML itself would keep the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _tokens(args: list[str], known: Mapping[str, Any]) -> dict[str, str]:
@@ -206,8 +192,8 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     ):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         raise ConfigError(f"{name}: cannot read {text!r}, expected {expectation(kind)}") from None
 
 

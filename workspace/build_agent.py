@@ -21,8 +21,9 @@ from env.named_modules import module_names, settle_modules, split_task
 from rl.q_agent import QAgent
 from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_policy import load_config as load_bc_config
-from workspace.build_policy import load_policy, load_weights, put_weights, require_weights
+from workspace.build_policy import load_policy
 from workspace.rl_config import MainConfig, rl_env_config
+from workspace.weights import load_weights, put_weights, require_weights
 
 
 def check_files(cfg: MainConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from env.factory import adopt_env_args, make_env
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
 from workspace.bc_config import MainConfig
+from workspace.weights import load_weights, put_weights
 
 
 def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
@@ -83,71 +83,19 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
         raise ConfigError(f"{row.section}: {error} (data: '{dataset.path}')") from error
 
 
-def how_to_train(path: str | Path) -> str:
-    """The command that makes missing weights, as far as their documented path tells."""
-    folder = Path(path).parent
-    save = f"--save_dir {folder.as_posix()}"
-    if match := re.match(r"path(\w+?)_num_data", folder.name):
-        return f"python mw_main/train_bc_mw.py --dataset.path {match.group(1)} {save}"
-    if folder.parent.name == "robomimic":
-        task, _, kind = folder.name.rpartition("_")
-        if kind == "pretrain":
-            epochs = 10 if task == "square" else 5
-            return (
-                f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
-                f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
-            )
-        config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
-        return f"python train_bc.py --config_path {config} {save} --use_wb 0"
-    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
-
-
-def require_weights(path: str | Path, what: str) -> None:
-    """ConfigError, with the command that makes them, unless the weights are there."""
-    if Path(path).is_dir():
-        raise ConfigError(
-            f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
-        )
-    if not Path(path).is_file():
-        raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
-
-
-def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """A bare state_dict from a .pt file, on the CPU, read safely."""
-    require_weights(path, what)
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise ConfigError(f"{what}: '{path}' is no readable weight file: {error}") from error
-    if not isinstance(weights, dict):
-        raise ConfigError(f"{what}: '{path}' holds a {type(weights).__name__}, not a state_dict")
-    return weights
-
-
-def put_weights(
-    module: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, what: str
-) -> None:
-    """``module.load_state_dict``, all keys and shapes exact; ConfigError naming the file."""
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{what}: '{path}' does not fit the {type(module).__name__} its config describes: "
-            f"{error}"
-        ) from error
-
-
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The config tree of ``train_bc`` from one in the Meta-World script's names."""
     out = copy.deepcopy(dict(tree))
     if "policy" in out:
         out["mw_policy"] = out.pop("policy")
-    use_state = out.get("dataset", {}).get("use_state", 0)
+    dataset = out.get("dataset")
+    use_state = dataset.get("use_state", 0) if isinstance(dataset, dict) else 0
     out["policy_type"] = "state" if use_state else "metaworld"
     out["batch_size"] = out.pop("batchsize")
     robot = out.pop("robot", "")
     out["robots"] = [robot] if robot else []
-    out.setdefault("env", {})["suite"] = "metaworld"
+    if isinstance(out.setdefault("env", {}), dict):  # else it is refused with the other fields
+        out["env"]["suite"] = "metaworld"
     return out
 
 

@@ -18,6 +18,7 @@ import pytest
 import train_bc
 import train_rl
 from common_utils import run_config
+from common_utils.errors import run_program
 from common_utils.run_config import ConfigError
 from env.config import EnvConfig
 from env.named_modules import module_names, settle_modules
@@ -70,7 +71,7 @@ def refused(
 
     def check(main: Callable[[], int], source: str, *args: str) -> None:
         monkeypatch.setattr(sys, "argv", ["program", *args])
-        assert main() == 2
+        assert run_program(main) == 2
         told = capsys.readouterr().err
         assert source in told and "names the module 'planted'" in told
         assert "--trust_module planted" in told and len(told.splitlines()) == 1

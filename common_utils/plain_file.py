@@ -1,0 +1,26 @@
+"""Reading a small file of somebody else: an ordinary one (no pipe, no device), not endless."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def read_small_text(path: str | os.PathLike[str], limit: int) -> str:
+    """The text (UTF-8) of an ordinary file of up to ``limit`` bytes, links followed.
+
+    Raises OSError where it cannot be opened, ValueError for anything else that is wrong with it.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever
+    fd = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("no ordinary file (a folder, pipe or device)")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None

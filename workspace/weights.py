@@ -1,0 +1,161 @@
+"""Weight files: bare state_dicts of dense numbers, read safely and matched to their module.
+
+A file may come from anybody. Nothing in it is run, it is held to what its size can hold, and it
+fits its module exactly: same names, same shapes, numbers of the same kind, all of them finite.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from common_utils.run_config import ConfigError
+
+# what parameters and buffers are made of; complex, quantised and 8-bit kinds are none of them
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
+SHOWN = 3  # names that a message lists
+
+
+def how_to_train(path: str | Path) -> str:
+    """The command that makes missing weights, as far as their documented path tells."""
+    folder = Path(path).parent
+    save = f"--save_dir {folder.as_posix()}"
+    if match := re.match(r"path(\w+?)_num_data", folder.name):
+        return f"python mw_main/train_bc_mw.py --dataset.path {match.group(1)} {save}"
+    if folder.parent.name == "robomimic":
+        task, _, kind = folder.name.rpartition("_")
+        if kind == "pretrain":
+            epochs = 10 if task == "square" else 5
+            return (
+                f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
+                f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
+            )
+        config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
+        return f"python train_bc.py --config_path {config} {save} --use_wb 0"
+    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
+
+
+def require_weights(path: str | Path, what: str) -> None:
+    """ConfigError, with the command that makes them, unless the weights are there."""
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
+        )
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{what}: '{path}' is no ordinary file (a pipe or device)")
+    if not Path(path).is_file():
+        raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
+
+
+def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """A bare state_dict from a .pt file, on the CPU, read safely.
+
+    Raises ConfigError, in up to three lines, for what is no weight file, holds anything but dense
+    tensors with names, claims more numbers than it has, or holds NaN or infinity.
+    """
+    require_weights(path, what)
+    where = f"{what}: '{path}'"
+    try:
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's are for those who write files
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+        raise ConfigError(f"{where} is no readable weight file: {_reason(error)}") from None
+    if not isinstance(weights, dict):
+        raise ConfigError(f"{where} holds a {type(weights).__name__}, expected a state_dict")
+    for key, value in weights.items():
+        if fault := _fault(key, value):
+            raise ConfigError(f"{where}: {fault}")
+    return weights
+
+
+def _check_archive(path: str | Path) -> None:
+    """torch stores its records as they are: compressed ones could unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(r.compress_type != zipfile.ZIP_STORED for r in records):
+        raise ValueError("its records are compressed, which torch never does")
+    if sum(r.file_size for r in records) > Path(path).stat().st_size:
+        raise ValueError("its records overlap")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file does not load, in our words: torch's advise to load it unsafely."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"beside tensors it names '{found[1]}', which is code and is not run"
+    if type(error) is ValueError:
+        return str(error)
+    return f"damaged, cut off, or of another kind ({type(error).__name__})"
+
+
+def _fault(key: object, value: object) -> str:
+    """What keeps an entry from being a weight; "" for nothing."""
+    if not isinstance(key, str):
+        return f"holds the key {str(key)[:60]!r} ({type(key).__name__}), expected names"
+    if not isinstance(value, torch.Tensor):
+        return f"'{key}' is a {type(value).__name__}, expected a tensor"
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return f"'{key}' is no dense tensor ({value.layout}, {value.device.type})"
+    if value.dtype not in DTYPES:
+        return f"'{key}' holds {_name(value.dtype)}, expected real numbers"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"'{key}' claims shape {list(value.shape)}, but the file holds less"
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return f"'{key}' holds NaN or infinity: the run that wrote it had diverged"
+    return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def put_weights(
+    module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path, what: str
+) -> None:
+    """``module.load_state_dict``: all names, shapes and kinds of numbers exact.
+
+    Raises ConfigError naming the file, in up to three lines.
+    """
+    own = module.state_dict()
+    faults = [
+        *_listed("missing", (k for k in own if k not in weights)),
+        *_listed("not expected", (k for k in weights if k not in own)),
+        *_listed("size mismatch for", (
+            f"{k} ({list(weights[k].shape)}, expected {list(v.shape)})"
+            for k, v in own.items() if k in weights and weights[k].shape != v.shape
+        )),
+        *_listed("other kind of numbers in", (
+            f"{k} ({_name(weights[k].dtype)}, expected {_name(v.dtype)})"
+            for k, v in own.items() if k in weights and not _same_kind(weights[k], v)
+        )),
+    ]  # fmt: skip
+    if faults:
+        raise ConfigError(
+            f"{what}: '{path}' does not fit the {type(module).__name__} its config describes:\n"
+            f"  {'; '.join(faults)}"
+        )
+    module.load_state_dict(weights)
+
+
+def _same_kind(told: torch.Tensor, own: torch.Tensor) -> bool:
+    """Floating numbers may differ in precision; counters and masks are what they are."""
+    return told.is_floating_point() == own.is_floating_point() and (
+        told.is_floating_point() or (told.dtype is torch.bool) == (own.dtype is torch.bool)
+    )
+
+
+def _listed(title: str, names: Iterable[str]) -> list[str]:
+    found = [name[:120] for name in names]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return [f"{title} {', '.join(found[:SHOWN])}{more}"] if found else []
