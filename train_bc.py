@@ -41,6 +41,7 @@ from common_utils.seeding import (
 from common_utils.specs import SpecError
 from env.core import EnvError
 from evaluate.pool import EvalPool
+from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
 from networks.optim import KerasAdam, set_lr, soft_update_params
@@ -61,10 +62,6 @@ RESUMABLE_CHANGES = (
     "kernel_threads",
     "trust_module",
 )
-# The long evaluation's first seed, and how often it is done
-# (docs/reference/ibrl.md#evaluation).
-LONG_EVAL_SEED = 1
-LONG_EVAL_EVERY = 5
 
 
 class TrainingError(UserError):
@@ -81,6 +78,7 @@ class Workspace:
         """``resumed``: a state follows that holds the weights and their statistics."""
         self.cfg, self.data = cfg, data
         self.save_dir = Path(cfg.save_dir)
+        self.protocol = protocol_of(cfg.env.suite)
         self.device = resolve_device(cfg.device)
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
@@ -91,7 +89,7 @@ class Workspace:
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = _optimizer(self.policy, cfg)
         # docs/reference/ibrl.md#training (there Meta-World has no latest.pt; here it has)
-        self.saver = TopkSaver(cfg.save_dir, topk=3 if cfg.env.suite == "metaworld" else 2)
+        self.saver = TopkSaver(cfg.save_dir, topk=self.protocol.topk)
         self.epoch = 0  # finished epochs
         self.step = 0  # gradient steps
         self.scores: dict[str, float] = {}
@@ -188,35 +186,26 @@ class Workspace:
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, log."""
-        cfg, epoch = self.cfg, self.epoch
+        cfg, epoch, protocol = self.cfg, self.epoch, self.protocol
         extra: dict[str, float] = {"other/epoch": epoch + 1}
         if cfg.evaluates:
-            result = self.evaluate(cfg.num_eval_episode, cfg.eval_seed(epoch))
-            score = self._score(result)
-            extra["score/success"] = result.success_rate
-            extra["score/return"] = result.mean_score
-            extra |= {f"score/{k}": v for k, v in result.mean_metrics.items()}
+            extra |= protocol.report(
+                self.evaluate(protocol.after_epoch(epoch, cfg.num_eval_episode))
+            )
+            self.scores["score"] = score = extra["score/score"]
         else:
             score = float(epoch)  # the newest weights are kept
-        if cfg.evaluates:
-            self.scores["score"] = extra["score/score"] = score
         self.saver.save(self.policy.state_dict(), score)
         if self.ema is not None:
             extra |= self._finish_ema(score)
-        if cfg.evaluates and cfg.num_final_episode and self._long_eval_due():
-            result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED)
-            extra["score/last_ckpt_score"] = self._score(result)
+        games = protocol.long_after_epoch(epoch, cfg.num_epoch, cfg.num_final_episode)
+        if cfg.evaluates and games is not None:
+            extra["score/last_ckpt_score"] = protocol.score(self.evaluate(games))
         if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
             weights = portable_state_dict(self.policy.state_dict())
             atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")
         self.epoch += 1
         self.log.summarize(self.step, extra)
-
-    def _long_eval_due(self) -> bool:
-        """Every 5 epochs and after the last; Meta-World's protocol has none of these."""
-        number = self.epoch + 1
-        due = number % LONG_EVAL_EVERY == 0 or number == self.cfg.num_epoch
-        return due and self.cfg.env.suite != "metaworld"
 
     def _finish_ema(self, score: float) -> dict[str, float]:
         """The averaged weights compete for the same slots."""
@@ -224,19 +213,15 @@ class Workspace:
         for mine, theirs in zip(self.ema.buffers(), self.policy.buffers(), strict=True):
             mine.copy_(theirs)  # running statistics are not averaged a second time
         if self.cfg.evaluates:
-            seed = self.cfg.eval_seed(self.epoch)
-            score = self._score(self.evaluate(self.cfg.num_eval_episode, seed, self.ema))
+            games = self.protocol.after_epoch(self.epoch, self.cfg.num_eval_episode)
+            score = self.protocol.score(self.evaluate(games, self.ema))
         self.saver.save(self.ema.state_dict(), score, save_latest=False)
         return {"score/ema_score": score} if self.cfg.evaluates else {}
 
-    def _score(self, result: EvalResult) -> float:
-        """What checkpoints are compared by: success, or the return on the D4RL tasks."""
-        return result.mean_score if self.cfg.env.suite == "d4rl" else result.success_rate
-
-    def evaluate(self, num: int, seed: int, policy: BasePolicy | None = None) -> EvalResult:
-        """Play ``num`` games from ``seed`` on."""
+    def evaluate(self, games: Games, policy: BasePolicy | None = None) -> EvalResult:
+        """Play these games."""
         assert self.pool is not None  # only called when cfg.evaluates
-        return self.pool.run(policy or self.policy, num, seed)
+        return self.pool.run(policy or self.policy, games.num, games.seed)
 
     def _evaluate_best(self) -> bool:
         """The best checkpoint's long evaluation, the run's final number; whether there is one."""
@@ -245,8 +230,8 @@ class Workspace:
             return False
         policy = copy.deepcopy(self.policy)
         put_weights(policy, load_weights(best, "best checkpoint"), best, "best checkpoint")
-        result = self.evaluate(cfg.num_final_episode, LONG_EVAL_SEED, policy.eval())
-        self.scores["best_ckpt_score"] = score = self._score(result)
+        result = self.evaluate(self.protocol.of_best(cfg.num_final_episode), policy.eval())
+        self.scores["best_ckpt_score"] = score = self.protocol.score(result)
         self.log.log(self.step, {"score/best_ckpt_score": score})
         self.log.print(f"best checkpoint {best.name}: success {result.rate()}")
         return True

@@ -42,6 +42,7 @@ from common_utils.stopwatch import Stopwatch
 from env.core import Env
 from env.factory import env_args, make_env, recording_config
 from evaluate.pool import EvalPool
+from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult
 from networks import fast
 from rl.q_agent import QAgent
@@ -79,6 +80,7 @@ class Workspace:
         """``weights``: of the BC policies, if not those that ``cfg.bc_policy`` names."""
         self.cfg = cfg
         self.save_dir = Path(cfg.save_dir)
+        self.protocol = protocol_of(cfg.suite)
         set_all_seeds(cfg.seed)
         self.bc_weights = bc_weights(cfg) if weights is None else weights
         bc_policies, bc_cameras = load_bc_policies(cfg, weights=self.bc_weights)
@@ -244,28 +246,21 @@ class Workspace:
 
     # --------------------------------------------------------------- evaluation
 
-    def evaluate(self, seed: int, num_episode: int = 0) -> EvalResult:
-        """Play ``num_episode`` (default: num_eval_episode) episodes from ``seed`` on."""
-        num = num_episode or self.cfg.num_eval_episode
+    def evaluate(self, games: Games) -> EvalResult:
+        """Play these games."""
         with self.watch("evaluate"):
-            return self.eval_pool.run(self.agent, num, seed)
-
-    def _eval_seed(self) -> int:
-        """First episode seed of this evaluation (docs/reference/ibrl.md#evaluation)."""
-        if self.cfg.suite == "metaworld":
-            return self.global_step
-        return (self.global_step // self.cfg.log_per_step) * self.cfg.num_eval_episode
+            return self.eval_pool.run(self.agent, games.num, games.seed)
 
     def _log_and_evaluate(self) -> None:
-        cfg = self.cfg
-        seed = self._eval_seed()
-        extra: dict[str, float] = {"eval/seed": seed}
+        cfg, protocol = self.cfg, self.protocol
+        games = protocol.after_step(self.global_step, cfg.log_per_step, cfg.num_eval_episode)
+        extra: dict[str, float] = {"eval/seed": games.seed}
         if cfg.num_eval_episode > 0:
-            score = self.evaluate(seed).success_rate
-            extra["score/score"] = score
+            extra |= protocol.report(self.evaluate(games))
+            score = extra["score/score"]
             if self.agent.act_method == "ibrl_soft":
                 with self.agent.override_act_method("ibrl"):
-                    greedy = self.evaluate(seed).success_rate
+                    greedy = protocol.score(self.evaluate(games))
                 extra["score/greedy_score"] = greedy
                 extra["score_diff/greedy-soft"] = greedy - score
             self.headline["score"] = score

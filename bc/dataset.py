@@ -431,11 +431,13 @@ def read_demos(
     num_data: int = -1,
     max_len: int = -1,
     need_success: bool = True,
+    whole: bool = False,
     spec: EnvSpec | None = None,
     keys: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Demo]:
-    """Demonstrations for a replay: unstacked, each cut at its first success.
+    """Demonstrations for a replay: unstacked, each cut at its first success (``whole``: not
+    cut, for tasks whose return counts).
 
     Images are read episode by episode, so that no second copy of the data is held. Raises
     DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``;
@@ -459,6 +461,6 @@ def read_demos(
         for note in dataset.notes:
             say(f"note: {path}: {note}")
         for demo in dataset.episodes():
-            yield cut_at_success(demo, need_success=need_success)
+            yield demo if whole else cut_at_success(demo, need_success=need_success)
     finally:
         dataset.close()

@@ -22,6 +22,7 @@ from common_utils.errors import run_program
 from common_utils.gl import BACKENDS, best_backend
 from env.config import EnvConfig
 from env.core import EnvError
+from env.factory import make_env
 from env.metaworld.env import MetaWorldEnv
 from env.metaworld.expert import metaworld_expert
 from env.rendering import resize_picture
@@ -40,49 +41,53 @@ class Scene:
     suite: str
     task: str
     camera: str
+    # simulator steps per control step, and pixels at which the suite draws what it delivers
+    action_repeat: int = 1
+    drawn: int = 224
 
     def make(self, size: int, quality: str) -> Any:
         """The environment, reset to its first episode."""
-        env: Any
-        cfg = EnvConfig(suite=self.suite, task=self.task, image_size=size, episode_length=150)
-        cfg.render_quality = "fast" if quality == "fast" else "faithful"
-        if self.suite == "metaworld":
-            cfg.action_repeat = 2
-            env = MetaWorldEnv(cfg)
-        else:
-            env = RobosuiteEnv(cfg)
+        cfg = EnvConfig(
+            suite=self.suite,
+            task=self.task,
+            image_size=size,
+            episode_length=150,
+            action_repeat=self.action_repeat,
+            render_quality="fast" if quality == "fast" else "faithful",
+        )
+        env = make_env(cfg)
         env.reset(seed=1)
         return env
 
     def picture(self, env: Any) -> np.ndarray:
         """What the camera shows, drawn now."""
-        picture: np.ndarray = (env.render if self.suite == "metaworld" else env.draw)(self.camera)
+        drawn = env.draw if isinstance(env, RobosuiteEnv) else env.render  # which keeps pictures
+        picture: np.ndarray = drawn(self.camera)
         return picture
 
     def expert(self, env: Any) -> Callable[[], np.ndarray]:
         """The scripted policy's next action."""
-        if self.suite == "metaworld":
+        if isinstance(env, MetaWorldEnv):
             policy = metaworld_expert(env.task)
             return lambda: policy.get_action(env.raw_state).clip(-1, 1)
         return make_expert(self.task, env.sim, 1, Noise()).act
 
 
 SCENES = (
-    Scene("metaworld", "Assembly", "corner2"),
+    Scene("metaworld", "Assembly", "corner2", action_repeat=2, drawn=96),
     Scene("robosuite", "PickPlaceCan", "robot0_eye_in_hand"),
     Scene("robosuite", "PickPlaceCan", "agentview"),
     Scene("robosuite", "Lift", "agentview"),
     Scene("robosuite", "Lift", "robot0_eye_in_hand"),
     Scene("robosuite", "NutAssemblySquare", "agentview"),
-    Scene("metaworld", "CoffeePush", "corner2"),
+    Scene("metaworld", "CoffeePush", "corner2", action_repeat=2, drawn=96),
 )
 QUICK = 2  # scenes of a smoke run
 
 
 def pictures(scene: Scene, quality: str, every: int) -> np.ndarray:
     """Frames uint8 [N, 96, 96, 3] along one scripted episode, as they are delivered."""
-    drawn = 96 if scene.suite == "metaworld" else 224
-    env, frames = scene.make(drawn, quality), []
+    env, frames = scene.make(scene.drawn, quality), []
     act, done, step = scene.expert(env), False, 0
     while not done:
         if step % every == 0:

@@ -39,6 +39,10 @@ class Env(ABC):
     """Base class: stacking, validation and replayable episodes live in subclasses' helpers."""
 
     spec: EnvSpec
+    # control steps per second, for videos
+    control_hz: float = 20.0
+    # numbers of proprioception that the suite delivers, where all its tasks deliver as many
+    prop_dim: int = 0
     # seconds spent drawing pictures so far (where the suite draws them in this process)
     render_seconds: float = 0.0
 

@@ -22,6 +22,7 @@ from common_utils.kept_weights import is_copy
 from common_utils.run_config import ConfigError
 from env.core import Env
 from evaluate.pool import EvalPool
+from evaluate.protocol import Protocol, protocol_of
 from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
@@ -94,6 +95,7 @@ class Evaluator:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.load_model = LOADERS[args.mode]
+        self.protocol = Protocol()  # of the checkpoint that was evaluated last
         self._pool: EvalPool | None = None
 
     def _pool_for(self, params: dict[str, Any]) -> EvalPool:
@@ -110,7 +112,7 @@ class Evaluator:
             str(weight), args.device, trust_module=args.trust_module
         )
         env.close()  # the pool builds its own and keeps them
-        pool = self._pool_for(params)
+        pool, self.protocol = self._pool_for(params), protocol_of(params["suite"])
         results = []
         for number in range(args.repeat):
             result = pool.run(
@@ -147,9 +149,10 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
     )
 
 
-def table(results: dict[Path, EvalResult], root: Path) -> str:
-    """Ranked table of a folder, its average, its maximum, and the maximum per episode seed."""
-    ranked = sorted(results.items(), key=lambda item: -item[1].success_rate)
+def table(results: dict[Path, EvalResult], root: Path, protocol: Protocol) -> str:
+    """Table of a folder, ranked by the protocol's score (success, or the return on D4RL), its
+    average, its maximum, and the maximum success per episode seed."""
+    ranked = sorted(results.items(), key=lambda item: -protocol.score(item[1]))
     names = {path: str(path.relative_to(root)) for path in results}
     width = max(len(name) for name in names.values())
     lines = [f"{'checkpoint':<{width}}  success  95 % interval      score   length"]
@@ -158,11 +161,11 @@ def table(results: dict[Path, EvalResult], root: Path) -> str:
             f"{names[path]:<{width}}  {_rate(result.rate())}  {result.mean_score:7.3f}  "
             f"{result.lengths.mean():7.1f}"
         )
-    rates = [r.success_rate for r in results.values()]
+    scores = [protocol.score(r) for r in results.values()]
     per_seed = np.stack([r.successes for r in results.values()]).max(axis=0)
     lines += [
-        f"average over {len(rates)} checkpoints: {np.mean(rates):.3f}",
-        f"max: {max(rates):.3f} ({names[ranked[0][0]]})",
+        f"average over {len(scores)} checkpoints: {np.mean(scores):.3f}",
+        f"max: {max(scores):.3f} ({names[ranked[0][0]]})",
         "max over checkpoints per episode seed (solved by at least one): "
         f"{wilson(int(per_seed.sum()), per_seed.size)}",
     ]
@@ -211,7 +214,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
             continue
         print(f"{path}: success {results[path].rate()}", flush=True)
     if results:
-        print(table(results, Path(args.folder)))
+        print(table(results, Path(args.folder), evaluator.protocol))
     return 2 if failed else 0
 
 

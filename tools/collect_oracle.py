@@ -39,13 +39,31 @@ from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
 
 # a time limit that is never reached: the task's own one counts
 NO_LIMIT = 10**6
-FPS = {"particle": 20, "block_pushing": 10}  # control steps per second
 FIRST, MID, LAST = 0, 1, 2  # of a row in its episode, as in the published recordings
 
 
-def suite_of(task: str) -> str:
-    """particle or block_pushing, by the task's name."""
-    return "particle" if task.lower().startswith("particle") else "block_pushing"
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the suites whose oracles are collected.
+
+    options: fields of MainConfig that only this suite takes.
+    by_reward: episodes with a reward count as achieved too. The particle's success asks for the
+        second goal at the end, its reward for both goals in either order: by it the original
+        keeps episodes of ``random_order``.
+    """
+
+    suite: str
+    options: tuple[str, ...]
+    by_reward: bool = False
+
+
+PARTICLE = Kind("particle", ("wait_at_first_goal", "random_order", "hide_velocity"), True)
+BLOCKS = Kind("block_pushing", ("wait", "use_image_obs", "shared_memory"))
+
+
+def kind_of(task: str) -> Kind:
+    """The suite, by the task's name."""
+    return PARTICLE if task.lower().startswith("particle") else BLOCKS
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class Settings:
     def env_cfg(self) -> EnvConfig:
         """The environment in which the oracle plays."""
         return EnvConfig(
-            suite=suite_of(self.task),
+            suite=kind_of(self.task).suite,
             task=self.task,
             cameras=["rgb"] if self.images else [],
             rl_image_size=self.image_size,
@@ -132,15 +150,12 @@ class Recorder:
             write_video(
                 Path(settings.video_dir) / f"{job.number:04d}_{outcome}.mp4",
                 frames,
-                FPS[suite_of(settings.task)],
+                round(self.env.control_hz),
             )
         return Outcome(success, played, getattr(self.oracle, "phase", ""), kept)
 
     def _achieved(self, success: bool, recording: Recording) -> bool:
-        """The particle's success asks for the second goal at the end, its reward for both goals in
-        either order: by it episodes of ``random_order`` are kept, as the original does.
-        """
-        return success or (suite_of(self.settings.task) == "particle" and any(recording.rewards))
+        return success or (kind_of(self.settings.task).by_reward and any(recording.rewards))
 
     def _store(self, recording: Recording, played: int, success: bool, job: Job) -> None:
         attrs = {"seed": job.env_seed, "expert_seed": job.expert_seed, "success": success}
@@ -218,15 +233,9 @@ class MainConfig:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if self.shared_memory and self.replicas > 0:
             raise ValueError("shared_memory: 1 has one scene to show, so --replicas 0")
-        particle = suite_of(self.task) == "particle"
-        fits = {
-            "wait_at_first_goal": particle,
-            "random_order": particle,
-            "hide_velocity": particle,
-            "wait": self.task.upper() == "PUSH_DISCONTINUOUS",
-            "use_image_obs": not particle,
-            "shared_memory": not particle,
-        }
+        kind, pauses = kind_of(self.task), self.task.upper() == "PUSH_DISCONTINUOUS"
+        fits = {name: name in kind.options for name in (*PARTICLE.options, *BLOCKS.options)}
+        fits["wait"] = pauses
         defaults = {f.name: f.default for f in fields(type(self))}
         for name, fit in fits.items():
             if not fit and getattr(self, name) != defaults[name]:
@@ -235,12 +244,13 @@ class MainConfig:
     @property
     def oracle_options(self) -> dict[str, Any]:
         """What the oracle is told besides the noise."""
-        if suite_of(self.task) == "particle":
-            return {
-                "wait_at_first_goal": self.wait_at_first_goal,
-                "random_order": bool(self.random_order),
-            }
-        return {"wait": self.wait} if self.wait else {}
+        options = {
+            "wait_at_first_goal": self.wait_at_first_goal,
+            "random_order": bool(self.random_order),
+        }
+        taken = kind_of(self.task).options
+        options = {name: value for name, value in options.items() if name in taken}
+        return options | ({"wait": self.wait} if self.wait else {})
 
     @property
     def settings(self) -> Settings:
@@ -289,7 +299,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
         file=Path(cfg.out) / FILE_NAME,
         settings=settings,
         env_args={
-            "suite": suite_of(cfg.task),
+            "suite": kind_of(cfg.task).suite,
             "env_name": task,
             "env_kwargs": kwargs,
             "expert": expert,

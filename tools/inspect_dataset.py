@@ -127,7 +127,7 @@ def _facts(file: DemoFile, report: Report) -> None:
         facts["note"] = f"{facts['note']}; {note}" if "note" in facts else note
     if kwargs.get("robots"):
         facts["robots"] = str(kwargs["robots"])
-    if file.suite == "robosuite":
+    if kwargs.get("controller_configs"):
         facts["actions"] = "relative (delta)" if file.delta_control else "absolute"
     if not args:
         report.problem("neither env_args nor env_cfg.json: the environment is unknown")

@@ -24,7 +24,7 @@ from env.core import EnvError, ObsDict
 from env.robosuite.env import RobosuiteEnv
 from env.robosuite.replay import RecordedScene, restore_state, restore_step, to_base_frame
 from env.robosuite.robomimic_args import controller_differences, model_xml, robomimic_env_args
-from env.robosuite.sim import import_robosuite, sim_state, step_sim, task_named
+from env.robosuite.sim import import_robosuite, recorded_task, sim_state, step_sim, task_named
 from tools.recording import Job, Outcome, store_part
 
 STEPS_TRIED = 20  # single actions played per demonstration, to see whether they fit the states
@@ -63,13 +63,8 @@ class RawDemo:
 def read_source(file: DemoFile) -> Source:
     """How ``file`` was recorded. Raises DatasetError where that is not told or not offered."""
     args = file.env_args
-    if file.suite != "robosuite" or not file.env_name:
-        raise file.error(
-            None, "data.attrs['env_args']", f"expected a robosuite recording, got "
-            f"{file.suite or 'nothing that tells'} (task '{file.env_name}')"
-        )  # fmt: skip
     try:
-        task = task_named(file.env_name)
+        task = recorded_task(file.suite, file.env_name)
     except EnvError as error:
         raise file.error(None, "data.attrs['env_args']", str(error)) from None
     robots = (args.get("env_kwargs") or {}).get("robots") or []

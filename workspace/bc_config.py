@@ -18,9 +18,6 @@ from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.optim import exponential_decay, warmup
 
-# the suites of Implicit BC, whose evaluations play seeds 0, 1, ... every time
-IBC_SUITES = ("particle", "block_pushing", "d4rl")
-
 
 @dataclass
 class MainConfig(RunConfig):
@@ -149,14 +146,6 @@ class MainConfig(RunConfig):
     def evaluates(self) -> bool:
         """Whether games are played."""
         return self.num_eval_episode > 0 and not self.dataset.real_data
-
-    def eval_seed(self, epoch: int) -> int:
-        """First game's seed after ``epoch`` (from 0), by the published protocols."""
-        if self.env.suite == "metaworld":
-            return epoch * 1991991991 % 9997
-        if self.env.suite in IBC_SUITES:
-            return 0
-        return epoch * self.num_eval_episode + 1
 
     def lr_at(self, step: int) -> float:
         """Step size of gradient step ``step`` (from 0)."""

@@ -17,7 +17,7 @@ from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.run_config import ConfigError, resolve_device
 from env.core import Env
-from env.factory import adopt_env_args, make_env
+from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
 from workspace.bc_config import MainConfig
@@ -112,8 +112,7 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
     else:
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
-        # Meta-World: hand position and gripper; robosuite: position, quaternion, two fingers
-        cfg.prop_shape = [(4 if cfg.env.suite == "metaworld" else 9) * stack]
+        cfg.prop_shape = [suite_class(cfg.env.suite).prop_dim * stack]
     cfg.env.task = cfg.task_name
     _fill_in_env(cfg, {})
 

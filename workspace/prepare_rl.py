@@ -22,6 +22,8 @@ from common_utils.specs import BC_ACTION, EnvSpec, Obs
 from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
 from env.core import Env
+from evaluate.protocol import Games
+from evaluate.protocol import Protocol as EvalProtocol
 from evaluate.rollout import EvalResult
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer
@@ -35,6 +37,7 @@ class Run(Protocol):
     cfg: MainConfig
     env: Env
     env_cfg: EnvConfig
+    protocol: EvalProtocol
     agent: QAgent
     ref_agent: QAgent | None
     replay: ReplayBuffer
@@ -47,8 +50,8 @@ class Run(Protocol):
     pretrain_step: int
     prepared: bool
 
-    def evaluate(self, seed: int, num_episode: int = 0) -> EvalResult:
-        """Play episodes."""
+    def evaluate(self, games: Games) -> EvalResult:
+        """Play these games."""
 
     def reset_env(self) -> None:
         """Begin an episode, in the replay as well."""
@@ -161,6 +164,7 @@ def add_demos_to_replay(run: Run) -> None:
             spec=run.env.spec,
             keys=list(run.agent.input_keys),
             say=run.log.print,
+            whole=run.protocol.by_return,
         )
     )
     if cfg.q_agent.norm_state:
@@ -244,7 +248,8 @@ def _finish_pretrain_epoch(run: Run) -> None:
     extra: dict[str, float] = {"pretrain/step": run.pretrain_step}
     score = float(run.pretrain_step)  # without an evaluation the newest counts as the best
     if run.cfg.num_eval_episode > 0:
-        score = extra["pretrain/score"] = run.evaluate(run.pretrain_step).success_rate
+        games = run.protocol.after_pretraining(run.pretrain_step, run.cfg.num_eval_episode)
+        score = extra["pretrain/score"] = run.protocol.score(run.evaluate(games))
     run.saver.save(run.agent.state_dict(), score)
     run.log.summarize(0, extra)
     run.save_state()

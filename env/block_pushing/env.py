@@ -16,7 +16,7 @@ import numpy as np
 from common_utils.specs import ArraySpec, EnvSpec
 from env.block_pushing import normalized
 from env.block_pushing.camera import Camera, width_of
-from env.block_pushing.sim import BlockPushSim
+from env.block_pushing.sim import CONTROL_HZ, BlockPushSim
 from env.block_pushing.tasks import (
     Insert,
     Push,
@@ -78,6 +78,8 @@ class BlockPushEnv(SeededEnv):
     numbers with one block and one target, 13 with two targets, 16 with two of both) with
     ``use_state``, and the camera "rgb" uint8 [3 * obs_stack, H, 4/3 H] with H ``rl_image_size``.
     """
+
+    control_hz = CONTROL_HZ
 
     def __init__(self, cfg: EnvConfig) -> None:
         self.task = task_name(cfg.task)

@@ -48,6 +48,8 @@ class MetaWorldEnv(SeededEnv):
     [39 * state_stack].
     """
 
+    prop_dim = PROP_DIM
+
     def __init__(self, cfg: EnvConfig) -> None:
         load_triton_before_mesa(rendering=bool(cfg.cameras))
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as TASKS

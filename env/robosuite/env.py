@@ -43,6 +43,8 @@ class RobosuiteEnv(SeededEnv):
     and, at success, the episode's model.
     """
 
+    prop_dim = PROP_DIM
+
     def __init__(self, cfg: EnvConfig) -> None:
         load_triton_before_mesa(rendering=bool(cfg.cameras))
         if cfg.action_repeat != 1:

@@ -69,6 +69,14 @@ def task_named(name: str) -> Task:
         raise EnvError(f"robosuite task '{name}' is unknown; expected one of {known}") from None
 
 
+def recorded_task(suite: str, name: str) -> Task:
+    """The task of a file of demonstrations; EnvError unless robosuite recorded it."""
+    if suite != "robosuite" or not name:
+        found = suite or "nothing that says so"
+        raise EnvError(f"expected a robosuite recording, got {found} (task '{name}')")
+    return task_named(name)
+
+
 def _quiet_macros() -> types.ModuleType:
     """robosuite's settings: no notes about missing optional parts, MUJOCO_GL left as it is.
 

@@ -335,13 +335,6 @@ def test_missing_weights_name_the_command(folder, command):
     assert f"no file '{folder}/none.pt'" in str(error.value) and command in str(error.value)
 
 
-def test_evaluation_protocol_seeds():
-    cfg = train_bc.MainConfig(num_eval_episode=50)
-    assert [cfg.eval_seed(e) for e in (0, 1, 2)] == [1, 51, 101]
-    cfg.env.suite = "metaworld"
-    assert [cfg.eval_seed(e) for e in (0, 1)] == [0, 1991991991 % 9997]
-
-
 # ------------------------------------------------------------------- Meta-World
 
 

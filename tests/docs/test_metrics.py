@@ -14,7 +14,7 @@ from tests.docs.metrics_page import REPO, documented
 GROUPS = "actor|data|eval|other|pretrain|rft|score|score_diff|time|train"
 KEY = re.compile(rf"(?:{GROUPS})/[\w\-]+")
 # what logs: not the tools, which read these keys
-TRAINING = ("train_rl.py", "train_bc.py", "workspace", "rl", "bc")
+TRAINING = ("train_rl.py", "train_bc.py", "workspace", "rl", "bc", "evaluate/protocol.py")
 # keys put together as f"{group}/{name}": where the names stand, and how
 COMPOSED = {
     "time": (TRAINING, r'watch(?:\.move)?\((?:"([\w-]+)", )?"([\w-]+)"|seconds = \{"([\w-]+)"'),

@@ -18,6 +18,7 @@ from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.kept_weights import keep, originals
 from evaluate import eval as eval_cli
+from evaluate.protocol import protocol_of
 from evaluate.rollout import EvalResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,7 @@ def test_table_ranks_and_combines():
             root / "c.pt": result(0, 0, 0, 0),
         },
         root,
+        protocol_of("robosuite"),
     )
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["b.pt", "a.pt", "c.pt"]
@@ -111,6 +113,18 @@ def test_copies_that_runs_keep_are_no_checkpoints(tmp_path):
     assert (tmp_path / "run/bc_policy/0/model.pt").is_file()
     found = [str(p.relative_to(tmp_path)) for p in eval_cli.find_weights(tmp_path)]
     assert found == ["bc_policy/run/model0.pt", "run/model0.pt"]
+
+
+def test_returns_rank_where_they_count():
+    def result(score: float, success: bool) -> EvalResult:
+        return EvalResult(np.array([score]), np.array([success]), np.array([9]), np.array([0]))
+
+    results = {Path("a.pt"): result(1.5, True), Path("b.pt"): result(3.0, False)}
+    lines = eval_cli.table(results, Path(), protocol_of("d4rl")).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["b.pt", "a.pt"]
+    assert lines[3:5] == ["average over 2 checkpoints: 2.250", "max: 3.000 (b.pt)"]
+    ranked = eval_cli.table(results, Path(), protocol_of("particle")).splitlines()
+    assert ranked[1].startswith("a.pt")
 
 
 def test_an_rl_checkpoint(tmp_path, capsys):

@@ -197,5 +197,5 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_tasks_know_their_suites() -> None:
-    assert collect_oracle.suite_of("Particle-v0") == "particle"
-    assert collect_oracle.suite_of("BlockPush-v0") == "block_pushing"
+    assert collect_oracle.kind_of("Particle-v0").suite == "particle"
+    assert collect_oracle.kind_of("BlockPush-v0").suite == "block_pushing"

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
 import train_bc
 import train_rl
 from common_utils import run_config
+from common_utils.demo_file import Recording, write_demos
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
+from env.config import EnvConfig
 from env.core import EnvError
+from env.factory import env_args, make_env
 from tools import collect_oracle
 
 HALF, WHOLE = 24, 48
@@ -105,6 +109,36 @@ def test_ibrl_on_the_particle(tmp_path: Path) -> None:
     assert work.env.spec.horizon == 50, "the particle's own time limit is the shorter one"
     with h5py.File(sorted((tmp_path / "rl").glob("data*.h5"))[-1]) as saved:
         assert len(next(iter(saved["data"].values()))["actions"]) == 50
+
+
+def test_returns_count_on_d4rl(tmp_path: Path) -> None:
+    """RLPD on door: demonstrations are taken whole, checkpoints are compared by return."""
+    cfg = EnvConfig(suite="d4rl", task="door-human-v0", use_state=1, episode_length=30)
+    env, rng, recordings = make_env(cfg), np.random.default_rng(0), []
+    for seed in range(2):
+        obs, done, recording = env.reset(seed=seed)[0], False, Recording()
+        while not done:
+            action, before = rng.uniform(-1, 1, 28).astype(np.float32), obs
+            obs, reward, terminated, truncated, _ = env.step(action)
+            recording.append(before, before["state"], action, 1.0 if seed else reward)
+            done = terminated or truncated
+        recordings.append(recording)
+    env.close()
+    file = write_demos(tmp_path / "demos", recordings, [], env_args(cfg))
+    options = {
+        "suite": "d4rl",
+        "task_name": "door-human-v0",
+        "preload_num_data": 2,
+        "preload_datapath": file,
+        "mix_rl_rate": 0.5,
+        "num_eval_episode": 2,
+    }
+    work = train_rl.run(config(tmp_path / "run", HALF, **options))
+    # longer than episode_length, and with a reward of 1 long before the end
+    assert work.replay._core.meta()["episodes"][:2, 0].tolist() == [30, 30]
+    last = metrics(tmp_path / "run")[-1]
+    assert last["score/score"] == last["score/return"] < -1 and last["score/success"] == 0
+    assert last["score/goal_achieved_steps"] == 0
 
 
 def test_block_pushing_from_pixels(tmp_path: Path) -> None:
