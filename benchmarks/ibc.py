@@ -99,7 +99,9 @@ def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
     sizes = SIZES[case.split("/")[0]]
     pixels = not sizes.state
     option = "--ebm.pixel.image.conv_precision" if pixels else "--ebm.precision"
-    args = ["--config_path", str(CFGS / f"{case}.yaml"), option, precision]
+    args = ["--config_path", str(CFGS / f"{case}.yaml")]
+    if len(precisions(case)) > 1:
+        args += [option, precision]
     cfg = run_config.parse_args(MainConfig, args)
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)

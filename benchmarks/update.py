@@ -94,7 +94,7 @@ def bc_cases() -> list[str]:
 def bc_config_of(case: str) -> BcConfig:
     """The BC configuration of a case."""
     if case == METAWORLD_BC:
-        return train_bc_mw.to_train_bc(train_bc_mw.MainConfig())
+        return train_bc_mw.to_train_bc(run_config.from_dict(train_bc_mw.MainConfig, {}))
     return run_config.load(BcConfig, CFGS / f"{case}.yaml")
 
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 from pyrallis.utils import CONFIG_ARG, deflatten, flatten
 from pyrallis.wrappers.docstring import get_attribute_docstring
 
+from common_utils import config_kinds
 from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
 from common_utils.errors import UserError
@@ -88,38 +89,61 @@ def parse(config_class: type[T], args: Sequence[str] | None = None) -> T:
     """Config from the command line, or the help text if asked for; raises ConfigError."""
     args = list(sys.argv[1:] if args is None else args)
     if "--help" in args or "-h" in args:
-        print(help_text(config_class))
+        print(help_text(config_class, [a for a in args if a not in ("--help", "-h")]))
         raise SystemExit(0)
     return parse_args(config_class, args)
 
 
 def parse_args(config_class: type[T], args: Sequence[str]) -> T:
     """Config from these options alone; raises ConfigError."""
-    known = field_types(config_class)
-    overrides = _tokens(list(args), known)
-    tree: dict[str, Any] = {}
-    source = "command line"
-    path = overrides.pop(CONFIG_ARG, None)
-    given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
+    given, path, tree = _sources(config_class, args)
+    own = config_kinds.chosen(config_class, {**flatten(tree), **given})
+    _refuse_other_kinds(own, given)
+    known, source = field_types(own), "command line"
     # each source is checked alone first, so that an error names the right one
-    _checked(config_class, deflatten(given), source)
+    _checked(own, deflatten(given), source)
     given = _with_paths(given, known, [Path.cwd()])
     if path is not None:
-        path = expand_home(path)
-        tree = read_yaml(path)
-        _checked(config_class, tree, path)
+        _checked(own, tree, path)
         tree = deflatten(_with_paths(flatten(tree), known, beside(path)))
         source = f"{path} and command line" if given else path
-    return _checked(config_class, deflatten({**flatten(tree), **given}), source, build=True)
+    return _checked(own, deflatten({**flatten(tree), **given}), source, build=True)
+
+
+def _sources(
+    config_class: Any, args: Sequence[str]
+) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
+    """The given options (dotted name -> value), and the YAML file's path and contents."""
+    known: dict[str, Any] = {}
+    for kind in config_kinds.every_kind(config_class).values():
+        known |= field_types(kind)
+    overrides = _tokens(list(args), known)
+    path = overrides.pop(CONFIG_ARG, None)
+    given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
+    if path is None:
+        return given, None, {}
+    return given, expand_home(path), read_yaml(expand_home(path))
+
+
+def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
+    """A file may hold sections of other kinds (old ones hold all); an option is asked for."""
+    others = config_kinds.other_sections(config_class)
+    for name in given:
+        if kinds := others.get(name.partition(".")[0]):
+            field, own = config_class.CHOSEN_BY, config_class.KIND
+            raise ConfigError(
+                f"--{name}: an option of {field} {' or '.join(kinds)}, but the chosen {field} is "
+                f"{own} (--{field} {own} --help lists its options)"
+            )
 
 
 def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
     """Config from a YAML file, with the same strictness; raises ConfigError."""
     tree = read_yaml(path)
-    _checked(config_class, tree, str(path))
-    known = field_types(config_class)
-    located = deflatten(_with_paths(flatten(tree), known, beside(path)))
-    return _checked(config_class, located, str(path), build=True)
+    own = config_kinds.chosen(config_class, flatten(tree))
+    _checked(own, tree, str(path))
+    located = deflatten(_with_paths(flatten(tree), field_types(own), beside(path)))
+    return _checked(own, located, str(path), build=True)
 
 
 def _with_paths(
@@ -137,7 +161,8 @@ def _with_paths(
 
 def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "config") -> T:
     """Config from a nested dict (as :func:`to_dict` gives it); raises ConfigError."""
-    return _checked(config_class, deflatten(flatten(dict(tree))), source, build=True)
+    flat = flatten(dict(tree))
+    return _checked(config_kinds.chosen(config_class, flat), deflatten(flat), source, build=True)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -234,6 +259,9 @@ def _unknown(shown: str, name: str, known: Sequence[str], what: str) -> str:
 
 
 def _checked(config_class: Any, tree: Mapping[str, Any], source: str, build: bool = False) -> Any:
+    # sections of other kinds are not read
+    others = config_kinds.other_sections(config_class)
+    tree = {k: v for k, v in tree.items() if k not in others}
     values = _check_section(config_class, tree, source, "", list(field_types(config_class)))
     return _build(config_class, values, source, "") if build else None
 
@@ -281,7 +309,7 @@ def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: st
     for key, kind in hints.items():
         if dataclasses.is_dataclass(kind):
             # start from the parent's own default for the section, which may differ from the class's
-            base = _section_default(defaults[key])
+            base = _default(defaults[key])
             given = {**base, **_deep(base, values.get(key, {}))}
             kwargs[key] = _build(kind, given, source, f"{prefix}{key}.")
         elif key in values:
@@ -298,12 +326,11 @@ def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: st
     return config
 
 
-def _section_default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default as plain values; {} for a section without one."""
     if field.default_factory is not dataclasses.MISSING:
-        return to_dict(field.default_factory())
-    if field.default is not dataclasses.MISSING:
-        return to_dict(field.default)
-    return {}
+        return _to_plain(field.default_factory())
+    return {} if field.default is dataclasses.MISSING else _to_plain(field.default)
 
 
 def _deep(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,8 +400,16 @@ def _show(value: Any) -> str:
 
 
 def describe(config_class: Any) -> list[tuple[str, str, Any, str]]:
-    """(dotted name, expectation, default, documentation) of every option, in order."""
-    defaults = flatten(to_dict(config_class()))
+    """(dotted name, expectation, default, documentation) of every option, in order.
+
+    Of a class with kinds (``config_kinds``): of the kind that is chosen when nothing is given.
+    """
+    config_class = config_kinds.or_default(config_class)
+    if len(config_kinds.every_kind(config_class)) > 1:
+        # of the fields, not of an instance: a kind need not go with the others' defaults
+        defaults = flatten({f.name: _default(f) for f in dataclasses.fields(config_class)})
+    else:
+        defaults = flatten(to_dict(config_class()))
     docs = _docs(config_class, "")
     return [
         (name, expectation(kind), defaults.get(name), docs[name])
@@ -396,9 +431,19 @@ def _docs(config_class: Any, prefix: str) -> dict[str, str]:
     return out
 
 
-def help_text(config_class: Any) -> str:
-    """What ``--help`` prints: each option with its kind, default and documentation."""
+def help_text(config_class: Any, args: Sequence[str] = ()) -> str:
+    """What ``--help`` prints: each option with its kind, default and documentation.
+
+    Of a class with kinds, the options of the kind that ``args`` choose.
+    """
     lines = [f"usage: {Path(sys.argv[0]).name} [--config_path FILE.yaml] [--option value ...]", ""]
+    kinds = config_kinds.every_kind(config_class)
+    if len(kinds) > 1:
+        given, _, tree = _sources(config_class, args)
+        config_class = config_kinds.chosen(config_class, {**flatten(tree), **given})
+        field, own = config_class.CHOSEN_BY, config_class.KIND
+        others = ", ".join(kind for kind in kinds if kind != own)
+        lines += [f"Options with {field} {own}; others with {field} {others}:", ""]
     lines += [
         "  --config_path FILE.yaml",
         "      fields from a YAML file; options below override it",

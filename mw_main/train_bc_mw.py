@@ -9,8 +9,10 @@ release/data/metaworld), or a file.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,6 +21,7 @@ from bc.dataset import DatasetConfig
 from bc.explicit.bc_policy import StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
+from common_utils.config_kinds import Kinded, Section
 from common_utils.errors import run_program
 from common_utils.paths import InputFile
 from common_utils.run_config import Flag, RunConfig
@@ -34,15 +37,16 @@ def _dataset() -> DatasetConfig:
 
 
 @dataclass
-class MainConfig(RunConfig):
-    """The documented fields, and what ``train_bc`` adds to them."""
+class MainConfig(Kinded, RunConfig):
+    """The documented fields, and what ``train_bc`` adds to them.
+
+    The policy's own: section ``policy`` on images, ``state_policy`` on states.
+    """
+
+    CHOSEN_BY: ClassVar[str] = "dataset.use_state"
 
     # path: a name (Assembly, BoxClose, StickPull, CoffeePush) or an HDF5 file
     dataset: DatasetConfig = field(default_factory=_dataset)
-    # policy on images
-    policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
-    # policy on states (dataset.use_state 1)
-    state_policy: StateBcPolicyConfig = field(default_factory=StateBcPolicyConfig)
     # source of all randomness of the run
     seed: int = 1
     # weights to start from (a .pt file), or "none"
@@ -84,6 +88,19 @@ class MainConfig(RunConfig):
     # filled in from the dataset
     rl_image_size: int = -1
     save_dir: str = "exps/bc/metaworld/run"
+
+    @classmethod
+    def sections(cls) -> dict[str, Section]:
+        """By ``dataset.use_state``."""
+        return {
+            "0": Section("policy", BcPolicyConfig),
+            "1": Section("state_policy", StateBcPolicyConfig),
+        }
+
+    @classmethod
+    def kind_of(cls, values: Mapping[str, Any]) -> str:
+        """``dataset.use_state``."""
+        return "1" if values.get("dataset.use_state") in (1, True) else "0"
 
 
 def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:

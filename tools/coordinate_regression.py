@@ -172,9 +172,8 @@ def train(cfg: MainConfig, policy: str, num: int, seed: int, folder: Path) -> An
         **POLICIES[policy],
     }
     config = run_config.from_dict(train_bc.MainConfig, tree, NAME)
-    for kind in (config.mse, config.ebm):
-        image = kind.pixel.image
-        image.target_height = image.target_width = cfg.image_size
+    image = config.own_section.pixel.image
+    image.target_height = image.target_width = cfg.image_size
     return train_bc.run(config).policy.eval()
 
 

@@ -131,7 +131,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The measurement of one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
     policy, cfg = train_bc.load_policy(weight, trust_module=trust_module)
-    if not isinstance(policy, EbmPolicy) or cfg.ebm.autoregressive:
+    if not isinstance(policy, EbmPolicy) or policy.cfg.autoregressive:
         raise ConfigError(f"--weight: '{weight}' is no energy-based policy over whole actions")
     data = held_out(cfg, path)
     try:

@@ -118,8 +118,9 @@ def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path)
     config.lr_decay_steps = steps * math.log(0.99) / math.log(cfg.final_lr)
     config.num_eval_episode = cfg.num_eval_episode
     if policy == "ebm":
-        config.batch_size, config.ebm.precision = cfg.ebm_batch_size, cfg.precision
-        config.ebm.langevin.num_iterations = cfg.ebm_iterations
+        ebm = config.own_section
+        config.batch_size, ebm.precision = cfg.ebm_batch_size, cfg.precision
+        ebm.langevin.num_iterations = cfg.ebm_iterations
     config.save_dir = str(Path(cfg.save_dir) / f"{policy}_{dim}d_seed{seed}")
     config.resume = 1  # if it was begun before
     return config

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from bc.base import PolicyConfig
 from bc.dataset import DatasetConfig
-from bc.explicit.bc_policy import BcPolicyConfig, StateBcPolicyConfig
-from bc.explicit.mdn_policy import MdnPolicyConfig
-from bc.explicit.mse_policy import MsePolicyConfig
-from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
-from bc.ibc.ebm_policy import EbmPolicyConfig
 from bc.registry import POLICIES
+from common_utils.config_kinds import Kinded, Section
 from common_utils.paths import InputFile
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
@@ -20,24 +16,17 @@ from networks.optim import exponential_decay, warmup
 
 
 @dataclass
-class MainConfig(RunConfig):
-    """Defaults are those of the paper's release; departures are named options."""
+class MainConfig(Kinded, RunConfig):
+    """Defaults are those of the paper's release; departures are named options.
+
+    The policy's own fields are a section of the kind's (``bc.registry``): ``--ebm.net.width``.
+    """
+
+    CHOSEN_BY: ClassVar[str] = "policy_type"
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    # policy on state vectors (dataset.use_state 1)
-    state_policy: StateBcPolicyConfig = field(default_factory=StateBcPolicyConfig)
-    # policy on images
-    policy: BcPolicyConfig = field(default_factory=BcPolicyConfig)
-    # the Meta-World policy on images
-    mw_policy: MwBcPolicyConfig = field(default_factory=MwBcPolicyConfig)
-    # the policies of Implicit BC: energy-based ...
-    ebm: EbmPolicyConfig = field(default_factory=EbmPolicyConfig)
-    # ... explicit
-    mse: MsePolicyConfig = field(default_factory=MsePolicyConfig)
-    # ... and mixture density
-    mdn: MdnPolicyConfig = field(default_factory=MdnPolicyConfig)
-    # which of them: auto takes state_policy or policy after dataset.use_state
-    policy_type: Literal["auto", "state", "pixel", "metaworld", "ebm", "mse", "mdn"] = "auto"
+    # which policy: auto takes state or pixel after dataset.use_state
+    policy_type: str = "auto"
     # source of all randomness of the run
     seed: int = 1
     # weights to start from (a .pt file), or "none"
@@ -126,21 +115,32 @@ class MainConfig(RunConfig):
         if wrong := row.check_inputs(bool(dataset.use_state), len(dataset.rl_cameras)):
             raise ValueError(f"policy_type: {self.policy_type} {wrong}")
         try:
-            self.policy_config.check(pixels=not dataset.use_state)
+            self.own_section.check(pixels=not dataset.use_state)
         except ValueError as error:
             raise ValueError(f"{row.section}.{error}") from None
+
+    @classmethod
+    def sections(cls) -> dict[str, Section]:
+        """One per row of ``bc.registry.POLICIES``."""
+        return {kind: Section(row.section, row.config) for kind, row in POLICIES.items()}
+
+    @classmethod
+    def choices(cls) -> tuple[str, ...]:
+        """Values of ``policy_type``."""
+        return ("auto", *POLICIES)
+
+    @classmethod
+    def kind_of(cls, values: Mapping[str, Any]) -> str:
+        """The row that ``policy_type`` and, with auto, ``dataset.use_state`` choose."""
+        kind = values.get("policy_type")
+        if isinstance(kind, str) and kind in POLICIES:
+            return kind
+        return "state" if values.get("dataset.use_state") in (1, True) else "pixel"
 
     @property
     def kind(self) -> str:
         """The row of ``bc.registry.POLICIES``."""
-        if self.policy_type != "auto":
-            return self.policy_type
-        return "state" if self.dataset.use_state else "pixel"
-
-    @property
-    def policy_config(self) -> PolicyConfig:
-        """The section of the chosen kind."""
-        return getattr(self, POLICIES[self.kind].section)
+        return self.KIND
 
     @property
     def evaluates(self) -> bool:

@@ -78,7 +78,7 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
         prop_shape=tuple(cfg.prop_shape),
     )
     try:
-        return row.build(inputs, cfg.policy_config)
+        return row.build(inputs, cfg.own_section)
     except ValueError as error:
         raise ConfigError(f"{row.section}: {error} (data: '{dataset.path}')") from error
 

@@ -43,8 +43,11 @@ RELEASE = ROOT / "release" / "cfgs"
 def config(save_dir: Path, data: Path, *more: str) -> train_bc.MainConfig:
     args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--device", "cpu"]
     args += ["--num_epoch", "2", "--epoch_len", "12", "--batch_size", "8"]
-    args += ["--num_eval_episode", "0", "--state_policy.hidden_dim", "32", *more]
-    return run_config.parse_args(train_bc.MainConfig, args)
+    args += ["--num_eval_episode", "0", *more]
+    cfg = run_config.parse_args(train_bc.MainConfig, args)
+    if cfg.kind == "state":
+        cfg.own_section.hidden_dim = 32
+    return cfg
 
 
 @pytest.fixture
@@ -295,8 +298,14 @@ def test_a_missing_simulator_tells_how_to_train_without(tmp_path, mp_eval):
     ("args", "message"),
     [
         (["--policy.dropout", "1"], r"policy: dropout: 1.0, expected .*\[0, 1\)"),
-        (["--state_policy.dropout", "-0.1"], "state_policy: dropout: -0.1"),
-        (["--mw_policy.dropout", "1.5"], "mw_policy: dropout: 1.5"),
+        (
+            ["--dataset.use_state", "1", "--state_policy.dropout", "-0.1"],
+            "state_policy: dropout: -0.1",
+        ),
+        (
+            ["--policy_type", "metaworld", "--mw_policy.dropout", "1.5"],
+            "mw_policy: dropout: 1.5",
+        ),
         (["--policy.use_prop", "2"], "policy.use_prop.*0 or 1"),
         (["--lr", "0"], "lr: 0"),
         (["--num_epoch", "0"], "num_epoch: 0"),

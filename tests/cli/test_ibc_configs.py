@@ -218,8 +218,9 @@ def test_published_values(file: str) -> None:
     task, steps, values = PUBLISHED[file]
     values = COMMON | TASK[task] | values | steps
     values["num_epoch"] = values.pop("steps") // values["epoch_len"]
-    loaded = flat(run_config.to_dict(load(file)))
-    defaults = flat(run_config.to_dict(train_bc.MainConfig()))
+    config = load(file)
+    loaded = flat(run_config.to_dict(config))
+    defaults = {name: default for name, _, default, _ in run_config.describe(type(config))}
     assert set(values) <= set(loaded)
     expected = defaults | values
     assert {k: (v, expected[k]) for k, v in loaded.items() if v != expected[k]} == {}

@@ -11,6 +11,7 @@ import pytest
 import train_bc
 import train_rl
 from common_utils import run_config
+from common_utils.config_kinds import every_kind
 from mw_main import train_bc_mw, train_rl_mw
 
 REPO = Path(__file__).resolve().parents[2]
@@ -40,7 +41,8 @@ def test_there_are_commands() -> None:
 
 
 def test_options_exist() -> None:
-    options = {name for c in CONFIGS.values() for name, *_ in run_config.describe(c)}
+    kinds = [kind for c in CONFIGS.values() for kind in every_kind(c).values()]
+    options = {name for kind in kinds for name, *_ in run_config.describe(kind)}
     agent = {name for name in options if name.startswith("q_agent.")}
     leaves = {name.rsplit(".", 1)[-1] for name in options}
     named = set(re.findall(r"`(q_agent\.[a-z_.]+)[ `]", TEXT))

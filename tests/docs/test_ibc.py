@@ -12,6 +12,7 @@ import pytest
 import train_bc
 import train_rl
 from common_utils import run_config
+from common_utils.config_kinds import every_kind
 from evaluate import eval as evaluation
 from tools import (
     collect_oracle,
@@ -64,7 +65,8 @@ def test_there_are_commands() -> None:
 
 
 def test_options_exist() -> None:
-    options = {name for name, *_ in run_config.describe(train_bc.MainConfig)}
+    kinds = every_kind(train_bc.MainConfig).values()
+    options = {name for kind in kinds for name, *_ in run_config.describe(kind)}
     named = set(re.findall(r"`(?:--)?((?:ebm|mse|mdn|dataset|env)\.[a-z_.]+)[ `]", TEXT))
     sections = {name.rsplit(".", i)[0] for name in options for i in (1, 2)}
     assert len(named) > 15

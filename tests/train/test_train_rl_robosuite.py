@@ -155,7 +155,7 @@ def test_saved_successes_are_demonstrations(lift: Path, tmp_path: Path) -> None:
         assert file.rewards("demo_0").tolist() == [0.0] * (file.length("demo_0") - 1) + [1.0]
         assert file.vector("demo_0", "prop").shape[1] == 9
     assert inspect(path).problems == {}
-    cfg = train_bc.MainConfig().dataset
+    cfg = run_config.from_dict(train_bc.MainConfig, {}).dataset
     cfg.path, cfg.use_state, cfg.state_stack = str(path), 1, 3
     dataset = DemoDataset(cfg)
     assert dataset.robots == ["Panda"] and dataset.sample_bc(4).obs["state"].shape == (4, 57)
