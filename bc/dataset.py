@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,12 +17,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from bc.dataset_config import DatasetConfig
+from bc.dataset_config import DatasetConfig, DemoOptions
 from bc.loader import DatasetError, DemoFile
 from common_utils.h5_read import SMALL_BYTES
 from common_utils.resources import available_memory, format_bytes
 from common_utils.seeding import generator_state, set_generator_state
 from common_utils.specs import ArraySpec, EnvSpec, Obs, SpecError
+from common_utils.success_rule import Ending, Recorded, SuccessRule
 
 __all__ = [
     "BcBatch",
@@ -30,7 +31,8 @@ __all__ = [
     "DatasetError",
     "Demo",
     "DemoDataset",
-    "cut_at_success",
+    "DemoOptions",
+    "ReplayDemos",
     "gather_stack",
     "read_demos",
 ]
@@ -42,15 +44,31 @@ class Demo:
 
     observations  {camera: uint8 [T, 3, H, W], "prop": f32 [T, P], "state": f32 [T, S]}
     actions       float32 [T, A];  rewards float32 [T]
+    success       whether it is one, and whether it ended by itself (terminated) or by a time
+                  limit: for replays, by the suite's rule (:func:`read_demos`)
     """
 
     name: str
     observations: dict[str, np.ndarray]
     actions: np.ndarray
     rewards: np.ndarray
+    success: bool = True
+    terminated: bool = True
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def ended(self, ending: Ending) -> Demo:
+        """Its first ``ending.length`` steps, with that verdict."""
+        end = ending.length
+        return replace(
+            self,
+            observations={k: v[:end] for k, v in self.observations.items()},
+            actions=self.actions[:end],
+            rewards=self.rewards[:end],
+            success=ending.success,
+            terminated=ending.terminated,
+        )
 
 
 class BcBatch(NamedTuple):
@@ -80,25 +98,6 @@ def gather_stack(
     if pad == "zeros":
         out[before] = 0
     return out.reshape(len(rows), stack * frames.shape[1], *frames.shape[2:])
-
-
-def cut_at_success(demo: Demo, *, need_success: bool = True) -> Demo:
-    """The demonstration up to and including its first step with reward 1.
-
-    Raises DatasetError when there is none, unless ``need_success`` is False: then the whole
-    demonstration is returned.
-    """
-    hits = np.flatnonzero(demo.rewards == 1)
-    if len(hits) == 0:
-        if need_success:
-            raise DatasetError(
-                f"{demo.name}: no step has reward 1, so it is no successful demonstration "
-                f"(last reward {float(demo.rewards[-1]):g})"
-            )
-        return demo
-    end = int(hits[0]) + 1
-    observations = {k: v[:end] for k, v in demo.observations.items()}
-    return Demo(demo.name, observations, demo.actions[:end], demo.rewards[:end])
 
 
 def _plain(name: str) -> str:
@@ -404,6 +403,21 @@ class DemoDataset:
             }
             yield Demo(name, observations, self._actions[rows], self._rewards[rows])
 
+    def recorded(self, info_key: str = "") -> list[Recorded]:
+        """What the file says of each episode's end and success, in file order.
+
+        info_key: of ``data/NAME/infos``, what else is wanted where it is there ("": nothing).
+        """
+        out = []
+        with DemoFile(self.cfg.path) as file:
+            for number, name in enumerate(self._table.names):
+                rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
+                info = file.info(name, info_key) if info_key else None
+                infos = {} if info is None else {info_key: info[: self._table.lengths[number]]}
+                verdict = file.verdict(name)
+                out.append(Recorded(name, self._rewards[rows], *verdict, infos))
+        return out
+
     def state_dict(self) -> dict[str, Any]:
         """Where sampling stands: all that changes while training."""
         if self._order is None:
@@ -423,34 +437,60 @@ class DemoDataset:
         self._file.close()
 
 
+class ReplayDemos:
+    """Demonstrations for a replay, unstacked, each ended by the suite's rule; iterate once.
+
+    Images are read episode by episode, so that no second copy of the data is held. Attributes:
+    ``env_args`` (dict from the file), ``num_success``, ``ends_at`` (where episodes end, in words),
+    ``notes`` (sentences on what needs saying).
+    """
+
+    def __init__(self, dataset: DemoDataset, rule: SuccessRule, horizon: int) -> None:
+        self._dataset, recorded = dataset, dataset.recorded(rule.info_key)
+        try:
+            endings = rule.endings(recorded, horizon)
+        except ValueError as error:
+            raise DatasetError(f"'{dataset.cfg.path}', {error}") from error
+        self._endings = endings.episodes
+        self.env_args, self.ends_at = dataset.env_args, endings.ends_at
+        self.num_success = endings.num_success
+        self.notes = dataset.notes + ([endings.note] if endings.note else [])
+
+    def __len__(self) -> int:
+        return len(self._endings)
+
+    def __iter__(self) -> Iterator[Demo]:
+        try:
+            for demo, ending in zip(self._dataset.episodes(), self._endings, strict=True):
+                yield demo.ended(ending)
+        finally:
+            self._dataset.close()
+
+
 def read_demos(
     path: str | Path,
+    options: DemoOptions | None = None,
     *,
+    rule: SuccessRule,
     cameras: Sequence[str] = (),
     use_state: bool = False,
     num_data: int = -1,
-    max_len: int = -1,
-    need_success: bool = True,
-    whole: bool = False,
     spec: EnvSpec | None = None,
     keys: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
-) -> Iterator[Demo]:
-    """Demonstrations for a replay: unstacked, each cut at its first success (``whole``: not
-    cut, for tasks whose return counts).
+) -> ReplayDemos:
+    """Demonstrations for a replay, by the options that BC reads them by.
 
-    Images are read episode by episode, so that no second copy of the data is held. Raises
-    DatasetError for faulty files, and for an unsuccessful demonstration with ``need_success``;
-    SpecError where task, actions or the frames of ``keys`` do not fit ``spec``, if given.
-    ``say`` gets a line for each of the dataset's ``notes``.
+    Raises DatasetError for faulty files and for demonstrations that ``rule`` refuses; SpecError
+    where task, actions or the frames of ``keys`` do not fit ``spec``, if given.
     """
     cfg = DatasetConfig(
+        **vars(options or DemoOptions()),
         path=str(path),
         rl_camera="+".join(cameras),
         use_state=int(use_state),
         num_data=num_data,
-        max_len=max_len,
         eval_episode_len=-1,
+        boundary_rows=0,  # their actions were not played
         max_ram_gb=0,
     )
     dataset = DemoDataset(cfg)
@@ -458,9 +498,7 @@ def read_demos(
         if spec is not None:
             dataset.check_frames(spec, keys)
         dataset.check_images_fit()  # who reads demonstrations one by one keeps them
-        for note in dataset.notes:
-            say(f"note: {path}: {note}")
-        for demo in dataset.episodes():
-            yield demo if whole else cut_at_success(demo, need_success=need_success)
-    finally:
+        return ReplayDemos(dataset, rule, spec.horizon if spec is not None else 0)
+    except BaseException:
         dataset.close()
+        raise

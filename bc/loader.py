@@ -8,6 +8,8 @@
     data/demo_{i}/obs/prop           float [T, P]   (or robomimic's separate keys)
     data/demo_{i}/obs/state          float [T, S]   (or robomimic's separate keys)
                                      with an attribute "stack" k > 1: k steps, newest first
+    data/demo_{i}/infos/{key}        float [T]      what else the environment said after each step
+    data/demo_{i}.attrs["ended"]     "terminated" or "truncated"; ["success"] the recorder's verdict
     data.attrs["env_args"] and/or env_cfg.json beside the file: how the environment was built
 
 Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
@@ -32,6 +34,7 @@ from common_utils.env_args import arm_controller, read_env_args, shown, suite_of
 from common_utils.errors import UserError
 from common_utils.resources import available_memory, format_bytes
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
+from common_utils.success_rule import TERMINATED, TRUNCATED
 
 
 class DatasetError(UserError):
@@ -239,7 +242,9 @@ class DemoFile:
         """The names of a demonstration's observations, sorted; none in raw recordings."""
         found = self.find(name, "obs")
         with self._guard(name, "obs"):
-            return sorted(found) if isinstance(found, h5py.Group) else []
+            keys: list[str | bytes] = list(found) if isinstance(found, h5py.Group) else []
+        # damaged names are bytes that are no text
+        return sorted(k.decode(errors="replace") if isinstance(k, bytes) else k for k in keys)
 
     def check_all(self, name: str) -> None:
         """Raise DatasetError unless all datasets of a demonstration can be read."""
@@ -313,12 +318,15 @@ class DemoFile:
                 name, key, f"takes {format_bytes(size)} of memory, {format_bytes(free)} are free"
             )
 
-    def numbers(self, name: str, key: str, ndim: int) -> np.ndarray:
-        """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``."""
+    def numbers(self, name: str, key: str, ndim: int, kinds: str = "fiu") -> np.ndarray:
+        """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``.
+
+        kinds: numpy's letters of the dtypes that count as numbers.
+        """
         dset = self.dataset(name, key)
         if dset.ndim != ndim:
             raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
-        if dset.dtype.kind not in "fiu":
+        if dset.dtype.kind not in kinds:
             raise self.error(name, key, f"expected numbers, got {dset.dtype}")
         # as stored, as float64, as float32
         self._room(name, key, dset.size * (dset.dtype.itemsize + 8 + 4))
@@ -365,6 +373,25 @@ class DemoFile:
         if not np.isin(dones, (0, 1)).all():
             wrong = dones[~np.isin(dones, (0, 1))][0]
             raise self.error(name, "dones", f"holds {wrong:g}, expected 0 and 1 only")
+
+    def verdict(self, name: str) -> tuple[str, bool | None]:
+        """How an episode ended ("terminated", "truncated", or "" where the file does not say), and
+        whether its recorder counts it as a success (None: it does not say)."""
+        ended, success = self.text(name, "ended"), self.attribute(name, "", "success")
+        if ended not in ("", TERMINATED, TRUNCATED):
+            raise self.error(
+                name, "ended", f"is {shown(ended)}, expected {TERMINATED} or {TRUNCATED}"
+            )
+        if success is not None and (np.ndim(success) or success not in (0, 1)):
+            raise self.error(name, "success", f"is {shown(success)}, expected true or false")
+        return ended, None if success is None else bool(success)
+
+    def info(self, name: str, key: str) -> np.ndarray | None:
+        """float64 [T] of what ``info[key]`` was after each step, None where it is not there."""
+        place = f"infos/{key}"
+        if self.find(name, place) is None:
+            return None
+        return self._same_length(name, place, self.numbers(name, place, 1, kinds="fiub"))
 
     def boundary_rows(self, name: str) -> int:
         """1 if the last row is a terminal observation, whose action was not played, else 0.

@@ -5,6 +5,8 @@
     data/demo_{i}/rewards         float64 [T]
     data/demo_{i}/dones           int64 [T], 1 at the end
     data/demo_{i}/states          float [T, D], the simulator's, where it was recorded
+    data/demo_{i}/infos/{key}     float [T], what else the environment said after each step
+    data/demo_{i}.attrs["ended"]  "terminated" or "truncated", where it was recorded
     data/demo_{i}/obs/{key}       prop, state: float [T, ...]
     data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
 
@@ -40,6 +42,7 @@ class Recording:
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     dones: list[int] = field(default_factory=list)  # empty: 1 at the end alone
+    infos: dict[str, np.ndarray] = field(default_factory=dict)  # numbers [T] by key
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -142,6 +145,8 @@ def write_demo(
     for key, values in recording.obs.items():
         name = f"obs/{key}_image" if key in cameras else f"obs/{key}"
         demo[name] = np.stack(values)
+    for key, info in recording.infos.items():
+        demo[f"infos/{key}"] = np.asarray(info, np.float64)
     demo.attrs["num_samples"] = len(recording)
     for key, value in attrs.items():
         demo.attrs[key] = value

@@ -26,6 +26,7 @@ import numpy as np
 
 from common_utils.errors import UserError
 from common_utils.specs import EnvSpec
+from common_utils.success_rule import AsRecorded, SuccessRule
 from env.config import EnvConfig
 
 ObsDict = dict[str, np.ndarray]
@@ -98,3 +99,8 @@ class Env(ABC):
         if quality in ("faithful", "fast"):
             cfg.render_quality = quality
         return []
+
+    @classmethod
+    def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
+        """Where recorded episodes of ``cfg`` end, and which of them are successes."""
+        return AsRecorded(cfg.suite)

@@ -26,6 +26,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from common_utils.success_rule import AsRecorded, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.gymnasium_adapter import GymnasiumEnv
@@ -247,6 +248,11 @@ class D4RLEnv(GymnasiumEnv):
         self._open(cfg, lambda mode: make_task(name, mode))
         horizon = min(self.task.horizon, cfg.episode_length)
         self.spec = replace(self.spec, suite=SUITE, horizon=horizon)
+
+    @classmethod
+    def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
+        """Episodes last to the time limit, success or not; the return is what counts."""
+        return AsRecorded(cfg.suite)
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Start the episode that belongs to ``seed``."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common_utils.lookup import resolve
+from common_utils.success_rule import SuccessRule
 from env.config import EnvConfig
 from env.core import Env, EnvError
 from env.suites import SUITES
@@ -46,3 +47,8 @@ def adopt_env_args(cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) 
     """
     suite = suite_class(cfg.suite) if cfg.suite in SUITES else Env
     return suite.adopt(cfg, args, action_repeat)
+
+
+def success_rule(cfg: EnvConfig) -> SuccessRule:
+    """Where recorded episodes of ``cfg``'s suite end, and which of them are successes."""
+    return suite_class(cfg.suite).success_rule(cfg)

@@ -17,6 +17,14 @@ import numpy as np
 
 from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.success_rule import (
+    TERMINATED,
+    TRUNCATED,
+    EndedBy,
+    InfoSays,
+    RewardReached,
+    SuccessRule,
+)
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.named_modules import import_named, split_task
@@ -99,6 +107,15 @@ class GymnasiumEnv(SeededEnv):
         self._success_seen = False
         if pictures:
             self._first_picture()  # no GL: say so now
+
+    @classmethod
+    def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
+        """What ``gym_success_key`` says, as in :meth:`step`."""
+        key, ends = cfg.gym_success_key, bool(cfg.end_on_success)
+        who = f"gym.success_key '{key}'"
+        if key in (TERMINATED, TRUNCATED):
+            return EndedBy(who, key)
+        return InfoSays(who, key, ends) if key else RewardReached(who, ends)
 
     # ------------------------------------------------------------------- spaces
 

@@ -380,6 +380,7 @@ class ReplayBuffer:
                 "action": e["action"]["action"],
                 "reward": e["reward"] / np.float32(self.reward_scale),
                 "records": e.get("records", []),
+                **({"terminated": e["terminated"]} if "terminated" in e else {}),
             }
 
         write_hdf5(path, (plain(e) for e in episodes), self._stacks, self.env_args)

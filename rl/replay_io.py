@@ -14,6 +14,7 @@ import torch
 from common_utils import rela
 from common_utils.atomic import atomic_write, fsync_path
 from common_utils.h5_write import atomic_h5
+from common_utils.success_rule import TERMINATED, TRUNCATED
 
 _PIECE_BYTES = 32 << 20
 _REST = "rest.pt"
@@ -42,7 +43,8 @@ def write_hdf5(
     arrays become observations (``sim_state`` also robomimic's ``states``) and whose strings
     attributes. Observations are stored stacked; image keys get the suffix ``_image``.
     A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
-    the newest. ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
+    the newest. ``terminated``, where it is given, becomes the attribute "ended".
+    ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
     with atomic_h5(path) as f:
         data = f.create_group("data")
@@ -69,6 +71,8 @@ def write_hdf5(
                 demo["states"] = demo["obs/sim_state"]  # a second name for the same data
             for key, text in attrs.items():
                 demo.attrs[key] = text
+            if "terminated" in e:
+                demo.attrs["ended"] = TERMINATED if bool(e["terminated"]) else TRUNCATED
             demo.attrs["num_samples"] = length
             total += length
         data.attrs["total"] = total

@@ -9,7 +9,8 @@ dataset must lie in Minari's folder (``--root``). Actions are mapped from their 
 the observation after the last action is left out. Datasets of Adroit and of the Franka kitchen
 become D4RL's tasks of this project (suite d4rl, ``env/d4rl.py``), the kitchen's 59 numbers and
 goals D4RL's 60; all others keep their environment (suite gymnasium) and take their state from
-``--state_key``. Rewards stay as they were recorded.
+``--state_key``. Rewards stay as they were recorded; how each episode ended, and the numbers of its
+infos, are kept for what makes it a success (``gym.success_key``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.run_config import ConfigError, Flag
+from common_utils.success_rule import TERMINATED, TRUNCATED
 from env.d4rl import SUITE, TASKS, import_robotics, kitchen_state
 from env.named_modules import is_trusted
 
@@ -202,7 +204,20 @@ class Converter:
             obs={"state": list(state[:-1])},
             actions=list(actions),
             rewards=[float(r) for r in episode.rewards],
+            infos=self._infos(episode),
         )
+
+    @staticmethod
+    def _infos(episode: Any) -> dict[str, np.ndarray]:
+        """The numbers of each step's info, by key: what success may be read from."""
+        steps, found = len(episode.rewards), {}
+        for key, value in (episode.infos or {}).items():
+            array = np.asarray(value)
+            if array.ndim == 1 and array.dtype.kind in "fiub" and "/" not in key:
+                array = array[1:] if len(array) == steps + 1 else array  # the reset's comes first
+                if len(array) == steps and np.isfinite(array).all():
+                    found[key] = array
+        return found
 
     def _error(self, episode: Any, key: str, what: str) -> ConfigError:
         return ConfigError(f"dataset: '{self.cfg.dataset}', episode {episode.id}, {key}: {what}")
@@ -255,6 +270,13 @@ class Converter:
         return np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1).astype(np.float32)
 
 
+def ended_by(episode: Any) -> dict[str, str]:
+    """The attribute "ended" of an episode, as far as it was recorded."""
+    if episode.terminations[-1]:
+        return {"ended": TERMINATED}
+    return {"ended": TRUNCATED} if episode.truncations[-1] else {}
+
+
 def convert(cfg: MainConfig) -> Path:
     """Write the dataset file; returns its path. Raises ConfigError naming field and fault."""
     if not cfg.out:
@@ -270,7 +292,7 @@ def convert(cfg: MainConfig) -> Path:
     recordings, attrs = [], []
     for episode in data.iterate_episodes(indices):
         recordings.append(converter.recording(episode))
-        attrs.append({"minari_episode": int(episode.id)})
+        attrs.append({"minari_episode": int(episode.id)} | ended_by(episode))
     path = write_demos(cfg.out, recordings, [], converter.env_args, attrs)
     if converter.clipped:
         print(

@@ -38,6 +38,10 @@ from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.resources import format_bytes
 from common_utils.run_config import ConfigError
+from common_utils.success_rule import SparseReward
+from env.config import EnvConfig
+from env.factory import success_rule
+from env.suites import SUITES
 
 # images are large: ranges come from so many frames of each demonstration
 FRAMES_READ = 3
@@ -82,6 +86,8 @@ class Report:
     actions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     problems: dict[str, list[str]] = field(default_factory=dict)
     raw: bool = False
+    # success can be told from rewards alone
+    sparse: bool = False
 
     def problem(self, text: str, name: str = "") -> None:
         """Note a problem, of one demonstration or of the whole file."""
@@ -91,7 +97,7 @@ class Report:
 def inspect(path: str | Path) -> Report:
     """Read the whole file (of images a few frames each); DatasetError if it cannot be opened."""
     with DemoFile(path) as file:
-        report = Report(Path(path))
+        report = Report(Path(path), sparse=_sparse(file))
         try:
             _facts(file, report)
         except (*H5_FAULTS, DatasetError) as error:
@@ -110,6 +116,12 @@ def inspect(path: str | Path) -> Report:
             report.problem(f"actions of {len(widths)} different widths: {sorted(widths)}")
         _compare_keys(report, len(file.names))
         return report
+
+
+def _sparse(file: DemoFile) -> bool:
+    """Whether the file's suite makes a reward of 1 its success."""
+    known = file.suite in SUITES
+    return known and isinstance(success_rule(EnvConfig(suite=file.suite)), SparseReward)
 
 
 def _without_place(message: str, file: DemoFile, name: str) -> str:
@@ -219,6 +231,8 @@ def _one_demo(file: DemoFile, name: str, report: Report, seen: dict[str, str]) -
 def _rewards(file: DemoFile, name: str, report: Report) -> None:
     rewards = file.rewards(name)
     report.returns.append(float(rewards.sum()))
+    if not report.sparse:
+        return
     hits = np.flatnonzero(rewards == 1)
     if len(hits):
         report.first_success.append(int(hits[0]) + 1)
@@ -302,6 +316,7 @@ def render(report: Report) -> Group:
         facts.add_row("steps", f"{sum(report.lengths)}; lengths {_summary(report.lengths)}")
     if report.returns:
         facts.add_row("returns", _summary(report.returns))
+    if report.returns and report.sparse:
         facts.add_row("successful", f"{len(report.first_success)} of {len(report.returns)}")
     if report.first_success:
         facts.add_row("steps to success", _summary(report.first_success))

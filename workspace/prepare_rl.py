@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bc.dataset import Demo, gather_stack, read_demos
+from bc.dataset import Demo, gather_stack
+from bc.loader import DatasetError
 from common_utils.ibrl_utils import eval_mode
+from common_utils.kept_weights import KeptWeights
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.resources import Need, check_fits
@@ -28,6 +30,7 @@ from evaluate.rollout import EvalResult
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
+from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
 
 
@@ -38,6 +41,7 @@ class Run(Protocol):
     env: Env
     env_cfg: EnvConfig
     protocol: EvalProtocol
+    bc_weights: KeptWeights
     agent: QAgent
     ref_agent: QAgent | None
     replay: ReplayBuffer
@@ -154,29 +158,44 @@ def prepare(run: Run) -> None:
 def add_demos_to_replay(run: Run) -> None:
     """Demonstrations into both replays, each step's BC actions computed here, once."""
     cfg = run.cfg
-    cameras = run.env_cfg.cameras
-    demos = list(
-        read_demos(
-            cfg.preload_datapath,
-            cameras=cameras,
-            use_state=bool(cfg.use_state),
-            num_data=cfg.preload_num_data,
-            spec=run.env.spec,
-            keys=list(run.agent.input_keys),
-            say=run.log.print,
-            whole=run.protocol.by_return,
-        )
-    )
+    keys = list(run.agent.input_keys)
+    found = read_preload(cfg, run.env_cfg, run.env.spec, keys, run.bc_weights)
+    demos = list(found)
     if cfg.q_agent.norm_state:
         _fit_state_norm(run, demos)
     for demo in demos:
-        observations = {k: demo.observations[k] for k in run.agent.input_keys}
-        if run.agent.num_bc_action:
-            observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
-        rewards = demo.rewards * cfg.env_reward_scale
-        run.replay.add_episode(observations, demo.actions, rewards)
-    steps = sum(len(d) for d in demos)
-    run.log.print(f"{len(demos)} demonstrations, {steps} steps, from {cfg.preload_datapath}")
+        _add_demo(run, demo)
+    for note in found.notes:
+        run.log.print(f"note: {cfg.preload_datapath}: {note}")
+    steps, failed = sum(len(d) for d in demos), len(demos) - found.num_success
+    run.log.print(
+        f"{len(demos)} demonstrations, {steps} steps, each ends at {found.ends_at}"
+        + (f"; {failed} of them are no successes, and not imitated" if failed else "")
+        + f"; from {cfg.preload_datapath}"
+    )
+
+
+def _add_demo(run: Run, demo: Demo) -> None:
+    cfg = run.cfg
+    observations = {k: demo.observations[k] for k in run.agent.input_keys}
+    if run.agent.num_bc_action:
+        observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
+    rewards = demo.rewards * cfg.env_reward_scale
+    # files do not hold what followed the last action: where its value counts, the last
+    # observation is what followed the one before
+    played = slice(None) if demo.terminated or not cfg.bootstrap_truncated else slice(-1)
+    if not len(demo.actions[played]):
+        raise DatasetError(
+            f"'{cfg.preload_datapath}', {demo.name}: one step, cut off by the time limit: "
+            "with bootstrap_truncated 1 nothing can be learned from it; drop it"
+        )
+    run.replay.add_episode(
+        observations,
+        demo.actions[played],
+        rewards[played],
+        terminated=demo.terminated,
+        success=demo.success,
+    )
 
 
 def _fit_state_norm(run: Run, demos: list[Demo]) -> None:

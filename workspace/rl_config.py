@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bc.dataset_config import DemoOptions
 from common_utils.paths import InputFile, InputFiles
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig, GymConfig
@@ -103,6 +104,8 @@ class MainConfig(RunConfig):
     preload_num_data: int = 0
     # their HDF5 file
     preload_datapath: InputFile = ""
+    # how they are read, as for BC (train_bc.py)
+    dataset: DemoOptions = field(default_factory=DemoOptions)
     # keep successful online episodes out of the demonstration replay
     freeze_bc_replay: Flag = 1
     # stop after BC pretraining

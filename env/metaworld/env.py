@@ -16,6 +16,7 @@ import numpy as np
 
 from common_utils.gl import load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.success_rule import SparseReward, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
@@ -100,10 +101,15 @@ class MetaWorldEnv(SeededEnv):
         notes = super().adopt(cfg, args, action_repeat)
         if stored is not None and stored not in (action_repeat, str(action_repeat)):
             notes.append(
-                f"env_kwargs.action_repeat: the demonstrations use {stored}, "
-                f"dataset.action_repeat is {action_repeat}"
+                f"env_kwargs.action_repeat: the demonstrations use {stored}, action_repeat "
+                f"(dataset.action_repeat of a BC run) is {action_repeat}"
             )
         return notes
+
+    @classmethod
+    def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
+        """The reward is 1 at success and 0 else."""
+        return SparseReward(cfg.suite)
 
     # ----------------------------------------------------------------- pictures
 

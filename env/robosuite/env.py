@@ -17,6 +17,7 @@ from common_utils.env_args import arm_controller
 from common_utils.gl import load_triton_before_mesa
 from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.success_rule import SparseReward, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.robosuite.obs import PROP_DIM, observe, prop_vector, state_vector
@@ -113,6 +114,11 @@ class RobosuiteEnv(SeededEnv):
                 "(python -m tools.dataset_states_to_obs turns them)"
             )
         return super().adopt(cfg, args, action_repeat) + differences
+
+    @classmethod
+    def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
+        """The reward is 1 at success and 0 else."""
+        return SparseReward(cfg.suite)
 
     @property
     def sim(self) -> Any:

@@ -17,13 +17,14 @@ from bc.dataset import (
     DatasetConfig,
     DatasetError,
     DemoDataset,
-    cut_at_success,
+    DemoOptions,
     gather_stack,
     read_demos,
 )
 from bc.loader import DemoFile
 from common_utils.robomimic_keys import PROP_KEYS, STATE_DIMS, STATE_KEYS
 from common_utils.specs import ArraySpec, EnvSpec, SpecError
+from common_utils.success_rule import AsRecorded, InfoSays, SparseReward
 
 SIZES = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 14}
 SHARED = Path(os.environ.get("SHARED_DATA", "../shared/data"))
@@ -234,21 +235,70 @@ def test_a_file_without_demonstrations_says_what_it_holds(tmp_path):
         DemoFile(path)
 
 
+SPARSE = SparseReward("robosuite")
+
+
 def test_demos_for_the_replay_stop_at_the_first_success(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(6, 4))
     with h5py.File(path, "r+") as file:
         file["data/demo_0/rewards"][3] = 1
-    demos = list(read_demos(path, cameras=["agentview"], num_data=2))
-    assert [len(d) for d in demos] == [4, 4]
+    found = read_demos(path, rule=SPARSE, cameras=["agentview"], num_data=2)
+    demos = list(found)
+    assert [len(d) for d in demos] == [4, 4] and found.num_success == len(found) == 2
+    assert found.ends_at == "its first reward of 1 (robosuite)" and found.notes == []
     assert all(d.rewards[-1] == 1 and (d.rewards[:-1] != 1).all() for d in demos)
+    assert all(d.success and d.terminated for d in demos)
     assert demos[0].observations["agentview"].shape == (4, 3, 8, 8)
     with h5py.File(path, "r+") as file:
         file["data/demo_1/rewards"][:] = 0
-    with pytest.raises(DatasetError, match="demo_1: no step has reward 1"):
-        list(read_demos(path, use_state=True))
-    unfinished = list(read_demos(path, use_state=True, need_success=False))
-    assert len(unfinished[1]) == 4
-    assert cut_at_success(unfinished[0]) is not None
+    with pytest.raises(DatasetError, match="d.hdf5', demo_1: no step has reward 1"):
+        read_demos(path, rule=SPARSE, use_state=True)
+    unfinished = list(read_demos(path, rule=AsRecorded("mine"), use_state=True))
+    assert [len(d) for d in unfinished] == [6, 4]
+
+
+def test_what_a_file_says_of_an_end(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(3, 4, 5))
+    with h5py.File(path, "r+") as file:
+        for number, ended in enumerate(("truncated", "terminated")):
+            file[f"data/demo_{number}"].attrs["ended"] = ended
+            file[f"data/demo_{number}"].attrs["success"] = bool(number)
+        for demo in file["data"].values():
+            demo["infos/reached"] = np.arange(len(demo["actions"])) > 1
+    demos = list(read_demos(path, rule=AsRecorded("mine"), use_state=True))
+    told = [(d.success, d.terminated) for d in demos]
+    assert told == [(False, False), (True, True), (True, True)]
+    rule = InfoSays("gym.success_key 'reached'", "reached", ends=True)
+    assert [len(d) for d in read_demos(path, rule=rule, use_state=True)] == [3, 3, 3]
+    edit(path, "data/demo_1/infos/reached", np.zeros(2))
+    with pytest.raises(DatasetError, match="demo_1, 'infos/reached': has 2 steps"):
+        read_demos(path, rule=rule, use_state=True)
+    for key, value in (("ended", "crashed"), ("success", [1, 0])):
+        with h5py.File(path, "r+") as file:
+            file["data/demo_2"].attrs[key] = value
+        with pytest.raises(DatasetError, match=f"demo_2, '{key}': is .*expected t"):
+            read_demos(path, rule=AsRecorded("mine"), use_state=True)
+        with h5py.File(path, "r+") as file:
+            del file["data/demo_2"].attrs[key]
+
+
+def test_one_set_of_options_scales_actions_for_both(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            demo["actions"][...] = 3 + 2 * demo["actions"][()]
+    options = DemoOptions(action_low=[1.0], action_high=[5.0], max_len=7)
+    data = DemoDataset(DatasetConfig(**vars(options), path=str(path), use_state=1))
+    for bc, rl in zip(
+        data.episodes(), read_demos(path, options, rule=SPARSE, use_state=True), strict=True
+    ):
+        assert bc.name == rl.name and np.abs(rl.actions).max() <= 1
+        np.testing.assert_array_equal(bc.actions, rl.actions)
+    with pytest.raises(DatasetError, match=r"demo_0, 'actions'.*must be in \[-1, 1\]"):
+        read_demos(path, rule=SPARSE, use_state=True)
+    for low, high in (([0.0], [np.nan]), ([0.0], [np.inf]), ([1.0], [1.0])):
+        with pytest.raises(DatasetError, match="must be below dataset.action_high"):
+            DemoOptions(action_low=low, action_high=high)
 
 
 def edit(path: Path, key: str, value) -> None:
@@ -264,7 +314,12 @@ FAULTS = {
     "range": ("data/demo_2/actions", np.full((9, 7), 1.5), {}, r"demo_2.*1.5.*\[-1, 1\]"),
     "width": ("data/demo_2/actions", np.zeros((9, 6)), {}, r"demo_2, 'actions'.*\[6\]"),
     "axes": ("data/demo_0/actions", np.zeros(7), {}, "demo_0, 'actions': expected 2 axes"),
-    "missing_key": ("data/demo_1/obs/object", None, {}, "demo_1, 'obs/object': missing.*agentview"),
+    "missing_key": (
+        "data/demo_1/obs/object",
+        None,
+        {},
+        "demo_1, 'obs/object': missing.*agentview",
+    ),
     "no_obs": ("data/demo_1/obs", None, {}, "demo_1, 'obs': missing.*dataset_states_to_obs"),
     "dones": ("data/demo_1/dones", np.zeros(4), {}, "demo_1, 'dones': has 4.*has 5"),
     "dones_range": ("data/demo_1/dones", np.full(5, 2), {}, "demo_1, 'dones': holds 2.*0 and 1"),
@@ -307,6 +362,18 @@ def test_faults_name_file_demo_and_key(tmp_path, fault):
     with pytest.raises(DatasetError, match=message) as err:
         DemoDataset(DatasetConfig(**{"path": str(path), "use_state": 1, **options}))
     assert "faulty.hdf5" in str(err.value)
+
+
+def test_a_damaged_name_is_no_foreign_error(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    edit(path, "data/demo_1/obs", None)
+    with h5py.File(path, "r+") as file:
+        obs = file["data/demo_1"].create_group("obs")
+        h5py.h5g.create(obs.id, b"\xff\xfe")
+    with pytest.raises(
+        DatasetError, match="demo_1, 'obs/robot0_eef_pos': missing.*holds: \ufffd\ufffd"
+    ):
+        DemoDataset(DatasetConfig(path=str(path), use_state=1))
 
 
 def test_num_samples_must_agree(tmp_path):
@@ -382,10 +449,10 @@ def test_demonstrations_of_another_task_are_refused(tmp_path):
         state.check_frames(can, ["state", "prop"])
     two_arms = EnvSpec("robosuite", "PickPlaceCan", specs, 14, 200)
     with pytest.raises(SpecError, match=r"d.hdf5: action dimension 7.*takes 14"):
-        next(read_demos(path, use_state=True, spec=two_arms, keys=["state"]))
+        read_demos(path, rule=SPARSE, use_state=True, spec=two_arms, keys=["state"])
     wide = EnvSpec("robosuite", "PickPlaceCan", {"state": ArraySpec((19,))}, 7, 200)
     with pytest.raises(SpecError, match=r"d.hdf5.*'state' must be float32\[23\].*\[19\]"):
-        next(read_demos(path, use_state=True, spec=wide, keys=["state"]))
+        read_demos(path, rule=SPARSE, use_state=True, spec=wide, keys=["state"])
 
 
 def test_absolute_actions_may_exceed_one(tmp_path):

@@ -27,6 +27,7 @@ from bc.pictures import layout_of
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.logger import RunLogger
+from common_utils.success_rule import SparseReward
 from tools import inspect_dataset
 from workspace.prepare_rl import add_demos_to_replay
 
@@ -77,7 +78,7 @@ def test_pictures_of_a_linked_demonstration(linked, max_ram_gb, monkeypatch, tmp
     path, frames = linked
     monkeypatch.chdir("/")  # links are relative to their own file
     np.testing.assert_array_equal(all_frames(opened(path, max_ram_gb=max_ram_gb)), frames)
-    (demo,) = read_demos(path, cameras=[CAMERA])
+    (demo,) = read_demos(path, rule=SparseReward("robosuite"), cameras=[CAMERA])
     np.testing.assert_array_equal(demo.observations[CAMERA], frames)
 
 
@@ -781,7 +782,7 @@ def test_what_fits_the_file_but_not_memory_is_refused(tmp_path, monkeypatch):
         data.batch_at(np.arange(14) % 7)
     data.close()
     with pytest.raises(DatasetError, match="images of 1 demonstrations would take 84.0 MiB of mem"):
-        next(read_demos(path, cameras=[CAMERA]))
+        read_demos(path, rule=SparseReward("robosuite"), cameras=[CAMERA])
     monkeypatch.setattr("bc.loader.available_memory", lambda: 50 * 2**20)
     with DemoFile(path) as file, pytest.raises(DatasetError, match="takes 84.0 MiB of memory, 50"):
         file.images("demo_0", CAMERA)

@@ -29,6 +29,7 @@ from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
+from common_utils.success_rule import SparseReward
 from env.core import EnvError
 from env.factory import make_env
 from evaluate.rollout import EvalError
@@ -399,6 +400,6 @@ def test_generated_demonstrations_fit_the_environment(tmp_path):
     train_bc.fill_in(main, data)
     env = make_env(main.env)
     data.check_env(env.spec)
-    demo = next(iter(read_demos(path, use_state=True)))
+    demo = next(iter(read_demos(path, rule=SparseReward("metaworld"), use_state=True)))
     assert len(demo) == data.num_steps and demo.rewards[-1] == 1
     env.close()

@@ -13,6 +13,7 @@ import torch
 from bc.dataset import read_demos
 from common_utils.gl import best_backend
 from common_utils.run_config import ConfigError
+from common_utils.success_rule import SparseReward
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
@@ -130,7 +131,7 @@ def test_pictures_and_videos(python, tmp_path):
 
 def test_the_readers_of_bc_and_rl_take_it(tmp_path):
     path = generate(config(tmp_path, num_episodes=2))
-    demos = list(read_demos(path, use_state=True))
+    demos = list(read_demos(path, rule=SparseReward("metaworld"), use_state=True))
     assert len(demos) == 2
     with h5py.File(path) as file:
         for i, demo in enumerate(demos):

@@ -288,6 +288,7 @@ def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
     from bc.dataset import read_demos
     from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
     from common_utils.demo_file import Recording, write_demos
+    from common_utils.success_rule import SparseReward
 
     spec = make("TwoArmTransport").spec
     policy = StateBcPolicy([19], 7, StateBcPolicyConfig(hidden_dim=8))
@@ -300,7 +301,7 @@ def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
         recording.append({"state": np.zeros(19)}, np.zeros(5), np.zeros(7), 1.0)
     path = write_demos(tmp_path, [recording], [], {"suite": "robosuite", "env_name": "Lift"})
     with pytest.raises(SpecError, match="robosuite/Lift, but.*robosuite/TwoArmTransport"):
-        list(read_demos(path, use_state=True, spec=spec))
+        list(read_demos(path, rule=SparseReward("robosuite"), use_state=True, spec=spec))
 
 
 NO_GL = """

@@ -12,9 +12,17 @@ import train_rl
 from common_utils import run_config
 from common_utils.lookup import resolve
 from common_utils.run_config import ConfigError
+from common_utils.success_rule import AsRecorded, EndedBy, InfoSays, RewardReached, SparseReward
 from env.config import EnvConfig
 from env.core import Env, EnvError
-from env.factory import adopt_env_args, env_args, make_env, recording_config, suite_class
+from env.factory import (
+    adopt_env_args,
+    env_args,
+    make_env,
+    recording_config,
+    success_rule,
+    suite_class,
+)
 from env.suites import SUITES
 from mw_main import train_rl_mw
 
@@ -90,7 +98,7 @@ def test_what_files_of_demonstrations_say():
     assert notes == []
     for wrong in (3, "two"):
         _, notes = adopted("metaworld", {"action_repeat": wrong})
-        assert f"use {wrong}, dataset.action_repeat is 2" in notes[0]
+        assert f"use {wrong}, action_repeat (dataset.action_repeat of a BC run) is 2" in notes[0]
     # another suite's simulator steps are not the reader's business
     cfg, notes = adopted("gymnasium", {"action_repeat": 4})
     assert (cfg.action_repeat, notes) == (1, [])
@@ -105,3 +113,23 @@ def test_what_files_of_demonstrations_say():
     assert "along the world's axes" in notes[0]
     cfg, notes = adopted("", {"render_quality": "fast"})
     assert (cfg.render_quality, notes) == ("fast", [])
+
+
+@pytest.mark.parametrize(
+    ("suite", "key", "rule"),
+    [
+        ("metaworld", "", SparseReward("metaworld")),
+        ("robosuite", "", SparseReward("robosuite")),
+        ("d4rl", "truncated", AsRecorded("d4rl")),
+        ("particle", "", AsRecorded("particle")),
+        ("block_pushing", "", AsRecorded("block_pushing")),
+        ("gymnasium", "", RewardReached("gym.success_key ''", ends=True)),
+        ("gymnasium", "won", InfoSays("gym.success_key 'won'", "won", ends=True)),
+        ("gymnasium", "terminated", EndedBy("gym.success_key 'terminated'", "terminated")),
+        ("gymnasium", "truncated", EndedBy("gym.success_key 'truncated'", "truncated")),
+    ],
+)
+def test_each_suite_says_where_recorded_episodes_end(suite, key, rule):
+    assert success_rule(EnvConfig(suite=suite, gym_success_key=key)) == rule
+    goes_on = success_rule(EnvConfig(suite=suite, gym_success_key=key, end_on_success=0))
+    assert getattr(goes_on, "ends", False) is False

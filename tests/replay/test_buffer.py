@@ -15,6 +15,7 @@ from bc.dataset import read_demos
 from bc.loader import DatasetError, DemoFile
 from common_utils import rela
 from common_utils.specs import ArraySpec, Batch
+from common_utils.success_rule import SparseReward
 from rl.replay import ReplayBuffer, ReplayError, split_flat
 from rl.replay_io import stack_frames, write_hdf5
 
@@ -294,6 +295,7 @@ def test_saved_successes_have_raw_rewards_and_what_was_recorded(tmp_path: Path) 
         for key in ("obs/sim_state", "states"):
             assert demo[key][:, 0].tolist() == [0, 1, 2, 3, 4]
         assert [f[f"data/demo_{i}"].attrs["model_file"] for i in range(2)] == ["m4", "m5"]
+        assert [f[f"data/demo_{i}"].attrs["ended"] for i in range(2)] == ["terminated"] * 2
         assert demo["obs/state"][2].reshape(3, 2)[:, 1].tolist() == [2, 1, 0]
     buffer.save_replay(tmp_path / "all.h5")
     with h5py.File(tmp_path / "all.h5") as f:
@@ -320,12 +322,14 @@ def test_saved_stacks_are_read_back_as_frames(tmp_path: Path) -> None:
         for n in (5, 2)
     ]
     env_args = {"env_name": "Assembly", "env_kwargs": {"action_repeat": 2}}
-    path = tmp_path / "saved.h5"
+    path, rule = tmp_path / "saved.h5", SparseReward("metaworld")
     write_hdf5(path, episodes, {"state": 3, "prop": 1, "cam": 3}, env_args)
     with h5py.File(path) as f:
         assert f["data/demo_0/obs/state"].shape == (5, 12)
     for use_state, keys in ((True, ("state",)), (False, ("prop", "cam"))):
-        back = list(read_demos(path, cameras=["cam"], use_state=use_state))
+        back = list(
+            read_demos(path, rule=SparseReward("fake"), cameras=["cam"], use_state=use_state)
+        )
         assert len(back) == 2
         for e, demo in zip(episodes, back, strict=True):
             n = len(demo)
@@ -338,7 +342,7 @@ def test_saved_stacks_are_read_back_as_frames(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as f:
         f["data/demo_1/obs/state"].attrs["stack"] = 5
     with pytest.raises(DatasetError, match="demo_1, 'obs/state'.*'stack' is 5.*divisor of 12"):
-        list(read_demos(path, use_state=True))
+        list(read_demos(path, rule=rule, use_state=True))
 
 
 def test_misuse_is_refused_and_changes_nothing() -> None:

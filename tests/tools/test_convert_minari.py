@@ -39,19 +39,21 @@ def record(env_id: str, name: str, lengths: tuple[int, ...] = (5, 3), **kwargs: 
     env.action_space.seed(0)
     episodes = []
     for seed, length in enumerate(lengths):
-        observations, rewards = [env.reset(seed=seed)[0]], []
+        observations, rewards, infos = [env.reset(seed=seed)[0]], [], []
         actions = np.stack([env.action_space.sample() for _ in range(length)])
         for action in actions:
-            observation, reward, _, _, _ = env.step(action)
+            observation, reward, _, _, info = env.step(action)
             observations.append(observation)
             rewards.append(reward)
+            infos.append({k: v for k, v in info.items() if np.ndim(v) == 0})
         ends = [False] * length
         truncations = [*ends[1:], True]
         episodes.append(
             EpisodeBuffer(
-                seed, seed, None, stacked(observations), actions, rewards, ends, truncations
+                seed, seed, None, stacked(observations), actions, rewards, ends, truncations,
+                stacked(infos) if infos[0] else None,
             )
-        )
+        )  # fmt: skip
     minari.create_dataset_from_buffers(
         name, episodes, env, algorithm_name="random", author="test", author_email="t@example.org"
     )
@@ -136,6 +138,10 @@ def test_observations_by_key(root: Path, tmp_path: Path) -> None:
     first = next(iter(minari.load_dataset("my/reach-v0").iterate_episodes()))
     expected = np.hstack([first.observations["joints"], first.observations["goal"]])[:-1]
     np.testing.assert_array_equal(demo.observations["state"], expected)
+    with h5py.File(tmp_path / "out" / "dataset.hdf5") as file:
+        stored = file["data/demo_0"]
+        assert stored.attrs["ended"] == "truncated"
+        np.testing.assert_array_equal(stored["infos/reached"], first.infos["reached"])
     with pytest.raises(ConfigError, match="overwrite"):
         convert(cfg)
     cfg.overwrite = 1

@@ -22,6 +22,7 @@ import pytest
 from bc.dataset import DemoDataset, read_demos
 from common_utils import run_config
 from common_utils.run_config import ConfigError
+from common_utils.success_rule import SparseReward
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
@@ -136,7 +137,7 @@ def test_policies_and_replays_read_it(made):
     dataset = DemoDataset(cfg)
     assert (dataset.suite, dataset.task_name, dataset.robots) == ("robosuite", "Lift", ["Panda"])
     assert dataset.sample_bc(5).obs["state"].shape == (5, 3 * 19)
-    demos = list(read_demos(made, use_state=True))
+    demos = list(read_demos(made, rule=SparseReward("robosuite"), use_state=True))
     assert len(demos) == 3 and all(d.rewards[-1] == 1 for d in demos)
 
 
@@ -321,7 +322,7 @@ def test_an_unfinished_run_with_other_options(tmp_path):
     ):
         generate(config(tmp_path, seed=2))
     path = generate(config(tmp_path, seed=2, num=1, overwrite=1))
-    assert len(list(read_demos(path, use_state=True))) == 1
+    assert len(list(read_demos(path, rule=SparseReward("robosuite"), use_state=True))) == 1
 
 
 def test_a_damaged_part_is_told(tmp_path):

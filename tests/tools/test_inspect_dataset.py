@@ -120,6 +120,20 @@ def test_problems_of_the_whole_file(tmp_path):
     assert problems(path)["the same actions as demo_1"] == ["demo_2"]
 
 
+def test_rewards_are_judged_by_the_suites_rule(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            demo["rewards"][...] = -0.5
+    assert "no step has reward 1: not a successful demonstration" in problems(path)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"suite": "d4rl", "env_name": "door-human-v0"})
+    assert problems(path) == {}
+    assert inspect_dataset.main([str(path), "--demos", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "returns" in out and "successful" not in out
+
+
 def test_demonstrations_of_other_names_are_inspected(tmp_path, capsys):
     path = write_robomimic(tmp_path / "d.hdf5")
     with h5py.File(path, "r+") as file:

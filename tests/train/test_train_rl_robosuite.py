@@ -29,6 +29,7 @@ from bc.loader import DemoFile
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.gl import best_backend
+from common_utils.success_rule import SparseReward
 from evaluate import eval as evaluate_cli
 from tests.train.test_train_rl import assert_same_run, wait_for_step
 from tools import dataset_states_to_obs, generate_demos
@@ -171,7 +172,19 @@ def test_saved_successes_are_demonstrations(lift: Path, tmp_path: Path) -> None:
         assert list(two.attrs["notes"]) == [] and list(two.attrs["taken_over"]) == ["cube_main"]
         # played from the recorded states, the actions lead to the next ones
         assert two.attrs["single_step_error"] < 1e-6
-    assert len(list(read_demos(run / "data1.h5", use_state=True, spec=work.env.spec))) == 1
+    assert (
+        len(
+            list(
+                read_demos(
+                    run / "data1.h5",
+                    rule=SparseReward("robosuite"),
+                    use_state=True,
+                    spec=work.env.spec,
+                )
+            )
+        )
+        == 1
+    )
 
 
 PIXELS = """

@@ -1,0 +1,95 @@
+"""The demonstrations of an RL run: read by its options, ended by its suite's rule, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bc.dataset import DemoOptions, ReplayDemos, read_demos
+from bc.loader import DatasetError
+from common_utils.kept_weights import KeptWeights
+from common_utils.paths import split_paths
+from common_utils.run_config import CFG_NAME, ConfigError
+from common_utils.specs import EnvSpec
+from env.config import EnvConfig
+from env.factory import adopt_env_args, success_rule
+from workspace.build_agent import own_modules
+from workspace.build_policy import load_config as load_bc_config
+from workspace.rl_config import MainConfig
+
+
+def demo_options(cfg: MainConfig, weights: KeptWeights) -> DemoOptions:
+    """How a run's demonstrations are read: by ``cfg.dataset``, and with the action range that its
+    BC policies (``weights``) read the same file with.
+
+    Raises ConfigError where the run says otherwise of it.
+    """
+    options = replace(cfg.dataset)
+    # use_bc 0: the policy is only asked for its settings, and need not be there
+    for path in weights.files or (split_paths(cfg.bc_policy) if cfg.bc_policy else []):
+        if not (Path(path).parent / CFG_NAME).is_file():
+            continue
+        theirs = load_bc_config(path, trust_module=own_modules(cfg)).dataset
+        if not theirs.action_low or not _same_file(theirs.path, cfg.preload_datapath):
+            continue
+        limits = (theirs.action_low, theirs.action_high)
+        if not options.action_low:
+            options = replace(options, action_low=limits[0], action_high=limits[1])
+        elif (options.action_low, options.action_high) != limits:
+            raise ConfigError(
+                f"dataset.action_low {options.action_low}, dataset.action_high "
+                f"{options.action_high}: bc_policy '{path}' learned from "
+                f"'{cfg.preload_datapath}' with {limits[0]}, {limits[1]}"
+            )
+    return options
+
+
+def _same_file(a: str, b: str) -> bool:
+    return Path(a).is_file() and Path(b).is_file() and os.path.samefile(a, b)
+
+
+def read_preload(
+    cfg: MainConfig,
+    env_cfg: EnvConfig,
+    spec: EnvSpec,
+    keys: Sequence[str],
+    weights: KeptWeights | None = None,
+) -> ReplayDemos:
+    """The demonstrations of a run, ended by the suite's rule and checked against ``spec``.
+
+    ``weights`` are those of its BC policies. Raises DatasetError, SpecError where they do not fit.
+    """
+    options = demo_options(cfg, weights or KeptWeights())
+    demos = read_demos(
+        cfg.preload_datapath,
+        options,
+        rule=success_rule(env_cfg),
+        cameras=env_cfg.cameras,
+        use_state=bool(cfg.use_state),
+        num_data=cfg.preload_num_data,
+        spec=spec,
+        keys=keys,
+    )
+    _check_recorded(cfg, env_cfg, demos)
+    if options.action_low:
+        low, high = options.action_low, options.action_high
+        demos.notes.append(f"actions are scaled from {low} .. {high} to [-1, 1]")
+    learns_from_them = cfg.mix_rl_rate < 1 or cfg.pretrain_num_epoch > 0 or cfg.add_bc_loss > 0
+    if learns_from_them and not demos.num_success:
+        raise DatasetError(
+            f"'{cfg.preload_datapath}': none of its {len(demos)} demonstrations is a success, so "
+            f"there is nothing to imitate; each ends at {demos.ends_at}"
+        )
+    return demos
+
+
+def _check_recorded(cfg: MainConfig, env_cfg: EnvConfig, demos: ReplayDemos) -> None:
+    """Actions must do in the run's environment what they did where they were recorded."""
+    theirs = replace(env_cfg)
+    problems = adopt_env_args(theirs, demos.env_args, env_cfg.action_repeat)
+    if theirs.ctrl_delta != env_cfg.ctrl_delta:
+        problems.append("its actions are absolute, those of the run's environment are relative")
+    if problems:
+        raise DatasetError(f"'{cfg.preload_datapath}', env_args: {'; '.join(problems)}")
