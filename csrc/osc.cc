@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "null.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -165,16 +167,18 @@ Vec3 orientation_error(const Mat3& desired, const double* current) {
 class Loop {
  public:
   Loop(const py::dict& functions, uintptr_t model, uintptr_t data, int nv, const py::dict& arrays) {
-    auto function = [&](const char* name) { return functions[name].cast<uintptr_t>(); };
+    auto function = [&](const char* name) {
+      return null::required<void>(name, functions[name].cast<uintptr_t>());
+    };
     sim_.step1 = reinterpret_cast<Sim::Step>(function("mj_step1"));
     sim_.step2 = reinterpret_cast<Sim::Step>(function("mj_step2"));
     sim_.jac_site = reinterpret_cast<Sim::JacSite>(function("mj_jacSite"));
     sim_.full_m = reinterpret_cast<Sim::FullM>(function("mj_fullM"));
-    sim_.model = reinterpret_cast<const void*>(model);
-    sim_.data = reinterpret_cast<void*>(data);
+    sim_.model = null::required<void>("model", model);
+    sim_.data = null::required<void>("data", data);
     sim_.nv = nv;
     auto array = [&](const char* name) {
-      return reinterpret_cast<double*>(arrays[name].cast<uintptr_t>());
+      return null::required<double>(name, arrays[name].cast<uintptr_t>());
     };
     sim_.qpos = array("qpos");
     sim_.qvel = array("qvel");
@@ -333,10 +337,10 @@ PYBIND11_MODULE(osc, m) {
       .def(py::init<const py::dict&, uintptr_t, uintptr_t, int, const py::dict&>(),
            py::arg("functions"), py::arg("model"), py::arg("data"), py::arg("nv"),
            py::arg("arrays"))
-      .def("add_arm", &Loop::add_arm, py::arg("grip_site"), py::arg("base_site"),
+      .def("add_arm", null::checked(&Loop::add_arm), py::arg("grip_site"), py::arg("base_site"),
            py::arg("in_base_frame"), py::arg("qpos_index"), py::arg("qvel_index"),
            py::arg("ctrl_index"), py::arg("low"), py::arg("high"))
-      .def("set_goal", &Loop::set_goal, py::arg("number"), py::arg("kp"), py::arg("kd"),
+      .def("set_goal", null::checked(&Loop::set_goal), py::arg("number"), py::arg("kp"), py::arg("kd"),
            py::arg("initial"), py::arg("position"), py::arg("orientation"))
-      .def("run", &Loop::run, py::arg("steps"), py::arg("begun"));
+      .def("run", null::checked(&Loop::run), py::arg("steps"), py::arg("begun"));
 }

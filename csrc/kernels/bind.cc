@@ -14,9 +14,11 @@
 
 #include "kernels.h"
 #include "mlp.h"
+#include "../null.h"
 #include "../workers.h"
 
 namespace py = pybind11;
+using null::required;
 
 namespace kernels {
 namespace {
@@ -72,6 +74,10 @@ constexpr int64_t kBlocks = 8;
 
 int fit_threads(int threads, int64_t elements) { return elements < kSmall ? 1 : threads; }
 
+void require_array(const char* name, const void* array, bool used) {
+  required<char>(name, reinterpret_cast<uintptr_t>(array), used);
+}
+
 void check(bool possible) {
   if (!possible) throw py::value_error("kernels: impossible shape");
 }
@@ -80,15 +86,15 @@ NormRelu make_norm_relu(int64_t groups, int64_t rows, int64_t width, uintptr_t x
                         bool bias_per_unit, uintptr_t gamma, uintptr_t beta, float eps,
                         uint32_t keep, float scale, uint64_t seed, uintptr_t stats) {
   check(groups >= 1 && rows >= 0 && width >= 1);
-  float* mean = at<float>(stats);
+  float* mean = required<float>("stats", stats, gamma != 0 && rows > 0);
   return {groups,
           rows,
           width,
-          at<float>(x),
+          required<float>("x", x, rows > 0),
           at<float>(bias),
           bias_per_unit,
           at<float>(gamma),
-          at<float>(beta),
+          required<float>("beta", beta, gamma != 0),
           eps,
           keep,
           scale,
@@ -99,18 +105,22 @@ NormRelu make_norm_relu(int64_t groups, int64_t rows, int64_t width, uintptr_t x
 
 void norm_relu(const NormRelu& a, uintptr_t y, int threads) {
   const int64_t total = a.groups * a.rows;
+  float* out = required<float>("y", y, total > 0);
   threads = fit_threads(threads, total * a.width);
   for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
-    active->norm_relu(a, at<float>(y), begin, end);
+    active->norm_relu(a, out, begin, end);
   });
 }
 
 NormReluGrad make_norm_relu_grad(uintptr_t dy, uintptr_t dx, uintptr_t dbias, uintptr_t dgamma,
                                  uintptr_t dbeta) {
-  return {at<float>(dy), at<float>(dx), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)};
+  return {at<float>(dy), at<float>(dx), at<float>(dbias), at<float>(dgamma),
+          required<float>("dbeta", dbeta, dgamma != 0)};
 }
 
 void norm_relu_grad(const NormRelu& a, const NormReluGrad& to, int threads) {
+  require_array("dy", to.dy, a.rows > 0);
+  require_array("dx", to.dx, a.rows > 0);
   // a block lies within a group; its sums over rows are its own
   const int64_t groups = a.groups, rows = a.rows, width = a.width;
   const int64_t per_group = std::max<int64_t>(1, std::min<int64_t>(rows, kBlocks / groups));
@@ -145,25 +155,26 @@ Spatial make_spatial(int64_t batch, int64_t rows, int64_t num, int64_t width, ui
                      uintptr_t action, uintptr_t gamma, uintptr_t beta, uintptr_t weight, float eps,
                      uintptr_t stats) {
   check(batch >= 0 && rows >= 1 && num >= 1 && width >= 1);
-  float* mean = at<float>(stats);
+  float* mean = required<float>("stats", stats, batch > 0);
   return {batch,
           rows,
           num,
           width,
-          at<float>(shared),
-          at<float>(action),
-          at<float>(gamma),
-          at<float>(beta),
-          at<float>(weight),
+          required<float>("shared", shared, batch > 0),
+          required<float>("action", action, batch > 0),
+          required<float>("gamma", gamma),
+          required<float>("beta", beta),
+          required<float>("weight", weight),
           eps,
           mean,
           mean + batch * rows * num};
 }
 
 void spatial(const Spatial& a, uintptr_t out, int threads) {
+  float* z = required<float>("out", out, a.batch > 0);
   threads = fit_threads(threads, a.batch * a.rows * a.num * a.width);
   for_blocks(a.batch, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
-    active->spatial(a, at<float>(out), begin, end);
+    active->spatial(a, z, begin, end);
   });
 }
 
@@ -177,6 +188,8 @@ SpatialGrad make_spatial_grad(uintptr_t dz, uintptr_t dshared, uintptr_t daction
 }
 
 void spatial_grad(const Spatial& a, const SpatialGrad& to, int threads) {
+  require_array("dz", to.dz, a.batch > 0);
+  require_array("daction", to.daction, a.batch > 0);
   const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(kBlocks, a.batch));
   const int64_t width = a.width, params = (2 + a.rows) * width;  // dgamma, dbeta, dweight
   std::vector<float> sums(to.dgamma ? blocks * params : 0, 0.0f);
@@ -203,12 +216,12 @@ MlpLayer make_mlp_layer(int64_t inputs, int64_t outputs, uintptr_t w, bool trans
   check(inputs >= 1 && outputs >= 1);
   return {inputs,
           outputs,
-          at<float>(w),
+          required<float>("w", w),
           transposed,
           at<float>(bias),
           bias_per_unit,
           at<float>(gamma),
-          at<float>(beta),
+          required<float>("beta", beta, gamma != 0),
           eps,
           keep,
           scale,
@@ -220,15 +233,17 @@ Mlp make_mlp(int64_t rows, uintptr_t x, std::vector<int64_t> members,
              std::vector<MlpLayer> layers) {
   check(rows >= 0 && !members.empty() && !layers.empty());
   for (size_t i = 1; i < layers.size(); ++i) check(layers[i - 1].out == layers[i].in);
-  return {rows, at<float>(x), std::move(members), std::move(layers)};
+  float* in = required<float>("x", x, rows > 0);
+  return {rows, in, std::move(members), std::move(layers)};
 }
 
 MlpLayerGrad make_mlp_layer_grad(uintptr_t dw, uintptr_t dbias, uintptr_t dgamma, uintptr_t dbeta) {
-  return {at<float>(dw), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)};
+  return {at<float>(dw), at<float>(dbias), at<float>(dgamma),
+          required<float>("dbeta", dbeta, dgamma != 0)};
 }
 
 void py_mlp(const Mlp& a, uintptr_t out, uintptr_t saved, bool hidden, int threads) {
-  mlp(a, at<float>(out), at<float>(saved), hidden, threads);
+  mlp(a, required<float>("out", out, a.rows > 0), at<float>(saved), hidden, threads);
 }
 
 void py_mlp_grad(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t dout, uintptr_t dx,
@@ -236,18 +251,21 @@ void py_mlp_grad(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t dout, uin
   if (!layers.empty() && (layers.size() != a.layers.size() || !hidden)) {
     throw py::value_error("kernels: gradients of weights need every layer and its input");
   }
-  mlp_grad(a, at<float>(saved), hidden, at<float>(dout), at<float>(dx), layers, threads);
+  const float* kept = required<float>("saved", saved, mlp_saved_size(a, hidden) > 0);
+  const float* from = required<float>("dout", dout, a.rows > 0);
+  mlp_grad(a, kept, hidden, from, at<float>(dx), layers, threads);
 }
 
 void py_mlp_grad_picked(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t pick, uintptr_t dout,
                         uintptr_t dx, int threads) {
   const int64_t num = static_cast<int64_t>(a.members.size());
+  const int64_t* picked = required<int64_t>("pick", pick, a.rows > 0);
   for (int64_t r = 0; r < a.rows; ++r) {
-    const int64_t p = at<int64_t>(pick)[r];
-    if (p < 0 || p >= num) throw py::value_error("kernels: no such member");
+    if (picked[r] < 0 || picked[r] >= num) throw py::value_error("kernels: no such member");
   }
-  mlp_grad_picked(a, at<float>(saved), hidden, at<int64_t>(pick), at<float>(dout), at<float>(dx),
-                  threads);
+  const float* kept = required<float>("saved", saved, mlp_saved_size(a, hidden) > 0);
+  const float* from = required<float>("dout", dout, a.rows > 0);
+  mlp_grad_picked(a, kept, hidden, picked, from, required<float>("dx", dx, a.rows > 0), threads);
 }
 
 // fn(tensor, begin, end) over all elements of tensors of so many, each thread on its own share.
@@ -278,7 +296,9 @@ struct AdamTensor {
 AdamTensor make_adam_tensor(int64_t n, uintptr_t weight, uintptr_t grad, uintptr_t exp_avg,
                             uintptr_t exp_avg_sq) {
   check(n >= 0);
-  return {n, at<float>(weight), at<float>(grad), at<float>(exp_avg), at<float>(exp_avg_sq)};
+  return {n, required<float>("weight", weight, n > 0), required<float>("grad", grad, n > 0),
+          required<float>("exp_avg", exp_avg, n > 0),
+          required<float>("exp_avg_sq", exp_avg_sq, n > 0)};
 }
 
 void adam(const std::vector<AdamTensor>& tensors, float step_size, float beta1, float beta2,
@@ -302,7 +322,7 @@ struct LerpTensor {
 
 LerpTensor make_lerp_tensor(int64_t n, uintptr_t to, uintptr_t from) {
   check(n >= 0);
-  return {n, at<float>(to), at<float>(from)};
+  return {n, required<float>("to", to, n > 0), required<float>("from_", from, n > 0)};
 }
 
 void lerp(const std::vector<LerpTensor>& tensors, float weight, int threads) {

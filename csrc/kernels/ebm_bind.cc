@@ -20,9 +20,11 @@
 #endif
 
 #include "ebm.h"
+#include "../null.h"
 #include "../workers.h"
 
 namespace py = pybind11;
+using null::required;
 
 namespace ebm {
 namespace {
@@ -148,11 +150,11 @@ class Network {
              width,
              action,
              layers,
-             at<void>(forward),
-             at<void>(backward),
-             at<float>(bias),
-             at<float>(w_a),
-             at<float>(head),
+             required<void>("forward", forward),
+             required<void>("backward", backward),
+             required<float>("bias", bias),
+             required<float>("w_a", w_a),
+             required<float>("head", head),
              at<float>(head_stream),
              constant} {
     if (kind < 0 || kind > 2 || width < 32 || width % 32 || action < 1 || layers < 1 ||
@@ -167,8 +169,10 @@ class Network {
 
   void forward(int64_t batch, int64_t num, uintptr_t first, uintptr_t actions, uintptr_t f,
                uintptr_t grad, uintptr_t saved, uintptr_t stream, int threads) const {
-    const Rows rows{batch, num, at<float>(first), at<float>(actions)};
-    const Values out{at<float>(f), at<float>(grad), at<char>(saved), at<float>(stream)};
+    const bool any = batch * num > 0;
+    const Rows rows{batch, num, required<float>("first", first, any),
+                    required<float>("actions", actions, any)};
+    const Values out{required<float>("f", f, any), at<float>(grad), at<char>(saved), at<float>(stream)};
     const Plan plan(build_, batch, num, saved != 0);
     const int64_t bytes = build_.scratch_bytes(net_);
     parallel(static_cast<int64_t>(plan.blocks.size()), threads,
@@ -180,7 +184,18 @@ class Network {
                 uintptr_t saved, uintptr_t stream, uintptr_t dfirst, uintptr_t layers,
                 uintptr_t bias, uintptr_t w_a, uintptr_t head, uintptr_t head_stream,
                 int threads) const {
-    const Rows rows{batch, num, at<float>(first), at<float>(actions)};
+    const bool any = batch * num > 0, pre = net_.kind == Kind::kPreActivation;
+    const Rows rows{batch, num, required<float>("first", first, any),
+                    required<float>("actions", actions, any)};
+    float* to_first = required<float>("dfirst", dfirst, batch > 0);
+    float* to_layers = required<float>("layers", layers);
+    float* to_bias = required<float>("bias", bias);
+    float* to_w_a = required<float>("w_a", w_a);
+    float* to_head = required<float>("head", head);
+    float* to_head_stream = required<float>("head_stream", head_stream, pre);
+    const float* scales = required<float>("scale", scale, any);
+    const char* kept = required<char>("saved", saved, any && build_.saved_bytes(net_) > 0);
+    const float* streams = required<float>("stream", stream, any && pre && kept != nullptr);
     const Plan plan(build_, batch, num, true);
     const int64_t w = net_.width, bytes = build_.scratch_bytes(net_);
     const int64_t lanes = build_.lanes;
@@ -189,14 +204,14 @@ class Network {
     const int64_t total = sizes[0] + sizes[1] + sizes[2] + 2 * w;
     const int64_t groups = static_cast<int64_t>(plan.group_end.size());
     std::vector<float> sums(groups * total, 0.0f);
-    std::fill_n(at<float>(dfirst), batch * w, 0.0f);
+    std::fill_n(to_first, batch * w, 0.0f);
     parallel(groups, threads, [&](int64_t g) {
       float* p = &sums[g * total];
       Grads grads{};
-      grads.scale = at<float>(scale);
-      grads.saved = at<char>(saved);
-      grads.stream = at<float>(stream);
-      grads.first = at<float>(dfirst);
+      grads.scale = scales;
+      grads.saved = kept;
+      grads.stream = streams;
+      grads.first = to_first;
       grads.layers = p;
       grads.bias = p + sizes[0];
       grads.w_a = grads.bias + sizes[1];
@@ -210,11 +225,11 @@ class Network {
       for (int64_t i = 0; i < total; ++i) sums[i] += sums[g * total + i];
     }
     const float* p = sums.data();
-    std::copy_n(p, sizes[0], at<float>(layers));
-    p = fold(p + sizes[0], sizes[1], lanes, at<float>(bias));
-    p = fold(p, sizes[2], lanes, at<float>(w_a));
-    std::copy_n(p, w, at<float>(head));
-    if (head_stream != 0) std::copy_n(p + w, w, at<float>(head_stream));
+    std::copy_n(p, sizes[0], to_layers);
+    p = fold(p + sizes[0], sizes[1], lanes, to_bias);
+    p = fold(p, sizes[2], lanes, to_w_a);
+    std::copy_n(p, w, to_head);
+    if (to_head_stream != nullptr) std::copy_n(p + w, w, to_head_stream);
   }
 
  private:
@@ -242,11 +257,11 @@ PYBIND11_MODULE(ebm_kernels, m) {
            py::kw_only(), py::arg("build"), py::arg("kind"), py::arg("width"), py::arg("action"),
            py::arg("layers"), py::arg("forward"), py::arg("backward"), py::arg("bias"),
            py::arg("w_a"), py::arg("head"), py::arg("head_stream"), py::arg("constant"))
-      .def("saved_bytes", &Network::saved_bytes)
-      .def("forward", &Network::forward, unlocked, py::kw_only(), py::arg("batch"), py::arg("num"),
+      .def("saved_bytes", null::checked(&Network::saved_bytes))
+      .def("forward", null::checked(&Network::forward), unlocked, py::kw_only(), py::arg("batch"), py::arg("num"),
            py::arg("first"), py::arg("actions"), py::arg("f"), py::arg("grad"), py::arg("saved"),
            py::arg("stream"), py::arg("threads"))
-      .def("backward", &Network::backward, unlocked, py::kw_only(), py::arg("batch"),
+      .def("backward", null::checked(&Network::backward), unlocked, py::kw_only(), py::arg("batch"),
            py::arg("num"), py::arg("first"), py::arg("actions"), py::arg("scale"), py::arg("saved"),
            py::arg("stream"), py::arg("dfirst"), py::arg("layers"), py::arg("bias"), py::arg("w_a"),
            py::arg("head"), py::arg("head_stream"), py::arg("threads"));

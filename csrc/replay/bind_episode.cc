@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "arrays.h"
+#include "../null.h"
 #include "episode.h"
 
 namespace rela {
@@ -126,7 +127,7 @@ void bind_episode(py::module_& m) {
             e.reset();
           },
           py::arg("hidden") = py::dict())
-      .def("reset", &Episode::reset)
+      .def("reset", null::checked(&Episode::reset))
       .def(
           "push_obs",
           [](Episode& e, const py::object& o) {
@@ -139,7 +140,7 @@ void bind_episode(py::module_& m) {
             e.push_action(borrow_dict(a, "Episode.push_action: action").views);
           },
           py::arg("action"))
-      .def("push_reward", &Episode::push_reward, py::arg("reward"))
+      .def("push_reward", null::checked(&Episode::push_reward), py::arg("reward"))
       .def(
           "push_terminal",
           [](Episode& e, double terminal, bool truncated) {
@@ -158,8 +159,8 @@ void bind_episode(py::module_& m) {
           py::arg("obs"))
       .def("pop_transition",
            [](Episode& e) { return std::const_pointer_cast<EpisodeData>(e.pop_transition()); })
-      .def("len", &Episode::len)
-      .def("__len__", &Episode::len)
+      .def("len", null::checked(&Episode::len))
+      .def("__len__", null::checked(&Episode::len))
       .def("get_rewards", [](const Episode& e) { return e.rewards(); })
       .def(
           "reset_rewards",
@@ -169,9 +170,9 @@ void bind_episode(py::module_& m) {
           py::arg("rewards") = py::none())
       .def("state_dict", &episode_state)
       .def("load_state_dict", &load_episode_state, py::arg("state"))
-      .def_property_readonly("nstep", &Episode::nstep)
-      .def_property_readonly("max_len", &Episode::max_len)
-      .def_property_readonly("gamma", &Episode::gamma);
+      .def_property_readonly("nstep", null::checked(&Episode::nstep))
+      .def_property_readonly("max_len", null::checked(&Episode::max_len))
+      .def_property_readonly("gamma", null::checked(&Episode::gamma));
 }
 
 }  // namespace rela

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "arrays.h"
+#include "../null.h"
 #include "episode.h"
 #include "replay.h"
 #include "sampler.h"
@@ -321,7 +322,7 @@ void bind_replay(py::module_& m, const char* name) {
 
 template <class C>
 void bind_replay_methods(C& c) {
-  c.def("add", &PyReplay::add, py::arg("episode"))
+  c.def("add", null::checked(&PyReplay::add), py::arg("episode").none(false))
       .def(
           "sample",
           [](PyReplay& r, int64_t n, const py::object& device) {
@@ -335,18 +336,18 @@ void bind_replay_methods(C& c) {
           [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_transitions(); }); })
       .def_property_readonly(
           "nbytes", [](PyReplay& r) { return r.locked([](Replay& c) { return c.nbytes(); }); })
-      .def("get", &PyReplay::get, py::arg("idx"))
-      .def("get_range", &PyReplay::get_range, py::arg("start"), py::arg("end"),
+      .def("get", null::checked(&PyReplay::get), py::arg("idx"))
+      .def("get_range", null::checked(&PyReplay::get_range), py::arg("start"), py::arg("end"),
            py::arg("device") = "cpu")
-      .def("read", &PyReplay::read, py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
+      .def("read", null::checked(&PyReplay::read), py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
            py::arg("end") = -1)
       .def_property_readonly("obs_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
       .def_property_readonly("action_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
-      .def("meta", &PyReplay::meta)
-      .def("state_dict", &PyReplay::state_dict)
-      .def("load_state_dict", &PyReplay::load_state_dict, py::arg("state"))
+      .def("meta", null::checked(&PyReplay::meta))
+      .def("state_dict", null::checked(&PyReplay::state_dict))
+      .def("load_state_dict", null::checked(&PyReplay::load_state_dict), py::arg("state"))
       .def("clear", [](PyReplay& r) { r.locked([](Replay& c) { c.clear(); }); })
       .def(
           "donate", [](PyReplay& r, const py::array& a) { donate(*r.sampler, a); },
@@ -384,7 +385,13 @@ PYBIND11_MODULE(rela, m) {
       .def(py::init([](const std::vector<SingleStep*>& replays, int prefetch, int num_threads) {
              if (replays.empty()) throw py::value_error("JointSampler: needs at least one replay");
              std::vector<std::shared_ptr<Replay>> cores;
-             for (const SingleStep* r : replays) cores.push_back(r->core);
+             for (size_t i = 0; i < replays.size(); ++i) {
+               if (replays[i] == nullptr) {
+                 throw py::type_error("JointSampler: replays[" + std::to_string(i) +
+                                      "] is None, expected a SingleStepTransitionReplay");
+               }
+               cores.push_back(replays[i]->core);
+             }
              return std::make_unique<JointSampler>(
                  JointSampler{{std::move(cores), prefetch, num_threads, false}});
            }),
