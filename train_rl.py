@@ -342,6 +342,7 @@ class Workspace:
 
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
+    run_config.check(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
     cfg.overwrite = 0  # asked for once: a config that is used again must not say it
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from common_utils.ranges import Infinite, allowed, in_words
 
 _FLAG = "0/1 switch"
 Flag = Annotated[int, _FLAG]
@@ -20,7 +23,7 @@ def expectation(kind: Any) -> str:
         return "0 or 1" if kind is not bool else "true or false"
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return expectation(args[0])
+        return in_words(expectation(args[0]), args[1:])
     if origin is Literal:
         return "one of " + ", ".join(str(a) or "''" for a in args)
     if origin in (Union, types.UnionType):
@@ -48,7 +51,7 @@ def coerce(value: Any, kind: Any) -> Any:
             raise Mismatch
         return bool(value) if kind is bool else int(value)
     if origin is Annotated:
-        return coerce(value, args[0])
+        return _coerce_limited(value, args[0], args[1:])
     if origin is Literal:
         if not any(value == a and type(value) is type(a) for a in args):
             raise Mismatch
@@ -80,25 +83,21 @@ def _coerce_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     return tuple(coerce(v, a) for v, a in zip(value, args, strict=True))
 
 
+def _coerce_limited(value: Any, kind: Any, limits: tuple[Any, ...]) -> Any:
+    infinite = any(isinstance(x, Infinite) for x in limits)
+    out = math.inf if infinite and value in (math.inf, "inf") else coerce(value, kind)
+    if not allowed(out, limits):
+        raise Mismatch
+    return out
+
+
 # YAML 1.1 reads 1e-4 (no dot) as a string; configs have always written it so
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def _coerce_scalar(value: Any, kind: Any) -> Any:
-    if kind is float:
-        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            return float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        raise Mismatch
-    if kind is int:
-        if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            value = float(value)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)  # 2e5
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise Mismatch
+    if kind is float or kind is int:
+        return _coerce_number(value, kind)
     if kind is type(None) or kind is None:
         if value is None:
             return None
@@ -106,3 +105,26 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and isinstance(value, kind):
         return value
     raise Mismatch
+
+
+# beyond this a float does not hold every integer
+MAX_INTEGER = 2**53
+
+
+def _coerce_number(value: Any, kind: type[int] | type[float]) -> int | float:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
+        raise Mismatch
+    if kind is float:
+        return float(value)
+    if not float(value).is_integer() or abs(value) > MAX_INTEGER:
+        raise Mismatch
+    return int(value)  # 2e5 is an integer as well
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False

@@ -9,9 +9,10 @@ pyrallis itself would turn ``--seed 1.5`` into 1 and ``batch_size: "12"`` into a
 Rules for config dataclasses:
 
 * every field has a default and a comment beside (or above) it;
-* 0/1 switches are typed ``Flag``, closed choices ``Literal[...]``;
-* ``__post_init__`` or ``validate`` raise ``ValueError`` on impossible combinations and may
-  tidy values up, but only idempotently: what is dumped must load to the same values.
+* 0/1 switches are typed ``Flag``, closed choices ``Literal[...]``, numbers have their range in
+  their type (``Annotated[int, AtLeast(1)]``, ``Width``, ``Share``: common_utils/ranges.py);
+* ``__post_init__`` or ``validate`` raise ``ValueError("field: ...")`` on impossible combinations
+  of fields and may tidy values up, but only idempotently: what is dumped must load to the same.
 """
 
 from __future__ import annotations
@@ -165,6 +166,11 @@ def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "con
     return _checked(config_kinds.chosen(config_class, flat), deflatten(flat), source, build=True)
 
 
+def check(config: Any) -> None:
+    """ConfigError unless ``config`` could have been read as it is: for what Python code set."""
+    from_dict(type(config), to_dict(config))
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A YAML mapping as a nested dict; raises ConfigError on anything else."""
     try:
@@ -175,8 +181,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     try:
         tree = parse_yaml(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except ValueError as error:  # also of a date 2001-99-99
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -219,7 +225,17 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     try:
         return parse_yaml(text)
     except ValueError:
-        raise ConfigError(f"{name}: cannot read {text!r}, expected {expectation(kind)}") from None
+        raise ConfigError(
+            f"{name}: cannot read {_shortened(text)}, expected {expectation(kind)}"
+        ) from None
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "an integer too long to print"
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 # ---------------------------------------------------------------- types
@@ -289,7 +305,7 @@ def _check_section(
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"{source}: {name}: is a section, expected fields such as "
-                    f"{name}.{next(iter(_hints(kind)), '')}, got {value!r}"
+                    f"{name}.{next(iter(_hints(kind)), '')}, got {_shortened(value)}"
                 )
             out[key] = _check_section(kind, value, source, name + ".", known)
             continue
@@ -297,7 +313,7 @@ def _check_section(
             out[key] = coerce(value, kind)
         except Mismatch:
             raise ConfigError(
-                f"{source}: {name}: expected {expectation(kind)}, got {value!r}"
+                f"{source}: {name}: expected {expectation(kind)}, got {_shortened(value)}"
             ) from None
     return out
 
@@ -321,9 +337,15 @@ def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: st
     except ConfigError:
         raise
     except (UserError, ValueError, TypeError) as error:
-        where = f"{prefix[:-1]}: " if prefix else ""
-        raise ConfigError(f"{source}: {where}{error}") from None
+        raise ConfigError(f"{source}: {_named(str(error), hints, prefix)}") from None
     return config
+
+
+def _named(message: str, fields: Mapping[str, Any], prefix: str) -> str:
+    """A section's message, with the dotted name of the field that it begins with."""
+    if re.split(r"[^\w]", message, maxsplit=1)[0] in fields:
+        return prefix + message
+    return f"{prefix[:-1]}: {message}" if prefix else message
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
