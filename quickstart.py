@@ -28,6 +28,7 @@ from common_utils import gl, run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console, format_seconds
+from common_utils.ranges import NotNegative, Positive, Seed
 from common_utils.records import read_metrics
 from env.config import EnvConfig
 from env.core import EnvError
@@ -45,11 +46,11 @@ class QuickstartConfig(run_config.RunConfig):
     """What may be changed about the quickstart."""
 
     # source of the randomness of BC and IBRL
-    seed: int = 1
+    seed: Seed = 1
     # environment steps of IBRL; 0 takes the config's
-    num_train_step: int = 0
+    num_train_step: NotNegative = 0
     # episodes of the final evaluation, of BC and of IBRL
-    num_eval_episode: int = 50
+    num_eval_episode: Positive = 50
     # folder of everything it makes
     save_dir: str = "exp/quickstart"
 

@@ -25,12 +25,6 @@ def batch_action(batch: Any) -> torch.Tensor:
     return action["action"] if isinstance(action, dict) else action
 
 
-def check_dropout(dropout: float) -> None:
-    """ValueError unless a config's ``dropout`` is a probability below 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: {dropout}, expected a probability in [0, 1)")
-
-
 @dataclass(frozen=True)
 class PolicyInputs:
     """What the data say of a policy's inputs and outputs: all it takes to build one."""

@@ -17,6 +17,7 @@ import torch
 
 from bc.base import BasePolicy, PolicyInputs, batch_action
 from common_utils.config_types import Flag
+from common_utils.ranges import NotNegative, NotNegativeNumber
 from common_utils.specs import ArraySpec, Obs, SpecError
 from networks.ibc_pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer
@@ -31,16 +32,10 @@ class NormConfig:
     # 1: divide by the square root of the standard deviation
     use_sqrt_std: Flag = 0
     # statistics are those of the first so many shuffled samples; 0: of all
-    num_samples: int = 0
+    num_samples: NotNegative = 0
     # observations: standard deviations count as at least this, so that dimensions which hardly
     # move in the data are not blown up (0: as published)
-    min_std: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.min_std < 0:
-            raise ValueError(f"min_std: {self.min_std}, expected 0 or more")
-        if self.num_samples < 0:
-            raise ValueError(f"num_samples: {self.num_samples}, expected 0 or more")
+    min_std: NotNegativeNumber = 0.0
 
 
 class FrameStatistics:

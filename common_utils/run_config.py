@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -241,7 +242,8 @@ def _shortened(value: Any) -> str:
 # ---------------------------------------------------------------- types
 
 
-def _hints(config_class: Any) -> dict[str, Any]:
+@functools.cache  # evaluating annotations takes most of the time of reading a config
+def _hints(config_class: Any) -> Mapping[str, Any]:
     """Resolved annotations of the init fields (they may be strings), in declaration order."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(config_class) if f.init}
@@ -303,9 +305,10 @@ def _check_section(
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
+                first = next(iter(field_types(kind)), "")
                 raise ConfigError(
-                    f"{source}: {name}: is a section, expected fields such as "
-                    f"{name}.{next(iter(_hints(kind)), '')}, got {_shortened(value)}"
+                    f"{source}: {name}: is a section, expected fields such as {name}.{first}, "
+                    f"got {_shortened(value)}"
                 )
             out[key] = _check_section(kind, value, source, name + ".", known)
             continue

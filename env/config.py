@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from common_utils.ranges import (
+    Between,
+    EpisodeLength,
+    NotNegativeNumber,
+    PictureSize,
+    RewardScale,
+    Stack,
+)
 from common_utils.run_config import Flag
 from env.stacking import StackPad
 from env.suites import AnySuite
@@ -21,27 +29,27 @@ class EnvConfig:
     # cameras to deliver, "" or none for states only
     cameras: list[str] = field(default_factory=list)
     # size at which videos are rendered
-    image_size: int = 224
+    image_size: PictureSize = 224
     # size of delivered images
-    rl_image_size: int = 96
+    rl_image_size: PictureSize = 96
     # steps per observation, newest first: images
-    obs_stack: int = 1
+    obs_stack: Stack = 1
     # proprioception
-    prop_stack: int = 1
+    prop_stack: Stack = 1
     # state vectors
-    state_stack: int = 1
+    state_stack: Stack = 1
     # what fills stacks before the episode's start: zeros, or repeat (the first frame)
     stack_pad: StackPad = "zeros"
     # deliver the state vector
     use_state: Flag = 0
     # time limit in control steps
-    episode_length: int = 100
+    episode_length: EpisodeLength = 100
     # simulator steps per control step
-    action_repeat: int = 1
+    action_repeat: Annotated[int, Between(1, 1000)] = 1
     # end the episode at the first success
     end_on_success: Flag = 1
     # factor on rewards
-    env_reward_scale: float = 1.0
+    env_reward_scale: RewardScale = 1.0
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
     # deliver the big pictures of every step in info["images"]
@@ -62,19 +70,11 @@ class EnvConfig:
     gym_success_key: str = ""
 
     # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
-    goal_tolerance: float = 0.0
+    goal_tolerance: NotNegativeNumber = 0.0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
     # block_pushing: use a running pybullet server, which shows the scene
     shared_memory: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.goal_tolerance < 0:
-            raise ValueError(f"goal_tolerance: {self.goal_tolerance}, expected 0 or more")
-        sizes = ("image_size", "rl_image_size", "obs_stack", "prop_stack", "state_stack")
-        for name in (*sizes, "episode_length", "action_repeat"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common_utils.lookup import resolve
+from common_utils.run_config import check
 from common_utils.success_rule import SuccessRule
 from env.config import EnvConfig
 from env.core import Env, EnvError
@@ -21,10 +22,11 @@ def suite_class(suite: str) -> type[Env]:
 
 
 def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
-    """The environment of a configuration (or of its plain dict)."""
+    """The environment of a configuration (or of its plain dict); ConfigError for a bad value."""
     if isinstance(cfg, dict):
         cfg = EnvConfig(**cfg)
     made: Any = suite_class(cfg.suite)
+    check(cfg)
     env: Env = made(cfg)
     return env
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +26,17 @@ from common_utils.atomic import atomic_torch_save, atomic_write
 from common_utils.demo_file import FILE_NAME, Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress, console
+from common_utils.ranges import (
+    Between,
+    EpisodeLength,
+    NotNegative,
+    NotNegativeNumber,
+    PictureSize,
+    Positive,
+    RewardScale,
+    Share,
+    Stack,
+)
 from common_utils.run_config import ConfigError, Flag
 from common_utils.seeding import seed_for
 from env.metaworld_wrapper import PixelMetaWorld
@@ -40,17 +51,17 @@ class MetaWorldEnvConfig:
     # Meta-World's robot
     robots: list[str] = field(default_factory=lambda: ["Sawyer"])
     # time limit in control steps
-    episode_length: int = 100
+    episode_length: EpisodeLength = 100
     # simulator steps per control step
-    action_repeat: int = 2
+    action_repeat: Annotated[int, Between(1, 1000)] = 2
     # frames per image observation (newest first)
-    frame_stack: int = 2
+    frame_stack: Stack = 2
     # the same by its other name; set only one above 1
-    obs_stack: int = 1
+    obs_stack: Stack = 1
     # only the sparse reward (0) is offered
     reward_shaping: Flag = 0
     # pixels of stored images
-    rl_image_size: int = 96
+    rl_image_size: PictureSize = 96
     # device of observation tensors: auto, cpu, cuda or cuda:N
     device: str = "cpu"
     # cameras to store; [] stores states only
@@ -58,13 +69,13 @@ class MetaWorldEnvConfig:
     # the camera of the agent
     rl_camera: str = "corner2"
     # factor on rewards
-    env_reward_scale: float = 1.0
+    env_reward_scale: RewardScale = 1.0
     # end the episode at success (0: it goes on to the time limit)
     end_on_success: Flag = 0
     # store the state vector
     use_state: Flag = 1
     # faithful or fast (docs/environments.md)
-    render_quality: str = "faithful"
+    render_quality: Literal["faithful", "fast"] = "faithful"
 
 
 @dataclass
@@ -74,33 +85,23 @@ class MainConfig:
     # folder of dataset.hdf5 and env_cfg.json
     output_path: str = "data/metaworld/Assembly"
     # successful episodes to record
-    num_episodes: int = 1
+    num_episodes: Positive = 1
     # also write episode_{i}.gif and .mp4 from the first camera
     save_gifs: Flag = 0
     # also write each episode in MoDem's layout (episode_{i}.pt, frames and states)
     add_modem_format: Flag = 0
     # source of all randomness
-    seed: int = 0
+    seed: NotNegative = 0
     # standard deviation of Gaussian noise on the executed (and recorded) actions
-    action_noise: float = 0.0
+    action_noise: NotNegativeNumber = 0.0
     # share of steps at which a uniformly random action is executed (and recorded) instead: an
     # unsteady demonstrator
-    random_action_rate: float = 0.0
+    random_action_rate: Share = 0.0
     # give up when more than this share of at least 20 episodes fails
-    max_failure_rate: float = 0.95
+    max_failure_rate: Share = 0.95
     # replace an existing dataset
     overwrite: Flag = 0
     env_cfg: MetaWorldEnvConfig = field(default_factory=MetaWorldEnvConfig)
-
-    def __post_init__(self) -> None:
-        if self.num_episodes < 1:
-            raise ValueError(f"num_episodes: {self.num_episodes}, expected at least 1")
-        if self.action_noise < 0:
-            raise ValueError(f"action_noise: {self.action_noise}, expected 0 or more")
-        if not 0 <= self.random_action_rate <= 1:
-            raise ValueError(
-                f"random_action_rate: {self.random_action_rate}, expected within [0, 1]"
-            )
 
 
 def record_episode(

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from typing import Annotated
+
 import train_bc
 from bc.dataset import DatasetConfig
 from bc.explicit.bc_policy import StateBcPolicyConfig
@@ -24,6 +26,18 @@ from common_utils import run_config
 from common_utils.config_kinds import Kinded, Section
 from common_utils.errors import run_program
 from common_utils.paths import InputFile
+from common_utils.ranges import (
+    BatchSize,
+    Between,
+    NotNegative,
+    NotNegativeNumber,
+    Or,
+    PictureSize,
+    Positive,
+    PositiveNumber,
+    Seed,
+    Workers,
+)
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from mw_main.names import DATASETS, released
@@ -48,31 +62,31 @@ class MainConfig(Kinded, RunConfig):
     # path: a name (Assembly, BoxClose, StickPull, CoffeePush) or an HDF5 file
     dataset: DatasetConfig = field(default_factory=_dataset)
     # source of all randomness of the run
-    seed: int = 1
+    seed: Seed = 1
     # weights to start from (a .pt file), or "none"
     load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
-    num_epoch: int = 2
+    num_epoch: Positive = 2
     # ... of that many gradient steps
-    epoch_len: int = 10000
+    epoch_len: Positive = 10000
     # demonstrated steps per gradient step
-    batchsize: int = 256
+    batchsize: BatchSize = 256
     # Adam step size
-    lr: float = 1e-4
+    lr: PositiveNumber = 1e-4
     # the gradient's norm is clipped to this
-    grad_clip: float = 5
+    grad_clip: NotNegativeNumber = 5
     # 0: Adam, else AdamW with this decay
-    weight_decay: float = 0
+    weight_decay: NotNegativeNumber = 0
     # above 0: also keep an average of the weights (rate tau per step) and evaluate it too
-    ema: float = -1
+    ema: Annotated[float, Between(0, 1), Or(-1)] = -1
     # auto (cuda when present), cpu, cuda or cuda:N
     device: str = "auto"
     # games after each epoch, and of the best weights at the end; 0: none
-    num_eval_episode: int = NUM_EVAL_EPISODE
+    num_eval_episode: NotNegative = NUM_EVAL_EPISODE
     # evaluate in worker processes
     mp_eval: Flag = 0
     # how many
-    num_eval_worker: int = 2
+    num_eval_worker: Workers = 2
     # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
@@ -86,7 +100,7 @@ class MainConfig(Kinded, RunConfig):
     # filled in from the dataset
     robot: str = ""
     # filled in from the dataset
-    rl_image_size: int = -1
+    rl_image_size: Annotated[PictureSize, Or(-1)] = -1
     save_dir: str = "exps/bc/metaworld/run"
 
     @classmethod

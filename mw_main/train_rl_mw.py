@@ -16,8 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from typing import Annotated
+
 import train_rl
 from common_utils.errors import run_program
+from common_utils.ranges import Between, Or, PictureSize
 from common_utils.run_config import Flag
 from env.suites import Suite
 from mw_main.names import BC_DATASETS, BC_POLICIES, released
@@ -33,9 +36,9 @@ class MainConfig(train_rl.MainConfig):
     # camera of the agent
     rl_camera: str = "corner2"
     # simulator repeats of each action; 0 takes the BC policy's
-    action_repeat: int = 0
+    action_repeat: Annotated[int, Between(0, 1000)] = 0
     # size of the images that the agent sees; 0 takes the BC policy's
-    rl_image_size: int = 0
+    rl_image_size: Annotated[PictureSize, Or(0)] = 0
     # count preloaded demonstrations among the warm-up episodes
     warm_up_counts_demos: Flag = 1
     # stop after BC pretraining (the original's Meta-World script always goes on)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
+from common_utils.config_types import Flag
 from common_utils.ibrl_utils import orth_weight_init, resize_images
+from common_utils.ranges import Between, Layers, Or, Width
 from networks.min_vit import MinVit
-from networks.resnet import ResNet
+from networks.resnet import ResNet, check_norm
 from networks.resnet_rl import ResNet96
 
 
@@ -25,19 +28,25 @@ class VitEncoderConfig:
     """Vision transformer."""
 
     # unused, kept so that the original's configs load
-    patch_size: int = 8
+    patch_size: Annotated[int, Between(1, 256)] = 8
     # number of transformer blocks
-    depth: int = 3
+    depth: Layers = 3
     # width of a patch feature
-    embed_dim: int = 128
+    embed_dim: Width = 128
     # attention heads
-    num_heads: int = 4
+    num_heads: Annotated[int, Between(1, 256)] = 4
     # unused, kept so that the original's configs load
-    stride: int = -1
+    stride: Annotated[int, Between(1, 256), Or(-1)] = -1
     # stem: embed1 (one convolution, 144 patches) or embed2 (two, 121 patches)
-    embed_style: str = "embed1"
+    embed_style: Literal["embed1", "embed2"] = "embed1"
     # 1: per-channel GroupNorm in the embed2 stem
-    embed_norm: int = 0
+    embed_norm: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim: {self.embed_dim}, expected a multiple of num_heads {self.num_heads}"
+            )
 
 
 @dataclass
@@ -45,15 +54,18 @@ class ResNetEncoderConfig:
     """ResNet-18 style encoder."""
 
     # first layers: default (k4 s2 conv + max pool), patch (k4 s4) or convl (k6 s4)
-    stem: str = "default"
+    stem: Literal["default", "patch", "convl"] = "default"
     # shortcut when the size changes: default (1x1 stride 2), conv (2x2 stride 2) or pool
-    downsample: str = "default"
+    downsample: Literal["default", "conv", "pool"] = "default"
     # bn, gnn (GroupNorm, one group per channel) or gnK (see group_norm_k_fixed)
     norm_layer: str = "gnn"
     # 1: one block per stage instead of two
-    shallow: int = 0
+    shallow: Flag = 0
     # 0: gnK means gnn, as in the original; 1: gnK really makes K groups
-    group_norm_k_fixed: int = 0
+    group_norm_k_fixed: Flag = 0
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm_layer, bool(self.group_norm_k_fixed))
 
 
 @dataclass
@@ -61,9 +73,9 @@ class ResNet96EncoderConfig:
     """Thin pre-activation ResNet."""
 
     # 1: expand to 4x channels and come back with a 1x1 convolution
-    use_1x1: int = 0
+    use_1x1: Flag = 0
     # 1: one convolution per block (use_1x1 then has no effect)
-    shallow: int = 0
+    shallow: Flag = 0
 
 
 def scale_image(obs: torch.Tensor, channels_last: bool = False) -> torch.Tensor:

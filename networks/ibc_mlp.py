@@ -11,12 +11,13 @@ Only twice differentiable operations are used: the gradient penalty differentiat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common_utils.ranges import Between, Dropout, Temperature, Width
 from networks.dropout import FastDropout
 from networks.mixture import GaussianMixture
 
@@ -28,11 +29,11 @@ class MLPConfig:
     """The trunk of an IBC network over vectors."""
 
     # units of a hidden layer
-    width: int = 512
+    width: Width = 512
     # hidden layers; a residual block counts two (the first projection comes on top)
-    depth: int = 2
+    depth: Annotated[int, Between(0, 256)] = 2
     # dropout rate
-    rate: float = 0.1
+    rate: Dropout = 0.1
     # residual blocks as in He et al. 2016a (Orig) or 2016b (PreActivation), or a plain MLP
     layers: Literal["MLPDropout", "ResNetOrig", "ResNetPreActivation"] = "ResNetPreActivation"
     # spectral_norm divides every kernel by its largest singular value (one power iteration)
@@ -43,16 +44,12 @@ class MLPConfig:
     normalizer: Literal["Layer", "Batch"] | None = None
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width: {self.width}, expected at least 1")
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"rate: {self.rate}, expected a probability in [0, 1)")
         if self.layers == "MLPDropout":
             if self.depth < 1:
                 raise ValueError(f"depth: {self.depth}, expected at least 1 with MLPDropout")
             if self.normalizer is not None:
                 raise ValueError(f"normalizer: {self.normalizer} needs residual layers")
-        elif self.depth < 0 or self.depth % 2:
+        elif self.depth % 2:
             raise ValueError(
                 f"depth: {self.depth}, expected an even number with {self.layers} (2 per block)"
             )
@@ -63,21 +60,13 @@ class MDNConfig(MLPConfig):
     """The trunk of an MDN and its mixture."""
 
     # Gaussians in the mixture
-    num_components: int = 26
+    num_components: Annotated[int, Between(1, 4096)] = 26
     # the logits of the mixture's weights are divided by this, in training
-    training_temperature: float = 2.5
+    training_temperature: Temperature = 2.5
     # the same, when acting
-    test_temperature: float = 2.5
+    test_temperature: Temperature = 2.5
     # when acting, every scale is raised to this power (above 1: narrower where it is below 1)
-    test_variance_exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_components < 1:
-            raise ValueError(f"num_components: {self.num_components}, expected at least 1")
-        for name in ("training_temperature", "test_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+    test_variance_exponent: Annotated[float, Between(0, 100)] = 1.0
 
 
 class Dense(nn.Linear):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common_utils.config_types import Flag
+from common_utils.ranges import Between, MultipleOf
 from networks.ibc_mlp import (
     Dense,
     MDNConfig,
@@ -37,9 +38,9 @@ class ImageConfig:
     """What is done to the camera's frames, and the encoder's arithmetic."""
 
     # rows that the frames are resized to
-    target_height: int = 180
+    target_height: Annotated[int, Between(1, 2048)] = 180
     # columns that the frames are resized to
-    target_width: int = 240
+    target_width: Annotated[int, Between(1, 2048)] = 240
     # how T frames become one image. scrambled: the original's reshape of [T, H, W, C] memory to
     # [H, W, T * C], which lays the frames one above the other with interleaved rows; channels:
     # frame t is channels t * C .. t * C + C - 1
@@ -56,11 +57,19 @@ class EncoderConfig:
     # image encoder: conv_maxpool (256 features) or spatial_attention (2 * num_heads)
     encoder: Literal["conv_maxpool", "spatial_attention"] = "conv_maxpool"
     # spatial_attention: channels of the residual blocks
-    filters: int = 64
+    filters: Annotated[int, Between(4, 4096), MultipleOf(4)] = 64
     # spatial_attention: residual blocks
-    num_blocks: int = 8
+    num_blocks: Annotated[int, Between(0, 256)] = 8
     # spatial_attention: keypoints
-    num_heads: int = 64
+    num_heads: Annotated[int, Between(1, 4096)] = 64
+
+    def __post_init__(self) -> None:
+        height, width = self.image.target_height, self.image.target_width
+        if self.encoder == "conv_maxpool" and min(height, width) < 16:
+            raise ValueError(
+                f"image.target_height: {height} and image.target_width {width}, expected at least "
+                "16 each with conv_maxpool"
+            )
 
 
 @dataclass
@@ -68,9 +77,9 @@ class PixelEBMConfig(EncoderConfig):
     """Energy network over images."""
 
     # width of the value network (DenseResnetValue)
-    value_width: int = 512
+    value_width: Annotated[int, Between(4, 16384), MultipleOf(4)] = 512
     # residual blocks of the value network
-    value_blocks: int = 2
+    value_blocks: Annotated[int, Between(0, 256)] = 2
 
 
 @dataclass
@@ -80,6 +89,10 @@ class ConvMLPConfig(EncoderConfig, MLPConfig):
     # 1: append each pixel's (row, column) in [-1, 1] to the image (spatial_attention always does)
     coord_conv: Flag = 1
 
+    def __post_init__(self) -> None:
+        EncoderConfig.__post_init__(self)
+        MLPConfig.__post_init__(self)
+
 
 @dataclass
 class ConvMDNConfig(EncoderConfig, MDNConfig):
@@ -87,6 +100,10 @@ class ConvMDNConfig(EncoderConfig, MDNConfig):
 
     # 1: append each pixel's (row, column) in [-1, 1] to the image (spatial_attention always does)
     coord_conv: Flag = 1
+
+    def __post_init__(self) -> None:
+        EncoderConfig.__post_init__(self)
+        MDNConfig.__post_init__(self)
 
 
 def unstack_frames(images: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -126,11 +143,6 @@ class FrameStack(nn.Module):
 
     def __init__(self, num_frames: int, channels: int, cfg: ImageConfig) -> None:
         super().__init__()
-        if min(cfg.target_height, cfg.target_width) < 1:
-            size = (cfg.target_height, cfg.target_width)
-            raise ValueError(f"target_height and target_width must be at least 1, got {size}")
-        if cfg.conv_precision not in ("float32", "bfloat16"):
-            raise ValueError(f"conv_precision is {cfg.conv_precision!r}: float32 or bfloat16")
         self.num_frames, self.channels, self.cfg = num_frames, channels, cfg
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
@@ -239,15 +251,10 @@ class BottleneckBlock(nn.Module):
 
 
 class SpatialAttentionEncoder(nn.Module):
-    """Keypoints of residual features: float32 [B, C, H, W] -> [B, 2 * num_heads].
-
-    ValueError unless ``filters`` is a positive multiple of 4.
-    """
+    """Keypoints of residual features: float32 [B, C, H, W] -> [B, 2 * num_heads]."""
 
     def __init__(self, in_channels: int, filters: int, num_blocks: int = 8, num_heads: int = 64):
         super().__init__()
-        if filters < 4 or filters % 4:
-            raise ValueError(f"filters must be a positive multiple of 4, got {filters}")
         self.coords = CoordConv()
         self.conv0 = Conv(in_channels + 2, filters)
         self.blocks = nn.ModuleList(BottleneckBlock(filters) for _ in range(num_blocks))
@@ -278,12 +285,10 @@ class ValueBlock(nn.Module):
 
 
 class DenseResnetValue(nn.Module):
-    """A residual value network, [..., in_dim] -> [..., 1]. ValueError for a width not 4k."""
+    """A residual value network, [..., in_dim] -> [..., 1]. ``width`` is a multiple of 4."""
 
     def __init__(self, in_dim: int, width: int = 512, num_blocks: int = 2) -> None:
         super().__init__()
-        if width < 4 or width % 4:
-            raise ValueError(f"width must be a positive multiple of 4, got {width}")
         self.dense0 = Dense(in_dim, width)
         self.blocks = nn.ModuleList(ValueBlock(width) for _ in range(num_blocks))
         self.dense1 = Dense(width, 1)
@@ -310,12 +315,10 @@ def run_encoder(
 def make_encoder(
     in_channels: int, cfg: EncoderConfig
 ) -> ConvMaxpoolEncoder | SpatialAttentionEncoder:
-    """The configured encoder; ValueError for an unknown one."""
+    """The configured encoder."""
     if cfg.encoder == "conv_maxpool":
         return ConvMaxpoolEncoder(in_channels)
-    if cfg.encoder == "spatial_attention":
-        return SpatialAttentionEncoder(in_channels, cfg.filters, cfg.num_blocks, cfg.num_heads)
-    raise ValueError(f"encoder is {cfg.encoder!r}: conv_maxpool or spatial_attention")
+    return SpatialAttentionEncoder(in_channels, cfg.filters, cfg.num_blocks, cfg.num_heads)
 
 
 class PixelEBM(nn.Module):

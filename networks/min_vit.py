@@ -8,8 +8,6 @@ from torch import nn
 
 from networks.mlp import Linear
 
-EMBED_STYLES = ("embed1", "embed2")
-
 
 class PatchEmbed1(nn.Module):
     """One 8 x 8 convolution with stride 8: [B, C, 96, 96] -> [B, 144, dim]."""
@@ -49,8 +47,6 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, embed_dim: int, num_head: int) -> None:
         super().__init__()
-        if embed_dim % num_head:
-            raise ValueError(f"embed_dim {embed_dim} does not divide by num_heads {num_head}")
         self.num_head = num_head
         self.qkv_proj = Linear(embed_dim, 3 * embed_dim)
         self.out_proj = Linear(embed_dim, embed_dim)
@@ -104,8 +100,6 @@ class MinVit(nn.Module):
         image_size: int = 96,
     ) -> None:
         super().__init__()
-        if embed_style not in EMBED_STYLES:
-            raise ValueError(f"embed_style must be one of {EMBED_STYLES}, got '{embed_style}'")
         self.patch_embed: PatchEmbed1 | PatchEmbed2
         if embed_style == "embed1":
             self.patch_embed = PatchEmbed1(in_channels, embed_dim, image_size)

@@ -46,10 +46,6 @@ def build_fc(
     layer_norm: 0 none, 1 in every hidden layer, 2 in the last one only. The Dropout module is
     there even at p = 0, because official checkpoints count it in their indices.
     """
-    if num_layer < 1:
-        raise ValueError(f"num_layer must be at least 1, got {num_layer}")
-    if layer_norm not in (0, 1, 2):
-        raise ValueError(f"layer_norm must be 0, 1 or 2, got {layer_norm}")
     layers: list[nn.Module] = []
     for i in range(num_layer):
         layers.append(Linear(in_dim if i == 0 else hidden_dim, hidden_dim))

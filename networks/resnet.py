@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-STEMS = ("default", "patch", "convl")
-DOWNSAMPLES = ("default", "conv", "pool")
+MIN_CHANNELS = 64  # of any layer that is normalised
 NormFn = Callable[[int], nn.Module]
+
+
+def check_norm(norm_layer: str, group_norm_k_fixed: bool) -> None:
+    """ValueError unless :func:`make_norm` knows ``norm_layer``."""
+    if norm_layer in ("bn", "gnn"):
+        return
+    match = re.fullmatch(r"gn([1-9][0-9]{0,3})", norm_layer)
+    if match is None:
+        raise ValueError(f"norm_layer: '{norm_layer}', expected bn, gnn or gn<groups>")
+    if group_norm_k_fixed and MIN_CHANNELS % int(match[1]):
+        raise ValueError(
+            f"norm_layer: '{norm_layer}', expected a number of groups that divides {MIN_CHANNELS}"
+        )
 
 
 def make_norm(norm_layer: str, group_norm_k_fixed: bool) -> NormFn:
@@ -19,16 +32,13 @@ def make_norm(norm_layer: str, group_norm_k_fixed: bool) -> NormFn:
     The original ignores K and always makes one group per channel; so does this, unless
     ``group_norm_k_fixed``. Raises ValueError for other names.
     """
+    check_norm(norm_layer, group_norm_k_fixed)
     if norm_layer == "bn":
         return nn.BatchNorm2d
-    if norm_layer == "gnn":
-        return lambda channels: nn.GroupNorm(channels, channels)
-    if norm_layer.startswith("gn") and norm_layer[2:].isdigit() and int(norm_layer[2:]) > 0:
+    if norm_layer != "gnn" and group_norm_k_fixed:
         groups = int(norm_layer[2:])
-        if group_norm_k_fixed:
-            return lambda channels: nn.GroupNorm(groups, channels)
-        return lambda channels: nn.GroupNorm(channels, channels)
-    raise ValueError(f"norm_layer must be 'bn', 'gnn' or 'gn<groups>', got '{norm_layer}'")
+        return lambda channels: nn.GroupNorm(groups, channels)
+    return lambda channels: nn.GroupNorm(channels, channels)
 
 
 def _stem(kind: str, in_channels: int, norm: NormFn) -> nn.Sequential:
@@ -38,10 +48,8 @@ def _stem(kind: str, in_channels: int, norm: NormFn) -> nn.Sequential:
         return nn.Sequential(conv, norm(64), nn.ReLU(inplace=True), pool)
     if kind == "patch":
         conv = nn.Conv2d(in_channels, 64, kernel_size=4, stride=4, bias=False)
-    elif kind == "convl":
+    else:  # convl
         conv = nn.Conv2d(in_channels, 64, kernel_size=6, stride=4, padding=1, bias=False)
-    else:
-        raise ValueError(f"stem must be one of {STEMS}, got '{kind}'")
     return nn.Sequential(conv, norm(64), nn.ReLU(inplace=True))
 
 
@@ -52,10 +60,8 @@ def _shortcut(kind: str, c_in: int, c_out: int, stride: int, norm: NormFn) -> nn
     if kind == "conv":
         conv = nn.Conv2d(c_in, c_out, kernel_size=stride, stride=stride, bias=False)
         return nn.Sequential(conv, norm(c_out))
-    if kind == "pool":
-        conv = nn.Conv2d(c_in, c_out, kernel_size=1, bias=False)
-        return nn.Sequential(nn.MaxPool2d(stride, stride), conv, norm(c_out))
-    raise ValueError(f"downsample must be one of {DOWNSAMPLES}, got '{kind}'")
+    conv = nn.Conv2d(c_in, c_out, kernel_size=1, bias=False)  # pool
+    return nn.Sequential(nn.MaxPool2d(stride, stride), conv, norm(c_out))
 
 
 class BasicBlock(nn.Module):

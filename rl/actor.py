@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from common_utils.config_types import Flag
 from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
+from common_utils.ranges import Above, Between, Dropout, Layers, OneOf, Or, Width
 from networks.mlp import MLP, Linear, build_fc
 from networks.spatial import SpatialEmb
 
@@ -18,17 +21,17 @@ class ActorConfig:
     """Actor on encoder features."""
 
     # width of the compressed visual feature
-    feature_dim: int = 128
+    feature_dim: Width = 128
     # width of the two hidden layers
-    hidden_dim: int = 1024
+    hidden_dim: Width = 1024
     # dropout probability, in the compression and in the hidden layers
-    dropout: float = 0
+    dropout: Dropout = 0
     # 1: orthogonal initialisation
-    orth: int = 1
+    orth: Flag = 1
     # above 0: limit on the norm of the first 6 action dimensions (7-dim actions only)
-    max_action_norm: float = -1
+    max_action_norm: Annotated[float, Above(0), Or(-1, 0)] = -1
     # above 0: compress by a spatial embedding of this width instead of one Linear
-    spatial_emb: int = 0
+    spatial_emb: Annotated[int, Between(0, 16384)] = 0
 
 
 @dataclass
@@ -36,15 +39,15 @@ class FcActorConfig:
     """Actor on state vectors."""
 
     # number of hidden layers
-    num_layer: int = 3
+    num_layer: Layers = 3
     # width of the hidden layers
-    hidden_dim: int = 512
+    hidden_dim: Width = 512
     # dropout probability after each hidden layer
-    dropout: float = 0.5
+    dropout: Dropout = 0.5
     # LayerNorm: 0 none, 1 every hidden layer, 2 last hidden layer only
-    layer_norm: int = 0
+    layer_norm: Annotated[int, OneOf(0, 1, 2)] = 0
     # 1: orthogonal initialisation
-    orth: int = 0
+    orth: Flag = 0
 
 
 class Actor(nn.Module):

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import nn
 
+from common_utils.config_types import Flag
 from common_utils.ibrl_utils import orth_weight_init
+from common_utils.ranges import Between, Dropout, Layers, Width
 from common_utils.specs import Obs
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.spatial import spatial_embed
@@ -27,19 +29,19 @@ class CriticConfig:
     """Two Q heads on encoder features."""
 
     # width of the compressed visual feature (spatial_emb 0)
-    feature_dim: int = 128
+    feature_dim: Width = 128
     # width of the hidden layers
-    hidden_dim: int = 1024
+    hidden_dim: Width = 1024
     # 1: orthogonal initialisation
-    orth: int = 1
+    orth: Flag = 1
     # dropout probability (spatial_emb 0 only)
-    drop: float = 0
+    drop: Dropout = 0
     # spatial embedding over patches of each channel (1) or over channels of each patch (0)
-    fuse_patch: int = 1
+    fuse_patch: Flag = 1
     # unused, kept so that the original's configs load
-    norm_weight: int = 0
+    norm_weight: Flag = 0
     # above 0: spatial embedding of this width instead of one Linear on the flat feature
-    spatial_emb: int = 0
+    spatial_emb: Annotated[int, Between(0, 16384)] = 0
 
 
 @dataclass
@@ -47,24 +49,28 @@ class MultiFcQConfig:
     """Ensemble of Q functions on state vectors."""
 
     # number of members
-    num_q: int = 10
+    num_q: Annotated[int, Between(1, 1024)] = 10
     # number of members, drawn at random, whose minimum is the target
-    num_k: int = 2
+    num_k: Annotated[int, Between(1, 1024)] = 2
     # number of hidden layers
-    num_layer: int = 3
+    num_layer: Layers = 3
     # width of the hidden layers
-    hidden_dim: int = 512
+    hidden_dim: Width = 512
     # dropout probability after each hidden layer
-    dropout: float = 0
+    dropout: Dropout = 0
     # 1: LayerNorm (shared by the members) in every hidden layer
-    layer_norm: int = 0
+    layer_norm: Flag = 0
     # 1: orthogonal initialisation of every member
-    orth: int = 0
+    orth: Flag = 0
     # 1: feed the action to every layer, not only to the first
-    append_action: int = 0
+    append_action: Flag = 0
     # 0: one scalar bias per member and layer (the original); 1: one bias per unit. With
     # layer_norm 1 the scalar is cancelled by the LayerNorm, so 0 means no hidden bias at all
-    bias_per_unit: int = 0
+    bias_per_unit: Flag = 0
+
+    def __post_init__(self) -> None:
+        if self.num_k > self.num_q:
+            raise ValueError(f"num_k: {self.num_k}, expected at most num_q {self.num_q}")
 
 
 class _QNet(nn.Module):
@@ -218,10 +224,6 @@ class MultiFcQ(nn.Module):
         self.cfg = cfg = cfg if cfg is not None else MultiFcQConfig()
         if len(obs_shape) != 1:
             raise ValueError(f"MultiFcQ needs a flat state, got obs_shape {tuple(obs_shape)}")
-        if not 1 <= cfg.num_k <= cfg.num_q:
-            raise ValueError(
-                f"state_critic: num_k must be in [1, num_q={cfg.num_q}], got {cfg.num_k}"
-            )
         self.state_dim, self.action_dim = obs_shape[0], action_dim
         extra = action_dim if cfg.append_action else 0
         layers: list[nn.Module] = []

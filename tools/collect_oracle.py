@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +28,7 @@ from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording
 from common_utils.errors import run_program
 from common_utils.progress import console
+from common_utils.ranges import Between, NotNegative, NotNegativeNumber, PictureSize, Positive
 from common_utils.run_config import ConfigError, Flag
 from env.config import EnvConfig
 from env.core import Env
@@ -183,54 +184,45 @@ class MainConfig:
     # PARTICLE_{N}d, PUSH, REACH, INSERT, PUSH_DISCONTINUOUS, PUSH_MULTIMODAL, PUSH_NORMALIZED, ...
     task: str = "PUSH"
     # episodes in all
-    num: int = 2000
+    num: Positive = 2000
     # worker processes (-1: one per core; 0: this process)
-    replicas: int = -1
+    replicas: Annotated[int, Between(-1, 256)] = -1
     # folder of dataset.hdf5 and env_cfg.json
     out: str = ""
     # source of all randomness
-    seed: int = 0
+    seed: NotNegative = 0
     # standard deviation of Gaussian noise on the oracle's actions, in native units (block
     # pushing: metres)
-    noise: float = 0.0
+    noise: NotNegativeNumber = 0.0
     # 1: leave out failed episodes
     save_successes_only: Flag = 0
     # 1: end each episode with its terminal observation and the oracle's action there
     boundary_rows: Flag = 1
     # distance at which a goal counts as reached (0: the task's own)
-    goal_tolerance: float = 0.0
+    goal_tolerance: NotNegativeNumber = 0.0
     # particle: control steps near the first goal before going on
-    wait_at_first_goal: int = 1
+    wait_at_first_goal: Positive = 1
     # particle: visit the goals in a random order
     random_order: Flag = 0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
     # PUSH_DISCONTINUOUS: control steps to stand still at the first target
-    wait: int = 0
+    wait: NotNegative = 0
     # block pushing: also store the camera's pictures
     use_image_obs: Flag = 0
     # height of stored pictures and videos in pixels; the width is 4/3 of it
-    image_size: int = 240
+    image_size: PictureSize = 240
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
     # block pushing: play in a running pybullet server, which shows the scene
     # (python -m pybullet_utils.runServer); takes --replicas 0
     shared_memory: Flag = 0
     # write an MP4 of each of the first so many episodes into OUT/videos
-    num_videos: int = 0
+    num_videos: NotNegative = 0
     # replace an existing dataset, and what an unfinished run left
     overwrite: Flag = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num", 1), ("image_size", 1), ("replicas", -1), ("num_videos", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least {least}")
-        if self.wait_at_first_goal < 1:
-            # the oracle would leave for the second goal at once
-            raise ValueError(f"wait_at_first_goal: {self.wait_at_first_goal}, expected at least 1")
-        for name in ("noise", "goal_tolerance", "wait"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if self.shared_memory and self.replicas > 0:
             raise ValueError("shared_memory: 1 has one scene to show, so --replicas 0")
         kind, pauses = kind_of(self.task), self.task.upper() == "PUSH_DISCONTINUOUS"

@@ -32,6 +32,7 @@ import numpy as np
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
+from common_utils.ranges import AllOr
 from common_utils.run_config import ConfigError, Flag
 from common_utils.success_rule import TERMINATED, TRUNCATED
 from env.d4rl import SUITE, TASKS, import_robotics, kitchen_state
@@ -54,7 +55,7 @@ class MainConfig:
     # Minari's folder ("": MINARI_DATASETS_PATH, or ~/.minari/datasets)
     root: str = ""
     # the first so many episodes (-1: all)
-    num: int = -1
+    num: AllOr = -1
     # observation key(s) of the state, joined by "+" ("": observations are one vector)
     state_key: str = ""
     # 1: actions outside their bounds are clipped, as Adroit and the kitchen do; 0: refused
@@ -63,10 +64,6 @@ class MainConfig:
     trust_module: str = ""
     # replace an existing dataset.hdf5
     overwrite: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.num == 0 or self.num < -1:
-            raise ValueError(f"num: {self.num}, expected -1 or at least 1")
 
 
 def datasets_folder(root: str) -> Path:

@@ -25,7 +25,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -37,6 +37,7 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
+from common_utils.ranges import AtLeast, BatchSize, Between, Positive, PositiveNumber
 from common_utils.run_config import ConfigError
 from networks import fast
 
@@ -77,35 +78,30 @@ class MainConfig:
     """The experiment; its outcome depends on all but ``out``."""
 
     # training points
-    num_points: list[int] = field(default_factory=lambda: [10, 30])
+    num_points: list[Annotated[int, AtLeast(3)]] = field(default_factory=lambda: [10, 30])
     # which of mse_convmlp, mse and ibc
     policies: list[str] = field(default_factory=lambda: list(POLICIES))
     # sets of training points and initial weights: seeds 0, 1, ...
-    num_seeds: int = 1
+    num_seeds: Positive = 1
     # held-out points, the same for all
-    num_test: int = 400
+    num_test: Positive = 400
     # pixels of the pictures' sides
-    image_size: int = 64
+    image_size: Annotated[int, Between(16, 4096)] = 64
     # gradient steps
-    steps: int = 300
+    steps: Positive = 300
     # pictures per step
-    batch_size: int = 10
+    batch_size: BatchSize = 10
     # first step size of Adam; it falls to a twentieth
-    lr: float = 1e-3
+    lr: PositiveNumber = 1e-3
     # folder of the results
     out: str = "release/results/ibc"
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "num_test", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        if self.image_size < 16:
-            raise ValueError(f"image_size: {self.image_size}, expected at least 16")
         unknown = [p for p in self.policies if p not in POLICIES]
         if unknown or not self.policies:
             raise ValueError(f"policies: {self.policies}, expected some of {', '.join(POLICIES)}")
-        if not self.num_points or min(self.num_points) < 3:
-            raise ValueError(f"num_points: {self.num_points}, expected numbers from 3 on")
+        if not self.num_points:
+            raise ValueError("num_points: [], expected at least one")
 
 
 # ------------------------------------------------------------------------- pictures

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,9 +23,10 @@ from common_utils import run_config
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
+from common_utils.ranges import Between, EpisodeLength, NotNegative, Or
 from common_utils.run_config import ConfigError, Flag
 from env.rendering import Renderer, resize_picture
-from env.robosuite.control import Noise
+from env.robosuite.control import ActionNoise, Noise
 from env.robosuite.experts import EXPERTS, make_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
@@ -43,20 +44,20 @@ class MainConfig:
     # one of the tasks with an expert
     task: str = "Lift"
     # of the episode: the environment's and the expert's
-    seed: int = 1
+    seed: NotNegative = 1
     # standard deviation of action noise
-    noise: float = 0.1
+    noise: ActionNoise = 0.1
     # time limit in control steps (-1: the task's)
-    episode_length: int = -1
+    episode_length: Annotated[EpisodeLength, Or(-1)] = -1
     # show the first failure from seed on, instead of the first success
     failure: Flag = 0
     # control steps that follow a success
-    after: int = 0
+    after: NotNegative = 0
     camera: str = "agentview"
     # pictures in the strip
-    frames: int = 8
+    frames: Annotated[int, Between(2, 1000)] = 8
     # pixels of each
-    size: int = 128
+    size: Annotated[int, Between(16, 4096)] = 128
     # the PNG to write
     out: str = ""
 
@@ -65,15 +66,6 @@ class MainConfig:
             raise ValueError(f"task: '{self.task}', expected one of {', '.join(EXPERTS)}")
         if self.episode_length == -1:
             self.episode_length = TASKS[self.task].horizon
-        for name, least in (
-            ("frames", 2),
-            ("size", 16),
-            ("episode_length", 1),
-            ("after", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least {least}")
-        Noise.of(self.noise)  # checks it
 
 
 def play(cfg: MainConfig, sim: Any, seed: int) -> tuple[bool, list[np.ndarray], str]:

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,9 +24,10 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress, console
+from common_utils.ranges import EpisodeLength, NotNegative, Or, Positive, Threads
 from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
-from env.robosuite.control import Noise
+from env.robosuite.control import ActionNoise, Jitter, Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
 from evaluate.stats import wilson
@@ -41,17 +42,17 @@ class MainConfig:
     # tasks, joined by commas
     tasks: str = "Lift,PickPlaceCan,NutAssemblySquare"
     # episodes of each
-    num: int = 100
+    num: Positive = 100
     # standard deviation of action noise
-    noise: float = 0.1
+    noise: ActionNoise = 0.1
     # metres by which waypoints in free space vary (-1: what goes with the noise)
-    jitter: float = -1.0
+    jitter: Annotated[Jitter, Or(-1)] = -1.0
     # source of all randomness
-    seed: int = 1
+    seed: NotNegative = 1
     # time limit in control steps (-1: the task's)
-    episode_length: int = -1
+    episode_length: Annotated[EpisodeLength, Or(-1)] = -1
     # worker processes (0: this process)
-    workers: int = 1
+    workers: Threads = 1
     # JSON file to add the results to
     out: str = ""
 
@@ -59,15 +60,8 @@ class MainConfig:
         for task in self.names:
             if task not in EXPERTS:
                 raise ValueError(f"tasks: '{task}', expected some of {','.join(EXPERTS)}")
-        if self.num < 1:
-            raise ValueError(f"num: {self.num}, expected at least 1")
-        if self.episode_length != -1 and self.episode_length < 1:
-            raise ValueError(f"episode_length: {self.episode_length}, expected -1 or at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers: {self.workers}, expected 0 or more")
         if self.jitter == -1:
             self.jitter = Noise.of(self.noise).jitter
-        Noise(self.noise, self.jitter)  # checks both
 
     @property
     def names(self) -> list[str]:

@@ -15,14 +15,23 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.ranges import (
+    Between,
+    EpisodeLength,
+    NotNegative,
+    Or,
+    PictureSize,
+    Positive,
+    Share,
+)
 from common_utils.run_config import ConfigError, Flag
-from env.robosuite.control import Noise
+from env.robosuite.control import ActionNoise, Jitter, Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
 from tools.demo_recorder import Settings
@@ -36,30 +45,30 @@ class MainConfig:
     # Lift, PickPlaceCan, NutAssemblySquare, TwoArmTransport or ToolHang
     task: str = "PickPlaceCan"
     # successful episodes to record
-    num: int = 200
+    num: Positive = 200
     # standard deviation of Gaussian noise on the executed (and recorded) actions, which reach
     # from -1 to 1
-    noise: float = 0.1
+    noise: ActionNoise = 0.1
     # metres by which waypoints in free space vary (-1: what goes with the noise, 0.015 at 0.1)
-    jitter: float = -1.0
+    jitter: Annotated[Jitter, Or(-1)] = -1.0
     # source of all randomness
-    seed: int = 1
+    seed: NotNegative = 1
     # folder of processed_data{obs_size}.hdf5 and env_cfg.json
     out: str = ""
     # cameras to store; [] stores states only
     cameras: list[str] = field(default_factory=lambda: ["agentview", "robot0_eye_in_hand"])
     # pixels at which pictures are drawn
-    image_size: int = 224
+    image_size: PictureSize = 224
     # pixels of the stored pictures
-    obs_size: int = 96
+    obs_size: PictureSize = 96
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
     # time limit in control steps (-1: the task's)
-    episode_length: int = -1
+    episode_length: Annotated[EpisodeLength, Or(-1)] = -1
     # worker processes (-1: one per core; 0: this process)
-    workers: int = -1
+    workers: Annotated[int, Between(-1, 256)] = -1
     # give up when more than this share of at least 20 episodes fails
-    max_failure_rate: float = 0.95
+    max_failure_rate: Share = 0.95
     # replace an existing dataset, and what an unfinished run left
     overwrite: Flag = 0
 
@@ -68,14 +77,8 @@ class MainConfig:
             raise ValueError(f"task: '{self.task}', expected one of {', '.join(EXPERTS)}")
         if self.jitter == -1:
             self.jitter = Noise.of(self.noise).jitter
-        Noise(self.noise, self.jitter)  # checks both
         if self.episode_length == -1:
             self.episode_length = TASKS[self.task].horizon
-        for name, least in (("num", 1), ("obs_size", 1), ("image_size", 1), ("episode_length", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least {least}")
-        if self.workers < -1:
-            raise ValueError(f"workers: {self.workers}, expected -1, 0 or more")
 
     @property
     def settings(self) -> Settings:

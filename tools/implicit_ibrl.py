@@ -16,7 +16,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +28,7 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
+from common_utils.ranges import Between, NotNegative, Positive, Seed
 from common_utils.records import read_metrics
 from common_utils.run_config import Flag
 from evaluate.pool import EvalPool
@@ -50,24 +51,17 @@ class MainConfig:
     # the BC policy that bootstraps
     policy: Literal["mse", "mdn", "ebm"] = "ebm"
     # source of the randomness of BC and IBRL; the demonstrations are the same for all
-    seed: int = 1
+    seed: Seed = 1
     # environment steps of IBRL; 0 takes the config's
-    num_train_step: int = 0
+    num_train_step: NotNegative = 0
     # proposals of a policy that samples; 0 takes the config's
-    num_bc_samples: int = 0
+    num_bc_samples: Annotated[int, Between(0, 4096)] = 0
     # episodes of the final evaluations, of BC and of IBRL
-    num_eval_episode: int = 50
+    num_eval_episode: Positive = 50
     # folder of all runs
     save_dir: str = "exp/implicit_ibrl"
     # 1: run nothing, gather what is there
     gather: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.num_eval_episode < 1:
-            raise ValueError(f"num_eval_episode: {self.num_eval_episode}, expected at least 1")
-        for name in ("num_train_step", "num_bc_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
 
     @property
     def run_dir(self) -> Path:

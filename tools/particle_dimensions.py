@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,6 +30,7 @@ from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
+from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
 from common_utils.run_config import ConfigError
 from evaluate.stats import Rate, wilson
 from networks.ebm_fast import Precision
@@ -48,47 +49,37 @@ class MainConfig:
     """The sweep; its outcome depends on all but ``save_dir``."""
 
     # dimensions of the particle
-    dims: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    dims: list[Annotated[int, Between(1, 1024)]] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     # which of mse and ebm
     policies: list[str] = field(default_factory=lambda: list(POLICIES))
     # seeds of the training runs
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     # demonstrated episodes
-    num_demos: int = 2000
+    num_demos: Positive = 2000
     # gradient steps of the explicit policy
-    mse_steps: int = 5000
+    mse_steps: Positive = 5000
     # gradient steps of the implicit policy ...
-    ebm_steps: int = 1500
+    ebm_steps: Positive = 1500
     # ... on batches of so many demonstrated steps ...
-    ebm_batch_size: int = 512
+    ebm_batch_size: BatchSize = 512
     # ... with chains of so many steps in training and when acting ...
-    ebm_iterations: int = 100
+    ebm_iterations: Annotated[int, Between(1, 10000)] = 100
     # ... computed in this arithmetic
     precision: Precision = "bfloat16"
     # the step size falls to this share of its first value
-    final_lr: float = 0.86
+    final_lr: Annotated[float, Above(0), Below(1)] = 0.86
     # episodes of the evaluation: seeds 0, 1, ...
-    num_eval_episode: int = 50
+    num_eval_episode: Positive = 50
     # folder of demonstrations, runs and results
     save_dir: str = "exp/particle_dimensions"
 
     def __post_init__(self) -> None:
-        names = [
-            *("num_demos", "mse_steps", "ebm_steps", "ebm_batch_size", "ebm_iterations"),
-            "num_eval_episode",
-        ]
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
         unknown = [p for p in self.policies if p not in POLICIES]
         if unknown or not self.policies:
             raise ValueError(f"policies: {self.policies}, expected some of {', '.join(POLICIES)}")
-        if not self.dims or min(self.dims) < 1:
-            raise ValueError(f"dims: {self.dims}, expected numbers from 1 on")
-        if not self.seeds or min(self.seeds) < 0:
-            raise ValueError(f"seeds: {self.seeds}, expected numbers from 0 on")
-        if not 0 < self.final_lr < 1:
-            raise ValueError(f"final_lr: {self.final_lr}, expected between 0 and 1")
+        for name in ("dims", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: [], expected at least one")
 
     @property
     def budget(self) -> dict[str, Any]:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from bc.dataset import DatasetConfig
 from bc.registry import POLICIES
 from common_utils.config_kinds import Kinded, Section
 from common_utils.paths import InputFile
+from common_utils.ranges import (
+    AtLeast,
+    BatchSize,
+    Between,
+    NotNegative,
+    NotNegativeNumber,
+    Or,
+    PictureSize,
+    Positive,
+    PositiveNumber,
+    Seed,
+    Threads,
+    Workers,
+)
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.optim import exponential_decay, warmup
@@ -28,44 +42,44 @@ class MainConfig(Kinded, RunConfig):
     # which policy: auto takes state or pixel after dataset.use_state
     policy_type: str = "auto"
     # source of all randomness of the run
-    seed: int = 1
+    seed: Seed = 1
     # weights to start from (a .pt file), or "none"
     load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
-    num_epoch: int = 20
+    num_epoch: Positive = 20
     # ... of that many gradient steps
-    epoch_len: int = 10000
+    epoch_len: Positive = 10000
     # demonstrated steps per gradient step
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     # Adam step size
-    lr: float = 1e-4
+    lr: PositiveNumber = 1e-4
     # exponential: lr * 0.99^(step / lr_decay_steps); warmup: Keras's inverse square root
     lr_schedule: Literal["constant", "exponential", "warmup"] = "constant"
     # steps in which the exponential schedule loses one percent
-    lr_decay_steps: float = 100
+    lr_decay_steps: PositiveNumber = 100
     # keras_adam: epsilon 1e-7, added before the bias correction, as Implicit BC was trained
     optimizer: Literal["adam", "keras_adam"] = "adam"
     # the gradient's norm is clipped to this; 0: not at all
-    grad_clip: float = 5
+    grad_clip: NotNegativeNumber = 5
     # 0: Adam, else AdamW with this decay
-    weight_decay: float = 0
+    weight_decay: NotNegativeNumber = 0
     # above 0: also keep an average of the weights (rate tau per step) and evaluate it too
-    ema: float = -1
+    ema: Annotated[float, Between(0, 1), Or(-1)] = -1
     # auto (cuda when present), cpu, cuda or cuda:N
     device: str = "auto"
     # threads of the C++ kernels (perceptrons, energy networks); results do not depend on it. 2 with
     # torch at one thread trains on two cores; 0: as torch
-    kernel_threads: int = 0
+    kernel_threads: Threads = 0
     # games after each epoch; 0: no evaluation, the newest weights count as the best
-    num_eval_episode: int = 50
+    num_eval_episode: NotNegative = 50
     # games of the long evaluations, every 5 epochs and at the end (none with num_eval_episode 0)
-    num_final_episode: int = 100
+    num_final_episode: NotNegative = 100
     # evaluate in worker processes
     mp_eval: Flag = 0
     # how many
-    num_eval_worker: int = 2
+    num_eval_worker: Workers = 2
     # also write epoch{N}.pt every so many epochs (-1: never)
-    save_per: int = -1
+    save_per: Annotated[int, AtLeast(-1)] = -1
     # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
@@ -77,15 +91,15 @@ class MainConfig(Kinded, RunConfig):
     # filled in from the dataset: the robots
     robots: list[str] = field(default_factory=list)
     # filled in from the environment: pixels of rendered images
-    image_size: int = -1
+    image_size: Annotated[PictureSize, Or(-1)] = -1
     # filled in from the dataset: pixels of the policy's images (-1 with states)
-    rl_image_size: int = -1
+    rl_image_size: Annotated[PictureSize, Or(-1)] = -1
     # filled in from the dataset: shape of one (stacked) image or state
-    obs_shape: list[int] = field(default_factory=list)
+    obs_shape: list[Positive] = field(default_factory=list)
     # filled in from the dataset: shape of one (stacked) proprioception vector
-    prop_shape: list[int] = field(default_factory=list)
+    prop_shape: list[Positive] = field(default_factory=list)
     # filled in from the dataset
-    action_dim: int = 0
+    action_dim: NotNegative = 0
     # the environment of evaluations; suite, task and what the policy sees are filled in
     env: EnvConfig = field(default_factory=EnvConfig)
     save_dir: str = "exps/bc/run1"
@@ -93,18 +107,6 @@ class MainConfig(Kinded, RunConfig):
     def __post_init__(self) -> None:
         if self.load_model in ("", "None"):
             self.load_model = "none"
-        for name in ("num_epoch", "epoch_len", "batch_size", "num_eval_worker"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        not_negative = "num_eval_episode num_final_episode weight_decay grad_clip kernel_threads"
-        for name in not_negative.split():
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
-        for name in ("lr", "lr_decay_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
-        if self.ema > 1:
-            raise ValueError(f"ema: {self.ema}, expected a rate up to 1, or -1 for none")
         if self.optimizer == "keras_adam" and self.weight_decay:
             raise ValueError(f"weight_decay: {self.weight_decay}, but keras_adam has none")
         self._check_policy()

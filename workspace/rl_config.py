@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from bc.dataset_config import DemoOptions
 from common_utils.paths import InputFile, InputFiles
+from common_utils.ranges import (
+    Above,
+    AtLeast,
+    AtMost,
+    BatchSize,
+    Between,
+    EpisodeLength,
+    NotNegative,
+    NotNegativeNumber,
+    Or,
+    PictureSize,
+    Positive,
+    RewardScale,
+    Seed,
+    Share,
+    Stack,
+    Threads,
+    Workers,
+)
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig, GymConfig
 from env.suites import Suite
@@ -35,73 +54,73 @@ class MainConfig(RunConfig):
     RETIRED = (("overlap_env", 0),)
 
     # source of all randomness of the run
-    seed: int = 1
+    seed: Seed = 1
     # what simulates the task (docs/environments.md)
     suite: Suite = "robosuite"
     # task of the suite; "" takes the BC policy's
     task_name: str = "Lift"
     # time limit in control steps
-    episode_length: int = 200
+    episode_length: EpisodeLength = 200
     # end the episode at the first success
     end_on_success: Flag = 1
     # size at which robosuite renders (videos use it)
-    image_size: int = 224
+    image_size: PictureSize = 224
     # size of the images that the agent sees; 0 takes the BC policy's
-    rl_image_size: int = 96
+    rl_image_size: Annotated[PictureSize, Or(0)] = 96
     # camera(s) of the agent; several joined by "+"
     rl_camera: str = "robot0_eye_in_hand"
     # steps per observation, newest first: images
-    obs_stack: int = 1
+    obs_stack: Stack = 1
     # proprioception
-    prop_stack: int = 1
+    prop_stack: Stack = 1
     # state vectors
-    state_stack: int = 1
+    state_stack: Stack = 1
     # simulator repeats of each action (Meta-World); 0 takes the BC policy's
-    action_repeat: int = 1
+    action_repeat: Annotated[int, Between(0, 1000)] = 1
     # rendering: faithful or fast (see docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
     # learn from state vectors (1) or pixels (0)
     use_state: Flag = 0
     # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
-    goal_tolerance: float = 0.0
+    goal_tolerance: NotNegativeNumber = 0.0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
     gym: GymConfig = field(default_factory=GymConfig)
     q_agent: QAgentConfig = field(default_factory=QAgentConfig)
     # exploration noise: linear from stddev_max ...
-    stddev_max: float = 1.0
+    stddev_max: Annotated[float, Between(0, 100)] = 1.0
     # ... to stddev_min (clamped to stddev_max) ...
-    stddev_min: float = 0.1
+    stddev_min: Annotated[float, Between(0, 100)] = 0.1
     # ... over that many environment steps
-    stddev_step: int = 500000
+    stddev_step: Positive = 500000
     # n-step returns
-    nstep: int = 3
+    nstep: Annotated[int, Between(1, 10000)] = 3
     # discount gamma per step
-    discount: float = 0.99
+    discount: Annotated[float, Above(0), AtMost(1)] = 0.99
     # value states at the time limit by bootstrapping (0 = as released: time limit is terminal)
     bootstrap_truncated: Flag = 0
     # capacity of the replay, in episodes
-    replay_buffer_size: int = 500
+    replay_buffer_size: Positive = 500
     # "ram", or a folder for memory-mapped files
     replay_storage: str = "ram"
     # threads that gather a batch
-    replay_threads: int = 1
+    replay_threads: Workers = 1
     # batches gathered ahead of time (changes nothing but time)
-    replay_prefetch: int = 0
+    replay_prefetch: Annotated[int, Between(0, 64)] = 0
     # transitions per update
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     # critic updates per update step; the actor is updated in the last
-    num_critic_update: int = 1
+    num_critic_update: Annotated[int, Between(1, 10000)] = 1
     # environment steps between update steps
-    update_freq: int = 2
+    update_freq: Positive = 2
     # weights of the BC policy (.pt with its cfg.yaml beside it); several joined by "+"
     bc_policy: InputFiles = ""
     # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)
     use_bc: Flag = 1
     # share of each batch that comes from the replay; the rest from demonstrations (RLPD: 0.5)
-    mix_rl_rate: float = 1.0
+    mix_rl_rate: Share = 1.0
     # demonstrations loaded into the replay
-    preload_num_data: int = 0
+    preload_num_data: NotNegative = 0
     # their HDF5 file
     preload_datapath: InputFile = ""
     # how they are read, as for BC (train_bc.py)
@@ -111,9 +130,9 @@ class MainConfig(RunConfig):
     # stop after BC pretraining
     pretrain_only: Flag = 1
     # BC pretraining of the actor (RFT): epochs ...
-    pretrain_num_epoch: int = 0
+    pretrain_num_epoch: NotNegative = 0
     # ... of that many steps
-    pretrain_epoch_len: int = 10000
+    pretrain_epoch_len: Positive = 10000
     # weights to start the agent from
     load_pretrained_agent: InputFile = ""
     # of those keep only encoder and actor; the critics start fresh
@@ -121,29 +140,29 @@ class MainConfig(RunConfig):
     # RFT: add the BC regulariser to the actor's loss
     add_bc_loss: Flag = 0
     # factor on environment rewards
-    env_reward_scale: float = 1.0
+    env_reward_scale: RewardScale = 1.0
     # episodes collected before training (by BC, else the pretrained agent, else at random)
-    num_warm_up_episode: int = 50
+    num_warm_up_episode: NotNegative = 50
     # count preloaded demonstrations among them (0: they come on top)
     warm_up_counts_demos: Flag = 0
     # episodes per evaluation
-    num_eval_episode: int = 10
+    num_eval_episode: NotNegative = 10
     # write the last k successes to HDF5 at every k-th success (-1: never); robosuite's with
     # simulator states, and where pixels are learned from with pictures of two cameras
-    save_per_success: int = -1
+    save_per_success: Annotated[int, AtLeast(-1)] = -1
     # evaluate in worker processes
     mp_eval: Flag = 0
     # how many
-    num_eval_worker: int = 2
+    num_eval_worker: Workers = 2
     # environment steps of the run (after warm-up)
-    num_train_step: int = 200000
+    num_train_step: Positive = 200000
     # environment steps between evaluations, log lines and checkpoints
-    log_per_step: int = 5000
+    log_per_step: Positive = 5000
     # threads of torch; 0 leaves it to OMP_NUM_THREADS
-    torch_threads: int = 0
+    torch_threads: Threads = 0
     # threads of the C++ kernels (perceptrons of state agents); results do not depend on it. 2 with
     # torch at one thread updates on two cores; 0: as torch
-    kernel_threads: int = 0
+    kernel_threads: Threads = 0
     # module(s) that checkpoints may name and so have imported, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last checkpoint
@@ -159,31 +178,12 @@ class MainConfig(RunConfig):
         self._validate()
 
     def _validate(self) -> None:
-        positive = (
-            "episode_length nstep replay_buffer_size batch_size num_critic_update update_freq "
-            "num_train_step log_per_step obs_stack prop_stack state_stack "
-            "pretrain_epoch_len num_eval_worker replay_threads"
-        )
-        for name in positive.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        for name in ("torch_threads", "kernel_threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
-        if not 0.0 <= self.mix_rl_rate <= 1.0:
-            raise ValueError(f"mix_rl_rate: {self.mix_rl_rate}, expected within [0, 1]")
-        if not 0.0 < self.discount <= 1.0:
-            raise ValueError(f"discount: {self.discount}, expected within (0, 1]")
         for name in ("pretrain_num_epoch", "add_bc_loss"):
             if getattr(self, name) > 0 and self.preload_num_data == 0:
                 raise ValueError(
                     f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
                     "and preload_datapath"
                 )
-        not_negative = "num_eval_episode num_warm_up_episode preload_num_data goal_tolerance"
-        for name in not_negative.split():
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
         if max(self.warm_up_target, self.preload_num_data) > self.replay_buffer_size:
             raise ValueError(
                 f"replay_buffer_size: {self.replay_buffer_size} episodes cannot hold the "
@@ -206,6 +206,18 @@ class MainConfig(RunConfig):
                 f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
                 "but preload_num_data is 0 and freeze_bc_replay is 1, so there will be none"
             )
+        if self.mix_rl_rate < 1 and int(self.batch_size * self.mix_rl_rate) < 1:
+            raise ValueError(
+                f"mix_rl_rate: {self.mix_rl_rate} of batch_size {self.batch_size} is no transition "
+                "of the replay"
+            )
+        if self.num_warm_up_episode == 0 and self.preload_num_data == 0:
+            raise ValueError(
+                "num_warm_up_episode: 0 leaves the replay empty; expected at least 1, or "
+                "demonstrations (preload_num_data, preload_datapath)"
+            )
+        if self.q_agent.norm_state and not self.use_state:
+            raise ValueError("q_agent.norm_state: 1 normalises states, but use_state is 0")
         if not self.use_state and "+" in self.rl_camera:
             raise ValueError(
                 f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"

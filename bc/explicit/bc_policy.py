@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from bc.base import PolicyConfig, PolicyInputs, check_dropout
+from bc.base import PolicyConfig, PolicyInputs
 from bc.explicit.base import ExplicitPolicy, check_prop
 from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
+from common_utils.ranges import Between, Dropout, Layers, NotNegativeNumber, OneOf, Width
 from common_utils.specs import ArraySpec, Obs
 from networks.mlp import build_fc
 from networks.normalizer import Normalizer
@@ -29,22 +30,17 @@ class BcPolicyConfig(PolicyConfig):
     # 1: append proprioception to the visual feature
     use_prop: Flag = 0
     # half width of the uniform noise put on proprioception in training
-    prop_noise: float = 0
+    prop_noise: NotNegativeNumber = 0
     # pixels by which training images are shifted at random (0: not at all)
-    aug_pad: int = 4
+    aug_pad: Annotated[int, Between(0, 256)] = 4
     # width of the hidden layers
-    hidden_dim: int = 1024
+    hidden_dim: Width = 1024
     # number of hidden layers
-    num_layer: int = 1
+    num_layer: Layers = 1
     # dropout probability after each hidden layer
-    dropout: float = 0
+    dropout: Dropout = 0
     # 1: orthogonal initialisation of the hidden layers
     orth_init: Flag = 0
-
-    def __post_init__(self) -> None:
-        check_dropout(self.dropout)
-        if self.aug_pad < 0:
-            raise ValueError(f"aug_pad: {self.aug_pad}, expected 0 or more")
 
 
 @dataclass
@@ -52,18 +48,15 @@ class StateBcPolicyConfig(PolicyConfig):
     """Policy on state vectors."""
 
     # number of hidden layers
-    num_layer: int = 3
+    num_layer: Layers = 3
     # width of the hidden layers
-    hidden_dim: int = 256
+    hidden_dim: Width = 256
     # dropout probability after each hidden layer
-    dropout: float = 0.5
+    dropout: Dropout = 0.5
     # LayerNorm: 0 none, 1 every hidden layer, 2 last hidden layer only
-    layer_norm: int = 0
+    layer_norm: Annotated[int, OneOf(0, 1, 2)] = 0
     # 1: normalise the state with statistics kept in the weights (not in the original)
     norm_state: Flag = 0
-
-    def __post_init__(self) -> None:
-        check_dropout(self.dropout)
 
 
 class BcPolicy(ExplicitPolicy):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
-from bc.base import check_dropout
+from common_utils.ranges import Dropout, Width
 from common_utils.specs import Obs
 from networks.encoder import ResNetEncoder, ResNetEncoderConfig
-
-FUSE_METHODS = ("cat", "add", "mult")
 
 
 @dataclass
@@ -20,16 +19,13 @@ class MultiViewEncoderConfig:
     """ResNets over several cameras."""
 
     # how camera features are joined: cat, add or mult
-    fuse_method: str = "cat"
+    fuse_method: Literal["cat", "add", "mult"] = "cat"
     # the ResNet of each camera
     resnet: ResNetEncoderConfig = field(default_factory=ResNetEncoderConfig)
     # width of one camera's compressed feature
-    feat_dim: int = 512
+    feat_dim: Width = 512
     # dropout probability in the compression
-    dropout: float = 0
-
-    def __post_init__(self) -> None:
-        check_dropout(self.dropout)
+    dropout: Dropout = 0
 
 
 class MultiViewEncoder(nn.Module):
@@ -50,8 +46,6 @@ class MultiViewEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else MultiViewEncoderConfig()
-        if cfg.fuse_method not in FUSE_METHODS:
-            raise ValueError(f"fuse_method must be one of {FUSE_METHODS}, got '{cfg.fuse_method}'")
         if not rl_cameras:
             raise ValueError("MultiViewEncoder needs at least one camera")
         self.obs_horizon, self.use_prop = obs_horizon, bool(use_prop)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
-from bc.base import PolicyConfig, PolicyInputs, check_dropout
+from bc.base import PolicyConfig, PolicyInputs
 from bc.explicit.base import ExplicitPolicy, check_prop
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
+from common_utils.ranges import Dropout, Width
 from common_utils.specs import ArraySpec, Obs
 from networks.encoder import ResNetEncoder, ResNetEncoderConfig
 
@@ -22,24 +24,21 @@ class BcPolicyConfig(PolicyConfig):
     """Meta-World policy on one camera."""
 
     # kind of encoder; only "resnet" exists
-    net_type: str = "resnet"
+    net_type: Literal["resnet"] = "resnet"
     # the encoder
     resnet: ResNetEncoderConfig = field(default_factory=ResNetEncoderConfig)
     # width of the two hidden layers
-    hidden_dim: int = 1024
+    hidden_dim: Width = 1024
     # dropout probability in the hidden layers
-    dropout: float = 0
+    dropout: Dropout = 0
     # 1: orthogonal initialisation of the head
     orth_init: Flag = 1
     # 1: compress the visual feature to feature_dim and append proprioception
     use_prop: Flag = 0
     # width of the compressed feature (use_prop 1 only)
-    feature_dim: int = 256
+    feature_dim: Width = 256
     # unused, kept so that the original's configs load
-    proj_dim: int = 1024
-
-    def __post_init__(self) -> None:
-        check_dropout(self.dropout)
+    proj_dim: Width = 1024
 
 
 class BcPolicy(ExplicitPolicy):
@@ -59,8 +58,6 @@ class BcPolicy(ExplicitPolicy):
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else BcPolicyConfig()
-        if cfg.net_type != "resnet":
-            raise ValueError(f"policy.net_type must be 'resnet', got '{cfg.net_type}'")
         self.obs_shape, self.prop_shape = tuple(obs_shape), tuple(prop_shape)
         self.action_dim, self.camera = action_dim, camera
         self.aug: nn.Module = RandomShiftsAug(pad=4)

@@ -5,11 +5,10 @@ Florence et al. 2021, eq. 1; docs/reference/ibc.md#losses and #samplers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
+from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import SpecError
 from networks import ebm_fast
 from networks.ibc_mlp import MLPEBM, MLPConfig
@@ -44,21 +44,21 @@ class EbmPolicyConfig(PolicyConfig):
     # arithmetic of the trunk's products on the CPU; the rest, and GPUs, stay float32
     precision: Precision = "float32"
     # samples are drawn within the actions' range, widened by this share of it on each side
-    uniform_boundary_buffer: float = 0.05
+    uniform_boundary_buffer: Annotated[float, Between(0, 1e6)] = 0.05
     # 1: the first dimension's bounds serve all dimensions, as published; 0: each its own
     scalar_box: Flag = 1
     # what is minimised
     loss_type: LossType = "info_nce"
     # counter-examples per demonstrated action
-    num_counter_examples: int = 256
+    num_counter_examples: Annotated[int, Between(1, 2**20)] = 256
     # InfoNCE divides the logits by this
-    softmax_temperature: float = 1.0
+    softmax_temperature: Temperature = 1.0
     # InfoNCE clips probabilities to this, as Keras does; 0: exact cross entropy
-    prob_clip: float = 1e-7
+    prob_clip: Annotated[float, AtLeast(0), Below(1)] = 1e-7
     # share of counter-examples made by derivative-free optimisation ...
-    fraction_dfo_samples: float = 0.0
+    fraction_dfo_samples: Share = 0.0
     # ... and by Langevin dynamics; the others are uniform
-    fraction_langevin_samples: float = 1.0
+    fraction_langevin_samples: Share = 1.0
     # 1: log the mean squared distance of counter-examples from the demonstrated action
     compute_mse: Flag = 0
     # penalty on the energy's action gradient
@@ -68,41 +68,28 @@ class EbmPolicyConfig(PolicyConfig):
     # derivative-free optimisation, in training and when acting
     dfo: DfoConfig = field(default_factory=DfoConfig)
     # acting: actions drawn uniformly at first
-    num_action_samples: int = 16384
+    num_action_samples: Annotated[int, Between(1, 2**20)] = 16384
     # acting: improve them by derivative-free optimisation
     use_dfo: Flag = 0
     # acting: improve them by a Langevin chain
     use_langevin: Flag = 1
     # acting: noise of the first chain (the published program ignores langevin.noise_scale here)
-    first_noise_scale: float = 1.0
+    first_noise_scale: NoiseScale = 1.0
     # acting: run a second chain from where the first ended ...
     optimize_again: Flag = 0
     # ... with this first step size
-    again_stepsize_init: float = 0.1
+    again_stepsize_init: StepSize = 0.1
     # ... and this last one
-    again_stepsize_final: float = 1e-5
+    again_stepsize_final: StepSize = 1e-5
     # ... and this noise
-    inference_langevin_noise_scale: float = 1.0
+    inference_langevin_noise_scale: NoiseScale = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_counter_examples", "num_action_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        for name in ("softmax_temperature", "again_stepsize_init", "again_stepsize_final"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
         dfo, langevin = self.fraction_dfo_samples, self.fraction_langevin_samples
-        if dfo < 0 or langevin < 0 or dfo + langevin > 1:
+        if dfo + langevin > 1:
             raise ValueError(
                 f"fraction_dfo_samples: {dfo} and fraction_langevin_samples {langevin}, "
                 "expected shares whose sum is at most 1"
-            )
-        for name in ("first_noise_scale", "inference_langevin_noise_scale"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0 or more")
-        if not 0 <= self.uniform_boundary_buffer < math.inf:
-            raise ValueError(
-                f"uniform_boundary_buffer: {self.uniform_boundary_buffer}, expected 0 or more"
             )
         penalty = self.grad_penalty
         along_chain = penalty.add_grad_penalty and not penalty.only_apply_final_grad_penalty
@@ -114,8 +101,6 @@ class EbmPolicyConfig(PolicyConfig):
             )
         if self.autoregressive:
             self._check_autoregressive()
-        if not 0 <= self.prob_clip < 1:
-            raise ValueError(f"prob_clip: {self.prob_clip}, expected 0 or a small probability")
 
     @property
     def num_dfo(self) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from common_utils.config_types import Flag
+from common_utils.ranges import NotNegativeNumber
 
 LossType = Literal["info_nce", "cd", "clipped_cd", "soft_clipped_cd", "cd_kl"]
 NormType = Literal["1", "2", "inf", "none"]
@@ -117,19 +118,13 @@ class GradPenaltyConfig:
     # norm of the gradient over the action's dimensions
     grad_norm_type: NormType = "inf"
     # only what a norm has above this counts; null: all of it
-    grad_margin: float | None = 1.0
+    grad_margin: NotNegativeNumber | None = 1.0
     # 1: squared
     square_grad_penalty: Flag = 1
     # factor of the penalty
-    grad_loss_weight: float = 1.0
+    grad_loss_weight: NotNegativeNumber = 1.0
     # 1: at the counter-examples and the true action; 0: at all points of the Langevin chain
     only_apply_final_grad_penalty: Flag = 1
-
-    def __post_init__(self) -> None:
-        if self.grad_margin is not None and self.grad_margin < 0:
-            raise ValueError(f"grad_margin: {self.grad_margin}, expected 0 or more, or null")
-        if self.grad_loss_weight < 0:
-            raise ValueError(f"grad_loss_weight: {self.grad_loss_weight}, expected 0 or more")
 
 
 def grad_norm(grad: torch.Tensor, kind: NormType) -> torch.Tensor:

@@ -10,12 +10,13 @@ All of it works in normalised action space, on actions [B, N, A] within the box 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 
 from bc.ibc.losses import NormType, grad_norm
 from common_utils.config_types import Flag
+from common_utils.ranges import Between, NoiseScale, StepSize, Temperature
 from networks import ebm_fast
 from networks.ebm_fast import Precision
 from networks.ibc_mlp import MLPEBM
@@ -26,21 +27,14 @@ class DfoConfig:
     """Derivative-free optimisation (appendix B.1, algorithm 1)."""
 
     # divides the logits when samples are drawn again
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     # scorings; between them the samples are disturbed
-    num_iterations: int = 3
+    num_iterations: Annotated[int, Between(1, 10000)] = 3
     # standard deviation of the first disturbance, halved at each further one
-    iteration_std: float = 0.33
+    iteration_std: StepSize = 0.33
     # 0: probabilities and samples are misaligned by one resampling, as published;
     # 1: the samples before the last resampling, to which the probabilities belong
     aligned: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations: {self.num_iterations}, expected at least 1")
-        for name in ("temperature", "iteration_std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
 
 
 @dataclass
@@ -48,42 +42,25 @@ class LangevinConfig:
     """Langevin dynamics (appendix B.3; noise is scaled by the step size itself)."""
 
     # steps of a chain
-    num_iterations: int = 25
+    num_iterations: Annotated[int, Between(1, 10000)] = 25
     # step sizes: polynomial falls from init to final, exponential multiplies by the decay
     schedule: Literal["polynomial", "exponential"] = "polynomial"
     # first step size
-    sampler_stepsize_init: float = 0.1
+    sampler_stepsize_init: StepSize = 0.1
     # last step size (polynomial)
-    sampler_stepsize_final: float = 1e-5
+    sampler_stepsize_final: StepSize = 1e-5
     # exponent of the polynomial
-    sampler_stepsize_power: float = 2.0
+    sampler_stepsize_power: Annotated[float, Between(0, 100)] = 2.0
     # factor per step (exponential)
-    sampler_stepsize_decay: float = 0.8
+    sampler_stepsize_decay: StepSize = 0.8
     # standard deviation of the noise before it is multiplied by the step size
-    noise_scale: float = 1.0
+    noise_scale: NoiseScale = 1.0
     # clips each component of the gradient; null: no clipping
-    grad_clip: float | None = None
+    grad_clip: StepSize | None = None
     # clips each component of a step, as a share of half the box
-    delta_action_clip: float = 0.1
+    delta_action_clip: StepSize = 0.1
     # 1: follow the gradient of exp(f) instead of f
     apply_exp: Flag = 0
-
-    def __post_init__(self) -> None:
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations: {self.num_iterations}, expected at least 1")
-        for name in ("sampler_stepsize_init", "sampler_stepsize_final", "delta_action_clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
-        for name in ("sampler_stepsize_decay", "grad_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: {value}, expected above 0")
-        if self.sampler_stepsize_power < 0:
-            raise ValueError(
-                f"sampler_stepsize_power: {self.sampler_stepsize_power}, expected 0 or more"
-            )
-        if self.noise_scale < 0:
-            raise ValueError(f"noise_scale: {self.noise_scale}, expected 0 or more")
 
     def step_sizes(self) -> list[float]:
         """s_0 .. s_{N-1}."""

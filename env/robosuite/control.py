@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common_utils.ranges import Between
 from env.robosuite.sim import ARM_ACTION_DIM
 
 OPEN, CLOSE = -1.0, 1.0  # gripper commands; the fingers take 5 to 12 steps to follow
@@ -27,6 +28,10 @@ UP = np.array([0.0, 0.0, 1.0])
 FINE = 0.3  # share of the action noise where millimetres matter
 
 
+ActionNoise = Annotated[float, Between(0, 2)]  # actions go from -1 to 1
+Jitter = Annotated[float, Between(0, 0.1)]  # metres
+
+
 @dataclass(frozen=True)
 class Noise:
     """How unlike each other the demonstrations are.
@@ -36,14 +41,8 @@ class Noise:
     jitter  metres by which waypoints in free space are moved at random, once an episode
     """
 
-    std: float = 0.0
-    jitter: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.std <= 2:
-            raise ValueError(f"noise: {self.std}, expected 0 to 2 (actions go from -1 to 1)")
-        if not 0 <= self.jitter <= 0.1:
-            raise ValueError(f"jitter: {self.jitter}, expected 0 to 0.1 m")
+    std: ActionNoise = 0.0
+    jitter: Jitter = 0.0
 
     @classmethod
     def of(cls, std: float) -> Noise:

@@ -22,7 +22,9 @@ from bc.dataset import (
     read_demos,
 )
 from bc.loader import DemoFile
+from common_utils import run_config
 from common_utils.robomimic_keys import PROP_KEYS, STATE_DIMS, STATE_KEYS
+from common_utils.run_config import ConfigError
 from common_utils.specs import ArraySpec, EnvSpec, SpecError
 from common_utils.success_rule import AsRecorded, InfoSays, SparseReward
 
@@ -503,8 +505,8 @@ def test_unknown_task_without_state_says_which_are_known(tmp_path):
     [({"obs_stack": 0}, "obs_stack"), ({"num_data": 0}, "num_data"), ({"rl_camera": ""}, "camera")],
 )
 def test_impossible_configs_name_the_field(option, match):
-    with pytest.raises(DatasetError, match=f"dataset.*{match}"):
-        DatasetConfig(**option)
+    with pytest.raises(ConfigError, match=match):
+        run_config.from_dict(DatasetConfig, option)
 
 
 def test_real_raw_recording_is_refused_with_the_conversion_command():

@@ -298,20 +298,20 @@ def test_a_missing_simulator_tells_how_to_train_without(tmp_path, mp_eval):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--policy.dropout", "1"], r"policy: dropout: 1.0, expected .*\[0, 1\)"),
+        (["--policy.dropout", "1"], r"policy.dropout: expected .*\[0, 1\), got 1"),
         (
             ["--dataset.use_state", "1", "--state_policy.dropout", "-0.1"],
-            "state_policy: dropout: -0.1",
+            "state_policy.dropout: .*got -0.1",
         ),
         (
             ["--policy_type", "metaworld", "--mw_policy.dropout", "1.5"],
-            "mw_policy: dropout: 1.5",
+            "mw_policy.dropout: .*got 1.5",
         ),
         (["--policy.use_prop", "2"], "policy.use_prop.*0 or 1"),
-        (["--lr", "0"], "lr: 0"),
-        (["--num_epoch", "0"], "num_epoch: 0"),
+        (["--lr", "0"], "lr: expected a number above 0, got 0"),
+        (["--num_epoch", "0"], "num_epoch: .* at least 1, got 0"),
         (["--policy_type", "state"], "policy_type"),
-        (["--dataset.obs_stack", "0"], "dataset.obs_stack is 0"),
+        (["--dataset.obs_stack", "0"], "dataset.obs_stack: .*got 0"),
         (["--policy.use_porp", "1"], "policy.use_prop"),
         (["--ema", "2"], "ema"),
     ],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bc.dataset import read_demos
+from common_utils import run_config
 from common_utils.gl import best_backend
 from common_utils.run_config import ConfigError
 from common_utils.success_rule import SparseReward
@@ -79,8 +80,8 @@ def test_seeds_noise_and_overwriting(tmp_path):
     assert np.array_equal(
         unsteady, recorded("g", task="drawer-open", seed=3, random_action_rate=0.3)
     )
-    with pytest.raises(ValueError, match="random_action_rate: 1.5"):
-        config(tmp_path, random_action_rate=1.5)
+    with pytest.raises(ConfigError, match="random_action_rate: .*got 1.5"):
+        run_config.from_dict(MainConfig, {"random_action_rate": 1.5})
     with pytest.raises(ConfigError, match="exists; --overwrite 1 replaces it"):
         generate(config(tmp_path / "a"))
     np.testing.assert_array_equal(recorded("a", seed=4, overwrite=1), other)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common_utils.ibrl_utils import concat_obs
+from common_utils.run_config import ConfigError
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
@@ -232,7 +233,7 @@ def test_bad_seeds_are_refused(assembly, seed):
 
 
 def test_bad_configs_are_refused():
-    with pytest.raises(ValueError, match="action_repeat: 0"):
+    with pytest.raises(ConfigError, match="action_repeat: .*, got 0"):
         make(action_repeat=0)
     with pytest.raises(EnvError, match="suite 'atari' is unknown"):
         make_env(EnvConfig(suite="atari"))

@@ -134,8 +134,8 @@ def test_draw_members() -> None:
     assert [net.draw_members(again) for _ in range(300)] == draws
     all_members = MultiFcQ([9], A, MultiFcQConfig(num_q=3, num_k=3, hidden_dim=8))
     assert all_members.draw_members(None) == [0, 1, 2]
-    with pytest.raises(ValueError, match="num_k"):
-        MultiFcQ([9], A, MultiFcQConfig(num_q=2, num_k=3))
+    with pytest.raises(ValueError, match="num_k: 3, expected at most num_q 2"):
+        MultiFcQConfig(num_q=2, num_k=3)
 
 
 @pytest.mark.parametrize("spatial_emb", [0, 12])

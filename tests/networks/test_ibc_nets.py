@@ -32,12 +32,10 @@ from networks.ibc_pixel import (
     ConvMLPMDN,
     ConvMLPMSE,
     CoordConv,
-    DenseResnetValue,
     FrameStack,
     ImageConfig,
     PixelEBM,
     PixelEBMConfig,
-    SpatialAttentionEncoder,
     SpatialSoftmax,
     stack_frames,
     unstack_frames,
@@ -280,8 +278,8 @@ def test_mdn_modes() -> None:
     torch.testing.assert_close(test.scale, train.scale**3)
     torch.testing.assert_close(test.loc, train.loc)
     for bad in ({"num_components": 0}, {"training_temperature": 0.0}, {"test_temperature": -1.0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            MLPMDN(5, 2, dataclasses.replace(cfg, **bad))
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            run_config.from_dict(MDNConfig, bad)
 
 
 # -------------------------------------------------------------------------------- images
@@ -373,8 +371,6 @@ def test_coordinates_and_spatial_softmax() -> None:
     assert softmax.temperature.grad is not None and softmax.temperature.grad.abs() > 0
     with pytest.raises(ValueError, match="temperature"):
         SpatialSoftmax(0.0)
-    with pytest.raises(ValueError, match="filters"):
-        SpatialAttentionEncoder(3, 6)
 
 
 @pytest.mark.parametrize("encoder", ["conv_maxpool", "spatial_attention"])
@@ -423,15 +419,20 @@ def test_bfloat16_convolutions_stay_close() -> None:
     assert all(p.grad.dtype is torch.float32 for p in nets[1].parameters() if p.grad is not None)
 
 
-def test_impossible_pixel_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="width"):
-        DenseResnetValue(4, 6)
-    with pytest.raises(ValueError, match="encoder"):
-        PixelEBM(2, 2, PixelEBMConfig(encoder="resnet"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="conv_precision"):
-        FrameStack(2, 3, ImageConfig(conv_precision="float16"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="target_height"):
-        FrameStack(2, 3, ImageConfig(target_height=0))
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        ({"value_width": 6}, "value_width"),
+        ({"filters": 6}, "filters"),
+        ({"encoder": "resnet"}, "encoder"),
+        ({"image.conv_precision": "float16"}, "image.conv_precision"),
+        ({"image.target_height": 0}, "image.target_height"),
+        ({"image.target_width": 15}, "image.target_height: 180 and image.target_width 15"),
+    ],
+)
+def test_impossible_pixel_networks_are_refused(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=f"config: {field}"):
+        run_config.from_dict(PixelEBMConfig, options)
 
 
 @pytest.mark.parametrize(

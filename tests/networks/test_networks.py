@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from common_utils import run_config
+from common_utils.run_config import ConfigError
 from common_utils.specs import SpecError
 from networks import fast
 from networks.encoder import (
@@ -19,7 +22,7 @@ from networks.encoder import (
     VitEncoder,
     VitEncoderConfig,
 )
-from networks.mlp import _MultiLinear, build_fc
+from networks.mlp import _MultiLinear
 from networks.normalizer import Normalizer
 from networks.resnet import make_norm
 
@@ -102,21 +105,24 @@ def test_group_count_is_honoured_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("config", "options"),
     [
-        (lambda: ResNetEncoder(SHAPE, ResNetEncoderConfig(norm_layer="layer")), "norm_layer"),
-        (lambda: ResNetEncoder(SHAPE, ResNetEncoderConfig(stem="big")), "stem"),
-        (lambda: ResNetEncoder(SHAPE, ResNetEncoderConfig(downsample="x")), "downsample"),
-        (lambda: VitEncoder(SHAPE, VitEncoderConfig(embed_style="embed3")), "embed_style"),
-        (lambda: VitEncoder(SHAPE, VitEncoderConfig(embed_dim=10)), "num_heads"),
-        (lambda: VitEncoder((3, 96, 84)), "square"),
-        (lambda: build_fc(3, 8, 2, 0, 0, 0.0), "num_layer"),
-        (lambda: build_fc(3, 8, 2, 1, 3, 0.0), "layer_norm"),
+        (ResNetEncoderConfig, {"norm_layer": "layer"}),
+        (ResNetEncoderConfig, {"norm_layer": "gn3", "group_norm_k_fixed": 1}),
+        (ResNetEncoderConfig, {"stem": "big"}),
+        (ResNetEncoderConfig, {"downsample": "x"}),
+        (VitEncoderConfig, {"embed_style": "embed3"}),
+        (VitEncoderConfig, {"embed_dim": 10}),
     ],
 )
-def test_impossible_configurations_are_named(build, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
+def test_impossible_configurations_are_named(config, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"config: {next(iter(options))}"):
+        run_config.from_dict(config, options)
+
+
+def test_a_transformer_needs_square_images() -> None:
+    with pytest.raises(ValueError, match="square"):
+        VitEncoder((3, 96, 84))
 
 
 def test_batch_norm_statistics_are_untouched_by_construction() -> None:

@@ -14,6 +14,8 @@ from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, State
 from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from common_utils import run_config
+from common_utils.run_config import ConfigError
 from common_utils.specs import ArraySpec, EnvSpec, Policy, SpecError
 from networks.encoder import ResNetEncoderConfig
 
@@ -167,9 +169,9 @@ def test_state_normaliser_is_in_the_checkpoint_only_when_on() -> None:
 
 
 def test_refused_configurations() -> None:
-    with pytest.raises(ValueError, match="fuse_method"):
-        MultiViewEncoder(SHAPE, 1, (5,), CAMERAS, 0, MultiViewEncoderConfig(fuse_method="sum"))
+    with pytest.raises(ConfigError, match="fuse_method"):
+        run_config.from_dict(MultiViewEncoderConfig, {"fuse_method": "sum"})
     with pytest.raises(ValueError, match="camera"):
         MultiViewEncoder(SHAPE, 1, (5,), (), 0)
-    with pytest.raises(ValueError, match="net_type"):
-        MwBcPolicy(SHAPE, (5,), 4, MwBcPolicyConfig(net_type="vit"))
+    with pytest.raises(ConfigError, match="net_type"):
+        run_config.from_dict(MwBcPolicyConfig, {"net_type": "vit"})

@@ -15,6 +15,7 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from bc.dataset import DatasetConfig, DatasetError, DemoDataset
+from common_utils import run_config
 from common_utils.run_config import ConfigError
 from env.factory import make_env
 from tools.convert_minari import MainConfig, convert, local_datasets
@@ -190,5 +191,5 @@ def test_a_damaged_dataset_is_told(root: Path, tmp_path: Path) -> None:
     (root / "my" / "pendulum-v0" / "data" / "metadata.json").write_text("{")
     with pytest.raises(ConfigError, match="my/pendulum-v0.*cannot be read"):
         convert(MainConfig(dataset="my/pendulum-v0", out=str(tmp_path / "out")))
-    with pytest.raises(ValueError, match="num: 0"):
-        MainConfig(num=0)
+    with pytest.raises(ConfigError, match="num: expected -1 or an integer of at least 1, got 0"):
+        run_config.from_dict(MainConfig, {"num": 0})
