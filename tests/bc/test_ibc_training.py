@@ -160,9 +160,13 @@ def test_data_that_are_not_finite_are_refused_by_the_normaliser(tmp_path, data, 
 def test_a_damaged_state_is_reported_not_raised(tmp_path, data, capsys):
     cfg = config("mse", tmp_path / "run", data, "--num_epoch", "1")
     train_bc.run(cfg)
-    (marker,) = (tmp_path / "run" / "state").glob("*/COMPLETE")
-    marker.write_text("{")
+    _, last = sorted((tmp_path / "run" / "state").glob("*/COMPLETE"))
+    last.write_text("{")
     cfg.resume = 1
+    with pytest.warns(UserWarning, match="trying the state before it"):
+        assert train_bc.run(cfg).epoch == 1
+    for marker in (tmp_path / "run" / "state").glob("*/COMPLETE"):
+        marker.write_text("{")
     with pytest.warns(UserWarning, match="COMPLETE cannot be read"):
         assert run_program(train_bc.main, cfg) == 2
     assert capsys.readouterr().err.startswith("error: no usable state: ")
