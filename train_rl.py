@@ -378,7 +378,8 @@ def _start(work: Workspace, state: RunState | None) -> None:
     else:
         work.save_state()  # from now on whatever the run writes has a state beside it
     if not work.prepared:
-        prepare(work)
+        with work.folder.preparing():
+            prepare(work)
     if work.prepared:
         work.train()
 

@@ -20,13 +20,15 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from common_utils import records, run_config
 from common_utils.atomic import full_disk, make_folder, remove_leftovers
+from common_utils.errors import UserError
 from common_utils.kept_weights import KEPT_DIR
 from common_utils.logger import RunLogger
 from common_utils.paths import is_input, same_input
@@ -76,6 +78,7 @@ class RunFolder:
         self._made: list[Path] = []  # folders that did not exist before, innermost first
         self._lock: int | None = None
         self._begun = False
+        self._saved = 0  # states
 
     def __enter__(self) -> RunFolder:
         try:
@@ -96,6 +99,8 @@ class RunFolder:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        if not self._begun and self._saved and self._is_held():  # refused while preparing
+            self._wipe()
         self._release()
         if isinstance(error, (OSError, RuntimeError)):  # torch makes RuntimeErrors of a full disk
             full = full_disk(error)
@@ -192,13 +197,17 @@ class RunFolder:
                 names.append(name)
         return sorted(names)
 
-    def _check_never_began(self) -> None:
-        """Without a state only a run that ended before its first one may start over."""
+    def _weights_and_metrics(self) -> list[str]:
+        """Names of what a run has made so far."""
         metrics = self.path / records.METRICS
         made = [name for name in self._held() if _WEIGHTS.fullmatch(name)]
         if metrics.exists() and (not metrics.is_file() or metrics.stat().st_size):
             made.append(records.METRICS)
-        if made:
+        return made
+
+    def _check_never_began(self) -> None:
+        """Without a state only a run that ended before its first one may start over."""
+        if made := self._weights_and_metrics():
             raise ConfigError(
                 f"resume: '{self.path}' holds {', '.join(made)}, but no saved state to continue "
                 f"from: was {STATE_DIR}/ removed, or not copied along? Choose another save_dir, or "
@@ -281,6 +290,20 @@ class RunFolder:
                 "it, was removed or replaced while the run was writing to it"
             )
         save_state(self.path / STATE_DIR, step, tree, parts)
+        self._saved += 1
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What is refused in the block, before the run has made anything, leaves no run behind:
+        the command with its options put right must not find one that it would overwrite.
+        """
+        try:
+            yield
+        except UserError:
+            made = self._weights_and_metrics() or self._saved > 1
+            if self.state is None and not made:
+                self._begun = False
+            raise
 
     def _wipe(self) -> None:
         """Remove the run that is replaced, its states first: half of it is no run to resume."""

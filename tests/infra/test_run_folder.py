@@ -114,6 +114,41 @@ def test_a_refused_run_changes_nothing_and_leaves_no_folder(tmp_path: Path) -> N
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_refused_while_preparing_leaves_no_run(overwrite: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    if overwrite:
+        run.mkdir()
+        (run / "notes.txt").write_text("mine")
+        a_run(run, overwrite=True)
+    with pytest.raises(ConfigError, match="no such demonstrations"):
+        with open_folder(run, overwrite=overwrite) as folder:
+            with folder.open_log(Config(save_dir=str(run)), ()), folder.preparing():
+                folder.save(0, {})
+                raise ConfigError("no such demonstrations")
+    assert [p.name for p in tmp_path.rglob("*")] == (["run", "notes.txt"] if overwrite else [])
+    a_run(run)
+
+
+@pytest.mark.parametrize("made", ["a record", "weights", "a second state", "resumed"])
+def test_what_a_run_has_made_outlives_an_error_while_preparing(made: str, tmp_path: Path) -> None:
+    if made == "resumed":
+        a_run(tmp_path)
+    with pytest.raises(ConfigError, match="died"):
+        with open_folder(tmp_path, resume=made == "resumed") as folder:
+            with folder.open_log(Config(save_dir=str(tmp_path)), ()) as log, folder.preparing():
+                folder.save(0, {})
+                if made == "a record":
+                    log.log(0, {"x": 1})
+                if made == "weights":
+                    (tmp_path / "model0.pt").write_text("weights")
+                if made == "a second state":
+                    folder.save(0, {})
+                raise ConfigError("the simulator died")
+    assert latest_state(tmp_path / "state") is not None
+    assert (tmp_path / "cfg.yaml").is_file() and (tmp_path / "train.log").is_file()
+
+
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="save_dir"):
