@@ -249,7 +249,7 @@ class Network {
 }  // namespace
 
 PYBIND11_MODULE(ebm_kernels, m) {
-  m.doc() = "Energy networks on raw addresses; see networks/ebm_fast.py.";
+  m.doc() = "Energy networks on raw addresses; see networks/ebm_fused.py.";
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   py::class_<Network>(m, "Network")
       .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,

@@ -1,4 +1,4 @@
-// Matrix products for one instruction set, included by kernels_impl.cc inside its namespace.
+// Matrix products for one instruction set, included by impl.cc inside its namespace.
 //
 // The usual three loops around a small kernel: a block of b is packed in panels of kNR columns,
 // one of a in panels of kMR rows, and the kernel keeps kMR x kNR sums in registers. A sum over k

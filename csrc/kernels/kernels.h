@@ -1,7 +1,7 @@
-// Fused elementwise kernels of the update: what is left of it beside matrix products.
+// Fused kernels of the update: elementwise passes, matrix products, Adam, the soft update.
 //
-// Plain loops on contiguous float32 arrays, compiled once per instruction set (kernels_impl.cc)
-// and chosen when the module is loaded (kernels.cc). Every reduction runs over fixed blocks in a
+// Plain loops on contiguous float32 arrays, compiled once per instruction set (impl.cc)
+// and chosen when the module is loaded (bind.cc). Every reduction runs over fixed blocks in a
 // fixed order, so a result never depends on the number of threads.
 #pragma once
 

@@ -58,7 +58,7 @@ def test_departures_are_off_by_default() -> None:
     section = TEXT.split("## Options that depart")[1].split("\n## ")[0]
     rows = [row for row in section.splitlines() if row.startswith("| `")]
     names = [re.match(r"\| `([a-z_.]+)`", row).group(1) for row in rows]  # type: ignore[union-attr]
-    assert len(names) == 8
+    assert len(names) == 7
     assert {n: defaults[n] for n in names} == dict.fromkeys(names, 0) | {
         "q_agent.num_bc_samples": 1
     }

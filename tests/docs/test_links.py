@@ -57,6 +57,19 @@ def test_pages_named_in_code() -> None:
     assert [f"{f}: {why}" for f, t in named if (why := broken(f, t, REPO))] == []
 
 
+@pytest.mark.parametrize("page", tracked(".md"), ids=lambda p: str(p.relative_to(REPO)))
+def test_files_named_in_a_page(page: Path) -> None:
+    """`room/file.py`, also with a wildcard, and `room/file.py: name`, which is defined there."""
+    rooms = "benchmarks|common_utils|csrc|env|evaluate|mw_main|networks|rl|tests|tools|release/cfgs"
+    pattern = rf"`((?:{rooms})/[\w/.*-]*[.*][\w*]*)(?:: (\w+))?`"
+    for name, inside in re.findall(pattern, page.read_text()):
+        files = [*REPO.glob(name), *page.parent.glob(name)]
+        assert files, f"{name}: no such file"
+        if inside:
+            defined = rf"^ *(?:def|class) {inside}\b|^{inside}\b.*="
+            assert re.search(defined, files[0].read_text(), re.MULTILINE), f"{name}: no {inside}"
+
+
 def test_no_text_refers_to_a_document_that_is_not_here() -> None:
     """Behaviour is described under docs/reference, or in a paper, which is then named."""
     pattern = re.compile(r"\b(?:the )?spec(?:ification)?,? (?:section )?\d|\bspecification's\b")
