@@ -118,7 +118,7 @@ def record_video(agent: Any, env_cfg: EnvConfig, out_dir: Path) -> str:
     env = make_env(env_cfg)
     try:
         run_eval(env, agent, 1, EVAL_SEED, record=out_dir)
-    except EnvError as error:  # the result must not be lost with the picture
+    except EnvError as error:  # the result must not be lost with the image
         return f"no video: {error}"
     finally:
         env.close()

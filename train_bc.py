@@ -115,7 +115,7 @@ class Workspace:
             raise DatasetError(f"'{self.cfg.dataset.path}': {error}") from error
 
     def open_env(self) -> None:
-        """Build the evaluation environment early, so that a missing simulator is told now."""
+        """Build the evaluation environment early, so that a missing simulator is reported now."""
         cfg = self.cfg
         if not cfg.evaluates:
             return
@@ -131,7 +131,7 @@ class Workspace:
             self.pool = EvalPool(asdict(cfg.env), workers)
             who = f"policy on {cfg.dataset.path}"
             self.pool.spec.check_provides(self.policy.input_specs(), cfg.action_dim, who)
-        except (EnvError, EvalError) as error:  # EvalError: told by a worker process
+        except (EnvError, EvalError) as error:  # EvalError: reported by a worker process
             raise type(error)(
                 f"{error}\n(or train without playing: --num_eval_episode 0)"
             ) from error

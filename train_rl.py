@@ -173,7 +173,7 @@ class Workspace:
         if not self.obs:
             self.reset_env()
         before, started = self.train_seconds, time.monotonic()
-        first_step, told = self.global_step, False
+        first_step, reported = self.global_step, False
         with RunProgress(cfg.num_train_step, "training", self.global_step) as progress:
             while self.global_step < cfg.num_train_step:
                 self._train_one_step()
@@ -184,8 +184,8 @@ class Workspace:
                     self._log_and_evaluate()
                     self.save_state()
                 progress.update(self.global_step, **self.headline)
-                if not told and elapsed > 60:
-                    told = True
+                if not reported and elapsed > 60:
+                    reported = True
                     self._say_pace((self.global_step - first_step) / elapsed)
                 if not last:
                     self.stop_if_asked()

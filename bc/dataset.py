@@ -304,8 +304,8 @@ class DemoDataset:
         unstacked.check_provides(frames, self.action_dim, f"dataset {self.cfg.path}")
 
     def _check_task(self, spec: EnvSpec) -> None:
-        for told, want in ((self.suite, spec.suite), (self.task_name, spec.task)):
-            if told and _plain(told) != _plain(want):
+        for have, want in ((self.suite, spec.suite), (self.task_name, spec.task)):
+            if have and _plain(have) != _plain(want):
                 raise SpecError(
                     f"dataset {self.cfg.path}: demonstrations of {self.suite or '?'}/"
                     f"{self.task_name or '?'}, but the environment is {spec.suite}/{spec.task}"

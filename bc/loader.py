@@ -333,7 +333,7 @@ class DemoFile:
         return self._finite(name, key, self._read(dset, name, key).astype(np.float64))
 
     def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
-        with np.errstate(all="ignore"):  # what overflows float32 is told as infinity
+        with np.errstate(all="ignore"):  # what overflows float32 is reported as infinity
             array = self.numbers(name, key, ndim).astype(np.float32)
         return self._finite(name, key, array)
 
@@ -358,14 +358,14 @@ class DemoFile:
 
     def check(self, name: str) -> None:
         """Raise DatasetError where ``dones`` or ``num_samples`` contradict ``actions``."""
-        told = self.attribute(name, "", "num_samples")
-        if told is not None and not isinstance(told, (int, np.integer)):
+        stated = self.attribute(name, "", "num_samples")
+        if stated is not None and not isinstance(stated, (int, np.integer)):
             raise self.error(
-                name, "num_samples", f"expected a whole number (the attribute), got {shown(told)}"
+                name, "num_samples", f"expected a whole number (the attribute), got {shown(stated)}"
             )
-        if told is not None and told != self.length(name):
+        if stated is not None and stated != self.length(name):
             raise self.error(
-                name, "num_samples", f"says {told}, but 'actions' has {self.length(name)} steps"
+                name, "num_samples", f"says {stated}, but 'actions' has {self.length(name)} steps"
             )
         if self.find(name, "dones") is None:
             return
@@ -502,7 +502,7 @@ class DemoFile:
         return (3, layout.height, layout.width)
 
     def layout(self, name: str, camera: str) -> PictureLayout:
-        """How a camera's pictures are stored; DatasetError where that cannot be told."""
+        """How a camera's pictures are stored; DatasetError where that cannot be stated."""
         return self._pictures_of(name, camera).layout
 
     def images(self, name: str, camera: str, rows: np.ndarray | None = None) -> np.ndarray:

@@ -149,7 +149,7 @@ def timing_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The CPU's model name, as Linux tells it."""
+    """The CPU's model name, as Linux reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             for line in f:

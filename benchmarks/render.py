@@ -1,9 +1,9 @@
-"""Rendering: cost of a picture and what render_quality fast changes in it.
+"""Rendering: cost of an image and what render_quality fast changes in it.
 
     MUJOCO_GL=egl python -m benchmarks.render [--suite robosuite] [--json FILE] [--quick]
 
-Process CPU time per picture (software rendering uses several threads: its wall time is
-lower), and the mean absolute difference to the faithful picture over scripted episodes.
+Process CPU time per image (software rendering uses several threads: its wall time is
+lower), and the mean absolute difference to the faithful image over scripted episodes.
 """
 
 from __future__ import annotations

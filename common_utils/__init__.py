@@ -1,1 +1,1 @@
-"""Floor 1: what every other room may use; knows no networks and no simulators."""
+"""The lowest layer: what every other package may use; no networks and no simulators."""

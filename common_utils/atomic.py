@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never a half.
+"""Files that are either the old version or the new one, never half of it.
 
 Every write goes to a temporary file beside the target, is forced to disk, and is
 then renamed over it. A crash leaves at most a ``.tmp-*`` file behind, which
@@ -28,8 +28,8 @@ _FULL = {
 
 
 def full_disk(error: BaseException | None) -> str:
-    """ "the disk is full" (or what else keeps a file from growing) where that is what ``error``
-    is about, or what it was raised in the course of (torch makes a RuntimeError of it); else ""."""
+    """ "the disk is full" (or another limit on a file's size) where ``error`` says so, or was
+    raised because of it (torch makes a RuntimeError of it); else ""."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _FULL[error.errno]

@@ -1,4 +1,4 @@
-"""Values of config fields: does one fit its type, and what would have fitted, in words."""
+"""Values of config fields: whether one fits its type, and a description of what would fit."""
 
 from __future__ import annotations
 

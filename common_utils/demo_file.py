@@ -1,6 +1,6 @@
 """The demonstration file: robomimic's HDF5 layout, the one layout of this framework.
 
-    data.attrs["env_args"]        JSON {"env_name", "env_kwargs"}, also in env_cfg.json beside it
+    data.attrs["env_args"]        JSON {"env_name", "env_kwargs"}, also in env_cfg.json next to it
     data/demo_{i}/actions         float [T, A]
     data/demo_{i}/rewards         float64 [T]
     data/demo_{i}/dones           int64 [T], 1 at the end
@@ -86,9 +86,9 @@ def write_demos(
 def write_env_cfg(env_args: Mapping[str, Any], dataset: Path) -> None:
     """Write ``env_cfg.json`` beside ``dataset``, unless it would change what others there mean.
 
-    The folder's files share it. One that says otherwise stays as it is while there are others; none
-    is begun where others do not carry their own description. A line names what was kept. The
-    dataset itself is not concerned: its attribute ``env_args`` goes before ``env_cfg.json``.
+    The folder's files share it. A different one is kept while other files use it, and none is
+    created where others do not carry their own description. A line says what was kept. The dataset
+    itself is not affected: its attribute ``env_args`` takes precedence over ``env_cfg.json``.
     """
     side = dataset.parent / CFG_NAME
     found = _read_json(side)
@@ -120,7 +120,7 @@ def _read_json(path: Path) -> Any:
 def _other_datasets(dataset: Path) -> list[Path]:
     files = (p for suffix in ("*.hdf5", "*.h5") for p in dataset.parent.glob(suffix))
     found = (p for p in files if p.name != dataset.name and not p.name.startswith(TEMP_MARK))
-    return sorted(p for p in found if p.is_file())  # who opens a pipe waits for ever
+    return sorted(p for p in found if p.is_file())  # who opens a pipe waits forever
 
 
 def _describes_itself(path: Path) -> bool:

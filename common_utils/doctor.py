@@ -1,4 +1,4 @@
-"""``python -m common_utils.doctor``: what was found here, and what to do about each problem.
+"""``python -m common_utils.doctor``: what is installed here, and how to fix each problem.
 
 Exit status 0 if states can be trained on (Python, torch, the C++ module, a simulator);
 1 if not. Rendering and CUDA are extras. ``--json`` prints the same as a list of records.
@@ -80,7 +80,7 @@ print("a step of Lift works")
 
 
 def check_robosuite() -> Finding:
-    """Takes a step of Lift from states, in a process of its own."""
+    """Takes a step of Lift from states, in a separate process."""
     name, advice = "robosuite", "for the robomimic tasks: pip install -r requirements.txt"
     try:
         version = importlib.metadata.version("robosuite")
@@ -139,7 +139,7 @@ def check_replay_core() -> Finding:
 
 
 def check_kernels() -> list[Finding]:
-    """The C++ modules that only save time; without them the same is done more slowly."""
+    """The C++ modules that only save time; without them everything is slower but works."""
     parts = (
         ("C++ kernels", "kernels", "plain torch takes", "for faster training"),
         ("C++ energy networks", "ebm_kernels", "plain torch takes", "Implicit BC at full speed"),
@@ -164,7 +164,7 @@ def check_kernels() -> list[Finding]:
 
 
 def check_rendering() -> Finding:
-    """Renders a real picture with each back end, each in a process of its own."""
+    """Renders a real image with each back end, each in a separate process."""
     from common_utils import gl
 
     tried = {backend: gl.probe(backend) for backend in ("egl", "osmesa")}
@@ -256,7 +256,7 @@ def examine() -> list[Finding]:
 
 
 def report(findings: list[Finding]) -> None:
-    """Print the findings as a table, problems last in words."""
+    """Print the findings as a table, then the problems as sentences."""
     try:
         from rich.console import Console
         from rich.table import Table

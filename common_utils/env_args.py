@@ -1,7 +1,7 @@
 """How demonstration files say which environment they were recorded in.
 
 robomimic's files carry ``data.attrs["env_args"]`` (JSON: env_name, env_version, type, env_kwargs),
-with the controller in the words of robosuite 1.4 (``control_delta``) or 1.5 (``body_parts``,
+with the controller in the terms of robosuite 1.4 (``control_delta``) or 1.5 (``body_parts``,
 ``input_type``). robosuite's own recordings carry ``env``, ``env_info``, ``repository_version``.
 """
 
@@ -161,7 +161,7 @@ def _fields(
 
 
 def suite_of(env_args: Mapping[str, Any]) -> str:
-    """ "metaworld", "robosuite", "d4rl", what the file says itself, or "" where nothing tells."""
+    """ "metaworld", "robosuite", "d4rl", what the file says itself, or "" if unknown."""
     kwargs = env_args.get("env_kwargs") or {}
     if "suite" in env_args:
         return str(env_args["suite"])
@@ -180,7 +180,7 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 
 def arm_controller(env_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The (first) robot's arm controller as a flat dict, in robosuite 1.4's words.
+    """The (first) robot's arm controller as a flat dict, in robosuite 1.4's terms.
 
     Of robosuite 1.5's composite form the part "right" is taken. ``control_delta`` and
     ``input_ref_frame`` (whose axes relative actions go along: "base" or "world", which is all

@@ -1,4 +1,4 @@
-"""Which OpenGL back end really renders here: found out by rendering, in a process of its own.
+"""Which OpenGL back end really renders here: tested by rendering, in a separate process.
 
     python -m common_utils.gl        # prints egl, osmesa or disabled
 

@@ -75,7 +75,7 @@ def _find(group: h5py.Group, key: str, links: Iterator[int]) -> Item | None:
 
 
 def _step(group: h5py.Group, name: str, links: Iterator[int]) -> Item | None:
-    # the library's own way would open whatever a link names, and wait for ever for a pipe
+    # the library's own way would open whatever a link names, and wait forever for a pipe
     access, raw = group.id.links, name.encode("utf-8", "surrogateescape")
     if not access.exists(raw):
         return None
@@ -171,19 +171,19 @@ def _check(dset: h5py.Dataset, depth: int) -> Size:
             f"keeps its data outside HDF5 files, in '{dset.external[0][0]}': external storage is "
             "not read (h5repack writes a file without it)"
         )
-    told = f"shape {list(dset.shape)} of {dset.dtype}"
+    described = f"shape {list(dset.shape)} of {dset.dtype}"
     unpacked = math.prod(dset.shape) * dset.dtype.itemsize
     held = os.fstat(descriptor(dset)).st_size
     if dset.is_virtual:
         size = Size(unpacked, _check_virtual(dset, depth))
     elif dset.chunks is None:
         if unpacked > held:
-            raise Refused(f"{told} does not fit into the file (damaged file?)")
+            raise Refused(f"{described} does not fit into the file (damaged file?)")
         size = Size(unpacked, unpacked)
     else:  # a chunk is unpacked whole, and may be larger than the array
         chunk = math.prod(dset.chunks) * dset.dtype.itemsize
         size = Size(max(unpacked, chunk), min(int(dset.id.get_storage_size()), held))
-    size.check(told)
+    size.check(described)
     return size
 
 

@@ -48,7 +48,7 @@ def schedule(schdl: str, step: float) -> float:
 
 
 def clip_action_norm(action: torch.Tensor, max_norm: float) -> torch.Tensor:
-    """Shorten the first 6 dimensions (arm motion) to ``max_norm``; the gripper stays as it is.
+    """Shorten the first 6 dimensions (arm motion) to ``max_norm``; the gripper is left unchanged.
 
     action float [..., 7]. Raises ValueError for another action dimension or max_norm <= 0.
     """
@@ -143,7 +143,7 @@ def get_rescale_transform(target_size: int) -> Callable[[torch.Tensor], torch.Te
 
 
 def require_key(obs: dict[str, torch.Tensor], key: str, who: str) -> torch.Tensor:
-    """obs[key], or a KeyError that says who needed it and what was there."""
+    """obs[key], or a KeyError that says who needed it and what the observation holds."""
     if key not in obs:
         raise KeyError(f"{who} needs obs['{key}'], got {sorted(obs)}")
     return obs[key]

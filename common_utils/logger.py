@@ -74,7 +74,7 @@ class _Accumulator:
         return Meter(total / self.count if self.count else math.nan, low, high, self.count)
 
     def state_dict(self) -> dict[str, Any]:
-        # pending stays as it is: reducing it now would change the order of later sums
+        # pending is not reduced: that would change the order of later sums
         return {
             "total": self.total,
             "low": self.low,
@@ -113,7 +113,7 @@ class MultiCounter:
         return len(self._keys)
 
     def summary(self, reset: bool = True) -> dict[str, Meter]:
-        """All meters, by sorted key; then starts afresh unless ``reset`` is False."""
+        """All meters, by sorted key; then resets them unless ``reset`` is False."""
         stats = {k: s for k, a in self._keys.items() if (s := a.device_stats()) is not None}
         host = dict(zip(stats, _to_host(list(stats.values())), strict=True))
         out = {k: self._keys[k].summary(host.get(k, [])) for k in sorted(self._keys)}
@@ -145,14 +145,14 @@ def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
 class RunLogger:
     """Writes a run's lines and numbers into ``save_dir``; use as a context manager.
 
-    ``train.log``: everything said with :meth:`print`, and the traceback if the run fails.
+    ``train.log``: everything printed with :meth:`print`, and the traceback if the run fails.
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
     :meth:`log`, flushed at once. ``tb/``: TensorBoard. W&B if ``use_wb``.
 
-    ``resume_step``: the step of the saved state that goes on, None starts the files anew;
-    ``saved``: that state's :meth:`state_dict`. Entries made after it, by a run that was killed
-    later, are removed. What cannot be written to (a folder of that name, a damaged file) is set
-    aside: a log never keeps a good state from going on.
+    ``resume_step``: the step of the saved state to continue from; None starts new files.
+    ``saved``: that state's :meth:`state_dict`. Later entries, of a run that was killed after it,
+    are removed. What cannot be written to (a folder of that name, a damaged file) is set aside:
+    a damaged log never prevents resuming.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class RunLogger:
         return numbers
 
     def summarize(self, step: int, extra: Mapping[str, Number] | None = None) -> dict[str, float]:
-        """Log the meters' means (and ``extra``), print the table, start the meters afresh."""
+        """Log the meters' means (and ``extra``), print the table, reset the meters."""
         meters = self.meters.summary()
         numbers = self.log(step, {**{k: m.mean for k, m in meters.items()}, **(extra or {})})
         self.print(f"step {step}, {self.wall:.0f} s")

@@ -149,7 +149,7 @@ def _wall(record: Mapping[str, Any]) -> float:
 
 
 def set_aside(path: Path, copy: bool = False) -> Path:
-    """``path`` renamed (or copied) to a free name beside it, which is returned."""
+    """``path`` renamed (or copied) to a free name next to it, which is returned."""
     number, aside = 0, path.with_name(f"{path.name}.damaged")
     while os.path.lexists(aside):
         number += 1

@@ -1,4 +1,4 @@
-"""Resumable run state on disk: complete or not counted.
+"""Resumable run state on disk: complete, or ignored.
 
     state/step_000012000/   tree.pt      nested dict of tensors, arrays, numbers, strings
                             parts/NAME/  whatever ``parts[NAME].save(path)`` wrote
@@ -94,7 +94,7 @@ def save_state(
     temp = root / f"{_TEMP}{step}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
     try:
         temp.mkdir()
-        with open(temp / _TREE, "wb") as handle:  # a file object, so that a full disk is told
+        with open(temp / _TREE, "wb") as handle:  # a file object, so that a full disk is reported
             torch.save(_encode(dict(tree), "tree"), handle)
         for name, part in (parts or {}).items():
             folder = temp / "parts" / name
@@ -142,7 +142,7 @@ def _remove(state: Path) -> None:
 
 
 def tidy(root: str | os.PathLike[str]) -> None:
-    """Remove what dead writers left under ``root``; call it only where no other can be writing."""
+    """Remove what killed writers left under ``root``; call it only when no other process writes."""
     root = Path(root)
     if not root.is_dir():
         return

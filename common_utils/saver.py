@@ -14,7 +14,7 @@ from common_utils.atomic import atomic_torch_save
 
 
 def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """CPU copies that load anywhere; views are cut out of the storage they share."""
+    """CPU copies that load anywhere; views get a storage of their own."""
     out: dict[str, Any] = {}
     for key, value in state_dict.items():
         if isinstance(value, torch.Tensor):

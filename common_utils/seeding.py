@@ -98,9 +98,9 @@ def set_global_rng_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Whatever the block draws, the global generators afterwards are as before.
+    """Restores the global generators after the block, whatever it draws.
 
-    Wrapped around evaluations, so that how often one evaluates never changes training.
+    Used around evaluations, so that their number never changes training.
     """
     state = global_rng_state()
     try:

@@ -1,4 +1,4 @@
-"""What crosses the borders between rooms, in shapes and types.
+"""What packages exchange, in shapes and types.
 
 Observation dict (numpy or torch, one step, no batch axis unless said):
 

@@ -1,4 +1,4 @@
-"""Where the time of a loop goes, by name."""
+"""How the time of a loop is divided, by name."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class EnvConfig:
     env_reward_scale: RewardScale = 1.0
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
-    # deliver the big pictures of every step in info["images"]
+    # deliver the big images of every step in info["images"]
     record_images: Flag = 0
     # robosuite: actions are relative (1), or the hand's pose in the world (0)
     ctrl_delta: Flag = 1

@@ -57,7 +57,7 @@ class Env(ABC):
 
     @abstractmethod
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Upright RGB picture uint8 [H, W, 3] of the present state, for videos."""
+        """Upright RGB image uint8 [H, W, 3] of the current state, for videos."""
 
     @abstractmethod
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Env(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Present episode as plain data: {"seed": int, "actions": [[float]*A]*t}."""
+        """Current episode as plain data: {"seed": int, "actions": [[float]*A]*t}."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> ObsDict | None:

@@ -195,9 +195,9 @@ def import_robotics() -> None:
     Its notice about changed Adroit rewards is not shown: they are not used. Raises EnvError
     where it is not installed.
     """
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             import gymnasium_robotics  # noqa: F401
     except ImportError as error:
         raise EnvError(
@@ -205,7 +205,7 @@ def import_robotics() -> None:
             "pip install -r requirements.txt"
         ) from error
     finally:
-        lines = told.getvalue().splitlines(keepends=True)
+        lines = printed.getvalue().splitlines(keepends=True)
         sys.stderr.writelines(x for x in lines if "reward functions were updated" not in x)
 
 
@@ -224,7 +224,7 @@ class D4RLEnv(GymnasiumEnv):
     """A task of D4RL behind the environment interface.
 
     Delivers ``state`` float32 [S * state_stack] (door and relocate 39, hammer 46, pen 45,
-    kitchen 60), and pictures of the camera "render" where asked for. An episode lasts the task's
+    kitchen 60), and images of the camera "render" where asked for. An episode lasts the task's
     time limit (``episode_length`` where that is shorter), success or not, since the return is
     what counts; pen also ends when the pen is dropped, the kitchen when everything is done.
     Metrics: ``goal_achieved_steps``, or ``completed_subtasks`` and each subtask by name.

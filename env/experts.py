@@ -19,7 +19,7 @@ class Oracle(Protocol):
         """Before each episode, after the environment's reset; ``rng`` is for its choices."""
 
     def action(self) -> np.ndarray:
-        """Action float32 [A] in [-1, 1] for the environment's present state."""
+        """Action float32 [A] in [-1, 1] for the environment's current state."""
 
 
 class _BlockOracle:

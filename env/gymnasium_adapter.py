@@ -1,7 +1,7 @@
 """Any gymnasium.Env behind the environment interface: bring your own environment.
 
 What it must have: a Box action space with finite bounds, and observations that are one Box or
-a Dict of Boxes. Cameras are observation keys with uint8 [H, W, 3] pictures, or "render" for
+a Dict of Boxes. Cameras are observation keys with uint8 [H, W, 3] images, or "render" for
 ``env.render()``. An episode must follow from ``reset(seed=...)`` and the actions alone.
 docs/environments.md has a complete example.
 """
@@ -90,7 +90,7 @@ class GymnasiumEnv(SeededEnv):
 
     def _open(self, cfg: EnvConfig, make: Callable[[str | None], gymnasium.Env]) -> None:
         self.cfg, self._make = cfg, make
-        # pictures cost, and may need GL: only where they are asked for
+        # images cost, and may need GL: only where they are asked for
         pictures = RENDER in cfg.cameras or bool(cfg.record_images)
         load_triton_before_mesa(rendering=pictures)
         self._sim: Any = make("rgb_array" if pictures else None)
@@ -106,7 +106,7 @@ class GymnasiumEnv(SeededEnv):
         self._raw: Mapping[str, np.ndarray] = {}
         self._success_seen = False
         if pictures:
-            self._first_picture()  # no GL: say so now
+            self._first_picture()  # no GL: report it now
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
@@ -204,7 +204,7 @@ class GymnasiumEnv(SeededEnv):
             cameras=tuple(cfg.cameras),
         )
 
-    # ----------------------------------------------------------------- pictures
+    # ----------------------------------------------------------------- images
 
     def _check_render(self) -> None:
         if self._sim.render_mode != "rgb_array":
@@ -226,7 +226,7 @@ class GymnasiumEnv(SeededEnv):
         except Exception as error:  # whatever its renderer raises
             raise EnvError(
                 f"task '{self.cfg.task}' cannot render here: {error!r}; "
-                "python -m common_utils.doctor tells more"
+                "python -m common_utils.doctor explains"
             ) from error
         if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
             raise EnvError(
@@ -236,7 +236,7 @@ class GymnasiumEnv(SeededEnv):
         return picture
 
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Picture uint8 [image_size, image_size, 3].
+        """Image uint8 [image_size, image_size, 3].
 
         An environment made without rendering is made again with it, once, and its episode
         played up to where it stood.
@@ -361,7 +361,7 @@ class GymnasiumEnv(SeededEnv):
 
 
 def _choose_gl() -> None:
-    """Gymnasium's MuJoCo renderer tries a window first unless it is told of a back end."""
+    """Gymnasium's MuJoCo renderer tries a window first unless it is given a back end."""
     if "mujoco" in sys.modules and not os.environ.get("MUJOCO_GL"):
         backend = best_backend()
         if backend != "disabled":
@@ -379,7 +379,7 @@ def _resized(picture: np.ndarray, size: int) -> np.ndarray:
     chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
     if chw.shape[1:] == (size, size):
         return chw
-    import torch  # workers whose pictures need no resizing must not pay for it
+    import torch  # workers whose images need no resizing must not pay for it
 
     from common_utils.ibrl_utils import resize_images
 

@@ -68,7 +68,7 @@ class PixelMetaWorld(OriginalApi):
         self._expert: Any = None
 
     def get_heuristic_action(self, clip: bool = True) -> np.ndarray:
-        """Action [4] of Meta-World's scripted policy for the present state."""
+        """Action [4] of Meta-World's scripted policy for the current state."""
         if self._expert is None:
             self._expert = metaworld_expert(self.env.task)
         action = np.asarray(self._expert.get_action(self.env.raw_state), np.float64)

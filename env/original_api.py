@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # evaluation workers import this file and must not pay for to
 class OriginalApi:
     """``reset() -> (obs, image_obs)``, ``step(a) -> (obs, reward, terminal, success, image_obs)``.
 
-    Observations are tensors on ``device``; ``image_obs`` holds the big pictures, uint8
+    Observations are tensors on ``device``; ``image_obs`` holds the big images, uint8
     [3, H, W] per camera. Episodes are seeded ``seed, seed + 1, ...`` unless ``reset`` is
     given one.
     """

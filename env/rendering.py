@@ -1,9 +1,9 @@
-"""Offscreen pictures from MuJoCo models: several models side by side in one process.
+"""Offscreen images from MuJoCo models: several models side by side in one process.
 
 All renderers of a process share one OpenGL context, and each selects its own framebuffer
 before drawing. (A framebuffer is bound once per context, not per renderer: without the
 selection, the second renderer draws into, and reads from, the other's.) The context is
-created at the first picture, never at import, so that worker processes make their own.
+created at the first image, never at import, so that worker processes make their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _shared_context() -> Any:
                 "images are asked for, but OpenGL rendering is not available here (MUJOCO_GL="
                 f"{os.environ.get('MUJOCO_GL', 'unset')}). Install the libraries ({APT_LINE}) and "
                 "export MUJOCO_GL=egl or osmesa, or use states only; "
-                "python -m common_utils.doctor tells more"
+                "python -m common_utils.doctor explains"
             )
         try:
             _context = _open(backend)

@@ -22,7 +22,7 @@ class PixelRobosuite(OriginalApi):
 
     ``reset() -> (obs, image_obs)``; ``step(action) -> (obs, reward, terminal, success,
     image_obs)``, with one observation key per camera of ``rl_cameras``, "prop" and, with
-    ``use_state``, "state". ``image_obs`` holds the big pictures of ``camera_names``.
+    ``use_state``, "state". ``image_obs`` holds the big images of ``camera_names``.
     """
 
     def __init__(

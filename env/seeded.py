@@ -10,7 +10,7 @@ from env.core import Env, EnvError, ObsDict
 
 
 class SeededEnv(Env):
-    """Keeps the record of the present episode, and plays it again to get back to a state.
+    """Keeps the record of the current episode, and plays it again to get back to a state.
 
     Subclasses call ``_begin`` in ``reset``, and in ``step`` first ``_take`` and last ``_end``.
     """
@@ -20,7 +20,7 @@ class SeededEnv(Env):
     _running = False
     # largest magnitude of an action's entries (infinite where they are no shares of a range)
     _action_limit = 1.0
-    # while an episode is played again: leave out what only costs time (pictures of steps
+    # while an episode is played again: leave out what only costs time (images of steps
     # that are in no stack of the last observation)
     _blind = False
 

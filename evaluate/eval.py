@@ -28,8 +28,8 @@ from evaluate.stats import Rate, wilson
 from networks import fast
 from workspace import build_agent, build_policy
 
-# How what was trained is built again, by kind. This module is an entry script: unlike the rest of
-# its package it may use the floor above.
+# How each kind of checkpoint is loaded. This module is an entry script: unlike the rest of its
+# package it may import from the layer above.
 LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
@@ -90,7 +90,7 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
 
 
 class Evaluator:
-    """Evaluates one checkpoint after another, keeping the workers while the task stays."""
+    """Evaluates one checkpoint after another, keeping the workers while the task is the same."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -208,7 +208,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
     for path in find_weights(args.folder, args.include):
         try:
             results[path] = evaluator.evaluate(path)
-        except UserError as error:  # the others are still worth their table
+        except UserError as error:  # the table still shows the others
             failed += 1
             print(f"error: {path}: {error}", file=sys.stderr)
             continue

@@ -164,7 +164,7 @@ class EvalPool:
             with evaluating(agent):
                 episodes = self._play(runner, num_game, seed, one_by_one, verbose)
         except BaseException:
-            self.close()  # half-played games would answer the next evaluation
+            self.close()  # workers still in a game would answer the next evaluation
             raise
         return EvalResult.of(episodes)
 

@@ -1,8 +1,8 @@
 """Playing evaluation episodes in this process.
 
-An episode belongs to its seed alone: game i of an evaluation is ``env.reset(seed=seed + i)``,
+An episode depends only on its seed: game i of an evaluation is ``env.reset(seed=seed + i)``,
 and an agent that draws random numbers in eval mode (``agent.stochastic_eval``) gets a
-generator made from that seed. The global generators are left as they were.
+generator seeded with it. The global generators are not changed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Episode(NamedTuple):
 class EvalResult:
     """Outcomes of N games, sorted by seed: float64, bool, int64, int64, each [N].
 
-    ``metrics`` holds what the task measures besides, by name, float64 [N] each.
+    ``metrics`` holds what else the task measures, by name, float64 [N] each.
     """
 
     scores: np.ndarray
@@ -152,7 +152,7 @@ def check_games(num_game: int, seed: int) -> None:
 def play_episode(
     env: Env, runner: PolicyRunner, seed: int, frames: list[np.ndarray] | None = None
 ) -> Episode:
-    """One game; annotated pictures are appended to ``frames`` when given."""
+    """One game; annotated frames are appended to ``frames`` when given."""
     generator = runner.generator(seed)
     obs, _ = env.reset(seed=seed)
     score, length, success, done = 0.0, 0, False, False
@@ -165,7 +165,7 @@ def play_episode(
         success = success or bool(info["success"])
         done = terminated or truncated
     if frames is not None:
-        outcome = "" if success else "  failure"  # success is told by annotate
+        outcome = "" if success else "  failure"  # annotate marks successes
         last = annotate(env.render(), f"seed {seed}  step {length}{outcome}", success)
         frames += [last] * 10  # hold the outcome for half a second
     return Episode(seed, score, success, length, info.get("metrics", {}))
@@ -184,7 +184,7 @@ def run_eval(
     """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
     Args:
-        agent: put in eval mode meanwhile.
+        agent: put in eval mode during the evaluation.
         eval_mode: passed to ``agent.act``; False plays the exploring agent.
         record: folder for one MP4 per game (needs an environment that can render).
         verbose: print one line per game.

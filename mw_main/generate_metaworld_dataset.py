@@ -4,7 +4,7 @@
         --env_cfg.frame_stack 1 --env_cfg.end_on_success 1 \
         --output_path release/data/metaworld/Assembly_frame_stack_1_96x96_end_on_success
 
-Only successful episodes are kept; the share of failures is told. Without cameras
+Only successful episodes are kept; the share of failures is printed. Without cameras
 (``--env_cfg.camera_names []``) only states and proprioception are written, and no OpenGL
 library is needed. Episode i of the search has environment seed ``seed_for(seed, i)``.
 """

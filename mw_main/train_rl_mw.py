@@ -41,7 +41,7 @@ class MainConfig(train_rl.MainConfig):
     rl_image_size: Annotated[PictureSize, Or(0)] = 0
     # count preloaded demonstrations among the warm-up episodes
     warm_up_counts_demos: Flag = 1
-    # stop after BC pretraining (the original's Meta-World script always goes on)
+    # stop after BC pretraining (the original's Meta-World script always continues)
     pretrain_only: Flag = 0
     save_dir: str = "exps/rl/metaworld/run1"
 

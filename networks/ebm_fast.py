@@ -57,9 +57,9 @@ def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
 
 
 class Prepared:
-    """A network's weights made ready for many evaluations: take one per chain or per action.
+    """A network's weights prepared for many evaluations: make one per chain or per action.
 
-    It does not follow later changes of the network. Unsupported networks are called as they are.
+    It does not follow later changes of the network. Unsupported networks are called directly.
     """
 
     def __init__(self, net: MLPEBM, precision: Precision = "float32") -> None:
@@ -99,7 +99,7 @@ def _plain_action_grad(net: MLPEBM, encoded: Tensor, actions: Tensor) -> tuple[T
 
 
 def prepare(net: MLPEBM | Prepared, precision: Precision = "float32") -> Prepared:
-    """The network made ready for many calls; what is ready already is returned as it is."""
+    """The network prepared for many calls; a prepared one is returned unchanged."""
     return net if isinstance(net, Prepared) else Prepared(net, precision)
 
 

@@ -34,7 +34,7 @@ def _builds() -> list[tuple[str, str]]:
 
 
 def choose(precision: str, width: int, layers: int) -> str | None:
-    """The best build of this CPU for a network, or None: take torch.
+    """The best build of this CPU for a network; None: use torch.
 
     ``IBC_KERNELS`` (environment) = auto, off, or the name of a build.
     """

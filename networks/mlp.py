@@ -83,7 +83,7 @@ class EnsembleMLP(nn.Sequential):
     """Perceptrons side by side: _MultiLinear, (LayerNorm), (Dropout), ReLU, ..., _MultiLinear.
 
     The LayerNorms are shared by the members. ``repeated``: layers after the first take the first
-    layer's last ``repeated`` inputs (the action) beside what the layer before gives.
+    layer's last ``repeated`` inputs (the action) in addition to the previous layer's outputs.
     """
 
     def __init__(self, *modules: nn.Module, repeated: int = 0) -> None:

@@ -23,7 +23,7 @@ class Normalizer(nn.Module):
     def fit(self, data: torch.Tensor, min_std: float = 0.02) -> None:
         """Take mean and standard deviation of data [N, dim], the latter at least ``min_std``.
 
-        The floor keeps dimensions that hardly move in the data from being blown up.
+        The minimum keeps dimensions that hardly move in the data from being scaled up too far.
         Raises SpecError when the data are empty, of another width or not finite.
         """
         dim = self.mean.numel()

@@ -28,7 +28,7 @@ class Adam(torch.optim.Adam):
     """torch.optim.Adam, with the same state, by a kernel where one takes it.
 
     Equal to torch's fused step but for the last bits. Weight decay, amsgrad and the other options
-    stay as they are by default.
+    keep their defaults.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Adam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, without its wrappings."""
+        """As torch's, without its hooks."""
         if not set_to_none:
             return super().zero_grad(set_to_none)
         for group in self.param_groups:
@@ -56,7 +56,7 @@ class Adam(torch.optim.Adam):
         if closure is not None or None in kernels:
             return super().step(closure)
         for kernel, (group, rows) in zip(kernels, work, strict=True):
-            if kernel is not None:  # none is None: asked above
+            if kernel is not None:  # none is None: checked above
                 kernel.run(group, rows)
         return None
 

@@ -18,7 +18,7 @@ from common_utils.specs import Batch, Obs, Policy
 class Agent(nn.Module, ABC):
     """An agent over observation dicts, with BC policies attached.
 
-    The training loop, the evaluator and the replay need what is declared here, no more. A new
+    The training loop, the evaluator and the replay rely only on what is declared here. A new
     agent is a subclass in a file of its own and a row of ``rl.registry.AGENTS``.
 
     Args:

@@ -1,7 +1,7 @@
 """Critics. Each scores N candidate actions per observation, by some or all of its members.
 
-Both kinds have one face: ``q(feats, actions [B, N, A], members) -> [B, N, M]``, ``min_q``,
-``draw_members``. ``feats`` is what the head of their kind makes of observations (``rl.heads``).
+Both kinds share one interface: ``q(feats, actions [B, N, A], members) -> [B, N, M]``, ``min_q``,
+``draw_members``. ``feats`` is what the head of that kind computes from observations (``rl.heads``).
 
 The part of a critic that sees only the observation is computed once and shared by all
 candidates: the first Linear is applied by columns, W [o, a] = W_o o + W_a a.

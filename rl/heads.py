@@ -1,7 +1,7 @@
 """Encoder, actor and critic of one kind of observation, built together: "state" or "pixel".
 
-Whatever the kind, an agent has features ``Obs``, an actor ``(feats, stddev) -> TruncatedNormal``
-and a critic of one face (``rl.critic``). A new kind of observation is a class here and a row.
+For either kind an agent has features ``Obs``, an actor ``(feats, stddev) -> TruncatedNormal`` and
+a critic with the interface of ``rl.critic``. A new kind of observation is a class and a row here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rl.q_agent_config import QAgentConfig
 
 
 class Head(Protocol):
-    """What an agent needs of its networks."""
+    """What an agent needs from its networks."""
 
-    # the observations it reads; the first tells whether a dict is batched
+    # the observations it reads; the first shows whether a dict is batched
     input_keys: list[str]
     # axes of a batched observation of the first key
     batched_dim: int

@@ -77,7 +77,7 @@ class QAgent(Agent):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.to(self.device)
-        # (of the net, of its target): collecting them anew takes longer than some kernels
+        # (of the net, of its target): collecting them each time takes longer than some kernels
         self._critic_params = list(self.critic.parameters()), list(self.critic_target.parameters())
         self._actor_params = list(self.actor.parameters()), list(self.actor_target.parameters())
 

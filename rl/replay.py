@@ -49,9 +49,9 @@ class ReplayBuffer:
     bc_max_len: successes longer than this stay out of the BC replay (-1: no limit).
     save_per_success: every k-th success that was played (``add``; demonstrations are in files
         already) writes the last k to ``save_dir/data{n}.h5``, with what was recorded of them.
-    reward_scale: factor on the rewards given; those in saved files are without it.
-    env_args: how the environment was built ({"env_name", "env_kwargs"}), told in saved files.
-    prefetch: batches made ahead in a thread; changes nothing but time.
+    reward_scale: factor on the rewards given; saved files hold them without it.
+    env_args: how the environment was built ({"env_name", "env_kwargs"}), stored in saved files.
+    prefetch: batches prepared ahead in a thread; affects only speed.
     storage: "ram", or a folder for a memory-mapped scratch file.
 
     The same seed and the same calls give the same batches, whatever prefetch and num_threads.
@@ -164,16 +164,16 @@ class ReplayBuffer:
         success: bool,
         record: Record | None = None,
     ) -> None:
-        """One step: ``action`` answered the previously given observation, ``obs`` came of it.
+        """One step: ``action`` was taken at the previous observation and led to ``obs``.
 
         action: float [A]; reward: finite; success: of the episode, read when it ends.
-        record: what files of ``save_per_success`` hold of ``obs`` besides.
+        record: further data of ``obs`` for the files of ``save_per_success``.
         """
         if not self._running:
             raise ReplayError("add: no episode is running, call new_episode first")
         over = bool(terminated or truncated)
         keep_final = self.bootstrap_truncated and truncated and not terminated
-        # all checks before the first push, so that a refused step leaves the episode as it was
+        # all checks before the first push, so that a refused step does not change the episode
         frames = self._newest_frames(obs) if keep_final or not over else {}
         action = self._action(action)
         if not math.isfinite(reward):
@@ -361,14 +361,14 @@ class ReplayBuffer:
         transitions: int,
         num_bc_action: int = 0,
     ) -> int:
-        """Bytes that many transitions will take in one replay (the BC replay comes on top)."""
+        """Bytes that many transitions will take in one replay (the BC replay is not included)."""
         frames = sum(s.nbytes // s.stack for s in obs_specs.values())
         return transitions * (frames + 4 * (action_dim * (1 + num_bc_action) + 1))
 
     def save_replay(self, path: str | os.PathLike[str]) -> None:
         """All stored episodes as HDF5 demonstrations, raw rewards, observations stacked.
 
-        What was recorded besides (``add``) is kept of the last successes alone, and not in it.
+        Further records (``add``) are kept only for the last successes, and are not in this file.
         """
         self._write(path, (self._episode_frames(i) for i in range(self.size())))
 

@@ -39,8 +39,8 @@ def write_hdf5(
     """Write ``data/demo_{i}/{actions, rewards, obs/{key}}``, raw rewards.
 
     ``episodes``: dicts with frames ``obs`` {key: [T or T+1, ...]}, ``action`` [T, A],
-    ``reward`` [T], and ``records``, what was recorded besides: a dict per step or nothing, whose
-    arrays become observations (``sim_state`` also robomimic's ``states``) and whose strings
+    ``reward`` [T], and ``records``, what else was recorded: one dict per step, or nothing; its
+    arrays become observations (``sim_state`` also robomimic's ``states``), its strings
     attributes. Observations are stored stacked; image keys get the suffix ``_image``.
     A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
     the newest. ``terminated``, where it is given, becomes the attribute "ended".

@@ -1,4 +1,4 @@
-"""Successes of a run, written as demonstrations while it goes on."""
+"""Successes of a run, written as demonstrations while it is running."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Record = Mapping[str, "np.ndarray | str"]
 
 
 class SuccessWriter:
-    """Writes ``folder/data{n}.h5`` with the last ``every`` successes at every so many-th one.
+    """Writes ``folder/data{n}.h5`` with the last ``every`` successes, at every ``every``-th one.
 
     every: 0 or less writes nothing.
-    write: (path, episodes): ``EpisodeData.to_dict()`` each, with what was recorded ("records").
+    write: (path, episodes): ``EpisodeData.to_dict()`` each, with its "records".
     """
 
     def __init__(

@@ -4,10 +4,10 @@
     python -m tools.collect_oracle --task PARTICLE_2d --num 2000 --out release/data/ibc/particle_2d
 
 writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1]. The
-defaults are those of the published datasets: failed episodes stay in, and each episode ends
+defaults are those of the published datasets: failed episodes are kept, and each episode ends
 with a boundary row (the terminal observation and the oracle's action there, which was not
-played). An interrupted run goes on where it was when the same command is given again. The file
-depends on the options alone, not on the replicas or interruptions.
+played). An interrupted run continues when the same command is run again. The file depends only
+on the options, not on the replicas or interruptions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def kind_of(task: str) -> Kind:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how an episode goes and what is stored of it; plain data."""
+    """What determines an episode and what is stored of it; plain data."""
 
     MAKER: ClassVar[str] = "tools.collect_oracle:make_recorder"
 
@@ -173,7 +173,7 @@ class Recorder:
 
 
 def make_recorder(settings: Mapping[str, Any]) -> Recorder:
-    """What a worker process makes of the settings it is sent."""
+    """The recorder of a worker process, from the settings it is sent."""
     return Recorder(Settings(**settings))
 
 
@@ -246,7 +246,7 @@ class MainConfig:
 
     @property
     def settings(self) -> Settings:
-        """What decides how episodes go."""
+        """What determines the episodes."""
         return Settings(
             task=self.task,
             noise=self.noise,
@@ -278,7 +278,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
     env_cfg, usual = asdict(settings.env_cfg()), asdict(EnvConfig())
     kwargs = {k: v for k, v in env_cfg.items() if v != usual[k]}
     for name in ("suite", "task", "episode_length", "shared_memory"):
-        kwargs.pop(name, None)  # said elsewhere, or changes nothing
+        kwargs.pop(name, None)  # given elsewhere, or without effect
     expert = {
         "noise": cfg.noise,
         "options": cfg.oracle_options,
@@ -306,14 +306,14 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
 
 
 def collect(cfg: MainConfig) -> Path:
-    """Collect ``num`` episodes, going on with an unfinished run; returns the dataset file.
+    """Collect ``num`` episodes, continuing an unfinished run; returns the dataset file.
 
     Raises what ``DemoRun.record`` raises, ConfigError without a folder, and EnvError for an
     unknown task or a missing simulator.
     """
     if not cfg.out:
         raise ConfigError("out: '', expected a folder, such as release/data/ibc/push")
-    env = make_env(cfg.settings.env_cfg())  # a wrong task, a missing simulator: say so now
+    env = make_env(cfg.settings.env_cfg())  # report a wrong task or a missing simulator now
     task = env.spec.task
     env.close()
     run = _run(cfg, task)

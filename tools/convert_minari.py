@@ -6,7 +6,7 @@
 
 writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Nothing is downloaded: the
 dataset must lie in Minari's folder (``--root``). Actions are mapped from their bounds to [-1, 1];
-the observation after the last action is left out. Datasets of Adroit and of the Franka kitchen
+the observation after the last action is dropped. Datasets of Adroit and of the Franka kitchen
 become D4RL's tasks of this project (suite d4rl, ``env/d4rl.py``), the kitchen's 59 numbers and
 goals D4RL's 60; all others keep their environment (suite gymnasium) and take their state from
 ``--state_key``. Rewards stay as they were recorded; how each episode ended, and the numbers of its
@@ -111,10 +111,10 @@ def check_named_modules(cfg: MainConfig, metadata: Path) -> None:
     module the dataset names. Raises ConfigError unless it is a registered or a trusted one.
     """
     try:
-        told = json.loads(metadata.read_text(encoding="utf-8"))
-        if {"observation_space", "action_space"} <= told.keys():
+        found = json.loads(metadata.read_text(encoding="utf-8"))
+        if {"observation_space", "action_space"} <= found.keys():
             return
-        spec = json.loads(told["env_spec"])
+        spec = json.loads(found["env_spec"])
         entries = [spec["entry_point"], *(w["entry_point"] for w in spec["additional_wrappers"])]
         modules = [str(entry).partition(":")[0] for entry in entries]
         known = gymnasium.registry.get(spec["id"])
@@ -263,7 +263,7 @@ class Converter:
             if not isinstance(part, np.ndarray) or part.dtype.kind not in "fiub":
                 raise self._error(episode, "observations", f"{type(part).__name__}, not numbers")
             if part.dtype == np.uint8 and part.ndim == 4:
-                raise self._error(episode, "observations", "are pictures; only states are read")
+                raise self._error(episode, "observations", "are images; only states are read")
         return np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1).astype(np.float32)
 
 

@@ -1,18 +1,18 @@
-"""Coordinate regression (Implicit Behavioral Cloning, Figure 4): from a picture with one coloured
-square, tell where it is, having seen 10 or 30 pictures.
+"""Coordinate regression (Implicit Behavioral Cloning, Figure 4): from an image with one coloured
+square, tell where it is, having seen 10 or 30 images.
 
     python -m tools.coordinate_regression --out release/results/ibc
 
 writes ``coordinate_regression.json`` and ``coordinate_regression.png`` there: errors in pixels on
-held-out pictures, inside and outside the convex hull of the training points. Policies are trained
-by ``train_bc.py`` on generated files of one picture per step, the square's centre being the
-action. An interrupted command goes on with what is missing when it is given again.
+held-out images, inside and outside the convex hull of the training points. Policies are trained
+by ``train_bc.py`` on generated files of one image per step, the square's centre being the
+action. Run again, an interrupted command continues with what is missing.
 
-The publication has no program for this task; the pictures, networks and numbers of steps here are
+The publication has no program for this task; the images, networks and numbers of steps here are
 ours. Three policies:
 
 * ``ibc``: the energy model with the encoder ``spatial_attention``, uniform counter-examples over
-  the whole picture, derivative-free optimisation;
+  the whole image, derivative-free optimisation;
 * ``mse``: explicit regression with the same encoder;
 * ``mse_convmlp``: the explicit Conv-MLP with coordinate channels of the pushing task.
 """
@@ -61,7 +61,7 @@ POLICIES: dict[str, dict[str, Any]] = {
             "num_counter_examples": 256,
             "fraction_langevin_samples": 0.0,
             "grad_penalty": {"add_grad_penalty": 0},
-            # the whole picture, however little of it the training points cover
+            # the whole image, however little of it the training points cover
             "uniform_boundary_buffer": 100.0,
             "scalar_box": 0,
             "num_action_samples": 2048,
@@ -104,11 +104,11 @@ class MainConfig:
             raise ValueError("num_points: [], expected at least one")
 
 
-# ------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------- images
 
 
 def points(num: int, seed: int, size: int) -> np.ndarray:
-    """Centres (row, column) of squares that lie wholly in the picture: int64 [num, 2]."""
+    """Centres (row, column) of squares that lie wholly in the image: int64 [num, 2]."""
     rng = np.random.default_rng(seed)
     return rng.integers(RADIUS, size - RADIUS, (num, 2))
 
@@ -274,7 +274,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
-    """Held-out errors over the picture, seed 0: a row per number of points."""
+    """Held-out errors over the image, seed 0: a row per number of points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -305,8 +305,8 @@ def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
             axis.scatter(seen[:, 1], seen[:, 0], c="red", marker="x", s=24)
             axis.set(aspect="equal", xticks=[], yticks=[])
             axis.invert_yaxis()
-            told = [run[k] for k in ("inside_error", "outside_error")]
-            inside, outside = ("-" if v is None else f"{v:.1f}" for v in told)
+            errors = [run[k] for k in ("inside_error", "outside_error")]
+            inside, outside = ("-" if v is None else f"{v:.1f}" for v in errors)
             axis.set_title(f"{policy}, {num} points\ninside {inside}, outside {outside} px")
     figure.colorbar(dots, ax=axes, label="error (pixels)", shrink=0.8)
     path = Path(cfg.out) / f"{NAME}.png"

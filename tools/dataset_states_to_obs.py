@@ -4,12 +4,12 @@
         --output_folder release/data/robomimic/can \
         [--camera_names agentview robot0_eye_in_hand] [--n 200]
 
-Puts every recorded state into today's simulation, reads observations there, renders pictures
+Loads every recorded state into the current simulation, reads observations, renders images
 (``--image_size``) and stores them resized (``--obs_size``), recomputes rewards and checks them
 against the file's. Writes ``processed_data{obs_size}.hdf5`` and ``env_cfg.json``. What differs
 from the recording (robosuite's version, the model, controllers, rewards) is printed and kept with
-each demonstration as the attribute "notes". An interrupted run goes on when the same command is
-given again.
+each demonstration as the attribute "notes". An interrupted run continues when the same
+command is run again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.run_config import ConfigError
 from env.robosuite.sim import CONTROL_FREQ
-from tools.raw_demos import ReplaySettings, read_source, tell_notes
+from tools.raw_demos import ReplaySettings, print_each_note, read_source
 from tools.recording import DemoRun, Job, Parts, kept_reported
 
 DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
@@ -89,7 +89,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.copy_rewards:
         raise ConfigError(
             "copy_rewards: 1, expected 0: rewards are recomputed from the states and checked "
-            "against the file's, copying would hide that they do not belong together"
+            "against the file's, copying would hide a mismatch"
         )
     if options.n == 0 or options.n < -1:
         raise ConfigError(f"n: {options.n}, expected -1 (all) or at least 1")
@@ -147,17 +147,17 @@ def plan(options: argparse.Namespace) -> ReplayRun:
 
 def print_notes(path: Path) -> None:
     """What the demonstrations' notes say, each once, and how well single actions fit."""
-    told: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     taken: dict[str, int] = {}
     errors = []
     with h5py.File(path, "r") as file:
         for demo in file["data"].values():
             errors.append(float(demo.attrs["single_step_error"]))
             for note in demo.attrs["notes"]:
-                told.setdefault(str(note), []).append(str(demo.attrs["source_demo"]))
+                notes.setdefault(str(note), []).append(str(demo.attrs["source_demo"]))
             for body in demo.attrs["taken_over"]:
                 taken[str(body)] = taken.get(str(body), 0) + 1
-    tell_notes(told)
+    print_each_note(notes)
     for body, count in taken.items():
         console().print(f"shape or place of '{body}' taken from {count} recorded models")
     console().print(

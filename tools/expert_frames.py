@@ -1,8 +1,8 @@
-"""A strip of pictures of an episode played by a scripted robosuite expert, to look at.
+"""A strip of images of an episode played by a scripted robosuite expert, to look at.
 
     python -m tools.expert_frames --task ToolHang --seed 1 --noise 0.1 --out strip.png
 
-writes a PNG: ``--frames`` pictures from the first step to the last, which has a green border
+writes a PNG: ``--frames`` images from the first step to the last, which has a green border
 when the task is solved; all others are red. ``--failure 1`` instead shows the first
 episode that fails, from ``--seed`` on (raise the noise until there is one). Needs OpenGL.
 """
@@ -31,7 +31,7 @@ from env.robosuite.experts import EXPERTS, make_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 COLLISION_GROUP = 0  # hidden collision shapes
-DRAWN = 224  # pixels at which pictures are drawn
+DRAWN = 224  # pixels at which images are drawn
 BORDER = 3
 ATTEMPTS = 50  # episodes in which a failure is looked for
 COLOURS = {False: (200, 40, 40), True: (40, 160, 60)}

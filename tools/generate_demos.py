@@ -5,7 +5,7 @@
 
 writes ``processed_data96.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Only successful
 episodes are kept. ``--cameras "[]"`` stores states only, and needs no OpenGL. An interrupted run
-goes on where it was when the same command is given again: finished episodes wait in
+continues when the same command is run again: finished episodes are kept in
 ``OUT/.parts``. The file depends on the options alone, not on the workers or interruptions.
 """
 
@@ -121,7 +121,7 @@ def _run(cfg: MainConfig) -> DemoRun:
 
 
 def generate(cfg: MainConfig) -> Path:
-    """Record ``num`` successes, going on with an unfinished run; returns the dataset file.
+    """Record ``num`` successes, continuing an unfinished run; returns the dataset file.
 
     Raises what ``DemoRun.record`` raises, and ConfigError without a folder.
     """

@@ -101,7 +101,7 @@ def held_out(cfg: train_bc.MainConfig, path: str) -> DemoDataset:
 
 
 def _episode_seeds(path: str) -> set[int]:
-    """Seeds of the recorded episodes, as far as the file is there and tells them."""
+    """Seeds of the recorded episodes, if the file exists and holds them."""
     if not Path(path).is_file():
         return set()
     with h5py.File(path, "r") as file:

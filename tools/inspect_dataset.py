@@ -45,8 +45,8 @@ from env.suites import SUITES
 
 # images are large: ranges come from so many frames of each demonstration
 FRAMES_READ = 3
-# a problem that many demonstrations share is told once, with so many of their names
-NAMES_TOLD = 4
+# a problem that many demonstrations share is reported once, with so many of their names
+NAMES_SHOWN = 4
 MOST_NAMES = 2**16  # in a mask
 
 
@@ -197,7 +197,7 @@ def _short(value: Any, limit: int = 100) -> str:
 
 
 def _one_demo(file: DemoFile, name: str, report: Report, seen: dict[str, str]) -> np.ndarray:
-    file.length(name)  # tells missing and empty actions
+    file.length(name)  # reports missing and empty actions
     actions = file.array(name, "actions")
     if actions.ndim != 2 or actions.dtype.kind not in "fiu":
         raise file.error(
@@ -348,7 +348,7 @@ def _action_table(actions: np.ndarray) -> Table:
     for column in ("", "min", "mean", "max", "std", "at or beyond +-1"):
         table.add_column(column)
     for number, values in enumerate(actions.T):
-        with np.errstate(all="ignore"):  # faulty numbers are told as problems
+        with np.errstate(all="ignore"):  # faulty numbers are reported as problems
             numbers = (values.min(), values.mean(), values.max(), values.std())
         edge = float((np.abs(values) >= 1 - 1e-6).mean())
         table.add_row(str(number), *(f"{v:.3f}" for v in numbers), f"{edge:.1%}")
@@ -360,10 +360,10 @@ def _problem_text(report: Report) -> Text:
         return Text("no problems found", style="green")
     lines = [f"{len(report.problems)} problems found:"]
     for text, names in report.problems.items():
-        told = ", ".join(names[:NAMES_TOLD]) + (
-            f", ... ({len(names)} in all)" if len(names) > NAMES_TOLD else ""
+        shown = ", ".join(names[:NAMES_SHOWN]) + (
+            f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
         )
-        lines.append(f"- {text}" + (f" [{told}]" if told else ""))
+        lines.append(f"- {text}" + (f" [{shown}]" if shown else ""))
     return Text("\n".join(lines), style="red")
 
 

@@ -8,7 +8,7 @@ For each number of dimensions: demonstrations by the oracle, a policy of each ki
 success over ``num_eval_episode`` episodes. Writes ``results.json`` and ``dimensions.png`` into
 ``save_dir`` after each run. The default budget is the published one with fewer steps (1,500 of
 10,000), for some 35 minutes of one core; shorter chains end before they have crossed the box.
-An interrupted command goes on where it was when it is given again.
+An interrupted command continues when it is run again.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path)
 
 
 def measure(cfg: MainConfig, policy: str, dim: int, seed: int) -> dict[str, Any]:
-    """Train (or go on training) one policy; its success."""
+    """Train (or continue training) one policy; its success."""
     config = run_config_of(cfg, policy, dim, seed, make_demos(cfg, dim))
     start = time.process_time()
     work = train_bc.run(config)

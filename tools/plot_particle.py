@@ -1,4 +1,4 @@
-"""Pictures of the particle: its trajectories, and an implicit policy's energy over the actions.
+"""Images of the particle: its trajectories, and an implicit policy's energy over the actions.
 
     python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --num 4 --out plots
     python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --energy --out plots

@@ -1,9 +1,9 @@
 """Raw robosuite and robomimic recordings (states and actions): read, replayed, checked.
 
 ``dataset_states_to_obs`` and ``robomimic_dataset_conversion`` use it. Recordings of older
-versions are played in today's simulation; what differs is told, never passed over: the version,
+versions are played in the current simulation; every difference is reported: the version,
 sizes and cameras of the recorded model, controller settings, actions out of range, observations
-and rewards that come out otherwise, and actions that do not lead from state to state.
+and rewards that come out differently, and actions that do not lead from state to state.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from env.robosuite.sim import import_robosuite, recorded_task, sim_state, step_s
 from tools.recording import Job, Outcome, store_part
 
 STEPS_TRIED = 20  # single actions played per demonstration, to see whether they fit the states
-# of the way an arm goes in a step: a mean error beyond that is told
+# share of an arm's movement in a step: a larger mean error is reported
 FITTING = 0.5
 OBS_TOLERANCE = 1e-3  # metres, and parts of a quaternion
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a file says of how it was recorded; ``notes`` are sentences on what differs here."""
+    """How a file says it was recorded; ``notes`` are sentences on what differs here."""
 
     task: str
     version: str
@@ -61,7 +61,7 @@ class RawDemo:
 
 
 def read_source(file: DemoFile) -> Source:
-    """How ``file`` was recorded. Raises DatasetError where that is not told or not offered."""
+    """How ``file`` was recorded. Raises DatasetError where that is unknown or unsupported."""
     args = file.env_args
     try:
         task = recorded_task(file.suite, file.env_name)
@@ -77,7 +77,7 @@ def read_source(file: DemoFile) -> Source:
     version, here = str(args.get("env_version", "")), import_robosuite().__version__
     notes = list(file.notes)
     if not version:
-        notes.append(f"the file does not tell its robosuite version; replayed in {here}")
+        notes.append(f"the file does not state its robosuite version; replayed in {here}")
     elif version_numbers(version) != version_numbers(here):
         notes.append(
             f"recorded with robosuite {version}, replayed in {here}: observations and rewards are "
@@ -144,9 +144,9 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
     )
 
 
-def tell_notes(told: Mapping[str, Sequence[str]]) -> None:
+def print_each_note(notes: Mapping[str, Sequence[str]]) -> None:
     """Print sentences (note -> names of the demonstrations it is about), each once."""
-    for note, names in told.items():
+    for note, names in notes.items():
         who = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
         console().print(f"note: {note} [{who}]", soft_wrap=True, markup=False)
 
@@ -184,7 +184,7 @@ class ReplaySettings:
 
 
 def make_replayer(settings: Mapping[str, Any]) -> Replayer:
-    """What a worker process makes of the settings it is sent."""
+    """The replayer of a worker process, from the settings it is sent."""
     return Replayer(ReplaySettings(**settings))
 
 
@@ -215,7 +215,7 @@ class Replayer:
         """Replay one demonstration and store it; EnvError where it does not fit."""
         try:
             demo, recording, attrs = self.replay(self._file.names[job.number])
-        except DatasetError as error:  # workers hand on EnvErrors as they are
+        except DatasetError as error:  # workers pass EnvErrors on unchanged
             raise EnvError(str(error)) from error
         store_part(recording, job, self.settings.cameras, attrs)
         return Outcome(max(recording.rewards) >= 1, len(recording), demo.name, kept=True)
@@ -302,15 +302,15 @@ class Replayer:
         return [int(d) for d in dones]
 
     def _check_rewards(self, demo: RawDemo, live: np.ndarray, fresh: np.ndarray) -> list[str]:
-        told = demo.rewards
-        assert told is not None
-        wrong = np.flatnonzero((np.abs(told - live) > 1e-4) & (np.abs(told - fresh) > 1e-4))
+        recorded = demo.rewards
+        assert recorded is not None
+        wrong = np.flatnonzero((np.abs(recorded - live) > 1e-4) & (np.abs(recorded - fresh) > 1e-4))
         if not len(wrong):
             return []
         t = int(wrong[0])
         text = (
-            f"{len(wrong)} of {len(told)} recorded rewards are not those of the recorded states, "
-            f"first at step {t}: {told[t]:g} in the file, {live[t]:g} recomputed"
+            f"{len(wrong)} of {len(recorded)} recorded rewards differ from those of the states, "
+            f"first at step {t}: {recorded[t]:g} in the file, {live[t]:g} recomputed"
         )
         if self.settings.on_mismatch == "error":
             raise self._file.error(
@@ -342,12 +342,12 @@ class Replayer:
 
 def _check_obs(demo: RawDemo, recording: Recording) -> list[str]:
     notes = []
-    for key, told in demo.obs.items():
+    for key, theirs in demo.obs.items():
         if key not in recording.obs:
             continue
         ours = np.stack(recording.obs[key])
-        if ours.shape != told.shape:
-            notes.append(f"obs/{key} is {list(told.shape)} in the file, {list(ours.shape)} here")
-        elif (worst := float(np.abs(ours - told).max())) > OBS_TOLERANCE:
+        if ours.shape != theirs.shape:
+            notes.append(f"obs/{key} is {list(theirs.shape)} in the file, {list(ours.shape)} here")
+        elif (worst := float(np.abs(ours - theirs).max())) > OBS_TOLERANCE:
             notes.append(f"obs/{key} differs from the file's by up to {worst:.2g}")
     return notes

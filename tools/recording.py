@@ -1,9 +1,9 @@
 """Recording runs: episodes played by worker processes, kept one by one, merged into a dataset.
 
 ``generate_demos``, ``collect_oracle`` and ``expert_report`` use it. An attempt is one episode;
-what happens in it follows from the settings and its two seeds alone, whichever process plays
-it. Finished attempts wait in ``FOLDER/.parts``, so that an interrupted run goes on when the
-same command is given again, and the file depends on the options alone.
+its outcome depends only on the settings and its two seeds, not on the process that plays
+it. Finished attempts wait in ``FOLDER/.parts``, so that an interrupted run continues when
+the same command is run again, and the file depends only on the options.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Recorder(Protocol):
     spec: EnvSpec
 
     def attempt(self, job: Job) -> Outcome:
-        """Play one episode and store what is wanted of it. Raises EnvError on a full disk."""
+        """Play one episode and store it if wanted. Raises EnvError on a full disk."""
         ...
 
     def close(self) -> None:
@@ -86,11 +86,11 @@ class Settings(Protocol):
 
     @property
     def timeout(self) -> float:
-        """Seconds that an attempt may take before its worker counts as hung."""
+        """Seconds an attempt may take before its worker counts as hung."""
         ...
 
     def recorder(self) -> Recorder:
-        """A recorder in this process. Raises EnvError for settings that cannot be."""
+        """A recorder in this process. Raises EnvError for impossible settings."""
         ...
 
 
@@ -102,14 +102,14 @@ def store_part(
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write the attempt's part file, whole or not at all; ``arrays`` go beside its actions."""
-    with disk_told(job.part), atomic_h5(job.part) as file:
+    with disk_reported(job.part), atomic_h5(job.part) as file:
         demo = file.create_group(PART_GROUP)
         write_demo(demo, recording, cameras, attrs)
         for key, array in (arrays or {}).items():
             demo[key] = array
 
 
-class disk_told:
+class disk_reported:
     """Context in which a full disk raises EnvError saying so, with the file's name."""
 
     def __init__(self, path: str | Path) -> None:
@@ -119,8 +119,8 @@ class disk_told:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError) and (told := full_disk(error)):
-            raise EnvError(f"{told} while writing '{self.path}'") from error
+        if isinstance(error, OSError) and (reason := full_disk(error)):
+            raise EnvError(f"{reason} while writing '{self.path}'") from error
 
 
 class _Player(WorkerProcess):
@@ -195,7 +195,7 @@ class Parts:
         if success:
             self.won.add(number)
         else:
-            with disk_told(self.folder):
+            with disk_reported(self.folder):
                 (self.folder / f"{number:06d}.failed").touch()
             self.lost.add(number)
 
@@ -225,9 +225,8 @@ class Parts:
 class DemoRun:
     """One dataset to record.
 
-    ``env_args`` is stored in the file and must tell everything that decides its content.
-    ``title`` is what messages call the task, ``details`` what they say beside it when too many
-    episodes fail.
+    ``env_args`` is stored in the file and must hold everything that determines its content.
+    ``title`` names the task in messages; ``details`` is added when too many episodes fail.
     """
 
     file: Path
@@ -252,14 +251,14 @@ class DemoRun:
         return self.folder / PARTS
 
     def record(self) -> list[int] | None:
-        """Record, going on with an unfinished run, and merge; then tell about it.
+        """Record (continuing an unfinished run), merge, and print a summary.
 
-        Returns the demonstrations' lengths, None when the dataset was there already. Raises
+        Returns the demonstrations' lengths, None when the dataset existed already. Raises
         ConfigError for an existing other dataset or an expert that keeps failing, EnvError for
         a worker that died and for a full disk; what was recorded until then is kept.
         """
         if self._finished():
-            console().print(f"{self.file} is there already, made with these options")
+            console().print(f"{self.file} exists already, made with these options")
             shutil.rmtree(self.parts_folder, ignore_errors=True)
             return None
         self._prepare()
@@ -279,17 +278,17 @@ class DemoRun:
         return lengths
 
     def kept(self) -> str:
-        """What is told after an interruption; empty when nothing is kept."""
+        """The message after an interruption; empty when nothing is kept."""
         kept = len(Parts(self.parts_folder).won)
         if not kept:
             return ""
         return (
-            f"{kept} finished episodes are kept in '{self.parts_folder}'; the same command goes "
-            "on with them"
+            f"{kept} finished episodes are kept in '{self.parts_folder}'; the same "
+            "command continues from them"
         )
 
     def _finished(self) -> bool:
-        """Whether just this dataset is there; ConfigError when it is another one."""
+        """Whether exactly this dataset exists; ConfigError when it is another one."""
         if not self.file.exists() or self.overwrite:
             return False
         try:
@@ -299,7 +298,7 @@ class DemoRun:
             found = {}
         if found != self.env_args:
             raise ConfigError(
-                f"out: '{self.file}' exists and was made otherwise; --overwrite 1 replaces it"
+                f"out: '{self.file}' exists, made with other options; --overwrite 1 replaces it"
             )
         return True
 
@@ -309,21 +308,21 @@ class DemoRun:
         if self.overwrite:
             shutil.rmtree(folder, ignore_errors=True)
         wanted = asdict(self.settings) | {"seed": self.seed}  # type: ignore[call-overload]
-        told = folder / SETTINGS_NAME
-        if not told.exists():
-            with disk_told(folder):
-                atomic_json(wanted, told)
+        file = folder / SETTINGS_NAME
+        if not file.exists():
+            with disk_reported(folder):
+                atomic_json(wanted, file)
         try:
-            found = json.loads(told.read_text())
+            found = json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(
-                f"out: '{told}' is damaged ({error}); --overwrite 1 starts anew"
+                f"out: '{file}' is damaged ({error}); --overwrite 1 starts over"
             ) from None
         if found != wanted:
             raise ConfigError(
                 f"out: '{folder}' holds episodes of an unfinished run with other options "
                 f"({'; '.join(run_config.diff(found, wanted))}); give those to finish it, or "
-                "--overwrite 1 to start anew"
+                "--overwrite 1 to start over"
             )
 
     @contextmanager
@@ -352,7 +351,7 @@ class DemoRun:
             return chosen
         done = min(len(parts.won), self.num)
         if parts.tried:
-            console().print(f"going on: {done} of {self.num} demonstrations are there already")
+            console().print(f"continuing: {done} of {self.num} demonstrations exist")
         with RunProgress(self.num, "demonstrations", done) as progress:
             with closing(play(self.settings, self._jobs(parts), self.workers)) as played:
                 for job, outcome in played:
@@ -373,7 +372,7 @@ class DemoRun:
         paths = [parts.path(n) for n in chosen]
         check_fits({}, {"the dataset": sum(p.stat().st_size for p in paths)}, str(self.folder))
         lengths = []
-        with disk_told(self.file), atomic_h5(self.file) as file:
+        with disk_reported(self.file), atomic_h5(self.file) as file:
             data = file.create_group("data")
             for i, path in enumerate(paths):
                 try:
@@ -394,7 +393,7 @@ class DemoRun:
 
 @contextmanager
 def kept_reported(kept: Callable[[], str]) -> Iterator[None]:
-    """Report what an unfinished run left to go on with (``kept``; "" for nothing)."""
+    """Report what an unfinished run left to continue from (``kept``; "" for nothing)."""
     try:
         yield
     except UserError as error:

@@ -3,13 +3,13 @@
     python -m tools.robomimic_dataset_conversion --dataset processed_data96.hdf5 \
         --output_path absolute/processed_data96.hdf5 [--error_report report.json]
 
-In every recorded state the controller is asked which pose the relative action means: position
-(m) and axis-angle rotation of the hand in the world, and the gripper's command as it was. The
-relative actions stay in the file as "actions_delta". ``env_cfg.json`` is written beside it, but
+In every recorded state the controller computes the pose that the relative action means: position
+(m) and axis-angle rotation of the hand in the world, and the unchanged gripper command. The
+relative actions stay in the file as "actions_delta". ``env_cfg.json`` is written next to it, but
 never over one that other files there share. ``--error_report`` plays both kinds of actions from
-each recording's first state and tells how far they lead from the recorded path. Recordings of
-robosuite 1.4 keep their meaning there: an exactly zero rotation holds the rotation asked for
-before.
+each recording's first state and reports how far they deviate from the recorded path. Recordings of
+robosuite 1.4 keep their meaning: an exactly zero rotation keeps the previous target
+rotation.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from env.robosuite.replay import (
     to_base_frame,
 )
 from env.robosuite.sim import make_sim, reset_sim, step_sim
-from tools.raw_demos import RawDemo, Source, read_demo, read_source, tell_notes
-from tools.recording import disk_told
+from tools.raw_demos import RawDemo, Source, print_each_note, read_demo, read_source
+from tools.recording import disk_reported
 
 
 class Converter:
@@ -158,7 +158,7 @@ def absolute_env_args(env_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = False) -> list[Any]:
-    """Write ``output`` (and env_cfg.json beside it); returns the reports, one a demonstration.
+    """Write ``output`` (and env_cfg.json next to it); returns the reports, one a demonstration.
 
     Raises DatasetError for a file that cannot be converted, EnvError for a full disk.
     """
@@ -179,7 +179,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         reporter = Reporter(source) if with_report else None
         env_args = absolute_env_args(file.env_args)
         with (
-            disk_told(output),
+            disk_reported(output),
             atomic_h5(output) as out,
             RunProgress(len(names), "demonstrations") as progress,
         ):
@@ -207,7 +207,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
             if num < 0 and (mask := file.find(None, "mask")) is not None:
                 file.root.copy(mask, out, "mask")
     write_env_cfg(env_args, output)
-    tell_notes(notes)
+    print_each_note(notes)
     return reports
 
 

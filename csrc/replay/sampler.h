@@ -105,9 +105,9 @@ class Sampler {
   JobPtr sample(const std::vector<int64_t>& batches);
   // Rows given explicitly (from the first replay), gathered at once.
   JobPtr collect(Rows rows, Shape lead);
-  // Stops all threads; sampling goes on without them.
+  // Stops all threads; sampling continues without them.
   void terminate();
-  // Threads do not survive a fork: forget them and their locks, start afresh when needed.
+  // Threads do not survive a fork: forget them and their locks, start new ones when needed.
   void after_fork_in_child();
   Pool& pool() { return *pool_; }
   int depth() const { return depth_; }

@@ -2,5 +2,5 @@
 
 An xArm6 with a cylindrical tool, moved in the plane by end-effector displacements, pushes
 blocks into target zones: ``env.py`` the environment, ``tasks.py`` what an episode asks for,
-``sim.py`` the physics, ``oracles.py`` the scripted experts, ``camera.py`` the pictures.
+``sim.py`` the physics, ``oracles.py`` the scripted experts, ``camera.py`` the images.
 """

@@ -1,7 +1,7 @@
 """The camera above the table, rendered by pybullet's software renderer (TinyRenderer).
 
-The published picture is 240 x 320; its vertical field of view follows from the height and the
-focal length. Smaller pictures show the same view: ``faithful`` renders at 240 x 320 and resizes
+The published image is 240 x 320; its vertical field of view follows from the height and the
+focal length. Smaller images show the same view: ``faithful`` renders at 240 x 320 and resizes
 as the published pixel policies do (bilinear, no antialiasing), ``fast`` renders small.
 """
 
@@ -26,7 +26,7 @@ def width_of(height: int) -> int:
 
 
 class Camera:
-    """Takes pictures of one simulation."""
+    """Takes images of one simulation."""
 
     def __init__(self, sim: BlockPushSim) -> None:
         self._sim, p = sim, sim.bullet

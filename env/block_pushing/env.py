@@ -168,7 +168,7 @@ class BlockPushEnv(SeededEnv):
         return info
 
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Upright picture uint8 [image_size, 4/3 image_size, 3]."""
+        """Upright image uint8 [image_size, 4/3 image_size, 3]."""
         if camera not in (None, CAMERA):
             raise EnvError(f"camera: '{camera}'; block_pushing has '{CAMERA}'")
         return self._picture(self.cfg.image_size)

@@ -108,7 +108,7 @@ class DiscontinuousOracle(PushOracle):
 
     Args:
         tolerance: the first target counts as visited within this distance.
-        wait: stand still for so many steps before going on.
+        wait: stand still for so many steps before continuing.
     """
 
     def __init__(self, noise_std: float = 0.0, tolerance: float = 0.04, wait: int = 0) -> None:
@@ -125,7 +125,7 @@ class DiscontinuousOracle(PushOracle):
         place = obs["block_translation"]
         near = np.linalg.norm(place - obs["target_translation"]) < self.tolerance
         if self.goal == "target" and near:
-            self.goal = "target2"  # the phase goes on as it is
+            self.goal = "target2"  # the phase does not change
         if self.goal == "target2" and self._waited < self.wait:
             self._waited += 1
             return np.zeros(2, np.float32)

@@ -31,7 +31,7 @@ WORKSPACE_CENTRE_X = 0.4
 TARGET_HEIGHT = 0.02
 # of a server's shared memory: pybullet's own default
 SERVER_KEY = 12347
-SHARED_MEMORY_TABLE = Path("/proc/sysvipc/shm")  # Linux tells who is attached
+SHARED_MEMORY_TABLE = Path("/proc/sysvipc/shm")  # Linux lists who is attached
 
 _INITIAL_JOINTS = (
     -0.9254632489674508,
@@ -233,7 +233,7 @@ class BlockPushSim:
 
 
 def _check_not_left_behind(key: int) -> None:
-    """EnvError for the memory of a killed server, on which pybullet would wait for ever."""
+    """EnvError for the memory of a killed server, on which pybullet would wait forever."""
     if not SHARED_MEMORY_TABLE.exists():
         return
     for line in SHARED_MEMORY_TABLE.read_text().splitlines()[1:]:

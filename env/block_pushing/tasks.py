@@ -1,7 +1,7 @@
 """What the block tasks ask for: where things start, what is seen, when it is done.
 
 All draws come from one ``numpy.random.RandomState`` in the published order, so that seed k
-starts the episode that the original starts with it. A task is told of a new episode by
+starts the episode that the original starts with it. A task learns of a new episode by
 ``place`` and, when the blocks have come to rest, ``start``; then of each control step by
 ``advance``.
 """

@@ -72,7 +72,7 @@ class MetaWorldEnv(SeededEnv):
         self._renderers: dict[int, Any] = {}
         self._move_corner2()
         if cfg.cameras:
-            self._picture(cfg.cameras[0], cfg.rl_image_size)  # no GL, wrong camera: say so now
+            self._picture(cfg.cameras[0], cfg.rl_image_size)  # no GL, wrong camera: report it now
         self.raw_state = np.zeros(STATE_DIM)
 
     def _make_spec(self) -> EnvSpec:
@@ -136,7 +136,7 @@ class MetaWorldEnv(SeededEnv):
         return picture[::-1, ::-1] if camera in ROLLED_CAMERAS else picture
 
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Upright picture uint8 [image_size, image_size, 3]."""
+        """Upright image uint8 [image_size, image_size, 3]."""
         camera = camera or (self.cfg.cameras[0] if self.cfg.cameras else "corner2")
         return np.ascontiguousarray(self._picture(camera, self.cfg.image_size))
 

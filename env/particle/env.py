@@ -109,7 +109,7 @@ class ParticleEnv(SeededEnv):
         return self._observe(), reward, terminated, truncated, self._info(truncated)
 
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Picture uint8 [image_size, image_size, 3] of the path so far.
+        """Image uint8 [image_size, image_size, 3] of the path so far.
 
         2-D: the plane. Otherwise: each coordinate over time.
         """

@@ -39,7 +39,7 @@ class ParticleOracle:
         self._steps_at_goal = 0
 
     def action(self) -> np.ndarray:
-        """Action float32 [N] in [-1, 1] for the environment's present state."""
+        """Action float32 [N] in [-1, 1] for the environment's current state."""
         sim, (first, second) = self.env.sim, self._order
         if sim.distance(first) < self.threshold:
             self._steps_at_goal += 1

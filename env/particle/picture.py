@@ -1,4 +1,4 @@
-"""Pictures of the particle's path, for videos (drawn by PIL: a frame in about a millisecond)."""
+"""Images of the particle's path, for videos (drawn by PIL: a frame in about a millisecond)."""
 
 from __future__ import annotations
 

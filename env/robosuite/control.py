@@ -1,8 +1,8 @@
 """What every scripted robosuite expert shares: reading poses, moving an arm, noise, phases.
 
 An expert reads the simulator, not the observations (which lag in robosuite 1.5), and answers
-with the actions a policy would give, OSC_POSE commands relative to the present pose. It is made
-anew for each episode, after the reset.
+with the actions a policy would give, OSC_POSE commands relative to the current pose. It is made
+again for each episode, after the reset.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Arm:
         """Rotation [3, 3] whose fingers open along ±``opening`` and whose tool points ``pointing``.
 
         ``opening`` is made perpendicular to ``pointing``; of the two signs, which grasp alike,
-        the one nearer to the present rotation is taken, so that the wrist turns at most 90
+        the one nearer to the current rotation is taken, so that the wrist turns at most 90
         degrees.
         """
         tool = pointing / np.linalg.norm(pointing)
@@ -186,7 +186,7 @@ class Expert(ABC):
 
     @abstractmethod
     def act(self) -> np.ndarray:
-        """The action for the present state of the simulation, float32 [A] in [-1, 1]."""
+        """The action for the current state of the simulation, float32 [A] in [-1, 1]."""
 
 
 class ArmExpert(Expert):

@@ -1,7 +1,7 @@
 """robosuite tasks behind the environment interface.
 
 The reward is sparse (1 at success), a control step lasts 50 ms, an episode follows from its
-seed and actions alone. States need no OpenGL; pictures are drawn by ``env.rendering``.
+seed and actions alone. States need no OpenGL; images are drawn by ``env.rendering``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RobosuiteEnv(SeededEnv):
         self.spec = self._make_spec()
         self._renderer: Any = None
         self._pictures: dict[str, np.ndarray] = {}
-        for camera in cfg.cameras:  # no GL, wrong camera: say so now
+        for camera in cfg.cameras:  # no GL, wrong camera: report it now
             self._check_camera(camera)
         if cfg.cameras:
             self._picture(cfg.cameras[0])
@@ -87,7 +87,7 @@ class RobosuiteEnv(SeededEnv):
 
     @classmethod
     def env_args(cls, cfg: EnvConfig) -> dict[str, Any]:
-        """robomimic's description, in the words of robosuite 1.4."""
+        """robomimic's description, in the terms of robosuite 1.4."""
         delta = bool(cfg.ctrl_delta)
         args = robomimic_env_args(cfg.task, cfg.cameras, cfg.rl_image_size, delta=delta)
         if cfg.cameras:
@@ -125,7 +125,7 @@ class RobosuiteEnv(SeededEnv):
         """The robosuite environment itself (``make_sim``), which scripted experts read."""
         return self._sim
 
-    # ----------------------------------------------------------------- pictures
+    # ----------------------------------------------------------------- images
 
     def _check_camera(self, camera: str) -> None:
         known = camera_names(self._sim)
@@ -136,7 +136,7 @@ class RobosuiteEnv(SeededEnv):
             )
 
     def draw(self, camera: str) -> np.ndarray:
-        """uint8 [image_size, image_size, 3], upright, drawn anew."""
+        """uint8 [image_size, image_size, 3], upright, rendered now."""
         from env.rendering import Renderer
 
         sim, size = self._sim.sim, self.cfg.image_size
@@ -157,7 +157,7 @@ class RobosuiteEnv(SeededEnv):
         return self._pictures[camera]
 
     def render(self, camera: str | None = None) -> np.ndarray:
-        """Upright picture uint8 [image_size, image_size, 3]."""
+        """Upright image uint8 [image_size, image_size, 3]."""
         camera = camera or (self.cfg.cameras[0] if self.cfg.cameras else DEFAULT_CAMERA)
         return np.ascontiguousarray(self._picture(camera))
 

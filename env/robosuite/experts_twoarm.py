@@ -133,7 +133,7 @@ class StartArm(TransportArm):
         return self.until(goal, "bring", 0.03, limit=60)
 
     def _offer(self, noise: float) -> Goal:
-        # the handle level and along y, whatever way it has slipped between the fingers
+        # the handle level and along y, however it has slipped between the fingers
         middle, axis = self.hammer()
         level, _ = Rotation.align_vectors(np.array([[0.0, 1.0, 0.0]]), axis[None])
         position = self.arm.position + self.offer_place - middle

@@ -112,7 +112,7 @@ _OBJECTS: dict[str, ObjectReader] = {
 
 def observe(env: Any) -> dict[str, np.ndarray]:
     """``robot0_eef_pos`` [3], ``robot0_eef_quat`` [4], ``robot0_gripper_qpos`` [2] (the same of
-    robot1 where there is one) and ``object``, float64, of the present state.
+    robot1 where there is one) and ``object``, float64, of the current state.
 
     After a control step the poses are those of its last physics step but one, as in robosuite.
     """

@@ -93,9 +93,9 @@ def poses_asked_for(
     env: Any, action: np.ndarray, goals: list[np.ndarray] | None, *, world_frame: bool
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The absolute action (``make_sim(delta=False)``) that the relative one [A] means in the
-    present state, and the rotation [3, 3] it asks of each hand.
+    current state, and the rotation [3, 3] it asks of each hand.
 
-    Stepping the controller: its goal is the hand's present pose, moved by the scaled action.
+    Stepping the controller: its goal is the hand's current pose, moved by the scaled action.
     ``world_frame``: actions are along the world's axes, as in robosuite 1.4, else along those of
     each robot's base. With ``goals`` (of the step before) a rotation part of exactly zero keeps
     the rotation asked for before, as in robosuite 1.4.
@@ -212,10 +212,10 @@ class RecordedScene:
             taken.append(body.get("name", ""))
 
     @staticmethod
-    def _put(have: np.ndarray, told: np.ndarray) -> bool:
-        if np.abs(have - told).max() <= TOLERANCE:
+    def _put(have: np.ndarray, recorded: np.ndarray) -> bool:
+        if np.abs(have - recorded).max() <= TOLERANCE:
             return False
-        have[:] = told
+        have[:] = recorded
         return True
 
     def _camera_differences(self, world: ElementTree.Element) -> list[str]:
@@ -230,10 +230,10 @@ class RecordedScene:
                 continue
             for key, have in (("pos", model.cam_pos[number]), ("fovy", model.cam_fovy[number])):
                 count = np.size(have)
-                told = numbers(camera.attrib[key], count) if key in camera.attrib else have
-                if np.abs(told - have).max() > 1e-3:
+                recorded = numbers(camera.attrib[key], count) if key in camera.attrib else have
+                if np.abs(recorded - have).max() > 1e-3:
                     notes.append(
-                        f"camera '{name}': {key} {_short(told)} in the recording, "
+                        f"camera '{name}': {key} {_short(recorded)} in the recording, "
                         f"{_short(np.atleast_1d(have))} here, which is kept"
                     )
         return notes

@@ -1,4 +1,4 @@
-"""How robomimic's files describe their environment: ``env_args``, in the words of robosuite 1.4,
+"""How robomimic's files describe their environment: ``env_args``, in the terms of robosuite 1.4,
 and the model of each episode."""
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def controller_differences(controller: Mapping[str, Any]) -> list[str]:
     """Sentences on what a file's arm controller (``common_utils.env_args``) does otherwise."""
     notes = []
     for key in MEANING:
-        told, ours = controller.get(key, OSC_POSE[key]), OSC_POSE[key]
-        same = told == ours
-        if not same and np.ndim(told) == 1 and np.ndim(ours) == 0:
-            same = all(part == ours for part in told)  # 150 is [150] * 6
+        recorded, ours = controller.get(key, OSC_POSE[key]), OSC_POSE[key]
+        same = recorded == ours
+        if not same and np.ndim(recorded) == 1 and np.ndim(ours) == 0:
+            same = all(part == ours for part in recorded)  # 150 is [150] * 6
         if not same:
             notes.append(
-                f"controller {key} was {told}, here it is {ours}: the actions mean something else"
+                f"controller {key} was {recorded}, here it is {ours}: actions have another meaning"
             )
     return notes
 
@@ -60,7 +60,7 @@ def robomimic_env_args(
     """``env_args`` of demonstrations of ``task``: env_name, env_version, type, env_kwargs.
 
     Args:
-        cameras: whose pictures the file holds, ``size`` x ``size`` pixels.
+        cameras: whose images the file holds, ``size`` x ``size`` pixels.
         delta: actions are relative (robosuite 1.4's ``control_delta``).
     """
     kind = task_named(task)
@@ -91,16 +91,16 @@ def robomimic_env_args(
 
 
 def model_xml(env: Any) -> str:
-    """The present episode's model of ``env`` (``make_sim``): robosuite's XML, in which the places
-    of what stands still, and the shape that is drawn anew at each reset, are the simulation's."""
+    """The current episode's model of ``env`` (``make_sim``): robosuite's XML, in which the places
+    of what stands still, and the shape that is drawn again at each reset, are the simulation's."""
     root = ElementTree.fromstring(env.model.get_xml())
     model, shaped = env.sim.model._model, variable_body(env)
     for body in root.iter("body"):
         name = body.get("name", "")
         moves = body.find("joint") is not None or body.find("freejoint") is not None
         number = model.body(name).id
-        told = np.array([float(x) for x in body.get("pos", "0 0 0").split()])
-        if not moves and np.abs(told - model.body_pos[number]).max() > 1e-9:
+        recorded = np.array([float(x) for x in body.get("pos", "0 0 0").split()])
+        if not moves and np.abs(recorded - model.body_pos[number]).max() > 1e-9:
             body.set("pos", _text(model.body_pos[number]))
             body.set("quat", _text(model.body_quat[number]))
         if name == shaped:

@@ -1,6 +1,6 @@
 """Objects whose shape robosuite draws when it compiles a model: Lift's cube, Transport's hammer.
 
-Compiling takes most of a second. Instead the object alone is made and compiled anew, and what
+Compiling takes most of a second. Instead only the object is made and compiled, and what
 follows from its shape is copied into the model at hand, which is then, field by field, the one
 that robosuite would have compiled (tests/env/test_robosuite.py).
 """

@@ -1,7 +1,7 @@
 """robosuite 1.5 simulations as robomimic's data (robosuite 1.4) knows them: made, seeded, saved.
 
 The differences between the two versions that matter to data and policies are handled here and
-in ``env.robosuite.obs``; docs/environments.md lists them. Nothing here renders: pictures
+in ``env.robosuite.obs``; docs/environments.md lists them. Nothing here renders: images
 are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
 """
 
@@ -138,7 +138,7 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
 
     Args:
         task: one of TASKS.
-        hard_reset: compile the model anew at each reset, as robosuite does by default (200
+        hard_reset: compile the model again at each reset, as robosuite does by default (200
             times slower; the episodes are the same).
         delta: actions are shares of the largest steps (5 cm, 0.5 rad). False: the arm's part of
             an action is the hand's pose in the world, metres and axis-angle.

@@ -27,7 +27,7 @@ class Layer:
     ) -> None:
         self.weight, self.norm, self.p, self.hidden = weight, norm, p, hidden
         gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
-        # looked at several times in a call, and modules are slow to give them
+        # read several times in a call, and slow to read from a module
         self.params: tuple[torch.Tensor | None, ...] = (weight, bias, gamma, beta)
 
     @property

@@ -1,4 +1,4 @@
-"""The hot operations of networks. Each goes to whoever computes it fastest (``fast.table``).
+"""The hot operations of networks. The fastest back end computes each (``fast.table``).
 
 What the fast forms save is passes over memory: a normalised, rectified layer is one pass instead
 of four, a perceptron is one call, and the spatial embedding never stores its [B, rows, emb]
@@ -102,7 +102,7 @@ def _chain(todo: list[nn.Module], start: int) -> tuple[list[Layer], int]:
 
 
 def sequential(modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """What ``nn.Sequential(*modules)(x)`` gives, with as many layers per pass as can be."""
+    """What ``nn.Sequential(*modules)(x)`` gives, with as many layers per pass as possible."""
     todo = [m for m in modules if not (isinstance(m, nn.Dropout) and not (m.training and m.p > 0))]
     i = 0
     while i < len(todo):

@@ -1,7 +1,7 @@
 """Every operation in torch's own: what the other back ends are tested against.
 
-Runs on any device and dtype. An operation made of others gives each of its parts to whoever
-computes that part fastest.
+Runs on any device and dtype. An operation made of others leaves each part to the back
+end that computes it fastest.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 def keep_freed_memory() -> bool:
     """Have glibc keep big freed blocks for reuse instead of returning them to the system.
 
-    Tensors above 32 MB are otherwise mapped anew, page by page, at every operation; that is
+    Tensors above 32 MB are otherwise mapped again, page by page, at every operation; that is
     a third to a half of the time of an update from pixels. The process then keeps its peak
     memory until it ends. Returns whether it was done: not with ``IBRL_MALLOC=system``, nor with
     another C library.

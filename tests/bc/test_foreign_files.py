@@ -52,7 +52,7 @@ def all_frames(data: DemoDataset) -> np.ndarray:
 
 
 def replace_images(path: Path, make) -> None:
-    """``make(obs, name)`` creates the first demonstration's images anew."""
+    """``make(obs, name)`` creates the first demonstration's images again."""
     with h5py.File(path, "r+") as file:
         obs = file["data/demo_0/obs"]
         del obs[f"{CAMERA}_image"]
@@ -64,11 +64,11 @@ def replace_images(path: Path, make) -> None:
 
 @pytest.fixture
 def linked(tmp_path) -> tuple[Path, np.ndarray]:
-    """A file whose one demonstration lies in another file, and the right pictures."""
+    """A file whose one demonstration lies in another file, and the right images."""
     other = write_robomimic(tmp_path / "other.hdf5", lengths=(9,))
     path = write_robomimic(tmp_path / "linking.hdf5", lengths=(20,))
     edit(path, "data/demo_0", h5py.ExternalLink("other.hdf5", "/data/demo_0"))
-    with h5py.File(path, "r+") as file:  # other bytes at the place that the pictures have there
+    with h5py.File(path, "r+") as file:  # other bytes at the place that the images have there
         file["padding"] = np.arange(100_000)
     return path, stored(other)
 
@@ -324,7 +324,7 @@ def test_no_virtual_dataset_while_sources_are_looked_for_elsewhere(tmp_path, nam
 
 
 def inspected(path: Path) -> str:
-    """What inspect_dataset says, in a process of its own: who reads from a pipe waits for ever."""
+    """What inspect_dataset says, in a separate process: who reads from a pipe waits forever."""
     if not any(item.is_fifo() for item in path.parent.iterdir()):
         return " ".join(inspect_dataset.inspect(path).problems)
     command = [sys.executable, "-m", "tools.inspect_dataset", str(path)]
@@ -477,8 +477,8 @@ def test_layouts_are_decided_by_shape_and_declaration(shape, declared, found):
 def test_pictures_that_cannot_be_told_are_refused_by_name(tmp_path, shape, capsys):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
     edit(path, KEY, np.random.default_rng(0).integers(0, 255, (7, *shape), np.uint8))
-    told = rf"\[7, {shape[0]}, {shape[1]}, {shape[2]}\], which is not plainly one of them"
-    with pytest.raises(DatasetError, match=f"obs/{CAMERA}_image': expected images.*{told}"):
+    layout = rf"\[7, {shape[0]}, {shape[1]}, {shape[2]}\], which is not plainly one of them"
+    with pytest.raises(DatasetError, match=f"obs/{CAMERA}_image': expected images.*{layout}"):
         opened(path)
     assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
     assert "not plainly one of them" in " ".join(capsys.readouterr().out.split())
@@ -751,10 +751,10 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path, bomb, capsys):
     key, shape, kind, more = BOMBS[bomb]
     unwritten(path, key, shape, kind, **more)
     assert path.stat().st_size < 50_000
-    told = f"{key.removeprefix('data/demo_0/')}': .* would take .*B, of which .* in the file"
+    layout = f"{key.removeprefix('data/demo_0/')}': .* would take .*B, of which .* in the file"
     options = {"use_state": 1} if bomb == "object" else {}
     for max_ram_gb in (8.0, 0.0):
-        with pytest.raises(DatasetError, match=told):
+        with pytest.raises(DatasetError, match=layout):
             opened(path, max_ram_gb=max_ram_gb, **options)
     assert inspect_dataset.main([str(path), "--out", str(tmp_path / "sheet.png")]) == 1
     assert "would take" in capsys.readouterr().out
@@ -776,7 +776,7 @@ def test_what_fits_the_file_but_not_memory_is_refused(tmp_path, monkeypatch):
     replace_images(path, lambda obs, name: obs.create_dataset(
         name, data=np.zeros((7, 3, 2048, 2048), np.uint8), compression="gzip"))  # fmt: skip
     monkeypatch.setattr("bc.dataset.available_memory", lambda: 50 * 2**20)
-    data = opened(path)  # pictures are read one by one
+    data = opened(path)  # images are read one by one
     assert data.lazy
     with pytest.raises(DatasetError, match="a batch of 14 agentviews would take 168.0 MiB"):
         data.batch_at(np.arange(14) % 7)

@@ -415,7 +415,7 @@ def _chain_penalty(policy: EbmPolicy) -> torch.Tensor:
     return torch.stack(chain.grad_norms).square().mean()
 
 
-def test_the_box_of_one_dimension_serves_all_unless_told_otherwise():
+def test_the_box_of_one_dimension_serves_all_by_default():
     actions = torch.stack([torch.linspace(-0.5, 0.5, 20), torch.linspace(-0.1, 0.9, 20)], 1)
     norm = NormConfig(min_max_actions=0)
     for scalar in (1, 0):

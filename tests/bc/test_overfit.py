@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def demonstration(tmp_path: Path) -> Path:
-    """One episode of Lift in pictures of 40 x 40; OpenGL stays out of this process."""
+    """One episode of Lift in images of 40 x 40; OpenGL stays out of this process."""
     command = [sys.executable, "-m", "tools.generate_demos", "--task", "Lift", "--num", "1"]
     command += ["--cameras", f"[{CAMERA}]", "--image_size", "80", "--obs_size", "40"]
     command += ["--render_quality", "fast", "--workers", "0", "--out", str(tmp_path)]
@@ -36,7 +36,7 @@ def demonstration(tmp_path: Path) -> Path:
 def test_the_loss_of_one_demonstration_falls_below_a_thousandth(
     tmp_path: Path, demonstration: Path
 ):
-    # pictures alone, unshifted (with shifts it takes far longer), all of the steps in each batch
+    # images alone, unshifted (with shifts it takes far longer), all of the steps in each batch
     args = ["--config_path", str(ROOT / "release/cfgs/robomimic_bc/lift_pixel.yaml")]
     args += ["--dataset.path", str(demonstration), "--dataset.num_data", "1"]
     args += ["--dataset.sampling", "epochs", "--batch_size", "30"]

@@ -212,7 +212,7 @@ OWN = {  # files that are ours alone
     "robomimic_rl/lift_state_rlpd.yaml": train_rl.MainConfig,
     "robomimic_rl/lift_state_rft.yaml": train_rl.MainConfig,
 }
-# ... and those that are Square's but for what is told here
+# ... and those that are Square's except for what is listed here
 LONG_RL = {"episode_length": 700, "num_train_step": 500000, "log_per_step": 20000}
 LIKE_SQUARE = {
     "robomimic_bc/{}.yaml": {"dataset.eval_episode_len": 700},

@@ -80,3 +80,10 @@ def test_no_text_refers_to_a_document_that_is_not_here() -> None:
         for match in pattern.finditer(file.read_text())
     ]
     assert found == []
+
+
+def test_messages_say_report_print_state_or_declare() -> None:
+    """The one word that used to stand for all of these (CONTRIBUTING.md, English)."""
+    word = re.compile(r"\bt" + r"old\b")
+    files = tracked(".md", *SOURCES)
+    assert [str(f.relative_to(REPO)) for f in files if word.search(f.read_text())] == []

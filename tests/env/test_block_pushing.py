@@ -1,4 +1,4 @@
-"""Block pushing: what evaluation, resume, pictures and demonstrations need of it."""
+"""Block pushing: what evaluation, resume, images and demonstrations need of it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_multimodal_pairing_is_free() -> None:
     env.close()
 
 
-def test_oracle_waits_where_it_is_told_to() -> None:
+def test_oracle_waits_where_it_should() -> None:
     env = block_env("PUSH_DISCONTINUOUS")
     for wait in (0, 6):
         info, _ = play_oracle(env, 0, wait=wait)
@@ -122,7 +122,7 @@ def test_oracle_waits_where_it_is_told_to() -> None:
     env.close()
 
 
-def test_unknown_oracle_options_are_told() -> None:
+def test_unknown_oracle_options_are_reported() -> None:
     env = block_env()
     with pytest.raises(EnvError, match="patience"):
         make_oracle(env, patience=3)
@@ -142,7 +142,7 @@ def test_goal_tolerance_and_no_end_at_success() -> None:
 
 
 def test_episode_resumes_by_replay() -> None:
-    """Also in contact, also after other episodes, also with pictures in the stack."""
+    """Also in contact, also after other episodes, also with images in the stack."""
     kwargs = {"cameras": ["rgb"], "rl_image_size": 24, "obs_stack": 2, "render_quality": "fast"}
     env, again = block_env(**kwargs), block_env(**kwargs)
     oracle = make_oracle(env)
@@ -253,7 +253,7 @@ def test_task_names(given: str, name: str) -> None:
      ({"cameras": ["agentview"]}, ["agentview", "rgb"]),
      ({"shared_memory": 1}, ["shared_memory", "pybullet_utils.runServer"])],
 )  # fmt: skip
-def test_bad_configurations_are_told(kwargs: dict, names: list[str]) -> None:
+def test_bad_configurations_are_reported(kwargs: dict, names: list[str]) -> None:
     with pytest.raises(EnvError) as error:
         block_env(**kwargs)
     assert all(name in str(error.value) for name in names)
@@ -290,7 +290,7 @@ def test_a_running_server_shows_the_same_episode(monkeypatch: pytest.MonkeyPatch
         server.wait(timeout=60)
 
 
-def test_the_memory_of_a_killed_server_is_told(
+def test_the_memory_of_a_killed_server_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     table = tmp_path / "shm"
@@ -304,7 +304,7 @@ def test_the_memory_of_a_killed_server_is_told(
         sim._check_not_left_behind(78)
 
 
-def test_missing_pybullet_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pybullet_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pybullet", None)
     with pytest.raises(EnvError, match=r"pip install pybullet.*3\.12"):
         sim.import_pybullet()

@@ -269,7 +269,7 @@ def test_real_files_are_read_and_fit_the_task(name: str, task: str, rows: list[i
         ({"cameras": ["front"]}, ["front", "render"]),
     ],
 )
-def test_bad_configurations_are_told(kwargs: dict, names: list[str]) -> None:
+def test_bad_configurations_are_reported(kwargs: dict, names: list[str]) -> None:
     with pytest.raises(EnvError) as error:
         d4rl(**kwargs)
     assert all(name in str(error.value) for name in names)

@@ -88,7 +88,7 @@ def test_seeds_noise_and_overwriting(tmp_path):
     assert not list(tmp_path.rglob("*.tmp-*"))
 
 
-def test_only_successes_are_kept_and_hopeless_settings_are_told(tmp_path):
+def test_only_successes_are_kept_and_hopeless_settings_are_reported(tmp_path):
     hopeless = config(tmp_path)
     hopeless.env_cfg.episode_length = 5
     with pytest.raises(ConfigError, match=r"20 of 20 scripted episodes of CoffeePush failed"):

@@ -1,4 +1,4 @@
-"""Strips of pictures of an expert's episode, drawn from the real simulation."""
+"""Strips of images of an expert's episode, drawn from the real simulation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_success_ends_in_green_and_a_failure_in_red(tmp_path, python: Callable
     assert len(lost) == 2 and all(is_bordered(f, False) for f in lost)
 
 
-def test_what_cannot_be_shown_is_told(tmp_path):
+def test_what_cannot_be_shown_is_reported(tmp_path):
     out = tmp_path / "strip.png"
     with pytest.raises(ConfigError, match="none of 50 episodes from seed 1 on succeeds"):
         strip(MainConfig(episode_length=1, out=str(out)))

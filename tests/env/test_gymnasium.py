@@ -127,7 +127,7 @@ def test_misfits_are_refused(task, options, message):
         make(task, **options)
 
 
-def test_a_success_key_that_never_shows_is_told():
+def test_a_success_key_that_never_shows_is_reported():
     env = make("Pusher-v5", episode_length=2, gym_success_key="won")
     env.reset(seed=0)
     env.step(np.zeros(7))

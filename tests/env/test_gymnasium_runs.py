@@ -1,4 +1,4 @@
-"""Whole runs in gymnasium environments, and pictures that gymnasium itself renders."""
+"""Whole runs in gymnasium environments, and images that gymnasium itself renders."""
 
 from __future__ import annotations
 

@@ -129,13 +129,13 @@ def test_render(n_dim: int) -> None:
         ({"task": "PARTICLE", "cameras": ["agentview"]}, ["cameras", "agentview"]),
     ],
 )
-def test_bad_configurations_are_told(kwargs: dict, names: list[str]) -> None:
+def test_bad_configurations_are_reported(kwargs: dict, names: list[str]) -> None:
     with pytest.raises(EnvError) as error:
         particle(**kwargs)
     assert all(name in str(error.value) for name in names)
 
 
-def test_bad_parameters_and_actions_are_told() -> None:
+def test_bad_parameters_and_actions_are_reported() -> None:
     with pytest.raises(EnvError, match="dt: 0"):
         ParticleParams(dt=0)
     env = particle()

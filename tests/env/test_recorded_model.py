@@ -92,12 +92,12 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_models_are_refused(lift: tuple[RecordedScene, str, Any], name: str) -> None:
     scene, xml, _ = lift
-    change, told = HOSTILE[name]
+    change, message = HOSTILE[name]
     root = ElementTree.fromstring(xml)
     change(root)
     with pytest.raises(EnvError) as refusal:
         scene.adopt(ElementTree.tostring(root, encoding="unicode"))
-    assert told in str(refusal.value) and len(str(refusal.value).splitlines()) <= 3
+    assert message in str(refusal.value) and len(str(refusal.value).splitlines()) <= 3
 
 
 BOMB = "<!DOCTYPE m [" + "".join(
@@ -106,7 +106,7 @@ BOMB = "<!DOCTYPE m [" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("xml", "told"),
+    ("xml", "message"),
     [
         (f"{BOMB}]><mujoco><worldbody>&e11;</worldbody></mujoco>", "holds '<!DOCTYPE'"),
         ('<!DOCTYPE m SYSTEM "file:///etc/passwd"><mujoco/>', "holds '<!DOCTYPE'"),
@@ -118,8 +118,8 @@ BOMB = "<!DOCTYPE m [" + "".join(
     ],
     ids=["entities", "external", "long", "torn", "deep", "empty", "surrogate"],
 )
-def test_texts_that_are_no_model(xml: str, told: str) -> None:
-    with pytest.raises(EnvError, match=told):
+def test_texts_that_are_no_model(xml: str, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
         recorded_world(xml)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: upright, the same whoever draws beside them, and the same in worker processes."""
+"""Images: upright, the same whoever draws beside them, and the same in worker processes."""
 
 from __future__ import annotations
 

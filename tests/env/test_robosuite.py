@@ -284,7 +284,7 @@ def test_the_originals_class():
         PixelRobosuite("Lift", ["Panda"], 3, reward_shaping=True)
 
 
-def test_policies_and_demonstrations_of_other_tasks_are_told(tmp_path):
+def test_policies_and_demonstrations_of_other_tasks_are_reported(tmp_path):
     from bc.dataset import read_demos
     from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
     from common_utils.demo_file import Recording, write_demos
@@ -323,7 +323,7 @@ except Exception as error:
 
 
 def test_states_need_no_graphics_at_all(python: Callable[..., Any], tmp_path):
-    """Where OpenCV does not load for want of libGL; robosuite says nothing; pixels are told."""
+    """Without libGL OpenCV does not load; robosuite prints nothing; pixels give an error."""
     broken = tmp_path / "cv2"
     broken.mkdir()
     (broken / "__init__.py").write_text(

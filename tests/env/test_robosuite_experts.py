@@ -73,7 +73,7 @@ def test_tool_down_rotations(sims, yaw):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_an_arm_goes_where_it_is_told(sims, number):
+def test_an_arm_reaches_its_target(sims, number):
     """Both arms of TwoArmTransport, whose bases are turned by +90 and -90 degrees."""
     env = sims("TwoArmTransport", 3)
     arm = Arm(env, number)
@@ -183,6 +183,6 @@ def test_a_lost_nut_is_fetched_again(sims):
     assert steps > 0 and phases[0] == "hover"
 
 
-def test_a_task_without_expert_is_told(sims):
+def test_a_task_without_expert_is_reported(sims):
     with pytest.raises(EnvError, match="no scripted expert for robosuite task 'Door'"):
         make_expert("Door", sims("Lift", 0), 0, Noise())

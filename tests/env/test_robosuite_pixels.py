@@ -1,4 +1,4 @@
-"""Pictures of robosuite: upright, the right camera, those that robosuite itself draws."""
+"""Images of robosuite: upright, the right camera, those that robosuite itself draws."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class PendulumEnv(Env):
     def render(self, camera: str | None = None) -> np.ndarray:
         if self.env.render_mode:
             return self.env.render()
-        # states only: a picture of the cart and the pole, for machines without GL
+        # states only: an image of the cart and the pole, for machines without GL
         x, angle = self.env.unwrapped.data.qpos[:2]
         picture = np.full((64, 97, 3), 30, np.uint8)
         for k in range(30):

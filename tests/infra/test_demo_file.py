@@ -64,7 +64,7 @@ def test_what_is_no_file_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe.hdf5")
     with h5py.File(tmp_path / "linking.h5", "w") as file:
         file["data"] = h5py.ExternalLink("pipe.hdf5", "data")
-    # in a process of its own: who opens the pipe waits for ever
+    # in a separate process: who opens the pipe waits forever
     program = (
         "import sys; from pathlib import Path; from tests.infra.test_demo_file import record; "
         "print(record(Path(sys.argv[1])))"
@@ -72,4 +72,4 @@ def test_what_is_no_file_is_left_alone(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "{}"  # linking.h5 may need what is beside it
+    assert done.stdout.splitlines()[-1] == "{}"  # linking.h5 may need what is next to it

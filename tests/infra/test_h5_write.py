@@ -53,7 +53,7 @@ def test_an_exception_leaves_the_old_file(tmp_path):
 
 
 def test_no_write_that_fails_is_overlooked_or_crashes(tmp_path):
-    """Each limit in a process of its own, which the HDF5 library might take down."""
+    """Each limit in a separate process, which the HDF5 library might take down."""
     script = (
         "import resource, sys\n"
         "from common_utils.h5_write import atomic_h5\n"
@@ -71,8 +71,8 @@ def test_no_write_that_fails_is_overlooked_or_crashes(tmp_path):
         cwd=REPO, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = [line.split() for line in done.stdout.splitlines()]
-    assert [int(limit) for limit, *_ in told] == [
+    printed = [line.split() for line in done.stdout.splitlines()]
+    assert [int(limit) for limit, *_ in printed] == [
         0,
         90,
         1000,
@@ -82,6 +82,6 @@ def test_no_write_that_fails_is_overlooked_or_crashes(tmp_path):
         100_000,
         200_000,
     ]
-    assert {tuple(rest) for _, *rest in told} == {(str(errno.EFBIG), f"{tmp_path}/a.h5")}
+    assert {tuple(rest) for _, *rest in printed} == {(str(errno.EFBIG), f"{tmp_path}/a.h5")}
     assert not list(tmp_path.iterdir())
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -116,7 +116,7 @@ def test_resume_drops_what_came_after_the_saved_state(tmp_path: Path) -> None:
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
     assert [e.step for e in board.Scalars("x")] == [10, 20]
-    with RunLogger(tmp_path, quiet=True) as log:  # a new run in the same folder starts anew
+    with RunLogger(tmp_path, quiet=True) as log:  # a new run in the same folder starts again
         log.log(1, {"x": 1})
     assert len(read_metrics(log.metrics_path)) == 1
 

@@ -248,9 +248,9 @@ def test_a_damaged_config_is_named(harm: object, said: str, tmp_path: Path) -> N
 def test_a_full_disk_promises_a_state_only_where_there_is_one(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     config = Config(save_dir=str(tmp_path))
-    with pytest.raises(ResourceError) as told, open_folder(tmp_path) as folder:
+    with pytest.raises(ResourceError) as error, open_folder(tmp_path) as folder:
         raise full
-    assert str(told.value) == f"save_dir '{tmp_path}': the disk is full"
+    assert str(error.value) == f"save_dir '{tmp_path}': the disk is full"
     with pytest.raises(ResourceError, match="the disk is full; no state has been saved yet"):
         with open_folder(tmp_path) as folder, folder.open_log(config, ()):
             raise RuntimeError("torch cannot write") from full
@@ -274,9 +274,9 @@ def test_what_the_file_system_refuses_is_an_error_of_one_line(
 ) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "locked" / ".lock").mkdir(parents=True)
-    with pytest.raises(ResourceError, match=said) as told:
+    with pytest.raises(ResourceError, match=said) as error:
         a_run(tmp_path / name)
-    assert "\n" not in str(told.value) and "[Errno" in str(told.value)
+    assert "\n" not in str(error.value) and "[Errno" in str(error.value)
 
 
 def test_a_bug_stays_a_bug(tmp_path: Path) -> None:

@@ -265,9 +265,9 @@ def test_a_tree_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
 def test_a_state_of_something_else_is_an_error_in_one_line(tmp_path: Path) -> None:
     state = RunState(1, {}, tmp_path)
     for error in (KeyError("counters"), TypeError("a\nb"), RuntimeError("size mismatch\nfor x")):
-        with pytest.raises(StateError) as told, fitting(state):
+        with pytest.raises(StateError) as error, fitting(state):
             raise error
-        assert "is no state of such a run" in str(told.value) and "\n" not in str(told.value)
+        assert "is no state of such a run" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(StateError, match="no part"), fitting(state):
         state.part("replay")
 

@@ -50,7 +50,7 @@ def source(
     cwd: Path | None = None,
     **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """A clean login-like shell that sources the script and goes on with ``then``."""
+    """A clean login-like shell that sources the script and continues with ``then``."""
     clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
     # the interpreter's own environment must not look active, nor its programs shadow the system's
     clean["PATH"] = os.pathsep.join(

@@ -185,7 +185,7 @@ def test_nan_comes_through() -> None:
         assert not grad[0].isnan().any()
 
 
-def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     net = make("ResNetPreActivation", 32, 2)
     obs, actions = inputs(net)
     with pytest.raises(ValueError, match="precision is 'half'"):

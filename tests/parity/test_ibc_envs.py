@@ -201,7 +201,7 @@ def test_block_camera(case: Fixture) -> None:
         picture = obs["rgb"].transpose(1, 2, 0).astype(int)
         assert picture.shape == recorded[f"rgb_seed{seed}"].shape
         differs = np.abs(picture - recorded[f"rgb_seed{seed}"]).max(-1)
-        # the tool's outline is authored anew: a few pixels of it, nothing else
+        # the tool's outline is authored again: a few pixels of it, nothing else
         assert (differs > 2).mean() < 5e-4 and differs.max() < 64
     env.close()
 

@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert_same(run(tmp_path / "a", num=6), run(tmp_path / "b", num=6))
     assert not (tmp_path / "a" / PARTS).exists()
     run(tmp_path / "a", num=6)  # is there: nothing to do
-    with pytest.raises(ConfigError, match="made otherwise"):
+    with pytest.raises(ConfigError, match="made with other options"):
         run(tmp_path / "a", num=7)
 
 

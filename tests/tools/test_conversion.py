@@ -1,7 +1,7 @@
 """Raw recordings through dataset_states_to_obs and robomimic_dataset_conversion.
 
 Own recordings must come back to the last bit; real teleoperation of robosuite 1.0 and 1.4 must
-replay to its successes, with the differences told.
+replay to its successes, with the differences printed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def generate(folder: Path, cameras: list[str], num: int) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Path:
-    """Two demonstrations without pictures."""
+    """Two demonstrations without images."""
     return generate(tmp_path_factory.mktemp("recorded"), [], 2)
 
 
@@ -165,7 +165,7 @@ def test_wrong_rewards_are_refused_or_reported(raw, tmp_path, capsys):
     assert arrays(written(tmp_path / "other"))["data/demo_1/rewards"][4] == 0
 
 
-def test_what_differs_from_the_recording_is_told(raw, tmp_path, capsys):
+def test_what_differs_from_the_recording_is_reported(raw, tmp_path, capsys):
     set_args(raw, env_version="1.4.1", controller=OSC_POSE | {"kp": 300})
     with h5py.File(raw, "r+") as file:
         demo = file["data/demo_0"]
@@ -192,7 +192,7 @@ def test_what_differs_from_the_recording_is_told(raw, tmp_path, capsys):
     assert np.abs(arrays(written(tmp_path / "out"))["data/demo_0/actions"]).max() == 1
 
 
-def test_shifted_actions_are_told(raw, tmp_path, capsys):
+def test_shifted_actions_are_reported(raw, tmp_path, capsys):
     with h5py.File(raw, "r+") as file:
         for demo in file["data"].values():
             demo["actions"][:] = np.roll(demo["actions"][:], 12, axis=0)
@@ -335,12 +335,12 @@ def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_pat
     path, side = tmp_path / "d.hdf5", tmp_path / "env_cfg.json"
     shutil.copy(recorded, path)
     with h5py.File(path, "r+") as file:  # described by env_cfg.json alone, as older files are
-        told = json.loads(file["data"].attrs.pop("env_args"))
-    side.write_text(json.dumps(told))
+        env_args = json.loads(file["data"].attrs.pop("env_args"))
+    side.write_text(json.dumps(env_args))
     assert to_absolute(path, tmp_path / "abs.hdf5") == 0
     out = capsys.readouterr().out
     assert f"note: '{side}' is kept as it is, for it would be read for d.hdf5 too" in out
-    assert json.loads(side.read_text()) == told
+    assert json.loads(side.read_text()) == env_args
     for name, delta in (("d.hdf5", True), ("abs.hdf5", False)):
         cfg = train_bc.MainConfig(
             dataset=DatasetConfig(path=str(tmp_path / name), use_state=1, eval_episode_len=-1)
@@ -358,15 +358,15 @@ def test_actions_of_another_width_are_refused(raw, tmp_path, capsys):
     with h5py.File(raw, "r+") as file:
         for demo in file["data"].values():
             replace_dset(demo, "actions", demo["actions"][:, :6])
-    told = "raw.hdf5', demo_0, 'actions': have 6 dimensions; Lift takes 7"
+    message = "raw.hdf5', demo_0, 'actions': have 6 dimensions; Lift takes 7"
     assert to_absolute(raw, tmp_path / "abs.hdf5") == 2
-    assert capsys.readouterr().err.startswith(f"error: '{raw.parent}/{told}")
+    assert capsys.readouterr().err.startswith(f"error: '{raw.parent}/{message}")
     assert replay(raw, tmp_path / "out") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "abs.hdf5").exists() and not written(tmp_path / "out").exists()
 
 
-def test_clipped_actions_are_told_by_both_tools(raw, tmp_path, capsys):
+def test_both_tools_report_clipped_actions(raw, tmp_path, capsys):
     with h5py.File(raw, "r+") as file:
         file["data/demo_1/actions"][3] = 2.0
     note = "note: 1 actions reach beyond [-1, 1] (up to 2) and are clipped, as the controller does"

@@ -130,9 +130,9 @@ def test_observations_by_key(root: Path, tmp_path: Path) -> None:
     gymnasium.register("test/Reach-v0", entry_point="tests.env.my_tasks:Reach")
     record("test/Reach-v0", "my/reach-v0")
     cfg = MainConfig(dataset="my/reach-v0", out=str(tmp_path / "out"))
-    for key, told in (("", "goal, joints, top"), ("joint", "name one"), ("top", "pictures")):
+    for key, message in (("", "goal, joints, top"), ("joint", "name one"), ("top", "images")):
         cfg.state_key = key
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             convert(cfg)
     cfg.state_key = "joints+goal"
     (demo, _) = read(convert(cfg)).episodes()
@@ -161,11 +161,11 @@ def test_actions_outside_their_bounds(
     cfg.clip_actions = 1
     demo = next(iter(read(convert(cfg)).episodes()))
     assert demo.actions[2] == 1
-    told = "note: 1 actions of 1 episodes reached beyond their bounds (up to 1.5 times) and were"
-    assert told in capsys.readouterr().out
+    note = "note: 1 actions of 1 episodes reached beyond their bounds (up to 1.5 times) and were"
+    assert note in capsys.readouterr().out
 
 
-def test_a_missing_dataset_is_told_with_the_command(root: Path, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_with_the_command(root: Path, tmp_path: Path) -> None:
     record("Pendulum-v1", "my/pendulum-v0", (2,))
     assert local_datasets(root) == ["my/pendulum-v0"]
     command = [sys.executable, "-m", "tools.convert_minari", "--out", str(tmp_path / "out")]
@@ -181,12 +181,12 @@ def test_a_missing_dataset_is_told_with_the_command(root: Path, tmp_path: Path) 
 def test_the_reader_names_the_commands_for_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         read(tmp_path / "kitchen-mixed-v0" / "dataset.hdf5")
-    told = str(error.value)
-    assert "minari download D4RL/kitchen/mixed-v2;" in told
-    assert f"--dataset D4RL/kitchen/mixed-v2 --out {tmp_path}/kitchen-mixed-v0" in told
+    message = str(error.value)
+    assert "minari download D4RL/kitchen/mixed-v2;" in message
+    assert f"--dataset D4RL/kitchen/mixed-v2 --out {tmp_path}/kitchen-mixed-v0" in message
 
 
-def test_a_damaged_dataset_is_told(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_dataset_is_reported(root: Path, tmp_path: Path) -> None:
     record("Pendulum-v1", "my/pendulum-v0", (2,))
     (root / "my" / "pendulum-v0" / "data" / "metadata.json").write_text("{")
     with pytest.raises(ConfigError, match="my/pendulum-v0.*cannot be read"):

@@ -1,4 +1,4 @@
-"""Coordinate regression: pictures, hull, the runs through train_bc, results and plot."""
+"""Coordinate regression: images, hull, the runs through train_bc, results and plot."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"policies": ["ebm"]}, "policies.*ebm.*mse_convmlp"),
         ({"num_points": [2]}, r"num_points: .*got \[2\]"),

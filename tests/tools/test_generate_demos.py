@@ -30,7 +30,7 @@ from env.robosuite.robomimic_args import model_xml
 from env.robosuite.sim import make_sim, reset_sim
 from tools.demo_recorder import Settings
 from tools.generate_demos import MainConfig, generate
-from tools.recording import Job, Parts, disk_told, play
+from tools.recording import Job, Parts, disk_reported, play
 from train_bc import MainConfig as BcConfig
 
 REPO = Path(__file__).resolve().parents[2]
@@ -189,7 +189,7 @@ def test_pictures_are_the_environments(tmp_path):
     cfg.path, cfg.rl_camera, cfg.prop_stack = str(tmp_path / "processed_data32.hdf5"), camera, 3
     batch = DemoDataset(cfg).sample_bc(4)
     assert batch.obs[camera].shape == (4, 3, 32, 32) and batch.obs["prop"].shape == (4, 27)
-    assert batch.obs[camera].float().std() > 5  # a picture of something
+    assert batch.obs[camera].float().std() > 5  # an image of something
 
 
 # ------------------------------------------------- interruptions, workers, wrong use
@@ -213,14 +213,14 @@ def test_workers_and_a_kill_leave_no_trace_in_the_file(made, tmp_path, capsys):
     # a half-written part, as a kill in the middle of a write leaves it
     (parts / ".tmp-0123456789ab-000002.hdf5").write_bytes(b"half")
     generate(config(tmp_path, workers=2))
-    told = capsys.readouterr().out
-    assert f"going on: {len(kept)} of 3 demonstrations are there already" in told
-    assert "0 of 3 episodes failed" in told
+    printed = capsys.readouterr().out
+    assert f"continuing: {len(kept)} of 3 demonstrations exist" in printed
+    assert "0 of 3 episodes failed" in printed
     assert contents(tmp_path / made.name) == contents(made)
     assert not parts.exists()
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(tmp_path):
+def test_a_worker_that_dies_is_reported_and_nothing_is_lost(tmp_path):
     settings = Settings("Lift", 0.1, 0.015, 200)
     jobs = (Job(n, n, n, str(tmp_path / f"{n:06d}.hdf5")) for n in range(100))
     played = play(settings, jobs, 1)
@@ -233,7 +233,7 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(tmp_path):
     assert Parts(tmp_path).won >= {0}
 
 
-def test_the_program_told_what_stopped_it_and_goes_on(made, tmp_path):
+def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
     """Its worker is killed, then the disk is full: exit status 2, one message, nothing lost."""
     with open(tmp_path / "errors", "w+") as errors:
         process = subprocess.Popen(
@@ -248,10 +248,12 @@ def test_the_program_told_what_stopped_it_and_goes_on(made, tmp_path):
         os.kill(next(p for p in _children(process.pid) if "env.worker" in _cmdline(p)), 9)
         assert process.wait(timeout=120) == 2
         errors.seek(0)
-        told = errors.read().splitlines()
-    assert re.match(r"error: recording worker 0 .*was killed by signal 9 while playing", told[0])
-    assert re.match(r"\d finished episodes are kept in '.*'; the same command goes on", told[1])
-    assert len(told) == 2
+        printed = errors.read().splitlines()
+    assert re.match(r"error: recording worker 0 .*was killed by signal 9 while playing", printed[0])
+    assert re.match(
+        r"\d finished episodes are kept in '.*'; the same command continues", printed[1]
+    )
+    assert len(printed) == 2
     limit = made.stat().st_size // 2  # too little for the dataset
     # The shell sets the limit, not preexec_fn: that would fork the whole test process, which a
     # machine with little memory left refuses.
@@ -285,7 +287,7 @@ def file_size_limit(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
-def test_a_full_disk_is_told_and_what_is_recorded_kept(made, tmp_path):
+def test_a_full_disk_is_reported_and_what_is_recorded_kept(made, tmp_path):
     said = "the file size limit is reached while writing"
     cfg = config(tmp_path)
     with file_size_limit(20_000), pytest.raises(EnvError, match=f"{said} '.*000000.hdf5'"):
@@ -301,14 +303,16 @@ def test_a_full_disk_is_told_and_what_is_recorded_kept(made, tmp_path):
 
 def test_a_really_full_device():
     with pytest.raises(EnvError, match=r"the disk is full while writing 'x.hdf5'"):
-        with disk_told("x.hdf5"), open("/dev/full", "wb") as handle:
+        with disk_reported("x.hdf5"), open("/dev/full", "wb") as handle:
             handle.write(b"0" * 100_000)
 
 
 def test_existing_data(made):
     before = made.stat().st_mtime_ns
     assert generate(config(made.parent)) == made  # the same options: nothing to do
-    with pytest.raises(ConfigError, match=r"processed_data96.hdf5' exists and was made otherwise"):
+    with pytest.raises(
+        ConfigError, match=r"processed_data96.hdf5' exists, made with other options"
+    ):
         generate(config(made.parent, noise=0.2))
     assert made.stat().st_mtime_ns == before
 
@@ -325,7 +329,7 @@ def test_an_unfinished_run_with_other_options(tmp_path):
     assert len(list(read_demos(path, rule=SparseReward("robosuite"), use_state=True))) == 1
 
 
-def test_a_damaged_part_is_told(tmp_path):
+def test_a_damaged_part_is_reported(tmp_path):
     played = play(Settings("Lift", 0.1, 0.015, 200), [_job(tmp_path, 0)], 0)
     assert [o.success for _, o in played] == [True]
     cfg = config(tmp_path, num=1)

@@ -74,13 +74,13 @@ def test_its_energy_is_drawn_by_the_documented_command(
 ) -> None:
     options = ["--weight", str(run[0]), "--num", "2", "--energy", "--out", str(tmp_path / "plots")]
     assert run_program(plot_particle.main, options) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     drawn = sorted(p.name for p in (tmp_path / "plots").glob("*.png"))
     assert "trajectories.png" in drawn and any(n.startswith("energy") for n in drawn)
-    assert all(name in told for name in drawn)
+    assert all(name in printed for name in drawn)
 
 
-def test_what_cannot_be_measured_is_told(
+def test_what_cannot_be_measured_is_reported(
     run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     weight, data = run
@@ -94,23 +94,23 @@ def test_what_cannot_be_measured_is_told(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "printed"),
     [
         ({"task": "PARTICLE_2d", "num": 3}, "3 of the 3 episodes .* start from seeds"),
         ({"task": "PARTICLE_3d", "num": 1, "seed": 1}, "shows PARTICLE_3d, expected PARTICLE_2d"),
         ({"task": "PARTICLE_2d", "num": 1, "seed": 1, "hide_velocity": 1}, r"state: shape \(12,\)"),
     ],
 )
-def test_other_data_are_told(
+def test_other_data_are_reported(
     run: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
-    told: str,
+    printed: str,
 ) -> None:
     out = tmp_path / "other"
     collect_oracle.collect(collect_oracle.MainConfig(replicas=0, out=str(out), **options))
     assert (
         run_program(tool.main, ["--weight", str(run[0]), "--data", str(out / "dataset.hdf5")]) == 2
     )
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(printed, capsys.readouterr().err)

@@ -46,7 +46,7 @@ def test_runs_are_recorded_go_on_and_are_drawn(tmp_path: Path) -> None:
 
 def test_demonstrations_of_another_budget_are_not_taken(tmp_path: Path) -> None:
     tool.make_demos(MainConfig(**TINY | {"save_dir": str(tmp_path)}), 1)
-    with pytest.raises(ConfigError, match="was made otherwise"):
+    with pytest.raises(ConfigError, match="made with other options"):
         tool.make_demos(MainConfig(**TINY | {"num_demos": 4, "save_dir": str(tmp_path)}), 1)
 
 
@@ -56,7 +56,7 @@ def test_seeds_are_pooled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"dims": [0]}, r"dims: .*got \[0\]"),
         ({"policies": ["mdn"]}, "policies.*mdn.*mse, ebm"),

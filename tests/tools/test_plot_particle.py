@@ -1,4 +1,4 @@
-"""tools.plot_particle: the pictures are of what was played, the energies are the network's."""
+"""tools.plot_particle: the images are of what was played, the energies are the network's."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ def test_oracle_from_the_command_line(task: str, tmp_path: Path, capsys) -> None
         (["--weight", "no/model0.pt"], "no/model0.pt"),
     ],
 )
-def test_what_cannot_be_drawn_is_told(options: list[str], says: str, capsys) -> None:
+def test_what_cannot_be_drawn_is_reported(options: list[str], says: str, capsys) -> None:
     assert run_program(main, options) == 2
     assert says in capsys.readouterr().err

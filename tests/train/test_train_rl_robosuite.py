@@ -262,8 +262,8 @@ def test_evaluations_agree_and_folders_are_ranked(
     lift: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weight = f"--weight={lift / 'bc' / 'model0.pt'}"
-    here, told = games(capsys, weight, "--mp=0")
-    assert len(here) == 3 and re.search(r"success \d\.\d+ \[\d\.\d+, \d\.\d+\] \(n=3\)", told)
+    here, printed = games(capsys, weight, "--mp=0")
+    assert len(here) == 3 and re.search(r"success \d\.\d+ \[\d\.\d+, \d\.\d+\] \(n=3\)", printed)
     assert games(capsys, weight, "--mp=2", "--one_by_one=1")[0] == here
     _, table = games(capsys, f"--folder={lift}", "--include=.pt", "--mp=0")
     assert "95 % interval" in table and re.search(r"bc/(model0|latest).pt +\d\.\d+ +\[", table)
@@ -308,7 +308,7 @@ def two_armed(lift: Path, folder: Path) -> tuple[Path, Path]:
     return path, folder / "model0.pt"
 
 
-def test_what_does_not_fit_is_told(
+def test_what_does_not_fit_is_reported(
     lift: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_dir = tmp_path / "run"
@@ -326,20 +326,20 @@ def test_what_does_not_fit_is_told(
     bc = [f"--dataset.path={half}", "--dataset.use_state=1", f"--save_dir={tmp_path / 'bc'}"]
     assert f"'{half}' cannot be read as HDF5" in refused(train_bc.main, bc, capsys)
     can = ["--task_name=PickPlaceCan", "--q_agent.act_method=rl", "--bc_policy="]
-    told = refused(rl, [*fits, *can], capsys)
-    assert "demonstrations of robosuite/Lift, but the environment is robosuite/PickPlace" in told
+    printed = refused(rl, [*fits, *can], capsys)
+    assert "demonstrations of robosuite/Lift, but the environment is robosuite/PickPlace" in printed
 
     pixels = ["--use_state=0", "--q_agent.act_method=rl", "--bc_policy=", "--preload_num_data=0"]
-    told = refused(rl, [*fits, *pixels, "--rl_camera=side"], capsys)
-    assert "camera 'side' does not exist in Lift; expected one of frontview, " in told
+    printed = refused(rl, [*fits, *pixels, "--rl_camera=side"], capsys)
+    assert "camera 'side' does not exist in Lift; expected one of frontview, " in printed
     monkeypatch.setenv("MUJOCO_GL", "disabled")
     monkeypatch.setattr("env.rendering._context", None)
-    told = refused(rl, [*fits, *pixels, "--rl_camera=agentview"], capsys)
-    assert "OpenGL rendering is not available here (MUJOCO_GL=disabled)" in told
-    # what a worker refuses is told as plainly
+    printed = refused(rl, [*fits, *pixels, "--rl_camera=agentview"], capsys)
+    assert "OpenGL rendering is not available here (MUJOCO_GL=disabled)" in printed
+    # what a worker refuses is printed as plainly
     generate = ["--task=Lift", "--num=1", "--workers=1", f"--out={tmp_path / 'new'}"]
-    told = refused(generate_demos.main, [*generate, '--cameras=["side"]'], capsys)
-    assert "recording worker 0 failed while building its environment: camera 'side'" in told
+    printed = refused(generate_demos.main, [*generate, '--cameras=["side"]'], capsys)
+    assert "recording worker 0 failed while building its environment: camera 'side'" in printed
 
 
 @contextmanager
@@ -352,7 +352,7 @@ def file_size_limit(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
-def test_a_full_disk_while_training_is_told_and_nothing_is_lost(
+def test_a_full_disk_while_training_is_reported_and_nothing_is_lost(
     lift: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, save_dir = tmp_path / "whole", tmp_path / "run"

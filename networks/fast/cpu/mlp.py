@@ -124,7 +124,7 @@ def _layer_grads(grads: Sequence[torch.Tensor | None]) -> list[Any]:
 
 
 def _once(*grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Gradients that say so when somebody differentiates them again.
+    """Gradients that raise an error when they are differentiated again.
 
     (torch's ``once_differentiable`` does that only where the incoming gradient has a graph; a
     gradient penalty on the whole network would silently get zeros.)

@@ -29,7 +29,7 @@ def fits(*tensors: torch.Tensor | None) -> bool:
 def own_gemm() -> bool:
     """Whether perceptrons run by the kernels' own matrix products.
 
-    Yes unless ``IBRL_GEMM`` names somebody else, or the CPU has no AVX2 or better for them.
+    Yes unless ``IBRL_GEMM`` names another library, or the CPU has no AVX2 or better for them.
     """
     return kernels is not None and gemm_mode() == "auto" and kernels.isa() != "base"
 
