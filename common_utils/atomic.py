@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 TEMP_MARK = ".tmp-"
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -116,5 +114,7 @@ def atomic_json(obj: Any, path: str | os.PathLike[str], *, indent: int = 2) -> N
 
 def atomic_yaml(obj: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write plain data as YAML that ``yaml.safe_load`` reads back; keys keep their order."""
+    import yaml  # the doctor imports this file and must run without any package
+
     with atomic_write(path, "w") as handle:
         yaml.safe_dump(dict(obj), handle, sort_keys=False, default_flow_style=False)
