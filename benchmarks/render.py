@@ -22,13 +22,10 @@ from common_utils.errors import run_program
 from common_utils.gl import BACKENDS, best_backend
 from env.config import EnvConfig
 from env.core import EnvError
+from env.experts import make_expert
 from env.factory import make_env
-from env.metaworld.env import MetaWorldEnv
-from env.metaworld.expert import metaworld_expert
 from env.rendering import resize_picture
-from env.robosuite.control import Noise
 from env.robosuite.env import RobosuiteEnv
-from env.robosuite.experts import make_expert
 
 SIZES = (96, 224)
 QUALITIES = ("faithful", "fast")
@@ -67,10 +64,9 @@ class Scene:
 
     def expert(self, env: Any) -> Callable[[], np.ndarray]:
         """The scripted policy's next action."""
-        if isinstance(env, MetaWorldEnv):
-            policy = metaworld_expert(env.task)
-            return lambda: policy.get_action(env.raw_state).clip(-1, 1)
-        return make_expert(self.task, env.sim, 1, Noise()).act
+        expert = make_expert(env)
+        expert.reset(np.random.default_rng(1))
+        return expert.act
 
 
 SCENES = (

@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -104,3 +104,27 @@ class Env(ABC):
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
         """Where recorded episodes of ``cfg`` end, and which of them are successes."""
         return AsRecorded(cfg.suite)
+
+
+class Expert(Protocol):
+    """A scripted expert: it looks into the environment it was made for, not at observations.
+
+    ``env.experts.make_expert`` makes one; what a suite's expert is given besides the noise is
+    in the docstring of its class.
+    """
+
+    @property
+    def phase(self) -> str:
+        """What it is doing, for reports; "" where it has no phases."""
+        return ""
+
+    @property
+    def achieved(self) -> tuple[str, ...]:
+        """What has been done of the task in this episode, in order; () where it does not say."""
+        return ()
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Before each episode, after the environment's reset; ``rng`` is for its choices."""
+
+    def act(self) -> np.ndarray:
+        """Action float32 [A] in [-1, 1] for the environment's present state."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from env.config import EnvConfig
 from env.core import EnvError
 from env.metaworld.env import MetaWorldEnv
-from env.metaworld.expert import metaworld_expert
+from env.metaworld.expert import MetaWorldExpert
 from env.original_api import OriginalApi
 
 
@@ -65,11 +63,10 @@ class PixelMetaWorld(OriginalApi):
         )
         rename = {rl_camera: "obs"} if rl_camera in cameras else {}
         super().__init__(MetaWorldEnv(cfg), device=device, rename=rename, seed=seed)
-        self._expert: Any = None
+        self._expert: MetaWorldExpert | None = None
 
     def get_heuristic_action(self, clip: bool = True) -> np.ndarray:
         """Action [4] of Meta-World's scripted policy for the current state."""
         if self._expert is None:
-            self._expert = metaworld_expert(self.env.task)
-        action = np.asarray(self._expert.get_action(self.env.raw_state), np.float64)
-        return action.clip(-1, 1) if clip else action
+            self._expert = MetaWorldExpert(self.env)
+        return self._expert.plain(clip)

@@ -39,6 +39,8 @@ from common_utils.ranges import (
 )
 from common_utils.run_config import ConfigError, Flag
 from common_utils.seeding import seed_for
+from env.core import Expert
+from env.experts import make_expert
 from env.metaworld_wrapper import PixelMetaWorld
 
 
@@ -105,19 +107,18 @@ class MainConfig:
 
 
 def record_episode(
-    env: PixelMetaWorld, cfg: MainConfig, seed: int, pictures: list[np.ndarray] | None
+    env: PixelMetaWorld,
+    expert: Expert,
+    cfg: MainConfig,
+    seed: int,
+    pictures: list[np.ndarray] | None,
 ) -> tuple[Recording, bool]:
     """Play one scripted episode; (recording, whether it succeeded)."""
-    rng = np.random.default_rng(seed)
     obs, images = env.reset(seed=seed)
+    expert.reset(np.random.default_rng(seed))
     recording, terminal, success = Recording(), False, False
     while not terminal:
-        action = env.get_heuristic_action(clip=True)
-        if cfg.action_noise > 0:
-            action = action + rng.normal(0.0, cfg.action_noise, action.shape)
-        if cfg.random_action_rate > 0 and rng.random() < cfg.random_action_rate:
-            action = rng.uniform(-1, 1, action.shape)
-        action = action.clip(-1, 1).astype(np.float32)
+        action = expert.act()
         before = {(cfg.env_cfg.rl_camera if k == "obs" else k): v.numpy() for k, v in obs.items()}
         state = env.env.raw_state
         if pictures is not None:
@@ -139,6 +140,7 @@ def generate(cfg: MainConfig) -> Path:
     if cfg.save_gifs and not cfg.env_cfg.camera_names:
         raise ConfigError("save_gifs: 1 needs a camera in env_cfg.camera_names")
     env = PixelMetaWorld(**asdict(cfg.env_cfg))
+    expert = make_expert(env.env, cfg.action_noise, random_rate=cfg.random_action_rate)
     kept: list[Recording] = []
     seeds: list[dict[str, Any]] = []
     tried = 0
@@ -147,7 +149,7 @@ def generate(cfg: MainConfig) -> Path:
             while len(kept) < cfg.num_episodes:
                 seed = seed_for(cfg.seed, "demonstration", tried, bits=31)
                 pictures: list[np.ndarray] | None = [] if cfg.save_gifs else None
-                recording, success = record_episode(env, cfg, seed, pictures)
+                recording, success = record_episode(env, expert, cfg, seed, pictures)
                 tried += 1
                 if success:
                     _save_extras(cfg, out, len(kept), recording, pictures)

@@ -32,7 +32,7 @@ from common_utils.ranges import Between, NotNegative, NotNegativeNumber, Picture
 from common_utils.run_config import ConfigError, Flag
 from env.config import EnvConfig
 from env.core import Env
-from env.experts import Oracle, make_oracle
+from env.experts import make_expert
 from env.factory import make_env
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
@@ -119,7 +119,7 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.env: Env = make_env(settings.env_cfg())
-        self.oracle: Oracle = make_oracle(self.env, settings.noise, **settings.oracle)
+        self.oracle = make_expert(self.env, settings.noise, **settings.oracle)
         self.spec = self.env.spec
 
     def attempt(self, job: Job) -> Outcome:
@@ -133,13 +133,13 @@ class Recorder:
         while not ended:
             if filming:
                 frames.append(annotate(self.env.render(), f"seed {job.env_seed}"))
-            action, before = self.oracle.action(), obs
+            action, before = self.oracle.act(), obs
             obs, reward, terminated, truncated, info = self.env.step(action)
             recording.append(before, before["state"], action, reward)
             ended = terminated or truncated
         success, played = bool(info["success"]), len(recording)
         if settings.boundary_rows:
-            recording.append(obs, obs["state"], self.oracle.action(), 0.0)
+            recording.append(obs, obs["state"], self.oracle.act(), 0.0)
         kept = bool(job.part) and (
             self._achieved(success, recording) or not settings.successes_only
         )
@@ -153,7 +153,7 @@ class Recorder:
                 frames,
                 round(self.env.control_hz),
             )
-        return Outcome(success, played, getattr(self.oracle, "phase", ""), kept)
+        return Outcome(success, played, self.oracle.phase, kept)
 
     def _achieved(self, success: bool, recording: Recording) -> bool:
         return success or (kind_of(self.settings.task).by_reward and any(recording.rewards))

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from common_utils.demo_file import Recording
 from env.config import EnvConfig
-from env.robosuite.control import Noise
+from env.experts import make_expert
 from env.robosuite.env import RobosuiteEnv
-from env.robosuite.experts import make_expert
 from env.robosuite.robomimic_args import robomimic_env_args
 from env.robosuite.sim import task_named
 from tools.recording import Job, Outcome, store_part
@@ -55,7 +56,6 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         task_named(settings.task)
         self.settings = settings
-        self.noise = Noise(settings.noise, settings.jitter)
         self.env = RobosuiteEnv(
             EnvConfig(
                 suite="robosuite",
@@ -68,6 +68,7 @@ class Recorder:
                 record_sim_state=1,
             )
         )
+        self.expert = make_expert(self.env, settings.noise, jitter=settings.jitter)
         self.spec = self.env.spec
 
     def attempt(self, job: Job) -> Outcome:
@@ -75,10 +76,10 @@ class Recorder:
         recording = Recording()
         env, cameras = self.env, self.settings.cameras
         obs, info = env.reset(seed=job.env_seed)
-        expert = make_expert(self.settings.task, env.sim, job.expert_seed, self.noise)
+        self.expert.reset(np.random.default_rng(job.expert_seed))
         ended = success = False
         while not ended:
-            action = expert.act()
+            action = self.expert.act()
             before = {c: obs[c] for c in cameras} | env.raw_obs
             state = info["sim_state"]
             obs, reward, terminated, truncated, info = env.step(action)
@@ -93,8 +94,8 @@ class Recorder:
                 "attempt": job.number,
             }
             store_part(recording, job, cameras, attrs)
-        phase = getattr(expert, "phase", "")
-        return Outcome(success, len(recording), phase, kept, tuple(expert.achieved))
+        expert = self.expert
+        return Outcome(success, len(recording), expert.phase, kept, expert.achieved)
 
     def close(self) -> None:
         """Free the simulator."""

@@ -26,8 +26,8 @@ from common_utils.progress import console
 from common_utils.ranges import Between, EpisodeLength, NotNegative, Or
 from common_utils.run_config import ConfigError, Flag
 from env.rendering import Renderer, resize_picture
-from env.robosuite.control import ActionNoise, Noise
-from env.robosuite.experts import EXPERTS, make_expert
+from env.robosuite.control import Noise
+from env.robosuite.experts import EXPERTS, task_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 COLLISION_GROUP = 0  # hidden collision shapes
@@ -71,7 +71,7 @@ class MainConfig:
 def play(cfg: MainConfig, sim: Any, seed: int) -> tuple[bool, list[np.ndarray], str]:
     """One episode: whether it is solved, joint positions [nq] of each step, the last phase."""
     reset_sim(sim, seed)
-    expert = make_expert(cfg.task, sim, seed, Noise.of(cfg.noise))
+    expert = task_expert(cfg.task, sim, seed, Noise.of(cfg.noise))
     poses, success = [sim.sim.data.qpos.copy()], False
     while not success and len(poses) <= cfg.episode_length:
         success = step_sim(sim, expert.act())
@@ -79,7 +79,7 @@ def play(cfg: MainConfig, sim: Any, seed: int) -> tuple[bool, list[np.ndarray], 
     for _ in range(cfg.after if success else 0):
         success = step_sim(sim, expert.act())  # whether it still is
         poses.append(sim.sim.data.qpos.copy())
-    return success, poses, getattr(expert, "phase", "")
+    return success, poses, expert.phase
 
 
 def picture(cfg: MainConfig, sim: Any, renderer: Renderer, pose: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
 from common_utils.run_config import ConfigError
 from env.core import ObsDict
-from env.experts import make_oracle
+from env.experts import make_expert
 from env.factory import make_env
 from env.particle.env import ParticleEnv
 from env.particle.sim import ParticleSim
@@ -59,14 +59,14 @@ def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
     obs, _ = env.reset(seed=seed)
     observations, actions, done = [], [], False
     if policy is None:
-        oracle = make_oracle(env)
+        oracle = make_expert(env)
         oracle.reset(np.random.default_rng(seed))
     else:
         runner = PolicyRunner(policy)
         generator = runner.generator(seed)
     with evaluating(policy):
         while not done:
-            action = oracle.action() if policy is None else runner.act(obs, generator)
+            action = oracle.act() if policy is None else runner.act(obs, generator)
             observations.append(obs)
             actions.append(action)
             obs, _, terminated, truncated, info = env.step(action)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from env.block_pushing.env import BlockPushEnv
 from env.block_pushing.sim import CONTROL_HZ
 from env.block_pushing.tasks import reach_point
-from env.core import EnvError
+from env.core import EnvError, Expert
 
 Obs = Mapping[str, np.ndarray]
 
@@ -215,3 +216,30 @@ def around(block: np.ndarray, effector: np.ndarray, angle: float) -> np.ndarray:
     x, y = unit(effector - block)
     c, s = math.cos(angle), math.sin(angle)
     return block + ORIENT_RADIUS * np.array([c * x - s * y, s * x + c * y]) - effector
+
+
+class BlockPushOracle(Expert):
+    """The expert of a block task, in the units of the framework.
+
+    Args:
+        env: the environment it acts in.
+        noise: standard deviation of Gaussian noise on the displacement, metres.
+        options: of the task's class above.
+    """
+
+    def __init__(self, env: BlockPushEnv, noise: float = 0.0, **options: Any) -> None:
+        self.env = env
+        self.oracle = block_oracle(env.task.name, noise, **options)
+
+    @property
+    def phase(self) -> str:
+        """The oracle's, "" for the one that has none."""
+        return self.oracle.phase
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Before each episode."""
+        self.oracle.reset(rng)
+
+    def act(self) -> np.ndarray:
+        """Action float32 [2] in [-1, 1] for the environment's present state."""
+        return self.env.from_native(self.oracle.delta(self.env.plain_observation()))

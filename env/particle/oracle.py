@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from env.core import Expert
 from env.particle.env import ParticleEnv
 
 
-class ParticleOracle:
+class ParticleOracle(Expert):
     """The scripted expert: the first goal is the set-point, then the second one.
 
     Args:
         env: the environment it acts in.
+        noise: standard deviation of Gaussian noise on the set-point, native units.
         wait_at_first_goal: control steps (counted, not necessarily in a row) within
             ``goal_threshold`` of the first goal before it moves on.
         random_order: visit the goals in a random order (multimodal demonstrations).
-        noise_std: of Gaussian noise on the set-point, native units.
     """
 
     def __init__(
         self,
         env: ParticleEnv,
+        noise: float = 0.0,
+        *,
         wait_at_first_goal: int = 1,
         goal_threshold: float = 0.01,
         random_order: bool = False,
-        noise_std: float = 0.0,
     ) -> None:
         self.env = env
         self.wait, self.threshold = wait_at_first_goal, goal_threshold
-        self.random_order, self.noise_std = random_order, noise_std
+        self.random_order, self.noise = random_order, noise
         self.reset(np.random.default_rng(0))
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -38,13 +40,13 @@ class ParticleOracle:
         self._order = (1, 0) if flip else (0, 1)
         self._steps_at_goal = 0
 
-    def action(self) -> np.ndarray:
-        """Action float32 [N] in [-1, 1] for the environment's current state."""
+    def act(self) -> np.ndarray:
+        """Action float32 [N] in [-1, 1] for the environment's present state."""
         sim, (first, second) = self.env.sim, self._order
         if sim.distance(first) < self.threshold:
             self._steps_at_goal += 1
         goal = second if self._steps_at_goal >= self.wait else first
         setpoint = sim.goals[goal]
-        if self.noise_std > 0:
-            setpoint = setpoint + self._rng.normal(0.0, self.noise_std, setpoint.shape)
+        if self.noise > 0:
+            setpoint = setpoint + self._rng.normal(0.0, self.noise, setpoint.shape)
         return self.env.from_native(np.clip(setpoint, 0, 1))

@@ -23,6 +23,9 @@ OPEN, CLOSE = -1.0, 1.0  # gripper commands; the fingers take 5 to 12 steps to f
 POSITION_SCALE = 0.05
 ROTATION_SCALE = 0.5
 
+# a number, or the generator itself
+Seed = int | np.random.Generator
+
 UP = np.array([0.0, 0.0, 1.0])
 
 FINE = 0.3  # share of the action noise where millimetres matter
@@ -169,27 +172,32 @@ def site_position(env: Any, name: str) -> np.ndarray:
     return np.array(env.sim.data.site_xpos[env.sim.model.site_name2id(name)])
 
 
-class Expert(ABC):
+class TaskExpert(ABC):
     """Plays one episode of a task: made after the reset, asked once a step.
 
     Args:
         env: the robosuite environment (``make_sim``), just reset.
-        seed: of the noise and the jitter of this episode.
+        seed: of the noise and the jitter of this episode, or the generator that draws them.
         noise: how much of both.
     """
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         self.env, self.noise = env, noise
         self.rng = np.random.default_rng(seed)
         # what has been done of the task, seen in the simulator, for reports; in order
         self.achieved: dict[str, None] = {}
+
+    @property
+    @abstractmethod
+    def phase(self) -> str:
+        """What it is doing, for reports."""
 
     @abstractmethod
     def act(self) -> np.ndarray:
         """The action for the current state of the simulation, float32 [A] in [-1, 1]."""
 
 
-class ArmExpert(Expert):
+class ArmExpert(TaskExpert):
     """One arm going through phases, each a method that gives the arm's goal.
 
     A phase method is asked every step. It moves on by ``return self.go("next")``, which asks
@@ -199,14 +207,19 @@ class ArmExpert(Expert):
 
     first = "hover"
 
-    def __init__(self, env: Any, seed: int, noise: Noise, arm: int = 0) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise, arm: int = 0) -> None:
         super().__init__(env, seed, noise)
         self.arm = Arm(env, arm)
-        self.phase, self.count = self.first, 0
+        self._phase, self.count = self.first, 0
+
+    @property
+    def phase(self) -> str:
+        """The method that gives the arm's goal now."""
+        return self._phase
 
     def go(self, phase: str) -> Goal:
         """Enter ``phase`` and return its first goal."""
-        self.phase, self.count = phase, 0
+        self._phase, self.count = phase, 0
         return self._goal()
 
     def _goal(self) -> Goal:
@@ -239,7 +252,7 @@ class WaypointExpert(ArmExpert):
     ``at`` is the goal that the last phase ended with.
     """
 
-    def __init__(self, env: Any, seed: int, noise: Noise, arm: int = 0) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise, arm: int = 0) -> None:
         super().__init__(env, seed, noise, arm)
         self.aside = self.hover_jitter()
         self.at = Goal(self.arm.position, self.arm.rotation, OPEN)

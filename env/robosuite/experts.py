@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 
 from common_utils.lookup import resolve
-from env.core import EnvError
+from env.core import EnvError, Expert
 from env.robosuite.control import (
     CLOSE,
     OPEN,
     UP,
     ArmExpert,
-    Expert,
     Goal,
     Noise,
+    Seed,
+    TaskExpert,
     body_pose,
     site_position,
     wrapped,
     yaw_of,
 )
+from env.robosuite.env import RobosuiteEnv
 
 # imported when the task is asked for
 EXPERTS = {
@@ -35,22 +37,62 @@ EXPERTS = {
 }
 
 
-def make_expert(task: str, env: Any, seed: int, noise: Noise) -> Expert:
-    """The expert of ``task`` for the episode that ``env`` has just been reset to.
+def task_expert(task: str, env: Any, seed: Seed, noise: Noise) -> TaskExpert:
+    """The expert of ``task`` for the episode that ``env`` (``make_sim``) has just been reset to.
 
     Raises EnvError for a task without one.
     """
     if task not in EXPERTS:
         known = ", ".join(EXPERTS)
         raise EnvError(f"no scripted expert for robosuite task '{task}'; there is one for {known}")
-    expert: Expert = resolve(EXPERTS[task])(env, seed, noise)
+    expert: TaskExpert = resolve(EXPERTS[task])(env, seed, noise)
     return expert
+
+
+class RobosuiteExpert(Expert):
+    """The expert of a robosuite environment.
+
+    Args:
+        env: the environment it acts in.
+        noise: standard deviation of Gaussian noise on the position part of actions.
+        jitter: metres by which waypoints vary; None: what goes with the noise (``Noise.of``).
+    """
+
+    def __init__(
+        self, env: RobosuiteEnv, noise: float = 0.0, *, jitter: float | None = None
+    ) -> None:
+        self.env = env
+        self.noise = Noise.of(noise) if jitter is None else Noise(noise, jitter)
+        self._playing: TaskExpert | None = None
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Before each episode, after the environment's reset."""
+        self._playing = task_expert(self.env.task.name, self.env.sim, rng, self.noise)
+
+    def _now(self) -> TaskExpert:
+        if self._playing is None:
+            raise EnvError("the expert has no episode yet; call reset after the environment's")
+        return self._playing
+
+    @property
+    def phase(self) -> str:
+        """What its arms are doing."""
+        return self._now().phase
+
+    @property
+    def achieved(self) -> tuple[str, ...]:
+        """What has been done of the task, seen in the simulator."""
+        return tuple(self._now().achieved)
+
+    def act(self) -> np.ndarray:
+        """Action float32 [A] in [-1, 1] for the environment's present state."""
+        return self._now().act()
 
 
 class LiftExpert(ArmExpert):
     """Lift: over the cube, down, close, up."""
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
         self._aside = self.hover_jitter()
 
@@ -91,7 +133,7 @@ class CanExpert(ArmExpert):
     drop_offset = np.array([-0.035, -0.045, 0.0])
     carry_height = 1.10
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
         self._aside = self.hover_jitter()
         corner = env.target_bin_placements[env.object_to_id["can"]]
@@ -167,7 +209,7 @@ class SquareExpert(ArmExpert):
     # does not reach.
     peg_yaws = (np.pi / 2, -np.pi / 2, np.pi)
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
         self._aside = self.hover_jitter()
         self._start()

@@ -23,6 +23,7 @@ from env.robosuite.control import (
     UP,
     Goal,
     Noise,
+    Seed,
     WaypointExpert,
     body_pose,
     site_position,
@@ -52,7 +53,7 @@ class ToolHangExpert(WaypointExpert):
 
     first = "over_frame"
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
         self._steady = 0
 

@@ -18,9 +18,10 @@ from env.robosuite.control import (
     FINE,
     OPEN,
     UP,
-    Expert,
     Goal,
     Noise,
+    Seed,
+    TaskExpert,
     WaypointExpert,
     body_pose,
     wrapped,
@@ -35,7 +36,7 @@ GRASP = (-0.06, 0.08)
 class TransportArm(WaypointExpert):
     """What both scripts share: the hammer."""
 
-    def __init__(self, env: Any, seed: int, noise: Noise, arm: int) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise, arm: int) -> None:
         super().__init__(env, seed, noise, arm)
         self._number = arm
 
@@ -281,10 +282,10 @@ class TargetArm(TransportArm):
         return replace(self.at, position=self.at.position + up * UP, gripper=OPEN)
 
 
-class TransportExpert(Expert):
+class TransportExpert(TaskExpert):
     """TwoArmTransport: both arms at once; actions float32 [14], robot 0 first."""
 
-    def __init__(self, env: Any, seed: int, noise: Noise) -> None:
+    def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
         one, two = (int(s) for s in self.rng.integers(2**31, size=2))
         self.start, self.target = StartArm(env, one, noise, 0), TargetArm(env, two, noise, 1)

@@ -18,7 +18,7 @@ from env.block_pushing.env import BlockPushEnv, task_name
 from env.block_pushing.oracles import MultimodalOracle, quarter_turn
 from env.config import EnvConfig
 from env.core import EnvError
-from env.experts import make_oracle
+from env.experts import make_expert
 from env.factory import make_env
 from evaluate.pool import EvalPool
 from evaluate.rollout import run_eval
@@ -33,12 +33,12 @@ def block_env(task: str = "PUSH", **kwargs: object) -> BlockPushEnv:
 
 
 def play_oracle(env: BlockPushEnv, seed: int, **options: object) -> tuple[dict, list[float]]:
-    oracle = make_oracle(env, **options)
+    oracle = make_expert(env, **options)
     env.reset(seed=seed)
     oracle.reset(np.random.default_rng(seed))
     done, rewards = False, []
     while not done:
-        _, reward, terminated, truncated, info = env.step(oracle.action())
+        _, reward, terminated, truncated, info = env.step(oracle.act())
         done = terminated or truncated
         rewards.append(reward)
     return info, rewards
@@ -125,7 +125,7 @@ def test_oracle_waits_where_it_should() -> None:
 def test_unknown_oracle_options_are_reported() -> None:
     env = block_env()
     with pytest.raises(EnvError, match="patience"):
-        make_oracle(env, patience=3)
+        make_expert(env, patience=3)
     env.close()
 
 
@@ -145,17 +145,17 @@ def test_episode_resumes_by_replay() -> None:
     """Also in contact, also after other episodes, also with images in the stack."""
     kwargs = {"cameras": ["rgb"], "rl_image_size": 24, "obs_stack": 2, "render_quality": "fast"}
     env, again = block_env(**kwargs), block_env(**kwargs)
-    oracle = make_oracle(env)
+    oracle = make_expert(env)
     env.reset(seed=1)
     oracle.reset(np.random.default_rng(0))
     for _ in range(25):
-        obs = env.step(oracle.action())[0]
+        obs = env.step(oracle.act())[0]
     again.reset(seed=7)
     again.step(np.ones(2))
     other = again.load_state_dict(env.state_dict())
     for key, value in obs.items():
         np.testing.assert_array_equal(value, other[key])
-    action = oracle.action()
+    action = oracle.act()
     np.testing.assert_array_equal(env.step(action)[0]["state"], again.step(action)[0]["state"])
     env.close()
     again.close()

@@ -13,9 +13,9 @@ from common_utils.ibrl_utils import concat_obs
 from common_utils.run_config import ConfigError
 from env.config import EnvConfig
 from env.core import EnvError
+from env.experts import make_expert
 from env.factory import make_env
 from env.metaworld.env import MetaWorldEnv, task_id
-from env.metaworld.expert import metaworld_expert
 
 TASKS = ["Assembly", "coffee-push", "box-close-v3", "StickPull"]
 
@@ -58,11 +58,11 @@ def assert_equal(a: list[dict], b: list[dict]) -> None:
 
 def play_expert(env: MetaWorldEnv, seed: int) -> list[tuple]:
     """(reward, terminated, truncated, info) of each step."""
-    expert = metaworld_expert(env.task)
+    expert = make_expert(env)
     env.reset(seed=seed)
     outcomes = []
     while not outcomes or not (outcomes[-1][1] or outcomes[-1][2]):
-        outcomes.append(env.step(expert.get_action(env.raw_state).clip(-1, 1))[1:])
+        outcomes.append(env.step(expert.act())[1:])
     return outcomes
 
 

@@ -27,7 +27,7 @@ def play_oracle(env: ParticleEnv, oracle: ParticleOracle, seed: int) -> tuple[di
     oracle.reset(np.random.default_rng(seed))
     done, score = False, 0.0
     while not done:
-        _, reward, terminated, truncated, info = env.step(oracle.action())
+        _, reward, terminated, truncated, info = env.step(oracle.act())
         done, score = terminated or truncated, score + reward
     return info, score
 

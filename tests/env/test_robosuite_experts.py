@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from env.core import EnvError
 from env.robosuite.control import CLOSE, OPEN, Arm, ArmExpert, Goal, Noise, body_pose, wrapped
-from env.robosuite.experts import make_expert
+from env.robosuite.experts import task_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 
@@ -125,7 +125,7 @@ def test_wrapped():
 def test_experts_succeed_within_the_time_limit(sims, task, seeds):
     for seed in seeds:
         env = sims(task, seed)
-        steps, actions, _ = play(env, make_expert(task, env, 7, Noise.of(0.1)), TASKS[task].horizon)
+        steps, actions, _ = play(env, task_expert(task, env, 7, Noise.of(0.1)), TASKS[task].horizon)
         assert steps > 0, f"{task}, seed {seed}"
         assert actions[0].dtype == np.float32 and actions[0].shape == (7,)
         assert np.abs(actions).max() <= 1
@@ -134,7 +134,7 @@ def test_experts_succeed_within_the_time_limit(sims, task, seeds):
 def test_the_episode_follows_from_its_seeds(sims):
     def actions(expert_seed: int) -> np.ndarray:
         env = sims("Lift", 4)
-        return np.array(play(env, make_expert("Lift", env, expert_seed, Noise.of(0.2)), 15)[1])
+        return np.array(play(env, task_expert("Lift", env, expert_seed, Noise.of(0.2)), 15)[1])
 
     np.testing.assert_array_equal(actions(1), actions(1))
     assert np.abs(actions(1) - actions(2)).max() > 0.1
@@ -149,7 +149,7 @@ def put(env, joint: str, pos, quat=(1, 0, 0, 0)) -> None:
 
 def test_a_lost_can_is_fetched_again(sims):
     env = sims("PickPlaceCan", 1)
-    expert = make_expert("PickPlaceCan", env, 7, Noise())
+    expert = task_expert("PickPlaceCan", env, 7, Noise())
     while expert.phase != "carry":
         step_sim(env, expert.act())
     put(env, "Can_joint0", [0.05, -0.2, 0.87])  # back into the bin it came from
@@ -169,13 +169,13 @@ def test_a_can_that_lies_on_its_side_is_grasped_across(sims):
     for _ in range(5):  # it may roll a little
         step_sim(env, np.zeros(7))
     assert abs(body_pose(env, "Can_main")[1][2, 2]) < 0.3
-    steps, _, _ = play(env, make_expert("PickPlaceCan", env, 7, Noise()), 200)
+    steps, _, _ = play(env, task_expert("PickPlaceCan", env, 7, Noise()), 200)
     assert steps > 0
 
 
 def test_a_lost_nut_is_fetched_again(sims):
     env = sims("NutAssemblySquare", 1)
-    expert = make_expert("NutAssemblySquare", env, 7, Noise())
+    expert = task_expert("NutAssemblySquare", env, 7, Noise())
     while expert.phase != "carry":
         step_sim(env, expert.act())
     put(env, "SquareNut_joint0", [-0.11, 0.17, 0.83])
@@ -185,4 +185,4 @@ def test_a_lost_nut_is_fetched_again(sims):
 
 def test_a_task_without_expert_is_reported(sims):
     with pytest.raises(EnvError, match="no scripted expert for robosuite task 'Door'"):
-        make_expert("Door", sims("Lift", 0), 0, Noise())
+        task_expert("Door", sims("Lift", 0), 0, Noise())

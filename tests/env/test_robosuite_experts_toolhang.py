@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from env.robosuite.control import Noise, body_pose
-from env.robosuite.experts import make_expert
+from env.robosuite.experts import task_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 TASK = "ToolHang"
@@ -34,7 +34,7 @@ def play(env, expert, until=None) -> bool:
 @pytest.mark.parametrize(("seed", "noise"), [(0, 0.0), (3, 0.1)])
 def test_the_frame_is_inserted_and_the_tool_hung(env, seed, noise):
     reset_sim(env, seed)
-    expert = make_expert(TASK, env, seed, Noise.of(noise))
+    expert = task_expert(TASK, env, seed, Noise.of(noise))
     assert body_pose(env, "frame_root")[1][2, 2] == pytest.approx(0, abs=0.1)  # the rod lies flat
     assert play(env, expert), f"ended in {expert.phase}, achieved {list(expert.achieved)}"
     assert list(expert.achieved) == STAGES
@@ -49,7 +49,7 @@ def test_the_frame_is_inserted_and_the_tool_hung(env, seed, noise):
 
 def test_a_frame_taken_from_the_hand_is_picked_up_again(env):
     reset_sim(env, 1)
-    expert = make_expert(TASK, env, 1, Noise())
+    expert = task_expert(TASK, env, 1, Noise())
     start = env.sim.data.get_joint_qpos("frame_joint0").copy()
     assert not play(env, expert, until="turn_frame")
     env.sim.data.set_joint_qpos("frame_joint0", start)
@@ -64,7 +64,7 @@ def test_a_frame_taken_from_the_hand_is_picked_up_again(env):
 
 def test_stages_are_counted_only_when_they_are_seen(env):
     reset_sim(env, 2)
-    expert = make_expert(TASK, env, 2, Noise())
+    expert = task_expert(TASK, env, 2, Noise())
     far = np.array([-0.3, 0.35, 0.83, 1, 0, 0, 0])
     env.sim.data.set_joint_qpos("tool_joint0", far)
     env.sim.forward()

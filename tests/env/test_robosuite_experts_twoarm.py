@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from env.robosuite.control import Noise, body_pose
-from env.robosuite.experts import make_expert
+from env.robosuite.experts import task_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
 TASK = "TwoArmTransport"
@@ -20,7 +20,7 @@ def env():
 @pytest.mark.parametrize(("seed", "head_here"), [(1, False), (4, True)])
 def test_the_hammer_is_handed_over_whichever_way_it_lies(env, seed, head_here):
     reset_sim(env, seed)
-    expert = make_expert(TASK, env, seed, Noise.of(0.1))
+    expert = task_expert(TASK, env, seed, Noise.of(0.1))
     axis = body_pose(env, env.transport.payload.root_body)[1][:, 2]  # of the handle, to the head
     assert (axis[1] < 0) == head_here
     phases: list[str] = []
@@ -42,7 +42,7 @@ def test_the_hammer_is_handed_over_whichever_way_it_lies(env, seed, head_here):
 def test_the_episode_follows_from_its_seeds(env):
     def actions(expert_seed: int) -> np.ndarray:
         reset_sim(env, 3)
-        expert = make_expert(TASK, env, expert_seed, Noise.of(0.2))
+        expert = task_expert(TASK, env, expert_seed, Noise.of(0.2))
         out = []
         for _ in range(10):
             out.append(expert.act())

@@ -87,14 +87,18 @@ def test_particle_resets(case: Fixture) -> None:
 def test_particle_oracle(case: Fixture) -> None:
     spec, recorded = case.spec, case.arrays
     env = ParticleEnv(EnvConfig(suite="particle"), particle_params(case))
-    oracle = ParticleOracle(env, spec["wait_at_first_goal"], spec["goal_threshold"])
+    oracle = ParticleOracle(
+        env,
+        wait_at_first_goal=spec["wait_at_first_goal"],
+        goal_threshold=spec["goal_threshold"],
+    )
     env.reset(seed=spec["reset_seed"])
     oracle.reset(np.random.default_rng(0))
     for t in range(len(recorded["actions"])):
         values = env.sim.observation()
         columns = np.concatenate([values[k] for k in PARTICLE_COLUMNS])
         assert_close(columns, recorded["obs"][t], f"obs {t}")
-        action = oracle.action()
+        action = oracle.act()
         assert_close(env.to_native(action), recorded["actions"][t], f"action {t}")
         if t < len(recorded["rewards"]):
             _, reward, _, _, info = env.step(action)

@@ -194,14 +194,14 @@ import train_rl
 from common_utils import run_config
 from common_utils.logger import RunLogger
 from env.robosuite.control import Noise
-from env.robosuite.experts import make_expert
+from env.robosuite.experts import task_expert
 from tools.inspect_dataset import inspect
 
 cfg = run_config.parse_args(train_rl.MainConfig, sys.argv[1:])
 work = train_rl.Workspace(cfg)
 with RunLogger(cfg.save_dir) as work.log:
     work.reset_env()
-    expert = make_expert("Lift", work.env.sim, 0, Noise(0.0, 0.0))
+    expert = task_expert("Lift", work.env.sim, 0, Noise(0.0, 0.0))
     while not work.step_env(torch.from_numpy(expert.act().astype(np.float32))):
         pass
 times = work.watch.seconds
