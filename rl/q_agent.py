@@ -24,15 +24,12 @@ from common_utils.ibrl_utils import frozen
 from common_utils.specs import BC_ACTION, Batch, Obs
 from networks.optim import Adam, soft_update_params
 from rl import rft
-from rl.actor import Actor, FcActor
-from rl.agent import Agent
-from rl.critic import Critic, MultiFcQ
 from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import act_metrics, select_candidate, take
 
 
-class QAgent(Agent):
+class QAgent(rft.Regularised):
     """Actor-critic over pixels (encoder, two Q-heads) or states (REDQ ensemble).
 
     Args:
@@ -70,8 +67,6 @@ class QAgent(Agent):
 
         kind = HEADS["state" if self.use_state else "pixel"]
         self.head: Head = kind(obs_shape, prop_shape, action_dim, rl_camera, cfg)
-        self.critic: Critic | MultiFcQ
-        self.actor: Actor | FcActor
         for name, part in self.head.parts().items():
             self.add_module(name, part)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)

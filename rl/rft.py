@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import abstractmethod
 
 import torch
 
 from common_utils.ibrl_utils import eval_mode
 from common_utils.specs import Batch, Obs
+from rl.actor import Actor, FcActor
+from rl.agent import Agent
+from rl.critic import Critic, MultiFcQ
 
-if TYPE_CHECKING:
-    from rl.q_agent import QAgent
+
+class Regularised(Agent):
+    """What of an agent is regularised: its actor, valued by its critic, over shared features."""
+
+    actor: Actor | FcActor
+    critic: Critic | MultiFcQ
+
+    @abstractmethod
+    def features(self, obs: Obs, augment: bool) -> Obs:
+        """What actor and critic read of observations."""
 
 
-def bc_loss(agent: QAgent, batch: Batch, train_encoder: bool = False) -> torch.Tensor:
+def bc_loss(agent: Regularised, batch: Batch, train_encoder: bool = False) -> torch.Tensor:
     """Squared error of the actor's mean: summed over action dims, averaged over the batch.
 
     The encoder gets gradients in pretraining only.
@@ -25,7 +36,7 @@ def bc_loss(agent: QAgent, batch: Batch, train_encoder: bool = False) -> torch.T
 
 
 @torch.no_grad()
-def bc_ratio(agent: QAgent, ref_agent: QAgent, obs: Obs) -> torch.Tensor:
+def bc_ratio(agent: Regularised, ref_agent: Regularised, obs: Obs) -> torch.Tensor:
     """Fraction of demonstration states where the reference agent's action is valued higher."""
     with eval_mode(agent, ref_agent):
         feats = agent.features(obs, augment=False)

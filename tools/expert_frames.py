@@ -26,7 +26,7 @@ from common_utils.progress import console
 from common_utils.ranges import Between, EpisodeLength, NotNegative, Or
 from common_utils.run_config import ConfigError, Flag
 from env.rendering import Renderer, resize_picture
-from env.robosuite.control import Noise
+from env.robosuite.control import ActionNoise, Noise
 from env.robosuite.experts import EXPERTS, task_expert
 from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 
