@@ -185,9 +185,10 @@ class DemoFile:
 
     def _demonstrations(self) -> tuple[list[str], list[str]]:
         """Names in reading order, and notes on every entry that is not called ``demo*``."""
-        named = [n for n in self._data if n.startswith("demo")]
+        found = h5_read.names(self._data)
+        named = [n for n in found if n.startswith("demo")]
         others: dict[bool, list[str]] = {True: [], False: []}
-        for name in sorted(set(self._data) - set(named), key=_natural):
+        for name in sorted(set(found) - set(named), key=_natural):
             others[self._has_actions(name)].append(name)
         notes = []
         if others[True] and named:
@@ -242,9 +243,7 @@ class DemoFile:
         """The names of a demonstration's observations, sorted; none in raw recordings."""
         found = self.find(name, "obs")
         with self._guard(name, "obs"):
-            keys: list[str | bytes] = list(found) if isinstance(found, h5py.Group) else []
-        # damaged names are bytes that are no text
-        return sorted(k.decode(errors="replace") if isinstance(k, bytes) else k for k in keys)
+            return h5_read.names(found) if isinstance(found, h5py.Group) else []
 
     def check_all(self, name: str) -> None:
         """Raise DatasetError unless all datasets of a demonstration can be read."""

@@ -106,6 +106,14 @@ def _other_file(item: h5py.Group | h5py.Dataset, name: str, what: str) -> h5py.F
         raise Refused(f"{what} into '{path}', which cannot be read as HDF5: {error}") from error
 
 
+def names(group: h5py.Group) -> list[str]:
+    """What is in ``group``, sorted. Raises Refused for names that are no text (damaged bytes)."""
+    found = list(group)
+    if wrong := [name for name in found if not isinstance(name, str)]:
+        raise Refused(f"holds a name that is no text, {wrong[0]!r} (damaged file?)")
+    return sorted(found)
+
+
 def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset | Exception]]:
     """Every dataset below ``group`` as (key, dataset), through links; each group once.
 
@@ -117,7 +125,7 @@ def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset | Exception]
 def _datasets(
     group: h5py.Group, prefix: str, seen: set[int], depth: int
 ) -> Iterator[tuple[str, h5py.Dataset | Exception]]:
-    for name in group:
+    for name in names(group):
         key = prefix + name
         try:
             item = find(group, name)

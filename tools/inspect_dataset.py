@@ -163,7 +163,7 @@ def _masks(file: DemoFile, report: Report) -> None:
     if masks is not None and not isinstance(masks, h5py.Group):
         report.problem("mask is no group of lists of demonstrations")
         return
-    for key in masks or ():
+    for key in h5_read.names(masks) if masks is not None else ():
         try:
             members = _mask(masks, key)
         except H5_FAULTS as error:

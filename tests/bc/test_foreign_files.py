@@ -152,6 +152,22 @@ def test_links_that_branch_end(tmp_path):
     assert len(problems) == 18 and all("more than 32 links in a row" in x for x in problems)
 
 
+@pytest.mark.parametrize("place", ["data", "data/demo_0", "data/demo_0/obs", "mask"])
+def test_names_that_are_no_text_are_refused(tmp_path, place):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    with h5py.File(path, "r+") as file:
+        file["mask/train"] = np.array([b"demo_0"])
+        file[place][b"\xff\xfe"] = np.zeros(7)
+        del file[KEY]  # the message says what there is instead
+    with pytest.raises(DatasetError, match="no text|missing"):
+        opened(path)
+    if place == "data":
+        with pytest.raises(DatasetError, match="holds a name that is no text"):
+            inspect_dataset.inspect(path)
+    else:
+        assert any("name that is no text" in x for x in inspect_dataset.inspect(path).problems)
+
+
 # ---------------------------------------------------------------- bytes that lie elsewhere
 
 
