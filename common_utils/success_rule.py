@@ -102,7 +102,7 @@ def _cut(recorded: Sequence[Recorded], hits: Sequence[np.ndarray], horizon: int)
 
 @dataclass(frozen=True)
 class SparseReward(SuccessRule):
-    """A reward of exactly 1 is success and ends the episode (specification 7).
+    """A reward of exactly 1 is success and ends the episode (docs/reference/ibrl.md#replay).
 
     A demonstration without one is refused.
     """

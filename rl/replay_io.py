@@ -42,7 +42,7 @@ def write_hdf5(
     ``reward`` [T], and ``records``, what else was recorded: one dict per step, or nothing; its
     arrays become observations (``sim_state`` also robomimic's ``states``), its strings
     attributes. Observations are stored stacked; image keys get the suffix ``_image``.
-    A stack of k > 1 steps is told by the dataset's attribute "stack", so that readers can take
+    A stack of k > 1 steps is given by the dataset's attribute "stack", so that readers can take
     the newest. ``terminated``, where it is given, becomes the attribute "ended".
     ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """

@@ -235,7 +235,7 @@ class MainConfig:
 
     @property
     def oracle_options(self) -> dict[str, Any]:
-        """What the oracle is told besides the noise."""
+        """What the oracle is given besides the noise."""
         options = {
             "wait_at_first_goal": self.wait_at_first_goal,
             "random_order": bool(self.random_order),

@@ -86,7 +86,7 @@ class Report:
     actions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     problems: dict[str, list[str]] = field(default_factory=dict)
     raw: bool = False
-    # success can be told from rewards alone
+    # success can be read from rewards alone
     sparse: bool = False
 
     def problem(self, text: str, name: str = "") -> None:

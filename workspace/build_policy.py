@@ -111,6 +111,11 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
         cfg.obs_shape = [weights[heads[0]].shape[1]]
     else:
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
+        if size < 1:
+            raise ConfigError(
+                f"cfg.yaml: rl_image_size: {size}, but neither it nor obs_shape says how large the "
+                "images are that the policy was trained on"
+            )
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
         cfg.prop_shape = [suite_class(cfg.env.suite).prop_dim * stack]
     cfg.env.task = cfg.task_name

@@ -148,10 +148,10 @@ def put_weights(
     module.load_state_dict(weights)
 
 
-def _same_kind(told: torch.Tensor, own: torch.Tensor) -> bool:
+def _same_kind(loaded: torch.Tensor, own: torch.Tensor) -> bool:
     """Floating numbers may differ in precision; counters and masks are what they are."""
-    return told.is_floating_point() == own.is_floating_point() and (
-        told.is_floating_point() or (told.dtype is torch.bool) == (own.dtype is torch.bool)
+    return loaded.is_floating_point() == own.is_floating_point() and (
+        loaded.is_floating_point() or (loaded.dtype is torch.bool) == (own.dtype is torch.bool)
     )
 
 

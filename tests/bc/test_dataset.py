@@ -268,8 +268,8 @@ def test_what_a_file_says_of_an_end(tmp_path):
         for demo in file["data"].values():
             demo["infos/reached"] = np.arange(len(demo["actions"])) > 1
     demos = list(read_demos(path, rule=AsRecorded("mine"), use_state=True))
-    told = [(d.success, d.terminated) for d in demos]
-    assert told == [(False, False), (True, True), (True, True)]
+    said = [(d.success, d.terminated) for d in demos]
+    assert said == [(False, False), (True, True), (True, True)]
     rule = InfoSays("gym.success_key 'reached'", "reached", ends=True)
     assert [len(d) for d in read_demos(path, rule=rule, use_state=True)] == [3, 3, 3]
     edit(path, "data/demo_1/infos/reached", np.zeros(2))

@@ -72,9 +72,9 @@ def refused(
     def check(main: Callable[[], int], source: str, *args: str) -> None:
         monkeypatch.setattr(sys, "argv", ["program", *args])
         assert run_program(main) == 2
-        told = capsys.readouterr().err
-        assert source in told and "names the module 'planted'" in told
-        assert "--trust_module planted" in told and len(told.splitlines()) == 1
+        said = capsys.readouterr().err
+        assert source in said and "names the module 'planted'" in said
+        assert "--trust_module planted" in said and len(said.splitlines()) == 1
         assert not planted.exists(), "the module was run"
 
     return check

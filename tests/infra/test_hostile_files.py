@@ -78,12 +78,12 @@ BAD_YAML = {
 
 @pytest.mark.parametrize("name", BAD_YAML)
 def test_texts_that_are_no_configuration(tmp_path: Path, name: str) -> None:
-    text, told = BAD_YAML[name]
+    text, said = BAD_YAML[name]
     path = tmp_path / "cfg.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         read_yaml(path)
-    assert f"{path}: not valid YAML: " in str(error.value) and told in str(error.value)
+    assert f"{path}: not valid YAML: " in str(error.value) and said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -105,9 +105,11 @@ def test_values_on_the_command_line(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "dataset: 3", "env: [1, 2]", "ebm: ", "seed: {a: 1}", "batchsize: 3\ndataset: 4",
+        "dataset: 3", "env: [1, 2]", "ebm: ", "policy_type: ebm\nebm: ", "seed: {a: 1}",
+        "batchsize: 3\ndataset: 4",
         "batchsize: 3\nenv: 4", "batchsize: 3\npolicy: x", "batchsize: {a: 1}",
-        "batchsize: 1\nrobot: [1]", "dataset: {rl_camera: {x: y}}", "ebm: {net: [1]}",
+        "batchsize: 1\nrobot: [1]", "dataset: {rl_camera: {x: y}}",
+        "policy_type: ebm\nebm: {net: [1]}",
     ],
 )  # fmt: skip
 def test_wrong_sections(tmp_path: Path, text: str) -> None:
@@ -121,7 +123,7 @@ def test_wrong_sections(tmp_path: Path, text: str) -> None:
 
 
 def not_ordinary(path: Path, kind: str) -> str:
-    """Something else in the place of ``path``; returns what is told of it."""
+    """Something else in the place of ``path``; returns what is said of it."""
     path.unlink()
     if kind == "pipe":
         os.mkfifo(path)
@@ -149,22 +151,22 @@ def test_a_config_that_is_no_ordinary_file(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weight = checkpoint(tmp_path)
-    told = not_ordinary(tmp_path / "cfg.yaml", kind)
+    said = not_ordinary(tmp_path / "cfg.yaml", kind)
     for read in (lambda: load(train_bc.MainConfig, tmp_path / "cfg.yaml"),
                  lambda: train_bc.load_policy(weight, "cpu")):  # fmt: skip
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=said):
             read()
     args = ["--mode", "bc", "--weight", str(weight), "--device", "cpu"]
     assert run_program(eval_cli.main, args) == 2
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle", "text"])
 def test_weights_that_are_no_ordinary_file(tmp_path: Path, kind: str) -> None:
     weight = checkpoint(tmp_path)
     not_ordinary(weight, kind)
-    told = {"text": "no readable weight file", "circle": "no file", "folder": "is a folder"}
-    refused(weight, told.get(kind, "is no ordinary file"))
+    said = {"text": "no readable weight file", "circle": "no file", "folder": "is a folder"}
+    refused(weight, said.get(kind, "is no ordinary file"))
 
 
 # -------------------------------------------------------------------------------- weights
@@ -189,12 +191,12 @@ def checkpoint(folder: Path) -> Path:
 ADVICE = ("weights_only", "trust", "safe_globals", "pytorch.org", "torch.load")
 
 
-def refused(weight: Path, told: str) -> None:
+def refused(weight: Path, said: str) -> None:
     """Loading says what is wrong in up to three lines, none of them torch's advice."""
     with pytest.raises(ConfigError) as error:
         train_bc.load_policy(weight, "cpu")
     text = str(error.value)
-    assert told in text and str(weight) in text and len(text.splitlines()) <= 3, text
+    assert said in text and str(weight) in text and len(text.splitlines()) <= 3, text
     assert not [word for word in ADVICE if word in text.replace("--trust", "")], text
 
 
@@ -278,12 +280,12 @@ def scripted() -> bytes:
 @pytest.mark.filterwarnings("ignore")
 def test_weights_that_are_refused(tmp_path: Path, name: str) -> None:
     Evil.target = tmp_path / "ran"
-    make, told = BAD_WEIGHTS[name]
+    make, said = BAD_WEIGHTS[name]
     weight = checkpoint(tmp_path)
     own = torch.load(weight, weights_only=True)
     assert next(iter(own)).startswith("net.") and own[next(iter(own))].shape == (4, 3)
     weight.write_bytes(make(own))
-    refused(weight, told)
+    refused(weight, said)
     assert not Evil.target.exists()
 
 

@@ -73,8 +73,8 @@ def test_none_is_a_type_error_everywhere() -> None:
         timeout=60,
     )
     assert done.returncode == 0, f"{done.returncode} {done.stdout[-300:]}{done.stderr[-500:]}"
-    told, count = done.stdout.splitlines()[-1].split()
-    assert told == "refused" and int(count) > 500
+    said, count = done.stdout.splitlines()[-1].split()
+    assert said == "refused" and int(count) > 500
 
 
 def test_the_message_says_which() -> None:

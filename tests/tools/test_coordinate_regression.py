@@ -108,6 +108,6 @@ def test_training_is_reproducible(tmp_path: Path) -> None:
         ({"steps": 0}, "steps: .*got 0"),
     ],
 )
-def test_bad_options_are_told(options: dict, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_bad_options_are_reported(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run_config.from_dict(tool.MainConfig, options)

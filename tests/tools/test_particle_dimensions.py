@@ -65,6 +65,6 @@ def test_seeds_are_pooled() -> None:
         ({"seeds": []}, "seeds"),
     ],
 )
-def test_bad_options_are_told(options: dict, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_bad_options_are_reported(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run_config.from_dict(MainConfig, options)

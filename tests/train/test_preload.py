@@ -86,7 +86,7 @@ def lengths(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("key", "told", "successes"),
+    ("key", "said", "successes"),
     [
         ("truncated", "the end of its recording (gym.success_key 'truncated'); 1 of them", 2),
         ("terminated", "the end of its recording (gym.success_key 'terminated'); 2 of them", 1),
@@ -94,7 +94,7 @@ def lengths(path: Path) -> list[int]:
         ("up", "its first success by infos/up (gym.success_key 'up'); from", 3),
     ],
 )
-def test_a_reward_at_each_step_ends_nothing(tmp_path, pendulum, key, told, successes):
+def test_a_reward_at_each_step_ends_nothing(tmp_path, pendulum, key, said, successes):
     path, steps = pendulum, lengths(pendulum)
     if key == "up":
         path = tmp_path / "d.hdf5"
@@ -106,7 +106,7 @@ def test_a_reward_at_each_step_ends_nothing(tmp_path, pendulum, key, told, succe
     # one step: the played environment has no info "up", which it would say at an episode's end
     cfg = config(tmp_path / "run", path, **{"gym.success_key": key, "num_train_step": 1})
     work, log = preloaded(cfg)
-    assert f"3 demonstrations, {sum(steps)} steps, each ends at {told}" in log
+    assert f"3 demonstrations, {sum(steps)} steps, each ends at {said}" in log
     assert ("note: " in log) == (key == "")
     played = int(key == "")  # there one step is an episode, as the note says
     assert work.replay.num_transitions() == sum(steps) + played

@@ -315,14 +315,14 @@ def test_what_does_not_fit_is_reported(
     rl = train_rl.main
     fits = arguments(lift, save_dir)
     demos14, policy14 = two_armed(lift, tmp_path)
-    told = refused(rl, [*fits, f"--bc_policy={policy14}"], capsys)
-    assert "bc_policy" in told and "action dimension 14, but robosuite/Lift takes 7" in told
-    told = refused(rl, [*fits, f"--preload_datapath={demos14}"], capsys)
-    assert str(demos14) in told and "action dimension 14" in told
+    said = refused(rl, [*fits, f"--bc_policy={policy14}"], capsys)
+    assert "bc_policy" in said and "action dimension 14, but robosuite/Lift takes 7" in said
+    said = refused(rl, [*fits, f"--preload_datapath={demos14}"], capsys)
+    assert str(demos14) in said and "action dimension 14" in said
     assert not save_dir.exists()
     half = cut_off(lift, tmp_path)
-    told = refused(rl, [*fits, f"--preload_datapath={half}"], capsys)
-    assert f"'{half}' cannot be read as HDF5 (damaged, cut off" in told
+    said = refused(rl, [*fits, f"--preload_datapath={half}"], capsys)
+    assert f"'{half}' cannot be read as HDF5 (damaged, cut off" in said
     bc = [f"--dataset.path={half}", "--dataset.use_state=1", f"--save_dir={tmp_path / 'bc'}"]
     assert f"'{half}' cannot be read as HDF5" in refused(train_bc.main, bc, capsys)
     can = ["--task_name=PickPlaceCan", "--q_agent.act_method=rl", "--bc_policy="]
@@ -361,8 +361,8 @@ def test_a_full_disk_while_training_is_reported_and_nothing_is_lost(
     train(arguments(lift, save_dir, *short, "--num_train_step=20"))
     resume = arguments(lift, save_dir, *short, "--resume=1")
     with file_size_limit(60_000):
-        told = refused(train_rl.main, resume, capsys)
-    assert f"save_dir '{save_dir}': the file size limit is reached" in told
-    assert "state/step_000000020 is kept, --resume 1 continues from it" in told
+        said = refused(train_rl.main, resume, capsys)
+    assert f"save_dir '{save_dir}': the file size limit is reached" in said
+    assert "state/step_000000020 is kept, --resume 1 continues from it" in said
     train(resume)
     assert_same_run(whole, save_dir)
