@@ -299,7 +299,7 @@ def test_one_set_of_options_scales_actions_for_both(tmp_path):
     with pytest.raises(DatasetError, match=r"demo_0, 'actions'.*must be in \[-1, 1\]"):
         read_demos(path, rule=SPARSE, use_state=True)
     for low, high in (([0.0], [np.nan]), ([0.0], [np.inf]), ([1.0], [1.0])):
-        with pytest.raises(DatasetError, match="must be below dataset.action_high"):
+        with pytest.raises(ValueError, match="expected finite values below action_high"):
             DemoOptions(action_low=low, action_high=high)
 
 
@@ -372,9 +372,7 @@ def test_a_damaged_name_is_no_foreign_error(tmp_path):
     with h5py.File(path, "r+") as file:
         obs = file["data/demo_1"].create_group("obs")
         h5py.h5g.create(obs.id, b"\xff\xfe")
-    with pytest.raises(
-        DatasetError, match="demo_1, 'obs/robot0_eef_pos': missing.*holds: \ufffd\ufffd"
-    ):
+    with pytest.raises(DatasetError, match="demo_1, 'obs': holds a name that is no text"):
         DemoDataset(DatasetConfig(path=str(path), use_state=1))
 
 

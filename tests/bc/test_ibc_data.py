@@ -68,13 +68,20 @@ def test_boundary_rows_can_be_left_out(path):
     [
         ({"action_low": [0.0, 0.0, 0.0], "action_high": [1.0] * 3}, "2 dimensions"),
         ({"action_low": [0.5], "action_high": [1.0]}, r"\|action\| up to"),
-        ({"action_low": [0.0], "action_high": []}, "give both"),
-        ({"action_low": [1.0], "action_high": [1.0]}, "must be below"),
     ],
 )
-def test_impossible_action_ranges_are_refused(path, kwargs, match):
+def test_action_ranges_that_do_not_fit_are_refused(path, kwargs, match):
     with pytest.raises(DatasetError, match=match):
         dataset(path, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "low, high, match",
+    [([0.0], [], "give both"), ([1.0], [1.0], "below action_high"), ([0.0], [np.inf], "finite")],
+)
+def test_impossible_action_ranges_are_refused(low, high, match):
+    with pytest.raises(ValueError, match=match):
+        DatasetConfig(use_state=1, action_low=low, action_high=high)
 
 
 def test_a_range_per_dimension(path):
