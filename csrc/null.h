@@ -13,9 +13,8 @@ namespace null {
 // function a pointer, null for None, but refuses to make a reference of None.
 template <class C, class R, class... Args>
 auto checked(R (C::*method)(Args...)) {
-  return [method](C& self, Args... args) -> R {
-    return (self.*method)(std::forward<Args>(args)...);
-  };
+  return
+      [method](C& self, Args... args) -> R { return (self.*method)(std::forward<Args>(args)...); };
 }
 template <class C, class R, class... Args>
 auto checked(R (C::*method)(Args...) const) {

@@ -340,7 +340,7 @@ PYBIND11_MODULE(osc, m) {
       .def("add_arm", null::checked(&Loop::add_arm), py::arg("grip_site"), py::arg("base_site"),
            py::arg("in_base_frame"), py::arg("qpos_index"), py::arg("qvel_index"),
            py::arg("ctrl_index"), py::arg("low"), py::arg("high"))
-      .def("set_goal", null::checked(&Loop::set_goal), py::arg("number"), py::arg("kp"), py::arg("kd"),
-           py::arg("initial"), py::arg("position"), py::arg("orientation"))
+      .def("set_goal", null::checked(&Loop::set_goal), py::arg("number"), py::arg("kp"),
+           py::arg("kd"), py::arg("initial"), py::arg("position"), py::arg("orientation"))
       .def("run", null::checked(&Loop::run), py::arg("steps"), py::arg("begun"));
 }

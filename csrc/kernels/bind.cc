@@ -107,9 +107,8 @@ void norm_relu(const NormRelu& a, uintptr_t y, int threads) {
   const int64_t total = a.groups * a.rows;
   float* out = required<float>("y", y, total > 0);
   threads = fit_threads(threads, total * a.width);
-  for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
-    active->norm_relu(a, out, begin, end);
-  });
+  for_blocks(total, threads, threads,
+             [&](int64_t, int64_t begin, int64_t end) { active->norm_relu(a, out, begin, end); });
 }
 
 NormReluGrad make_norm_relu_grad(uintptr_t dy, uintptr_t dx, uintptr_t dbias, uintptr_t dgamma,
@@ -173,9 +172,8 @@ Spatial make_spatial(int64_t batch, int64_t rows, int64_t num, int64_t width, ui
 void spatial(const Spatial& a, uintptr_t out, int threads) {
   float* z = required<float>("out", out, a.batch > 0);
   threads = fit_threads(threads, a.batch * a.rows * a.num * a.width);
-  for_blocks(a.batch, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
-    active->spatial(a, z, begin, end);
-  });
+  for_blocks(a.batch, threads, threads,
+             [&](int64_t, int64_t begin, int64_t end) { active->spatial(a, z, begin, end); });
 }
 
 SpatialGrad make_spatial_grad(uintptr_t dz, uintptr_t dshared, uintptr_t daction, uintptr_t dgamma,

@@ -172,7 +172,8 @@ class Network {
     const bool any = batch * num > 0;
     const Rows rows{batch, num, required<float>("first", first, any),
                     required<float>("actions", actions, any)};
-    const Values out{required<float>("f", f, any), at<float>(grad), at<char>(saved), at<float>(stream)};
+    const Values out{required<float>("f", f, any), at<float>(grad), at<char>(saved),
+                     at<float>(stream)};
     const Plan plan(build_, batch, num, saved != 0);
     const int64_t bytes = build_.scratch_bytes(net_);
     parallel(static_cast<int64_t>(plan.blocks.size()), threads,
@@ -258,9 +259,9 @@ PYBIND11_MODULE(ebm_kernels, m) {
            py::arg("layers"), py::arg("forward"), py::arg("backward"), py::arg("bias"),
            py::arg("w_a"), py::arg("head"), py::arg("head_stream"), py::arg("constant"))
       .def("saved_bytes", null::checked(&Network::saved_bytes))
-      .def("forward", null::checked(&Network::forward), unlocked, py::kw_only(), py::arg("batch"), py::arg("num"),
-           py::arg("first"), py::arg("actions"), py::arg("f"), py::arg("grad"), py::arg("saved"),
-           py::arg("stream"), py::arg("threads"))
+      .def("forward", null::checked(&Network::forward), unlocked, py::kw_only(), py::arg("batch"),
+           py::arg("num"), py::arg("first"), py::arg("actions"), py::arg("f"), py::arg("grad"),
+           py::arg("saved"), py::arg("stream"), py::arg("threads"))
       .def("backward", null::checked(&Network::backward), unlocked, py::kw_only(), py::arg("batch"),
            py::arg("num"), py::arg("first"), py::arg("actions"), py::arg("scale"), py::arg("saved"),
            py::arg("stream"), py::arg("dfirst"), py::arg("layers"), py::arg("bias"), py::arg("w_a"),

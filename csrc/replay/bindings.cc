@@ -339,8 +339,8 @@ void bind_replay_methods(C& c) {
       .def("get", null::checked(&PyReplay::get), py::arg("idx"))
       .def("get_range", null::checked(&PyReplay::get_range), py::arg("start"), py::arg("end"),
            py::arg("device") = "cpu")
-      .def("read", null::checked(&PyReplay::read), py::arg("group"), py::arg("key") = "", py::arg("begin") = 0,
-           py::arg("end") = -1)
+      .def("read", null::checked(&PyReplay::read), py::arg("group"), py::arg("key") = "",
+           py::arg("begin") = 0, py::arg("end") = -1)
       .def_property_readonly("obs_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
       .def_property_readonly("action_fields",
