@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from common_utils.h5_read import SMALL_BYTES
 from common_utils.resources import available_memory, format_bytes
 from common_utils.seeding import generator_state, set_generator_state
 from common_utils.specs import ArraySpec, EnvSpec, Obs, SpecError
+from common_utils.stacking import gather_stack, stack_rows, take_stacks
 from common_utils.success_rule import Ending, Recorded, SuccessRule
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "DemoDataset",
     "DemoOptions",
     "ReplayDemos",
-    "gather_stack",
     "read_demos",
 ]
 
@@ -76,28 +76,6 @@ class BcBatch(NamedTuple):
 
     obs: Obs
     action: torch.Tensor
-
-
-def gather_stack(
-    frames: np.ndarray,
-    rows: np.ndarray,
-    starts: np.ndarray,
-    stack: int,
-    pad: Literal["zeros", "repeat"] = "zeros",
-) -> np.ndarray:
-    """Stacked observations of ``rows``: [B, stack * frames.shape[1], ...], newest first.
-
-    ``starts[b]`` is the first row of the episode of ``rows[b]``; what lies before it is zero,
-    or the first row again.
-    """
-    if stack == 1:
-        return frames[rows]
-    index = rows[:, None] - np.arange(stack)
-    before = index < starts[:, None]
-    out = frames[np.where(before, starts[:, None], index)]
-    if pad == "zeros":
-        out[before] = 0
-    return out.reshape(len(rows), stack * frames.shape[1], *frames.shape[2:])
 
 
 def _plain(name: str) -> str:
@@ -320,8 +298,7 @@ class DemoDataset:
                 column.array, rows, self._starts[rows], column.stack, self.cfg.stack_pad
             )
         # not in RAM: read each needed frame once, then stack within that small array
-        starts = self._starts[rows]
-        wanted = np.maximum(rows[:, None] - np.arange(column.stack), starts[:, None])
+        wanted, before = stack_rows(rows, self._starts[rows], column.stack)
         unique, inverse = np.unique(wanted, return_inverse=True)
         frames = np.empty((len(unique), *column.frame_shape), np.uint8)
         episode = np.searchsorted(self._bounds, unique, side="right") - 1
@@ -329,11 +306,7 @@ class DemoDataset:
             mine = episode == number
             local = unique[mine] - self._bounds[number]
             frames[mine] = self._file.images(self._table.names[number], key, local)
-        inverse = inverse.reshape(wanted.shape)
-        out = frames[inverse]
-        if self.cfg.stack_pad == "zeros":
-            out[rows[:, None] - np.arange(column.stack) < starts[:, None]] = 0
-        return out.reshape(len(rows), -1, *column.frame_shape[1:])
+        return take_stacks(frames, inverse.reshape(wanted.shape), before, self.cfg.stack_pad)
 
     def check_images_fit(self) -> None:
         """Raise DatasetError unless memory holds all images at once."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from common_utils.paths import InputFile
 from common_utils.ranges import AllOr, AtLeast, Between, EpisodeLength, Infinite, Stack
 from common_utils.run_config import Flag
+from common_utils.stacking import StackPad
 
 
 @dataclass
@@ -45,7 +46,7 @@ class DatasetConfig(DemoOptions):
     state_stack: Stack = 1  # states per observation
     real_data: Flag = 0  # 1: recorded on a real robot, there is no simulator to evaluate in
     frame_stack: Stack = 1  # Meta-World's name for obs_stack; set only one of them above 1
-    stack_pad: Literal["zeros", "repeat"] = "zeros"  # before the start: zeros or the first step
+    stack_pad: StackPad = "zeros"  # before the start: zeros or the first step
     boundary_rows: Flag = 1  # 0: drop rows at terminal observations, whose action was not played
     sampling: Literal["replacement", "epochs"] = "replacement"  # epochs: each step once per pass
     # Meta-World: simulator steps per action, checked against the file

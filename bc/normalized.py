@@ -17,6 +17,7 @@ import torch
 
 from bc.base import BasePolicy, PolicyInputs, batch_action
 from common_utils.config_types import Flag
+from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
 from common_utils.specs import ArraySpec, Obs, SpecError
 from networks.ibc_pixel import FrameStack
@@ -156,7 +157,7 @@ class NormalizedPolicy(BasePolicy):
         """What the network gets, oldest step first: states normalised and flattened
         [B, T * S], or images [B, T, 3, H, W] as they are.
         """
-        steps = obs[self.obs_key].unflatten(1, (self.stack, -1)).flip(1)
+        steps = unstack_obs(obs[self.obs_key], self.stack)
         return steps if self.obs_norm is None else self.obs_norm(steps).flatten(1)
 
     def target(self, batch: Any, device: torch.device) -> torch.Tensor:

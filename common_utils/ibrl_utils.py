@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common_utils.seeding import set_all_seeds as set_all_seeds  # part of this interface
+from common_utils.stacking import newest_first
 
 _ACTION_EPS = 1e-6
 _SCHEDULE = re.compile(r"(linear|step_linear)\((.+)\)")
@@ -116,8 +117,14 @@ def concat_obs(idx: int, obses: Sequence[torch.Tensor], stack: int) -> torch.Ten
         )
     if stack == 1:
         return obses[idx]
-    zero = torch.zeros_like(obses[idx])
-    return torch.cat([obses[idx - i] if idx >= i else zero for i in range(stack)])
+    return torch.cat(newest_first(obses, idx, stack, torch.zeros_like(obses[idx])))
+
+
+def unstack_obs(stacked: torch.Tensor, stack: int) -> torch.Tensor:
+    """Stacks [B, stack * C, ...], newest first -> [B, stack, C, ...], oldest first."""
+    if stacked.dim() < 2 or stack < 1 or stacked.size(1) % stack:
+        raise ValueError(f"stacks must be [B, {stack} * C, ...], got {list(stacked.shape)}")
+    return stacked.unflatten(1, (stack, -1)).flip(1)
 
 
 def resize_images(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from common_utils.ranges import (
     Stack,
 )
 from common_utils.run_config import Flag
-from env.stacking import StackPad
+from common_utils.stacking import StackPad
 from env.suites import AnySuite
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.stacking import Stacker
 from common_utils.success_rule import (
     TERMINATED,
     TRUNCATED,
@@ -29,7 +30,6 @@ from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.named_modules import import_named, split_task
 from env.seeded import SeededEnv
-from env.stacking import Stacker
 
 if TYPE_CHECKING:
     import gymnasium

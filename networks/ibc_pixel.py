@@ -106,17 +106,12 @@ class ConvMDNConfig(EncoderConfig, MDNConfig):
         MDNConfig.__post_init__(self)
 
 
-def unstack_frames(images: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """The framework's stacks [B, T * C, H, W], newest first -> [B, T, C, H, W], oldest first."""
-    if images.dim() != 4 or images.size(1) % num_frames:
-        raise ValueError(f"images must be [B, {num_frames} * C, H, W], got {list(images.shape)}")
-    return images.unflatten(1, (num_frames, -1)).flip(1)
-
-
 def stack_frames(images: torch.Tensor, order: StackOrder) -> torch.Tensor:
     """[B, T, C, H, W] -> one image [B, T * C, H, W] in channels-last memory.
 
-    In both orders channel k holds colour k % C. Raises ValueError for an unknown order.
+    It joins frames that are there, oldest first as published; which ones these are is decided by
+    ``common_utils.stacking``. In both orders channel k holds colour k % C. Raises ValueError for
+    an unknown order.
     """
     batch, frames, colours, height, width = images.shape
     if order == "scrambled":

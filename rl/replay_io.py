@@ -14,20 +14,11 @@ import torch
 from common_utils import rela
 from common_utils.atomic import atomic_write, fsync_path
 from common_utils.h5_write import atomic_h5
+from common_utils.stacking import stack_episode
 from common_utils.success_rule import TERMINATED, TRUNCATED
 
 _PIECE_BYTES = 32 << 20
 _REST = "rest.pt"
-
-
-def stack_frames(frames: np.ndarray, k: int) -> np.ndarray:
-    """Frames [T, F, ...] to stacks [T, k*F, ...]: newest first, zeros before the start."""
-    parts = [frames]
-    for j in range(1, k):
-        shifted = np.zeros_like(frames)
-        shifted[j:] = frames[: max(0, len(frames) - j)]
-        parts.append(shifted)
-    return np.concatenate(parts, axis=1) if k > 1 else frames
 
 
 def write_hdf5(
@@ -64,7 +55,7 @@ def write_hdf5(
                 is_image = frames.ndim == 4
                 name = f"obs/{key}_image" if is_image else f"obs/{key}"
                 k = stacks.get(key, 1) if key in e["obs"] else 1
-                written = demo.create_dataset(name, data=stack_frames(frames[:length], k))
+                written = demo.create_dataset(name, data=stack_episode(frames[:length], k))
                 if k > 1:
                     written.attrs["stack"] = k
             if "sim_state" in recorded:

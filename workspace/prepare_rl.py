@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bc.dataset import Demo, gather_stack
+from bc.dataset import Demo
 from bc.loader import DatasetError
 from common_utils.ibrl_utils import eval_mode
 from common_utils.kept_weights import KeptWeights
@@ -21,6 +21,7 @@ from common_utils.resources import Need, check_fits
 from common_utils.saver import TopkSaver
 from common_utils.seeding import seed_for
 from common_utils.specs import BC_ACTION, EnvSpec, Obs
+from common_utils.stacking import stack_episode
 from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
 from env.core import Env
@@ -200,14 +201,14 @@ def _add_demo(run: Run, demo: Demo) -> None:
 
 def _fit_state_norm(run: Run, demos: list[Demo]) -> None:
     stack = run.env.spec.observations["state"].stack
-    states = [_stacked(d.observations["state"], stack) for d in demos]
+    states = [torch.from_numpy(stack_episode(d.observations["state"], stack)) for d in demos]
     run.agent.fit_state_norm(torch.cat(states))
 
 
 def _bc_actions_of(run: Run, observations: dict[str, np.ndarray]) -> np.ndarray:
     """BC proposals for every step of a demonstration: [T, K, A]."""
     specs = run.env.spec.observations
-    obs = {k: _stacked(v, specs[k].stack) for k, v in observations.items()}
+    obs = {k: torch.from_numpy(stack_episode(v, specs[k].stack)) for k, v in observations.items()}
     length = len(next(iter(obs.values())))
     device = run.agent.device
     parts = [
@@ -272,9 +273,3 @@ def _finish_pretrain_epoch(run: Run) -> None:
     run.saver.save(run.agent.state_dict(), score)
     run.log.summarize(0, extra)
     run.save_state()
-
-
-def _stacked(frames: np.ndarray, stack: int) -> torch.Tensor:
-    """Frames [T, ...] of one episode -> stacked observations [T, stack * ..., ...]."""
-    rows = np.arange(len(frames))
-    return torch.from_numpy(gather_stack(frames, rows, np.zeros_like(rows), stack))

@@ -284,6 +284,8 @@ void Replay::gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutF
   const int64_t shift = f.group == Group::next_obs ? options_.nstep : 0;
   const bool newest_first = options_.newest_first;
   if (frame == 0) return;
+  // Newest first is the rule of common_utils/stacking.py, written again because each frame
+  // is copied once, from the store into the batch; oldest first is the original's order.
   // The observation that stands for step t + shift; past the end the last one is repeated
   // (its bootstrap is 0 there unless the final observation of a truncated episode was kept).
   auto last = [](const RowRef& r) { return static_cast<int64_t>(r.len) - (r.has_final ? 0 : 1); };

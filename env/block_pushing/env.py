@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.stacking import Stacker
 from env.block_pushing import normalized
 from env.block_pushing.camera import Camera, width_of
 from env.block_pushing.sim import CONTROL_HZ, BlockPushSim
@@ -29,7 +30,6 @@ from env.block_pushing.tasks import (
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
-from env.stacking import Stacker
 
 SUITE = "block_pushing"
 CAMERA = "rgb"

@@ -16,11 +16,11 @@ import numpy as np
 
 from common_utils.gl import load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.stacking import Stacker
 from common_utils.success_rule import SparseReward, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
-from env.stacking import Stacker
 
 STATE_DIM, PROP_DIM, ACTION_DIM = 39, 4, 4
 # corner2 as the original program moved it; Meta-World's own is closer to the table's corner

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.stacking import Stacker
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.particle.picture import picture
 from env.particle.sim import STATE_KEYS, ParticleParams, ParticleSim
 from env.seeded import SeededEnv
-from env.stacking import Stacker
 
 SUITE = "particle"
 

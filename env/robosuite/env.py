@@ -17,6 +17,7 @@ from common_utils.env_args import arm_controller
 from common_utils.gl import load_triton_before_mesa
 from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import ArraySpec, EnvSpec
+from common_utils.stacking import Stacker
 from common_utils.success_rule import SparseReward, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
@@ -25,7 +26,6 @@ from env.robosuite.replay import restore_state
 from env.robosuite.robomimic_args import controller_differences, model_xml, robomimic_env_args
 from env.robosuite.sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
 from env.seeded import SeededEnv
-from env.stacking import Stacker
 
 COLLISION_GROUP = 0  # robosuite's collision shapes, which lie over the visual ones
 DEFAULT_CAMERA = "agentview"

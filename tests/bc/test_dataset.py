@@ -18,7 +18,6 @@ from bc.dataset import (
     DatasetError,
     DemoDataset,
     DemoOptions,
-    gather_stack,
     read_demos,
 )
 from bc.loader import DemoFile
@@ -83,25 +82,6 @@ def concat_obs(t: int, frames: np.ndarray, stack: int) -> np.ndarray:
     return np.concatenate(
         [frames[t - k] if t - k >= 0 else np.zeros_like(frames[0]) for k in range(stack)]
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    stack=st.integers(1, 5),
-    image=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_gather_equals_concat_obs(lengths, stack, image, seed):
-    rng = np.random.default_rng(seed)
-    shape = (3, 2, 2) if image else (5,)
-    episodes = [rng.integers(1, 255, (n, *shape)).astype(np.uint8) for n in lengths]
-    starts = np.repeat(np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    rows = rng.integers(sum(lengths), size=16)
-    got = gather_stack(np.concatenate(episodes), rows, starts[rows], stack)
-    table = [(e, t) for e, n in enumerate(lengths) for t in range(n)]
-    want = [concat_obs(table[r][1], episodes[table[r][0]], stack) for r in rows]
-    np.testing.assert_array_equal(got, np.stack(want))
 
 
 def test_state_vector_has_the_specified_key_order(tmp_path):

@@ -38,7 +38,6 @@ from networks.ibc_pixel import (
     PixelEBMConfig,
     SpatialSoftmax,
     stack_frames,
-    unstack_frames,
 )
 from networks.mixture import GaussianMixture
 
@@ -299,14 +298,6 @@ def test_stack_orders() -> None:
     assert channels.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="stack_order"):
         stack_frames(images, "rows")  # type: ignore[arg-type]
-
-
-def test_unstack_frames_puts_the_oldest_first() -> None:
-    old, new = frames().unbind(1)
-    stacked = torch.cat([new, old], dim=1)  # the framework's: newest first
-    assert torch.equal(unstack_frames(stacked, 2), torch.stack([old, new], dim=1))
-    with pytest.raises(ValueError, match="images must be"):
-        unstack_frames(stacked, 4)
 
 
 @pytest.mark.parametrize("order", ["scrambled", "channels"])

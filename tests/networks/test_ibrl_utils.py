@@ -18,6 +18,7 @@ from common_utils.ibrl_utils import (
     get_rescale_transform,
     orth_weight_init,
     schedule,
+    unstack_obs,
 )
 
 
@@ -94,6 +95,14 @@ def test_concat_obs_refuses_impossible_indices() -> None:
         concat_obs(1, obses, 1)
     with pytest.raises(ValueError, match="stack 0"):
         concat_obs(0, obses, 0)
+
+
+def test_unstack_obs_puts_the_oldest_first() -> None:
+    old, new = torch.randint(0, 256, (2, 2, 3, 4, 5), dtype=torch.uint8).unbind(1)
+    stacked = torch.cat([new, old], dim=1)
+    assert torch.equal(unstack_obs(stacked, 2), torch.stack([old, new], dim=1))
+    with pytest.raises(ValueError, match=r"4 \* C.*\[2, 6, 4, 5\]"):
+        unstack_obs(stacked, 4)
 
 
 def test_orthogonal_initialisation() -> None:

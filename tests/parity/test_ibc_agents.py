@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from bc.dataset import BcBatch, gather_stack
+from bc.dataset import BcBatch
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import Draws, EbmPolicy, EbmPolicyConfig, sampling_box
 from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
 from bc.normalized import FrameStatistics, NormConfig
+from common_utils.stacking import gather_stack
 from networks import ebm_fast
 from networks.ebm_fast import fast_score_and_action_grad
 from networks.ibc_mlp import MLPEBM, MLPConfig

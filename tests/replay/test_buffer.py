@@ -13,11 +13,10 @@ import torch
 
 from bc.dataset import read_demos
 from bc.loader import DatasetError, DemoFile
-from common_utils import rela
 from common_utils.specs import ArraySpec, Batch
 from common_utils.success_rule import SparseReward
 from rl.replay import ReplayBuffer, ReplayError, split_flat
-from rl.replay_io import stack_frames, write_hdf5
+from rl.replay_io import write_hdf5
 
 SPECS = {"state": ArraySpec((6,), "float32", 3), "cam": ArraySpec((3, 8, 8), "uint8")}
 K, A = 2, 3
@@ -401,26 +400,6 @@ def test_memory_estimate_is_what_is_used() -> None:
         buffer.add_episode(frames, np.zeros((25, A)), np.zeros(25))
     estimate = buffer.memory_estimate(SPECS, A, buffer.num_transitions(), K)
     assert estimate <= buffer.nbytes <= 1.05 * estimate + 200 * 400
-
-
-def test_stack_frames_matches_the_core() -> None:
-    frames = np.random.default_rng(0).standard_normal((6, 2, 3)).astype(np.float32)
-    replay = rela.SingleStepTransitionReplay(
-        1, 1, 5, 1, stacks={"x": 4}, stack_order="newest_first"
-    )
-    replay.add(
-        rela.episode_from_arrays(
-            {"x": frames},
-            {"a": np.zeros((6, 1), np.float32)},
-            np.zeros(6, np.float32),
-            terminated=True,
-            truncated=False,
-            nstep=1,
-            gamma=0.9,
-        )
-    )
-    np.testing.assert_array_equal(stack_frames(frames, 4), replay.get(0)["obs"]["x"])
-    np.testing.assert_array_equal(stack_frames(frames[:2], 4)[:, 4:], 0)
 
 
 def test_one_flat_copy_splits_into_the_same_arrays() -> None:
