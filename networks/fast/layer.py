@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -41,14 +39,13 @@ class Layer:
         """Members."""
         return self.weight.size(0) if self.weight.dim() == 3 else 1
 
-    def of(self, members: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weights [M, in, out] and bias [M, 1 or out] of some members (None: all)."""
+    def of(self, run: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weights [M, in, out] and bias [M, 1 or out] of neighbouring members, as views."""
         weight, bias = self.params[:2]
         assert weight is not None  # the type of the tuple is wider
         if weight.dim() == 2:
             weight = weight.t().unsqueeze(0)
         bias = None if bias is None else bias.reshape(weight.size(0), -1)
-        if members is None or list(members) == list(range(weight.size(0))):
+        if run == slice(0, weight.size(0)):  # all of it: its gradient is not copied either
             return weight, bias
-        index = list(members)
-        return weight[index], None if bias is None else bias[index]
+        return weight[run], None if bias is None else bias[run]

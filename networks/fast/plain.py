@@ -36,8 +36,30 @@ def norm_relu(
 def perceptron(
     x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None
 ) -> torch.Tensor:
+    first = 0
+    parts = []
+    for run in _runs(range(layers[0].num) if members is None else members):
+        size = run.stop - run.start
+        mine = x[first : first + size] if x.dim() == 3 else x
+        parts.append(_neighbours(mine, layers, run))
+        first += size
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _runs(members: Sequence[int]) -> list[slice]:
+    """Members as slices of neighbours: to take a slice of the weights copies nothing."""
+    runs: list[slice] = []
+    for m in members:
+        if runs and runs[-1].stop == m:
+            runs[-1] = slice(runs[-1].start, m + 1)
+        else:
+            runs.append(slice(m, m + 1))
+    return runs
+
+
+def _neighbours(x: torch.Tensor, layers: Sequence[Layer], run: slice) -> torch.Tensor:
     for layer in layers:
-        weight, bias = layer.of(members)
+        weight, bias = layer.of(run)
         x = call("ensemble_matmul", x, weight)
         if layer.hidden:
             x = call("norm_relu", x, layer.norm, bias, layer.p)

@@ -22,6 +22,7 @@ from networks.encoder import (
     VitEncoder,
     VitEncoderConfig,
 )
+from networks.fast import plain
 from networks.mlp import _MultiLinear
 from networks.normalizer import Normalizer
 from networks.resnet import make_norm
@@ -159,10 +160,32 @@ def test_ensemble_member_selection() -> None:
     layer = _MultiLinear(4, 3, 2, bias_per_unit=True)
     nn.init.normal_(layer.biases)
     as_layer = fast.Layer(layer.weights, layer.biases)
-    w, b = as_layer.of([2, 0])
-    assert torch.equal(w, layer.weights[[2, 0]])
-    assert b is not None and torch.equal(b, layer.biases[0, [2, 0]])
-    assert as_layer.of([0, 1, 2, 3])[0] is layer.weights  # all members: no copy
+    w, b = as_layer.of(slice(1, 3))
+    assert torch.equal(w, layer.weights[1:3])
+    assert b is not None and torch.equal(b, layer.biases[0, 1:3])
+    assert w.untyped_storage().data_ptr() == layer.weights.untyped_storage().data_ptr()  # no copy
+    assert as_layer.of(slice(0, 4))[0] is layer.weights
+    single = fast.Layer(nn.Linear(3, 2).weight, None)
+    assert single.of(slice(0, 1))[0].shape == (1, 3, 2)
+
+
+@pytest.mark.parametrize("members", [[2, 0], [0, 1, 3], [1, 2], [3], None])
+@pytest.mark.parametrize("per_member", [False, True])
+def test_some_members_in_plain_torch(members: list[int] | None, per_member: bool) -> None:
+    """Runs of neighbours are computed together, in the order in which they are named."""
+    ensemble = [_MultiLinear(4, 3, 5, bias_per_unit=True), _MultiLinear(4, 5, 1)]
+    layers = [
+        fast.Layer(m.weights, nn.init.normal_(m.biases), hidden=i == 0)
+        for i, m in enumerate(ensemble)
+    ]
+    wanted = [0, 1, 2, 3] if members is None else members
+    x = torch.randn(len(wanted), 6, 3) if per_member else torch.randn(6, 3)
+    got = plain.perceptron(x, layers, members)
+    for i, m in enumerate(wanted):
+        h = x[i] if per_member else x
+        h = torch.relu(h @ ensemble[0].weights[m] + ensemble[0].biases[0, m])
+        expected = h @ ensemble[1].weights[m] + ensemble[1].biases[0, m]
+        torch.testing.assert_close(got[i], expected)
 
 
 def test_normalizer_fits_floors_and_travels_with_the_weights() -> None:
