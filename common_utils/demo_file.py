@@ -2,13 +2,14 @@
 
     data.attrs["env_args"]        JSON {"env_name", "env_kwargs"}, also in env_cfg.json next to it
     data/demo_{i}/actions         float [T, A]
-    data/demo_{i}/rewards         float64 [T]
+    data/demo_{i}/rewards         float64 [T] (float32 where a replay wrote it, as published)
     data/demo_{i}/dones           int64 [T], 1 at the end
     data/demo_{i}/states          float [T, D], the simulator's, where it was recorded
     data/demo_{i}/infos/{key}     float [T], what else the environment said after each step
     data/demo_{i}.attrs["ended"]  "terminated" or "truncated", where it was recorded
     data/demo_{i}/obs/{key}       prop, state: float [T, ...]
     data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
+    data/demo_{i}/obs/{...}.attrs["stack"]   k, of an observation of k > 1 steps, newest first
 
 The observation after the last action is not stored.
 """
@@ -16,7 +17,9 @@ The observation after the last action is not stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,9 @@ class Recording:
     rewards: list[float] = field(default_factory=list)
     dones: list[int] = field(default_factory=list)  # empty: 1 at the end alone
     infos: dict[str, np.ndarray] = field(default_factory=dict)  # numbers [T] by key
+    # of those observations that hold k > 1 steps each, newest first: k
+    stacks: dict[str, int] = field(default_factory=dict)
+    reward_dtype: str = "float64"
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -58,10 +64,54 @@ class Recording:
         self.rewards.append(reward)
 
 
+class DemoWriter:
+    """A file of demonstrations while it is written; see :func:`open_demos`."""
+
+    def __init__(self, file: h5py.File, env_args: Mapping[str, Any] | None) -> None:
+        self.data = file.create_group("data")
+        self.lengths: list[int] = []
+        if env_args is not None:
+            self.data.attrs["env_args"] = json.dumps(env_args)
+
+    def add(
+        self, recording: Recording, cameras: Sequence[str], attrs: Mapping[str, Any] | None = None
+    ) -> None:
+        """The next demonstration; ``cameras`` says which of its observations are images."""
+        demo = self.data.create_group(f"demo_{len(self.lengths)}")
+        write_demo(demo, recording, cameras, attrs or {})
+        self.lengths.append(len(recording))
+
+    def copy(self, source: h5py.Group, name: str = "", **options: bool) -> h5py.Group:
+        """The next demonstration, from a group of another file; returns the copy.
+
+        It is named ``demo_{i}`` unless ``name`` says otherwise; ``options`` are those of
+        ``h5py.Group.copy``.
+        """
+        name = name or f"demo_{len(self.lengths)}"
+        source.file.copy(source, self.data, name, **options)
+        self.lengths.append(len(self.data[name]["actions"]))
+        return self.data[name]
+
+
+@contextmanager
+def open_demos(
+    path: str | os.PathLike[str], env_args: Mapping[str, Any] | None
+) -> Iterator[DemoWriter]:
+    """A file of demonstrations to write one by one; all of it appears at ``path``, or nothing.
+
+    env_args: how the environment was built; None leaves it out. The writers of whole files all
+    come through here. Raises the OSError of the first write that failed.
+    """
+    with atomic_h5(path) as file:
+        writer = DemoWriter(file, env_args)
+        yield writer
+        writer.data.attrs["total"] = sum(writer.lengths)
+
+
 def write_demos(
     folder: str | Path,
-    recordings: list[Recording],
-    cameras: list[str],
+    recordings: Sequence[Recording],
+    cameras: Sequence[str],
     env_args: Mapping[str, Any],
     attrs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
@@ -72,13 +122,9 @@ def write_demos(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    with atomic_h5(path) as file:
-        data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps(env_args)
-        data.attrs["total"] = sum(len(r) for r in recordings)
+    with open_demos(path, env_args) as out:
         for i, recording in enumerate(recordings):
-            demo = data.create_group(f"demo_{i}")
-            write_demo(demo, recording, cameras, attrs[i] if attrs else {})
+            out.add(recording, cameras, attrs[i] if attrs else None)
     write_env_cfg(env_args, path)
     return path
 
@@ -138,13 +184,16 @@ def write_demo(
     """One demonstration into its (new, empty) group ``data/demo_{i}``."""
     dones = np.array(recording.dones or [0] * (len(recording) - 1) + [1], np.int64)
     demo["actions"] = np.stack(recording.actions)
-    demo["rewards"] = np.array(recording.rewards, np.float64)
+    demo["rewards"] = np.array(recording.rewards, recording.reward_dtype)
     demo["dones"] = dones
     if recording.states:
         demo["states"] = np.stack(recording.states)
     for key, values in recording.obs.items():
         name = f"obs/{key}_image" if key in cameras else f"obs/{key}"
-        demo[name] = np.stack(values)
+        # states that are observed as well are stored once, under two names
+        demo[name] = demo["states"] if values is recording.states else np.stack(values)
+        if (stack := recording.stacks.get(key, 1)) > 1:
+            demo[name].attrs["stack"] = stack
     for key, info in recording.infos.items():
         demo[f"infos/{key}"] = np.asarray(info, np.float64)
     demo.attrs["num_samples"] = len(recording)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from common_utils import rela
 from common_utils.atomic import atomic_write, fsync_path
-from common_utils.h5_write import atomic_h5
+from common_utils.demo_file import Recording, open_demos
 from common_utils.stacking import stack_episode
 from common_utils.success_rule import TERMINATED, TRUNCATED
 
@@ -37,36 +36,22 @@ def write_hdf5(
     the newest. ``terminated``, where it is given, becomes the attribute "ended".
     ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
-    with atomic_h5(path) as f:
-        data = f.create_group("data")
-        if env_args is not None:
-            data.attrs["env_args"] = json.dumps(env_args)
-        total = 0
-        for i, e in enumerate(episodes):
-            demo = data.create_group(f"demo_{i}")
-            length = len(e["reward"])
-            demo.create_dataset("actions", data=e["action"])
-            demo.create_dataset("rewards", data=e["reward"])
-            dones = np.zeros(length, np.int64)
-            dones[-1] = 1
-            demo.create_dataset("dones", data=dones)
-            recorded, attrs = _records(e.get("records", []), length)
-            for key, frames in (recorded | dict(e["obs"])).items():
-                is_image = frames.ndim == 4
-                name = f"obs/{key}_image" if is_image else f"obs/{key}"
-                k = stacks.get(key, 1) if key in e["obs"] else 1
-                written = demo.create_dataset(name, data=stack_episode(frames[:length], k))
-                if k > 1:
-                    written.attrs["stack"] = k
-            if "sim_state" in recorded:
-                demo["states"] = demo["obs/sim_state"]  # a second name for the same data
-            for key, text in attrs.items():
-                demo.attrs[key] = text
+    with open_demos(path, env_args) as out:
+        for e in episodes:
+            obs, attrs = _records(e.get("records", []), len(e["reward"]))
+            obs |= {k: stack_episode(v[: len(e["reward"])], stacks[k]) for k, v in e["obs"].items()}
             if "terminated" in e:
-                demo.attrs["ended"] = TERMINATED if bool(e["terminated"]) else TRUNCATED
-            demo.attrs["num_samples"] = length
-            total += length
-        data.attrs["total"] = total
+                attrs["ended"] = TERMINATED if bool(e["terminated"]) else TRUNCATED
+            steps = {k: list(v) for k, v in obs.items()}
+            recording = Recording(
+                steps,
+                states=steps.get("sim_state", []),
+                actions=list(e["action"]),
+                rewards=list(e["reward"]),
+                stacks={k: stacks[k] for k in e["obs"]},
+                reward_dtype="float32",
+            )
+            out.add(recording, [k for k, v in obs.items() if v.ndim == 4], attrs)
 
 
 def _records(

@@ -25,7 +25,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.atomic import atomic_json, full_disk
-from common_utils.demo_file import Recording, write_demo, write_env_cfg
+from common_utils.demo_file import Recording, open_demos, write_demo, write_env_cfg
 from common_utils.errors import UserError
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
@@ -371,24 +371,19 @@ class DemoRun:
         """Write the dataset from its parts; the demonstrations' lengths."""
         paths = [parts.path(n) for n in chosen]
         check_fits({}, {"the dataset": sum(p.stat().st_size for p in paths)}, str(self.folder))
-        lengths = []
-        with disk_reported(self.file), atomic_h5(self.file) as file:
-            data = file.create_group("data")
-            for i, path in enumerate(paths):
+        with disk_reported(self.file), open_demos(self.file, self.env_args) as out:
+            for path in paths:
                 try:
                     with h5py.File(path, "r") as part:
-                        part.copy(PART_GROUP, data, name=f"demo_{i}")
+                        out.copy(part[PART_GROUP])
                 except (OSError, KeyError) as error:
                     if not h5py.is_hdf5(path):
                         raise ConfigError(
                             f"out: '{path}' is damaged; delete it and run again"
                         ) from error
                     raise
-                lengths.append(int(data[f"demo_{i}"].attrs["num_samples"]))
-            data.attrs["env_args"] = json.dumps(self.env_args)
-            data.attrs["total"] = sum(lengths)
         write_env_cfg(self.env_args, self.file)
-        return lengths
+        return out.lengths
 
 
 @contextmanager

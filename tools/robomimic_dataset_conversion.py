@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import DemoFile
 from common_utils.atomic import atomic_json
-from common_utils.demo_file import write_env_cfg
+from common_utils.demo_file import open_demos, write_env_cfg
 from common_utils.errors import run_program
-from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
 from common_utils.run_config import ConfigError
 from env.core import EnvError
@@ -180,15 +179,12 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         env_args = absolute_env_args(file.env_args)
         with (
             disk_reported(output),
-            atomic_h5(output) as out,
+            open_demos(output, env_args) as out,
             RunProgress(len(names), "demonstrations") as progress,
         ):
-            data = out.create_group("data")
             for key, value in file.data.attrs.items():
-                if key not in ("env_args", "env_info"):
-                    data.attrs[key] = value
-            data.attrs["env_args"] = json.dumps(env_args)
-            data.attrs["total"] = sum(file.length(name) for name in names)
+                if key not in ("env_args", "env_info", "total"):
+                    out.data.attrs[key] = value
             for done, name in enumerate(names):
                 demo = read_demo(file, name, source)
                 for note in demo.notes:
@@ -198,14 +194,14 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
                 except EnvError as error:
                     raise file.error(name, "states", str(error)) from error
                 file.check_all(name)
-                file.root.copy(file.group(name), data, name, expand_soft=True, expand_external=True)
-                data[name].move("actions", "actions_delta")
-                data[name]["actions"] = absolute
+                copy = out.copy(file.group(name), name, expand_soft=True, expand_external=True)
+                copy.move("actions", "actions_delta")
+                copy["actions"] = absolute
                 if reporter is not None:
                     reports.append(reporter.report(demo, absolute))
                 progress.update(done + 1)
             if num < 0 and (mask := file.find(None, "mask")) is not None:
-                file.root.copy(mask, out, "mask")
+                file.root.copy(mask, out.data.file, "mask")
     write_env_cfg(env_args, output)
     print_each_note(notes)
     return reports

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from common_utils.demo_file import Recording, write_demos
+from common_utils.demo_file import Recording, open_demos, write_demos
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGS = {"env_name": "Lift", "env_kwargs": {}}
@@ -73,3 +73,40 @@ def test_what_is_no_file_is_left_alone(tmp_path):
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "{}"  # linking.h5 may need what is next to it
+
+
+def test_one_writer_makes_whole_files(tmp_path: Path) -> None:
+    """Demonstrations of any origin: recorded, of whole arrays, copied from another file."""
+    states = [np.full(3, t, np.float64) for t in range(2)]
+    recording = Recording(
+        {"state": [np.arange(4.0)] * 2, "sim_state": states, "cam": [np.ones((3, 2, 2))] * 2},
+        states,
+        [np.zeros(1)] * 2,
+        [0.0, 1.0],
+        stacks={"state": 2},
+    )
+    with open_demos(tmp_path / "a.hdf5", ARGS) as out:
+        out.add(recording, ["cam"], {"ended": "terminated"})
+    with h5py.File(tmp_path / "a.hdf5") as source:
+        demo = source["data/demo_0"]
+        assert set(demo["obs"]) == {"state", "sim_state", "cam_image"}
+        assert demo["obs/sim_state"] == demo["states"]  # the same data, stored once
+        assert (demo["obs/state"].attrs["stack"], demo.attrs["num_samples"]) == (2, 2)
+        assert (demo["dones"][:].tolist(), demo.attrs["ended"]) == ([0, 1], "terminated")
+        with open_demos(tmp_path / "b.hdf5", None) as out:
+            out.copy(demo)
+            out.copy(demo, "other")
+    with h5py.File(tmp_path / "b.hdf5") as file:
+        assert set(file["data"]) == {"demo_0", "other"}
+        assert dict(file["data"].attrs) == {"total": 4}
+    with pytest.raises(KeyError), open_demos(tmp_path / "c.hdf5", ARGS):
+        raise KeyError
+    assert not (tmp_path / "c.hdf5").exists()
+
+
+def test_no_other_module_writes_demonstrations() -> None:
+    """A second writer would be a second layout."""
+    rooms = ("common_utils", "env", "bc", "rl", "evaluate", "workspace", "mw_main", "tools")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    users = {path.name for path in files if "atomic_h5" in path.read_text()}
+    assert users == {"h5_write.py", "demo_file.py", "recording.py"}  # recording: parts of a file
