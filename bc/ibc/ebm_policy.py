@@ -6,7 +6,6 @@ Florence et al. 2021, eq. 1; docs/reference/ibc.md#losses and #samplers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +18,7 @@ from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
+from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import SpecError
 from networks import ebm_fast
@@ -291,7 +291,7 @@ class EbmPolicy(NormalizedPolicy):
         if not num_dfo and not num_langevin:
             return out
         parts = [out[:, : num - num_dfo - num_langevin]]
-        with _eval_mode(self.net):
+        with eval_mode(self.net):
             energy = Energy(self.net, encoded, cfg.precision)
             if num_dfo:
                 found = samplers.iterative_dfo(
@@ -404,14 +404,3 @@ def sampling_box(
     least, most = actions.amin(0), actions.amax(0)
     margin = buffer * (most - least)
     return (least - margin).clamp(low, high), (most + margin).clamp(low, high)
-
-
-@contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    """No dropout, no updates of running statistics."""
-    was = net.training
-    net.train(False)
-    try:
-        yield
-    finally:
-        net.train(was)
