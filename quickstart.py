@@ -22,7 +22,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.table import Table
 
-import train_bc
 import train_rl
 from common_utils import gl, run_config
 from common_utils.atomic import atomic_json, atomic_write
@@ -30,15 +29,13 @@ from common_utils.errors import run_program
 from common_utils.progress import console, format_seconds
 from common_utils.ranges import NotNegative, Positive, Seed
 from common_utils.records import read_metrics
+from common_utils.run_folder import output_folder
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
-from evaluate.pool import EvalPool
 from evaluate.rollout import EvalResult, run_eval
-from mw_main import generate_metaworld_dataset as demos
-
-CFG_DIR = Path(__file__).resolve().parent / "release" / "cfgs" / "metaworld"
-EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations use
+from tools import stages
+from tools.stages import CFG_DIR
 
 
 @dataclass
@@ -60,36 +57,12 @@ def say(line: str) -> None:
     console().rule(line, align="left")
 
 
-def make_demos(cfg: QuickstartConfig) -> Path:
-    """Three successful scripted episodes, states only; the same ones for every ``seed``."""
-    folder = Path(cfg.save_dir) / "demos"
-    if not (folder / demos.FILE_NAME).exists():
-        config = run_config.load(demos.MainConfig, CFG_DIR / "quickstart_demos.yaml")
-        config.output_path = str(folder)
-        demos.generate(config)
-    return folder / demos.FILE_NAME
-
-
-def train_bc_policy(cfg: QuickstartConfig, data: Path) -> Path:
-    """BC on the demonstrations; returns its weights."""
-    config = run_config.load(train_bc.MainConfig, CFG_DIR / "quickstart_bc.yaml")
-    config.dataset.path, config.seed = str(data), cfg.seed
-    config.save_dir = f"{cfg.save_dir}/bc"
-    config.resume = 1  # if it was begun before
-    train_bc.run(config)
-    return Path(config.save_dir) / "model0.pt"
-
-
-def train_ibrl(cfg: QuickstartConfig, data: Path, bc_weights: Path) -> Path:
-    """IBRL bootstrapped by the BC policy; returns its best weights."""
+def rl_config(cfg: QuickstartConfig) -> train_rl.MainConfig:
+    """IBRL's configuration, with what the quickstart's options say."""
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "quickstart_rl.yaml")
-    config.preload_datapath, config.bc_policy = str(data), str(bc_weights)
-    config.seed, config.save_dir = cfg.seed, f"{cfg.save_dir}/ibrl"
     config.num_train_step = cfg.num_train_step or config.num_train_step
     config.use_wb = cfg.use_wb
-    config.resume = 1
-    train_rl.run(config)
-    return Path(config.save_dir) / "model0.pt"
+    return config
 
 
 def plot_curve(run_dir: Path, bc: EvalResult, out: Path) -> None:
@@ -117,7 +90,7 @@ def record_video(agent: Any, env_cfg: EnvConfig, out_dir: Path) -> str:
         return "no video: no OpenGL back end renders here (python -m common_utils.doctor)"
     env = make_env(env_cfg)
     try:
-        run_eval(env, agent, 1, EVAL_SEED, record=out_dir)
+        run_eval(env, agent, 1, stages.EVAL_SEED, record=out_dir)
     except EnvError as error:  # the result must not be lost with the image
         return f"no video: {error}"
     finally:
@@ -127,24 +100,21 @@ def record_video(agent: Any, env_cfg: EnvConfig, out_dir: Path) -> str:
 
 def run(cfg: QuickstartConfig) -> dict[str, Any]:
     """All stages; returns (and writes) the summary."""
-    out = Path(cfg.save_dir)
+    out = output_folder(cfg.save_dir)
     started = time.monotonic()
     say("1/4 demonstrations")
-    data = make_demos(cfg)
+    data = stages.make_demos(CFG_DIR / "quickstart_demos.yaml", out / "demos")
     say("2/4 behaviour cloning")
-    bc_weights = train_bc_policy(cfg, data)
+    bc_config = CFG_DIR / "quickstart_bc.yaml"
+    bc_weights = stages.train_bc_policy(bc_config, data, out / "bc", cfg.seed)
     say("3/4 IBRL")
-    weights = train_ibrl(cfg, data, bc_weights)
+    weights = stages.train_ibrl(rl_config(cfg), data, bc_weights, out / "ibrl", cfg.seed)
     say(f"4/4 evaluation, {cfg.num_eval_episode} fresh episodes each")
-    agent, env, params = train_rl.load_model(str(weights), "auto")
-    env.close()
-    bc_policy, _ = train_bc.load_policy(str(bc_weights), "auto")
-    with EvalPool(params, num_proc=2) as pool:
-        bc = pool.run(bc_policy, cfg.num_eval_episode, EVAL_SEED)
-        ibrl = pool.run(agent, cfg.num_eval_episode, EVAL_SEED)
+    found = stages.evaluate(weights, bc_weights, cfg.num_eval_episode, num_proc=2)
+    bc, ibrl = found.bc, found.ibrl
     records = read_metrics(out / "ibrl" / "metrics.jsonl")
     summary = {
-        "task": params["task"],
+        "task": found.env_cfg.task,
         "seed": cfg.seed,
         "bc_success": bc.success_rate,
         "bc_interval": [bc.rate().low, bc.rate().high],
@@ -157,7 +127,7 @@ def run(cfg: QuickstartConfig) -> dict[str, Any]:
     }
     atomic_json(summary, out / "summary.json")
     plot_curve(out / "ibrl", bc, out / "learning_curve.png")
-    video = record_video(agent, EnvConfig(**params), out / "videos")
+    video = record_video(found.agent, found.env_cfg, out / "videos")
     print_table(summary, bc, ibrl)
     console().print(f"curve {out / 'learning_curve.png'}, checkpoint {weights}, {video}")
     return summary

@@ -54,6 +54,17 @@ _WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # o
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
+def output_folder(
+    path: str, field: str = "save_dir", expected: str = "the folder of the run"
+) -> Path:
+    """Where a program writes; ConfigError, naming the field, for no name at all and for a file."""
+    if not path.strip():
+        raise ConfigError(f"{field}: '{path}', expected {expected}")
+    if os.path.exists(path) and not os.path.isdir(path):  # no errors for impossible names
+        raise ConfigError(f"{field}: '{path}' is a file, expected a folder")
+    return Path(path)
+
+
 class RunFolder:
     """The folder of one run, held by this process; use as a context manager.
 
@@ -66,13 +77,12 @@ class RunFolder:
     """
 
     def __init__(self, save_dir: str, *, resume: bool, overwrite: bool) -> None:
-        if not save_dir.strip():
-            raise ConfigError("save_dir: '', expected the folder of the run")
+        path = output_folder(save_dir)
         if resume and overwrite:
             raise ConfigError(
                 "overwrite: 1, but resume is 1: either continue the run in save_dir or replace it"
             )
-        self.path = Path(save_dir)
+        self.path = path
         self.resume, self.overwrite = resume, overwrite
         self.state: RunState | None = None
         self._made: list[Path] = []  # folders that did not exist before, innermost first
@@ -82,8 +92,6 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise ConfigError(f"save_dir: '{self.path}' is a file, expected a folder")
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             make_folder(self.path)
             self._acquire()

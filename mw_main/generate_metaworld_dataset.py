@@ -38,6 +38,7 @@ from common_utils.ranges import (
     Stack,
 )
 from common_utils.run_config import ConfigError, Flag
+from common_utils.run_folder import output_folder
 from common_utils.seeding import seed_for
 from env.core import Expert
 from env.experts import make_expert
@@ -134,7 +135,7 @@ def generate(cfg: MainConfig) -> Path:
 
     Raises ConfigError for an existing dataset or a task whose scripted policy keeps failing.
     """
-    out = Path(cfg.output_path)
+    out = output_folder(cfg.output_path, "output_path", "a folder")
     if (out / FILE_NAME).exists() and not cfg.overwrite:
         raise ConfigError(f"output_path: '{out / FILE_NAME}' exists; --overwrite 1 replaces it")
     if cfg.save_gifs and not cfg.env_cfg.camera_names:

@@ -29,7 +29,8 @@ from common_utils.demo_file import FILE_NAME, Recording
 from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.ranges import Between, NotNegative, NotNegativeNumber, PictureSize, Positive
-from common_utils.run_config import ConfigError, Flag
+from common_utils.run_config import Flag
+from common_utils.run_folder import output_folder
 from env.config import EnvConfig
 from env.core import Env
 from env.experts import make_expert
@@ -311,8 +312,7 @@ def collect(cfg: MainConfig) -> Path:
     Raises what ``DemoRun.record`` raises, ConfigError without a folder, and EnvError for an
     unknown task or a missing simulator.
     """
-    if not cfg.out:
-        raise ConfigError("out: '', expected a folder, such as release/data/ibc/push")
+    output_folder(cfg.out, "out", "a folder, such as release/data/ibc/push")
     env = make_env(cfg.settings.env_cfg())  # report a wrong task or a missing simulator now
     task = env.spec.task
     env.close()

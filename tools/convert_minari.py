@@ -30,10 +30,11 @@ import gymnasium
 import numpy as np
 
 from common_utils import run_config
-from common_utils.demo_file import Recording, write_demos
+from common_utils.demo_file import FILE_NAME, Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.ranges import AllOr
 from common_utils.run_config import ConfigError, Flag
+from common_utils.run_folder import output_folder
 from common_utils.success_rule import TERMINATED, TRUNCATED
 from env.d4rl import SUITE, TASKS, import_robotics, kitchen_state
 from env.named_modules import is_trusted
@@ -276,9 +277,8 @@ def ended_by(episode: Any) -> dict[str, str]:
 
 def convert(cfg: MainConfig) -> Path:
     """Write the dataset file; returns its path. Raises ConfigError naming field and fault."""
-    if not cfg.out:
-        raise ConfigError("out: '', expected a folder, such as release/data/d4rl/door-human-v0")
-    target = Path(cfg.out) / "dataset.hdf5"
+    like = "a folder, such as release/data/d4rl/door-human-v0"
+    target = output_folder(cfg.out, "out", like) / FILE_NAME
     if target.exists() and not cfg.overwrite:
         raise ConfigError(f"out: {target} exists already; --overwrite 1 replaces it")
     data = open_dataset(cfg)

@@ -39,6 +39,7 @@ from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.ranges import AtLeast, BatchSize, Between, Positive, PositiveNumber
 from common_utils.run_config import ConfigError
+from common_utils.run_folder import output_folder
 from networks import fast
 
 NAME = "coordinate_regression"
@@ -213,7 +214,7 @@ def held_out(cfg: MainConfig) -> np.ndarray:
 
 def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
     """All runs, the file of results being written after each; returns them."""
-    out = Path(cfg.out)
+    out = output_folder(cfg.out, "out", "a folder")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{NAME}.json"
     settings = {k: v for k, v in asdict(cfg).items() if k != "out"}

@@ -30,7 +30,8 @@ from common_utils.ranges import (
     Positive,
     Share,
 )
-from common_utils.run_config import ConfigError, Flag
+from common_utils.run_config import Flag
+from common_utils.run_folder import output_folder
 from env.robosuite.control import ActionNoise, Jitter, Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
@@ -125,8 +126,7 @@ def generate(cfg: MainConfig) -> Path:
 
     Raises what ``DemoRun.record`` raises, and ConfigError without a folder.
     """
-    if not cfg.out:
-        raise ConfigError("out: '', expected a folder, such as release/data/robomimic/can")
+    output_folder(cfg.out, "out", "a folder, such as release/data/robomimic/can")
     _run(cfg).record()
     return cfg.file
 

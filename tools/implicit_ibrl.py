@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import train_bc
 import train_rl
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
@@ -31,17 +30,16 @@ from common_utils.progress import console
 from common_utils.ranges import Between, NotNegative, Positive, Seed
 from common_utils.records import read_metrics
 from common_utils.run_config import Flag
-from evaluate.pool import EvalPool
+from common_utils.run_folder import output_folder
 from evaluate.rollout import EvalResult
-from mw_main import generate_metaworld_dataset as demos
+from tools import stages
+from tools.stages import CFG_DIR
 
-CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
 POLICIES = {
     "mse": ("squared error (IBRL as published)", "tab:gray"),
     "mdn": ("mixture of Gaussians", "tab:orange"),
     "ebm": ("energy-based", "tab:blue"),
 }
-EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations use
 
 
 @dataclass
@@ -69,60 +67,34 @@ class MainConfig:
         return Path(self.save_dir) / f"{self.policy}_seed{self.seed}"
 
 
-def make_demos(cfg: MainConfig) -> Path:
-    """The demonstrations, shared by all runs."""
-    folder = Path(cfg.save_dir) / "demos"
-    if not (folder / demos.FILE_NAME).exists():
-        config = run_config.load(demos.MainConfig, CFG_DIR / "implicit_demos.yaml")
-        config.output_path = str(folder)
-        demos.generate(config)
-    return folder / demos.FILE_NAME
-
-
-def train_bc_policy(cfg: MainConfig, data: Path) -> Path:
-    """The BC policy; returns its weights."""
-    config = run_config.load(train_bc.MainConfig, CFG_DIR / f"implicit_bc_{cfg.policy}.yaml")
-    config.dataset.path, config.seed = str(data), cfg.seed
-    config.save_dir = str(cfg.run_dir / "bc")
-    config.resume = 1  # if it was begun before
-    train_bc.run(config)
-    return Path(config.save_dir) / "model0.pt"
-
-
-def train_ibrl(cfg: MainConfig, data: Path, bc_weights: Path) -> Path:
-    """IBRL bootstrapped by it; returns its best weights."""
+def rl_config(cfg: MainConfig) -> train_rl.MainConfig:
+    """IBRL's configuration, with what the options say."""
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "implicit_rl.yaml")
-    config.preload_datapath, config.bc_policy = str(data), str(bc_weights)
-    config.seed, config.save_dir = cfg.seed, str(cfg.run_dir / "ibrl")
     config.num_train_step = cfg.num_train_step or config.num_train_step
     if cfg.policy == "mse":
         config.q_agent.num_bc_samples = 1  # all its proposals would be the same
     elif cfg.num_bc_samples:
         config.q_agent.num_bc_samples = cfg.num_bc_samples
-    config.resume = 1
-    train_rl.run(config)
-    return Path(config.save_dir) / "model0.pt"
+    return config
 
 
 def run(cfg: MainConfig) -> dict[str, Any]:
     """All stages of one run; returns (and writes) its summary."""
-    data = make_demos(cfg)
-    bc_weights = train_bc_policy(cfg, data)
-    weights = train_ibrl(cfg, data, bc_weights)
-    agent, env, params = train_rl.load_model(str(weights), "auto")
-    env.close()
-    bc_policy, _ = train_bc.load_policy(str(bc_weights), "auto")
-    with EvalPool(params, num_proc=0) as pool:
-        bc = pool.run(bc_policy, cfg.num_eval_episode, EVAL_SEED)
-        ibrl = pool.run(agent, cfg.num_eval_episode, EVAL_SEED)
+    # all runs share the demonstrations
+    out, config = output_folder(cfg.save_dir), rl_config(cfg)
+    data = stages.make_demos(CFG_DIR / "implicit_demos.yaml", out / "demos")
+    bc_config = CFG_DIR / f"implicit_bc_{cfg.policy}.yaml"
+    bc_weights = stages.train_bc_policy(bc_config, data, cfg.run_dir / "bc", cfg.seed)
+    weights = stages.train_ibrl(config, data, bc_weights, cfg.run_dir / "ibrl", cfg.seed)
+    found = stages.evaluate(weights, bc_weights, cfg.num_eval_episode, num_proc=0)
     records = [r for r in read_metrics(cfg.run_dir / "ibrl/metrics.jsonl") if "score/score" in r]
     summary = {
         "policy": cfg.policy,
         "seed": cfg.seed,
-        "task": params["task"],
-        "num_bc_samples": agent.cfg.num_bc_samples,
-        "bc": rate(bc),
-        "ibrl": rate(ibrl),
+        "task": found.env_cfg.task,
+        "num_bc_samples": config.q_agent.num_bc_samples,
+        "bc": rate(found.bc),
+        "ibrl": rate(found.ibrl),
         "env_steps": int(records[-1]["step"]),
         "train_seconds": round(float(records[-1]["other/elapsed_time"]), 1),
         "steps": [int(r["step"]) for r in records],
@@ -211,7 +183,7 @@ def main() -> int:
     cfg = run_config.parse(MainConfig)
     if not cfg.gather:
         run(cfg)
-    runs = gather(Path(cfg.save_dir))
+    runs = gather(output_folder(cfg.save_dir))
     console().print(table(runs) if runs else f"no finished run in {cfg.save_dir}")
     return 0
 

@@ -32,6 +32,7 @@ from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
 from common_utils.run_config import ConfigError
+from common_utils.run_folder import output_folder
 from evaluate.stats import Rate, wilson
 from networks.ebm_fast import Precision
 from tools import collect_oracle
@@ -136,7 +137,7 @@ def measure(cfg: MainConfig, policy: str, dim: int, seed: int) -> dict[str, Any]
 
 def sweep(cfg: MainConfig) -> list[dict[str, Any]]:
     """All runs that are missing, results.json and dimensions.png being written after each."""
-    out = Path(cfg.save_dir)
+    out = output_folder(cfg.save_dir)
     out.mkdir(parents=True, exist_ok=True)
     results = _finished(out / "results.json", cfg.budget)
     for seed in cfg.seeds:

@@ -56,10 +56,16 @@ def test_train_rl_refuses(args: list[str], said: tuple[str, ...], tmp_path: Path
         ("train_bc.py", ["--lr=-1"], ("lr", "-1")),
         ("train_bc.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
         ("train_rl.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
+        ("quickstart.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
+        ("tools/implicit_ibrl.py", ["--save_dir="], ("save_dir: ''", "folder of the run")),
+        ("tools/particle_dimensions.py", ["--save_dir= "], ("save_dir: ' '", "folder of the run")),
+        ("tools/coordinate_regression.py", ["--out="], ("out: ''", "expected a folder")),
+        ("tools/collect_oracle.py", ["--out=README.md"], ("out: 'README.md' is a file",)),
         ("train_rl.py", ["--overwrite=1", "--resume=1"], ("overwrite: 1", "resume is 1")),
         ("mw_main/train_bc_mw.py", ["--policy.hidden_dim=big"], ("policy.hidden_dim", "integer")),
         ("mw_main/train_rl_mw.py", ["--nsteps=3"], ("nsteps", "nstep")),
         ("mw_main/generate_metaworld_dataset.py", ["--num_episodes=x"], ("num_episodes",)),
+        ("mw_main/generate_metaworld_dataset.py", ["--output_path="], ("output_path: ''",)),
     ],
 )
 def test_the_other_programs_refuse(program: str, args: list[str], said: tuple[str, ...]) -> None:

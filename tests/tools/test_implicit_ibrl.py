@@ -14,6 +14,7 @@ import train_bc
 import train_rl
 from common_utils import run_config
 from tools import implicit_ibrl as tool
+from tools import stages
 from tools.implicit_ibrl import MainConfig
 
 
@@ -75,7 +76,7 @@ def test_curves_are_averaged_where_all_runs_have_them() -> None:
 
 
 def test_the_runs_differ_by_their_bc_policy_alone() -> None:
-    demos = run_config.load(tool.demos.MainConfig, tool.CFG_DIR / "implicit_demos.yaml")
+    demos = run_config.load(stages.demos.MainConfig, tool.CFG_DIR / "implicit_demos.yaml")
     rl = run_config.load(train_rl.MainConfig, tool.CFG_DIR / "implicit_rl.yaml")
     assert rl.preload_num_data == demos.num_episodes and rl.q_agent.num_bc_samples > 1
     assert rl.episode_length == demos.env_cfg.episode_length
