@@ -327,6 +327,8 @@ def _say_what_runs(work: Workspace) -> None:
     data, cfg = work.data, work.cfg
     for note in data.notes:
         work.log.print(f"note: {cfg.dataset.path}: {note}")
+    for note in work.policy.notes:
+        work.log.print(f"warning: {cfg.dataset.path}: {note}")
     work.log.print(
         f"{data.num_episodes} demonstrations, {data.num_steps} steps of {data.task_name or '?'}: "
         f"{data.nbytes / 2**20:.1f} MiB in RAM{', images read from the file' if data.lazy else ''}"

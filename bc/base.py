@@ -70,6 +70,8 @@ class BasePolicy(nn.Module, ABC):
         super().__init__()
         # detached scalars of the last loss, by name, for the logs
         self.metrics: dict[str, torch.Tensor] = {}
+        # what the user should know of the last fit, one line each
+        self.notes: list[str] = []
         self._seed = 0
         self._rng: torch.Generator | None = None
 

@@ -21,7 +21,7 @@ from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
 from common_utils.specs import ArraySpec, Obs, SpecError
 from networks.ibc_pixel import FrameStack
-from networks.normalizer import MIN_SCALE, AffineNormalizer
+from networks.normalizer import MIN_SCALE, AffineNormalizer, Floor, divisors, still_dims
 
 
 @dataclass
@@ -37,6 +37,9 @@ class NormConfig:
     # observations: standard deviations count as at least this, so that dimensions which hardly
     # move in the data are not blown up (0: as published)
     min_std: NotNegativeNumber = 0.0
+    # what a dimension that does not move in the data is divided by. safe: its own size, so that
+    # it stays a small number; published: 1.2e-7, which turns 1.000001 for 1.0 into 8
+    floor: Floor = "safe"
 
 
 class FrameStatistics:
@@ -76,6 +79,17 @@ class FrameStatistics:
         if self.count == 0 or not bool(torch.isfinite(self.mean + std).all()):
             raise SpecError(f"statistics of {self.count} observations: need finite values")
         return self.mean, std
+
+
+def shown_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in few words: "0, 3-6"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1][1:] = [n]
+        else:
+            runs.append([n])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 class NormalizedPolicy(BasePolicy):
@@ -134,24 +148,46 @@ class NormalizedPolicy(BasePolicy):
         for batch in batches:
             actions.append(batch_action(batch))
             frames.add(batch.obs[self.obs_key], self.stack)
-        self.fit_actions(torch.cat(actions))
+        self.notes = [
+            *self._still_note("action", "dimensions", self.fit_actions(torch.cat(actions))),
+            *self._fit_frames(frames),
+        ]
+
+    def _fit_frames(self, frames: FrameStatistics) -> list[str]:
+        """The observation normaliser's statistics; a note on what does not move."""
         mean, std = frames.mean_and_std()
-        std = std.clamp(min=self.norm.min_std)
-        if self.norm.use_sqrt_std:
-            std = std.sqrt()
+        std, norm = std.clamp(min=self.norm.min_std), self.norm
         if self.obs_norm is not None:
-            self.obs_norm.set(mean, std)
+            still = self.obs_norm.set(mean, std, sqrt_std=bool(norm.use_sqrt_std), floor=norm.floor)
+            return self._still_note(f"observation '{self.obs_key}'", "dimensions", still)
+        dims = still_dims(mean, std)
+        scale = divisors(mean, std.sqrt() if norm.use_sqrt_std else std, dims, norm.floor)
         for module in self.modules():
             if isinstance(module, FrameStack):
                 module.mean.copy_(mean)
-                module.std.copy_(std.clamp(min=MIN_SCALE))
+                module.std.copy_(scale)
+        still = dims.nonzero().flatten().tolist()
+        return self._still_note(f"observation '{self.obs_key}'", "colours", still)
 
-    def fit_actions(self, actions: torch.Tensor) -> None:
-        """The action normaliser's statistics, from actions [N, A]."""
-        if self.norm.min_max_actions:
-            self.act_norm.fit_min_max(actions)
-        else:
-            self.act_norm.fit_standard(actions, sqrt_std=bool(self.norm.use_sqrt_std))
+    def _still_note(self, what: str, parts: str, still: list[int]) -> list[str]:
+        if not still:
+            return []
+        scaled = (
+            "centred and not scaled (norm.floor published scales them as published)"
+            if self.norm.floor == "safe"
+            else f"divided by {MIN_SCALE:.1e} (norm.floor published): whatever differs from the "
+            "data by a rounding error decides the action"
+        )
+        return [f"{what}: {parts} {shown_ranges(still)} do not move in the data: {scaled}"]
+
+    def fit_actions(self, actions: torch.Tensor) -> list[int]:
+        """The action normaliser's statistics, from actions [N, A]; which dimensions are still."""
+        norm = self.norm
+        if norm.min_max_actions:
+            return self.act_norm.fit_min_max(actions, floor=norm.floor)
+        return self.act_norm.fit_standard(
+            actions, sqrt_std=bool(norm.use_sqrt_std), floor=norm.floor
+        )
 
     def features(self, obs: Obs) -> torch.Tensor:
         """What the network gets, oldest step first: states normalised and flattened

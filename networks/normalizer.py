@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -42,13 +44,33 @@ class Normalizer(nn.Module):
 
 # tf-agents' floor of divisors: the rounding unit of float32
 MIN_SCALE = 1.1920929e-07
+# what moves less than this share of its own size (or of 1) does not move
+STILL = 1e-5
+
+Floor = Literal["safe", "published"]
+"""What a dimension that does not move in the data is divided by: its own size (at least 1), so
+that a value it never had stays a small number, or :data:`MIN_SCALE`, as published.
+"""
+
+
+def still_dims(offset: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Bool [dim]: which dimensions (almost) do not move, by centre and spread, [dim] each."""
+    return spread <= STILL * offset.abs().clamp(min=1)
+
+
+def divisors(
+    offset: torch.Tensor, scale: torch.Tensor, still: torch.Tensor, floor: Floor
+) -> torch.Tensor:
+    """``scale`` [dim], with the floor's choice where a dimension is ``still``."""
+    scale = scale.clamp(min=MIN_SCALE)
+    return scale if floor == "published" else torch.where(still, offset.abs().clamp(min=1), scale)
 
 
 class AffineNormalizer(nn.Module):
     """normalize(x) = (x - offset) / scale per dimension; the identity until fitted or loaded.
 
     The observation and action normaliser of Implicit BC: unlike :class:`Normalizer` it goes
-    both ways, and dimensions that do not move in the data get (almost) no floor.
+    both ways, and its floor is for dimensions that do not move in the data alone (:data:`Floor`).
     """
 
     offset: torch.Tensor
@@ -59,20 +81,22 @@ class AffineNormalizer(nn.Module):
         self.register_buffer("offset", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
-    def fit_standard(self, data: torch.Tensor, *, sqrt_std: bool = False) -> None:
+    def fit_standard(
+        self, data: torch.Tensor, *, sqrt_std: bool = False, floor: Floor = "safe"
+    ) -> list[int]:
         """Mean and population standard deviation of data [N, dim]; its square root if asked.
 
-        Raises SpecError when the data are empty, of another width or not finite.
+        Returns the dimensions that do not move. Raises SpecError when the data are empty, of
+        another width or not finite.
         """
         data = self._checked(data)
-        std = data.std(0, correction=0)
-        self.set(data.mean(0), std.sqrt() if sqrt_std else std)
+        return self.set(data.mean(0), data.std(0, correction=0), sqrt_std=sqrt_std, floor=floor)
 
-    def fit_min_max(self, data: torch.Tensor) -> None:
-        """The range of data [N, dim] becomes [-1, 1]; errors as :meth:`fit_standard`."""
+    def fit_min_max(self, data: torch.Tensor, *, floor: Floor = "safe") -> list[int]:
+        """The range of data [N, dim] becomes [-1, 1]; otherwise as :meth:`fit_standard`."""
         data = self._checked(data)
         low, high = data.amin(0), data.amax(0)
-        self.set((low + high) / 2, (high - low) / 2)
+        return self.set((low + high) / 2, (high - low) / 2, floor=floor)
 
     def _checked(self, data: torch.Tensor) -> torch.Tensor:
         dim = self.offset.numel()
@@ -84,10 +108,20 @@ class AffineNormalizer(nn.Module):
         return data
 
     @torch.no_grad()
-    def set(self, offset: torch.Tensor, scale: torch.Tensor) -> None:
-        """Use these, [dim] each; scales are at least MIN_SCALE."""
+    def set(
+        self,
+        offset: torch.Tensor,
+        spread: torch.Tensor,
+        *,
+        sqrt_std: bool = False,
+        floor: Floor = "safe",
+    ) -> list[int]:
+        """Centre and divide by these, [dim] each; returns the dimensions that do not move."""
+        still = still_dims(offset, spread)
+        scale = divisors(offset, spread.sqrt() if sqrt_std else spread, still, floor)
         self.offset.copy_(offset)
-        self.scale.copy_(scale.clamp(min=MIN_SCALE))
+        self.scale.copy_(scale)
+        return still.nonzero().flatten().tolist()
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., dim] -> the same shape."""

@@ -212,22 +212,27 @@ class EbmPolicy(NormalizedPolicy):
 
     # ------------------------------------------------------------- statistics
 
-    def fit_actions(self, actions: torch.Tensor) -> None:
+    def fit_actions(self, actions: torch.Tensor) -> list[int]:
         """The action normaliser, and the box of actions to look in; SpecError when it is empty."""
-        super().fit_actions(actions)
+        still = super().fit_actions(actions)
         low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
         low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
         if self.cfg.scalar_box:
-            if not bool(low[0] < high[0]):
+            # what is not scaled has a box of its own: the first one's would hold all actions
+            own = torch.zeros_like(low, dtype=torch.bool)
+            if self.norm.floor == "safe":
+                own[still] = True
+            if own[0] or not bool(low[0] < high[0]):
                 raise SpecError(
                     "ebm.scalar_box: 1 samples all action dimensions within the range of the "
                     f"first, but that is {float(actions[0, 0]):g} in all of the data; expected "
                     "--ebm.scalar_box 0"
                 )
-            low, high = low[:1].expand_as(low), high[:1].expand_as(high)
+            low, high = torch.where(own, low, low[0]), torch.where(own, high, high[0])
         with torch.no_grad():
             self.box_low.copy_(low)
             self.box_high.copy_(high)
+        return still
 
     # ------------------------------------------------------------- training
 

@@ -467,10 +467,116 @@ def test_images_are_read_and_normalised_by_colour():
 
 @pytest.mark.parametrize("min_std", [0.0, 0.02])
 def test_dimensions_that_hardly_move_are_not_blown_up(min_std):
-    policy = MsePolicy("state", (2,), 1, 2, MsePolicyConfig(norm=NormConfig(min_std=min_std)))
+    norm = NormConfig(min_std=min_std, floor="published")
+    policy = MsePolicy("state", (2,), 1, 2, MsePolicyConfig(norm=norm))
     states = torch.tensor([[0.0, 5.0], [2.0, 5.0001]])
     policy.fit([SimpleNamespace(obs={"state": states}, action=torch.rand(2, 2))])
     torch.testing.assert_close(policy.obs_norm.offset, states.mean(0))
     assert policy.obs_norm.scale[0] == 1
     expected = 0.02 if min_std else (states[1, 1] - states[0, 1]).item() / 2
     assert policy.obs_norm.scale[1].item() == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ what does not move
+
+
+def policy_with(kind: str, norm: NormConfig) -> MsePolicy | MdnPolicy | EbmPolicy:
+    """A small policy over states of 3 dimensions and actions of 2."""
+    if kind == "mse":
+        return MsePolicy("state", (3,), 1, 2, MsePolicyConfig(net=NET, norm=norm))
+    if kind == "mdn":
+        net = MDNConfig(width=32, depth=2, rate=0.0)
+        return MdnPolicy("state", (3,), 1, 2, MdnPolicyConfig(net=net, norm=norm, greedy_eval=1))
+    cfg = EbmPolicyConfig(net=NET, norm=norm, num_counter_examples=16, num_action_samples=256)
+    return EbmPolicy("state", (3,), 1, 2, cfg)
+
+
+def trained(kind: str, norm: NormConfig, still: float = 1.0) -> MsePolicy | MdnPolicy | EbmPolicy:
+    """Trained on states whose second dimension is ``still``."""
+    torch.manual_seed(0)
+    policy = policy_with(kind, norm)
+    states = torch.rand(256, 3)
+    states[:, 1] = still
+    actions = torch.stack([states[:, 0], states[:, 2]], 1) * 1.6 - 0.8
+    batch = batch_of(states, actions)
+    policy.fit([batch])
+    optim = torch.optim.Adam(policy.parameters(), lr=2e-3)
+    for _ in range(60):
+        optim.zero_grad()
+        policy.loss(batch).backward()
+        optim.step()
+    return policy.eval()
+
+
+def shift(policy: MsePolicy | MdnPolicy | EbmPolicy, still: float, other: float) -> float:
+    """How far actions move when ``other`` comes in place of the still value."""
+    torch.manual_seed(1)
+    states = torch.rand(16, 3)
+    found = []
+    for value in (still, other):
+        states[:, 1] = value
+        found.append(policy.act({"state": states}, generator=rng()))
+    return float((found[0] - found[1]).abs().max())
+
+
+@pytest.mark.parametrize("kind", ["mse", "mdn", "ebm"])
+def test_a_rounding_error_in_a_still_dimension_does_not_turn_the_action(kind):
+    norm = {"min_max_actions": int(kind == "ebm")}
+    safe = trained(kind, NormConfig(**norm))
+    published = trained(kind, NormConfig(**norm, floor="published"))
+    moved = shift(safe, 1.0, 1.000001)
+    # an energy's best sample is one of many: the next best may take its place
+    assert moved < (0.1 if kind == "ebm" else 1e-4)
+    assert shift(published, 1.0, 1.000001) > max(0.2, 10 * moved)
+    assert safe.notes == [
+        "observation 'state': dimensions 1 do not move in the data: centred and not scaled "
+        "(norm.floor published scales them as published)"
+    ]
+    assert "norm.floor published" in published.notes[0] and len(published.notes) == 1
+    # a checkpoint holds what it was trained with, whatever the option says today
+    again = policy_with(kind, NormConfig(**norm)).eval()
+    again.load_state_dict(published.state_dict())
+    assert shift(again, 1.0, 1.000001) == shift(published, 1.0, 1.000001)
+
+
+def test_what_moves_is_scaled_as_published_to_the_bit():
+    states, actions = torch.randn(64, 6) * torch.logspace(-4, 4, 6), torch.rand(64, 2) * 1e-3
+    for min_max in (0, 1):
+        for sqrt_std in (0, 1):
+            both = []
+            for floor in ("safe", "published"):
+                norm = NormConfig(min_max_actions=min_max, use_sqrt_std=sqrt_std, floor=floor)
+                policy = ebm(norm=norm)
+                policy.fit([batch_of(states, actions)])
+                assert policy.notes == []
+                both.append(policy)
+            for a, b in zip(both[0].buffers(), both[1].buffers(), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_large_still_values_and_still_colours_are_small_numbers():
+    policy = MsePolicy("state", (3,), 1, 2, MsePolicyConfig(net=NET))
+    states = torch.tensor([[5e8, 0.1, 0.0], [5e8 + 64, 0.1, 1.0]])
+    policy.fit([batch_of(states, torch.rand(2, 2))])
+    assert policy.notes[0].startswith("observation 'state': dimensions 0-1 do not move")
+    assert policy.obs_norm.scale.tolist() == [pytest.approx(5e8), 1, 0.5]
+    pixels = MsePolicy("rgb", (3, 16, 16), 1, 2)
+    images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
+    images[:, 1] = 0
+    pixels.fit([SimpleNamespace(obs={"rgb": images}, action=torch.rand(4, 2))])
+    assert pixels.notes[0].startswith("observation 'rgb': colours 1 do not move")
+    assert pixels.net.net.frames.std[1] == 1
+
+
+def test_still_actions_stay_and_later_ones_are_no_giants():
+    actions = torch.stack([torch.linspace(-0.9, 0.9, 20), torch.full((20,), 0.3)], 1)
+    for min_max in (0, 1):
+        policy = ebm(norm=NormConfig(min_max_actions=min_max))
+        policy.fit([batch_of(torch.randn(20, 6), actions)])
+        assert policy.notes[0].startswith("action: dimensions 1 do not move")
+        # sampled where it was, though the first dimension's box serves all that move
+        found = policy.eval().act({"state": torch.randn(8, 6)})
+        torch.testing.assert_close(found[:, 1], torch.full((8,), 0.3))
+        assert float(found[:, 0].std()) > 0
+        # a gripper that closes in samples the statistics have not seen
+        assert float(policy.target(batch_of(None, torch.ones(1, 2)), "cpu").abs().max()) < 5

@@ -212,3 +212,13 @@ def test_without_games_no_score_is_made_up(tmp_path, data, capsys):
     assert len(rows) == 2 and not any(k.startswith("score/") for row in rows for k in row)
     latest = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
     assert all(torch.equal(v, work.policy.state_dict()[k]) for k, v in latest.items())
+
+
+def test_a_dimension_that_does_not_move_is_reported_once(tmp_path, capsys):
+    path = write_particle(tmp_path / "still.hdf5", lengths=(12,))  # one game: fixed goals
+    log = tmp_path / "run" / "train.log"
+    train_bc.run(config("mse", tmp_path / "run", path, "--num_epoch", "1"))
+    line = f"warning: {path}: observation 'state': dimensions 2-7 do not move in the data"
+    assert log.read_text().count(line) == 1
+    train_bc.run(config("mse", tmp_path / "run", path, "--resume", "1"))
+    assert log.read_text().count(line) == 1

@@ -390,8 +390,9 @@ def set_statistics(policy: EbmPolicy, a: dict[str, torch.Tensor]) -> None:
     keys = sorted(k.removeprefix("obs_mean/") for k in a if k.startswith("obs_mean/"))
     mean, std = (torch.cat([a[f"obs_{s}/{k}"] for k in keys]) for s in ("mean", "std"))
     assert policy.obs_norm is not None
-    policy.obs_norm.set(mean, std)
-    policy.act_norm.fit_min_max(torch.stack([a["act_vmin"], a["act_vmax"]]))
+    policy.obs_norm.set(mean, std, floor="published")
+    actions = torch.stack([a["act_vmin"], a["act_vmax"]])
+    policy.act_norm.fit_min_max(actions, floor="published")
     policy.box_low.fill_(-BOX)
     policy.box_high.fill_(BOX)
 
@@ -410,7 +411,7 @@ def test_normalizers(case: Fixture) -> None:
     for min_max in (0, 1):
         for sqrt_std in (0, 1):
             name = f"minmax{min_max}_sqrt{sqrt_std}/"
-            norm = NormConfig(min_max_actions=min_max, use_sqrt_std=sqrt_std)
+            norm = NormConfig(min_max_actions=min_max, use_sqrt_std=sqrt_std, floor="published")
             policy = EbmPolicy(
                 "state", (2 * frames.shape[-1],), 2, actions.shape[1], EbmPolicyConfig(norm=norm)
             )
