@@ -32,6 +32,7 @@ from bc.pictures import PictureLayout, Pictures, layout_of
 from common_utils import h5_read
 from common_utils.env_args import arm_controller, read_env_args, shown, suite_of
 from common_utils.errors import UserError
+from common_utils.made_by import RAW_ROBOMIMIC, how_to_make
 from common_utils.resources import available_memory, format_bytes
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 from common_utils.success_rule import TERMINATED, TRUNCATED
@@ -41,19 +42,6 @@ class DatasetError(UserError):
     """A demonstration file is missing, damaged, or not what the configuration asks for."""
 
 
-RAW_ROBOMIMIC = (
-    "robomimic's raw recordings are replayed and rendered by "
-    "'python -m tools.dataset_states_to_obs --dataset RAW.hdf5 --output_folder FOLDER'"
-)
-ROBOMIMIC_FOLDERS = {
-    "lift": "Lift",
-    "can": "PickPlaceCan",
-    "can_small": "PickPlaceCan",
-    "lift_pixel": "Lift",
-    "square": "NutAssemblySquare",
-    "transport": "TwoArmTransport",
-    "tool_hang": "ToolHang",
-}
 # What h5py was seen to raise on files with damaged bytes.
 H5_FAULTS = (
     OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
@@ -61,45 +49,6 @@ H5_FAULTS = (
 )  # fmt: skip
 # datasets in other files that stay open, so that a run does not run out of descriptors
 MOST_OPEN = 128
-
-
-def how_to_make(path: str | Path) -> str:
-    """The command that creates a missing demonstration file, as far as its path tells."""
-    path = Path(path)
-    text = path.as_posix()
-    if "metaworld" in text:
-        task = re.sub(r"_frame_stack.*", "", path.parent.name) or "Assembly"
-        return (
-            "python mw_main/generate_metaworld_dataset.py "
-            f"--env_cfg.env_name {task} --num_episodes 3 --env_cfg.frame_stack 1 "
-            f"--env_cfg.end_on_success True --output_path {path.parent.as_posix()}"
-        )
-    if "robomimic" in text:
-        task = ROBOMIMIC_FOLDERS.get(path.parent.name, "TASK")
-        size = re.fullmatch(r"processed_data(\d+)\.hdf5", path.name)
-        pixels = f"--obs_size {size[1]} " if size and size[1] != "96" else ""
-        return (
-            f"python -m tools.generate_demos --task {task} --num 200 --noise 0.1 --seed 1 "
-            f"{pixels}--out {path.parent.as_posix()}; {RAW_ROBOMIMIC}"
-        )
-    if match := re.fullmatch(r"([a-z]+)-([a-z]+)-v\d+", path.parent.name):
-        name = f"D4RL/{match[1]}/{match[2]}-v2"
-        return (
-            f"minari download {name}; python -m tools.convert_minari --dataset {name} "
-            f"--out {path.parent.as_posix()}"
-        )
-    if "ibc" in path.parts[:-1]:
-        name, pixels, _ = path.parent.name.partition("_pixels")
-        task = name.upper() if not name.startswith("particle") else f"PARTICLE{name[8:]}"
-        images = " --use_image_obs 1" if pixels else ""
-        return (
-            f"python -m tools.collect_oracle --task {task} --num 2000{images} "
-            f"--out {path.parent.as_posix()}"
-        )
-    return (
-        "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name TASK --output_path "
-        f"{path.parent.as_posix() if path.name else 'FOLDER'} (writes dataset.hdf5 there)"
-    )
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bc.loader import DatasetError, how_to_make
+from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.kept_weights import KeptWeights, find, originals
+from common_utils.made_by import how_to_make
 from common_utils.paths import split_paths
 from common_utils.run_config import ConfigError
 from common_utils.run_state import RunState

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from common_utils.made_by import how_to_train
 from common_utils.run_config import ConfigError
 
 # what parameters and buffers are made of; complex, quantised and 8-bit kinds are none of them
@@ -22,25 +23,6 @@ DTYPES = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 )
 SHOWN = 3  # names that a message lists
-
-
-def how_to_train(path: str | Path) -> str:
-    """The command that makes missing weights, as far as their documented path tells."""
-    folder = Path(path).parent
-    save = f"--save_dir {folder.as_posix()}"
-    if match := re.match(r"path(\w+?)_num_data", folder.name):
-        return f"python mw_main/train_bc_mw.py --dataset.path {match.group(1)} {save}"
-    if folder.parent.name == "robomimic":
-        task, _, kind = folder.name.rpartition("_")
-        if kind == "pretrain":
-            epochs = 10 if task == "square" else 5
-            return (
-                f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
-                f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} {save}'
-            )
-        config = f"release/cfgs/robomimic_bc/{folder.name}.yaml"
-        return f"python train_bc.py --config_path {config} {save} --use_wb 0"
-    return f"python train_bc.py --dataset.path DEMONSTRATIONS.hdf5 {save}"
 
 
 def require_weights(path: str | Path, what: str) -> None:
