@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bc.base import BasePolicy
-from bc.dataset import DemoDataset
+from bc.dataset import RobomimicDataset
 from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.atomic import atomic_torch_save
@@ -40,7 +40,7 @@ from common_utils.seeding import (
 )
 from common_utils.specs import SpecError
 from env.core import EnvError
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalError, EvalResult
 from networks import fast
@@ -74,7 +74,7 @@ class TrainingError(UserError):
 class Workspace:
     """Everything a run holds: dataset, policy, optimiser, evaluator, counters, checkpoints."""
 
-    def __init__(self, cfg: MainConfig, data: DemoDataset, resumed: bool = False) -> None:
+    def __init__(self, cfg: MainConfig, data: RobomimicDataset, resumed: bool = False) -> None:
         """``resumed``: a state follows that holds the weights and their statistics."""
         self.cfg, self.data = cfg, data
         self.save_dir = Path(cfg.save_dir)
@@ -304,7 +304,7 @@ def run(cfg: MainConfig) -> Workspace:
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
     cfg.overwrite = 0  # asked for once: a config that is used again must not say it
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
-        data = DemoDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+        data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)
         work = Workspace(cfg, data, resumed=folder.state is not None)

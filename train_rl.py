@@ -41,7 +41,7 @@ from common_utils.specs import BC_ACTION, Obs
 from common_utils.stopwatch import Stopwatch
 from env.core import Env
 from env.factory import env_args, make_env, recording_config
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult
 from networks import fast

@@ -31,7 +31,7 @@ __all__ = [
     "DatasetConfig",
     "DatasetError",
     "Demo",
-    "DemoDataset",
+    "RobomimicDataset",
     "DemoOptions",
     "ReplayDemos",
     "read_demos",
@@ -99,7 +99,7 @@ class _Table:
     lengths: list[int] = field(default_factory=list)
 
 
-class DemoDataset:
+class RobomimicDataset:
     """Demonstrations in memory, with their own generator for BC batches.
 
     ``cfg.path`` may hold the robomimic or the Meta-World layout. Public attributes: ``cfg``,
@@ -418,7 +418,7 @@ class ReplayDemos:
     ``notes`` (sentences on what needs saying).
     """
 
-    def __init__(self, dataset: DemoDataset, rule: SuccessRule, horizon: int) -> None:
+    def __init__(self, dataset: RobomimicDataset, rule: SuccessRule, horizon: int) -> None:
         self._dataset, recorded = dataset, dataset.recorded(rule.info_key)
         try:
             endings = rule.endings(recorded, horizon)
@@ -466,7 +466,7 @@ def read_demos(
         boundary_rows=0,  # their actions were not played
         max_ram_gb=0,
     )
-    dataset = DemoDataset(cfg)
+    dataset = RobomimicDataset(cfg)
     try:
         if spec is not None:
             dataset.check_frames(spec, keys)

@@ -30,7 +30,7 @@ from common_utils.logger import MultiCounter
 from networks import fast
 from networks.ebm_fast import Precision
 from networks.ebm_fused import choose
-from train_bc import DemoDataset, MainConfig, Workspace, fill_in
+from train_bc import MainConfig, RobomimicDataset, Workspace, fill_in
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc"
 PIPELINE = 0.33  # seconds of the original's input pipeline per batch of 512
@@ -106,7 +106,7 @@ def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
     cfg.device, cfg.num_eval_episode = "cpu", 0
-    data = DemoDataset(cfg.dataset, seed=0)
+    data = RobomimicDataset(cfg.dataset, seed=0)
     fill_in(cfg, data)
     return Workspace(cfg, data)
 

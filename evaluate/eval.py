@@ -21,7 +21,7 @@ from common_utils.errors import UserError, run_program
 from common_utils.kept_weights import is_copy
 from common_utils.run_config import ConfigError
 from env.core import Env
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.protocol import Protocol, protocol_of
 from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
@@ -111,22 +111,27 @@ class Evaluator:
         agent, env, params = self.load_model(
             str(weight), args.device, trust_module=args.trust_module
         )
-        env.close()  # the pool builds its own and keeps them
-        pool, self.protocol = self._pool_for(params), protocol_of(params["suite"])
+        env.close()  # evaluations build their own
+        self.protocol = protocol_of(params["suite"])
         results = []
         for number in range(args.repeat):
-            result = pool.run(
-                agent,
-                args.num_game,
-                args.seed + number * args.num_game,
-                one_by_one=bool(args.one_by_one),
-                record=args.record_dir,
-                verbose=bool(args.verbose),
-            )
+            result = self._play(params, agent, args.seed + number * args.num_game)
             results.append(result)
             if args.repeat > 1:
                 print(f"{weight}, evaluation {number + 1}: success {result.rate()}")
         return merge(results)
+
+    def _play(self, params: dict[str, Any], agent: Any, seed: int) -> EvalResult:
+        """One evaluation; in workers that stay, where there are several."""
+        args = self.args
+        options = {
+            "one_by_one": bool(args.one_by_one),
+            "record": args.record_dir,
+            "verbose": bool(args.verbose),
+        }
+        if args.weight and args.repeat == 1:
+            return run_eval_mp(params, agent, args.mp, args.num_game, seed, **options)
+        return self._pool_for(params).run(agent, args.num_game, seed, **options)
 
     def close(self) -> None:
         """Stop the workers."""

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import train_bc
-from bc.dataset import DemoDataset
+from bc.dataset import RobomimicDataset
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import EbmPolicy
 from common_utils.atomic import atomic_json, atomic_write
@@ -40,7 +40,7 @@ BATCH = 32
 
 @torch.no_grad()
 def logits_of(
-    policy: EbmPolicy, data: DemoDataset, rows: np.ndarray, num: int, seed: int
+    policy: EbmPolicy, data: RobomimicDataset, rows: np.ndarray, num: int, seed: int
 ) -> np.ndarray:
     """f(o, a) = -energy, float32 [len(rows), num + 1]: uniform actions, the demonstrated last."""
     rng = torch.Generator().manual_seed(seed)
@@ -77,11 +77,11 @@ def measure(logits: np.ndarray) -> dict[str, float]:
     }
 
 
-def held_out(cfg: train_bc.MainConfig, path: str) -> DemoDataset:
+def held_out(cfg: train_bc.MainConfig, path: str) -> RobomimicDataset:
     """The demonstrations of another file, as the run read its own."""
     if Path(path).resolve() == Path(cfg.dataset.path).resolve():
         raise ConfigError(f"--data: '{path}' is what the policy was trained on")
-    data = DemoDataset(replace(cfg.dataset, path=path, num_data=-1))
+    data = RobomimicDataset(replace(cfg.dataset, path=path, num_data=-1))
     try:
         if data.task_name != cfg.task_name:
             raise ConfigError(
@@ -108,7 +108,7 @@ def _episode_seeds(path: str) -> set[int]:
         return {int(demo.attrs["seed"]) for demo in file["data"].values() if "seed" in demo.attrs}
 
 
-def _check_inputs(policy: EbmPolicy, data: DemoDataset, path: str) -> None:
+def _check_inputs(policy: EbmPolicy, data: RobomimicDataset, path: str) -> None:
     for key, wanted in policy.input_specs().items():
         found = data.observation_specs.get(key)
         if found is None or found.shape != wanted.shape:

@@ -14,7 +14,7 @@ import train_bc
 import train_rl
 from common_utils import run_config
 from env.config import EnvConfig
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import EvalPool
 from evaluate.rollout import EvalResult
 from mw_main import generate_metaworld_dataset as demos
 from rl.agent import Agent

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bc.base import BasePolicy, PolicyInputs
-from bc.dataset import DemoDataset
+from bc.dataset import RobomimicDataset
 from bc.loader import DatasetError
 from bc.registry import POLICIES
 from common_utils import run_config
@@ -24,7 +24,7 @@ from workspace.bc_config import MainConfig
 from workspace.weights import load_weights, put_weights
 
 
-def fill_in(cfg: MainConfig, data: DemoDataset) -> None:
+def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
     """Record in ``cfg`` what the dataset says about task, shapes and environment."""
     specs, dataset = data.observation_specs, data.cfg
     cfg.task_name, cfg.robots = data.task_name, list(data.robots)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from bc.dataset import (
     DatasetConfig,
     DatasetError,
-    DemoDataset,
     DemoOptions,
+    RobomimicDataset,
     read_demos,
 )
 from bc.loader import DemoFile
@@ -86,7 +86,7 @@ def concat_obs(t: int, frames: np.ndarray, stack: int) -> np.ndarray:
 
 def test_state_vector_has_the_specified_key_order(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5")
-    data = DemoDataset(DatasetConfig(path=str(path), use_state=1, state_stack=3))
+    data = RobomimicDataset(DatasetConfig(path=str(path), use_state=1, state_stack=3))
     assert data.task_name == "PickPlaceCan" and data.robots == ["Panda"]
     assert data.observation_specs == {"state": ArraySpec((69,), "float32", 3)}
     with h5py.File(path) as file:
@@ -107,7 +107,7 @@ def test_pixel_batches(tmp_path, max_ram_gb):
         obs_stack=2,
         max_ram_gb=max_ram_gb,
     )
-    data = DemoDataset(cfg)
+    data = RobomimicDataset(cfg)
     assert data.lazy == (max_ram_gb == 0)
     episodes = list(data.episodes())
     table = [(e, t) for e, ep in enumerate(episodes) for t in range(len(ep))]
@@ -130,7 +130,7 @@ def test_pixel_batches(tmp_path, max_ram_gb):
 def test_sampling_is_uniform_seeded_and_resumes(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(2, 3))
     cfg = DatasetConfig(path=str(path), use_state=1)
-    data, twin = DemoDataset(cfg, seed=4), DemoDataset(cfg, seed=4)
+    data, twin = RobomimicDataset(cfg, seed=4), RobomimicDataset(cfg, seed=4)
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
     first = data.sample_bc(20000)
@@ -140,17 +140,19 @@ def test_sampling_is_uniform_seeded_and_resumes(tmp_path):
     assert len(counts) == 5 and abs(counts - 4000).max() < 5 * np.sqrt(20000 * 0.2 * 0.8)
     saved = data.state_dict()
     after = data.sample_bc(8).action
-    other = DemoDataset(cfg, seed=99)
+    other = RobomimicDataset(cfg, seed=99)
     other.load_state_dict(saved)
     assert torch.equal(other.sample_bc(8).action, after)
 
 
 def test_metaworld_layout(tmp_path):
     path = write_metaworld(tmp_path / "dataset.hdf5")
-    data = DemoDataset(DatasetConfig(path=str(path), rl_camera="corner2", eval_episode_len=100))
+    data = RobomimicDataset(
+        DatasetConfig(path=str(path), rl_camera="corner2", eval_episode_len=100)
+    )
     assert (data.suite, data.task_name, data.action_dim) == ("metaworld", "Assembly", 4)
     assert set(data.observation_specs) == {"corner2", "prop"} and data.image_size == 8
-    state = DemoDataset(DatasetConfig(path=str(path), use_state=1))
+    state = RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
     assert state.observation_specs["state"].shape == (39,)
     spec = EnvSpec("metaworld", "Assembly", state.observation_specs, 4, 100)
     state.check_env(spec)
@@ -161,7 +163,7 @@ def test_metaworld_layout(tmp_path):
 @pytest.mark.parametrize("newest_first", [True, False])
 def test_stacked_image_files_of_either_order_are_unstacked(tmp_path, newest_first):
     path = write_metaworld(tmp_path / "dataset.hdf5", stack=3, newest_first=newest_first)
-    data = DemoDataset(DatasetConfig(path=str(path), rl_camera="corner2+plain", max_ram_gb=0))
+    data = RobomimicDataset(DatasetConfig(path=str(path), rl_camera="corner2+plain", max_ram_gb=0))
     for episode in data.episodes():
         np.testing.assert_array_equal(
             episode.observations["corner2"], episode.observations["plain"]
@@ -170,14 +172,16 @@ def test_stacked_image_files_of_either_order_are_unstacked(tmp_path, newest_firs
 
 def test_natural_order_num_data_and_max_len(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(3,) * 10 + (5, 4))
-    data = DemoDataset(DatasetConfig(path=str(path), use_state=1))
+    data = RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
     assert [e.name for e in data.episodes()][8:] == ["demo_8", "demo_9", "demo_10", "demo_11"]
-    assert DemoDataset(DatasetConfig(path=str(path), use_state=1, num_data=2)).num_steps == 6
-    assert DemoDataset(DatasetConfig(path=str(path), use_state=1, max_len=4)).num_episodes == 11
+    assert RobomimicDataset(DatasetConfig(path=str(path), use_state=1, num_data=2)).num_steps == 6
+    assert (
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1, max_len=4)).num_episodes == 11
+    )
     with pytest.raises(DatasetError, match="12 demonstrations, dataset.num_data is 13"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1, num_data=13))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1, num_data=13))
     with pytest.raises(DatasetError, match="demo_10.*longer than dataset.eval_episode_len 4"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=4))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=4))
 
 
 def rename(path: Path, **names: str) -> None:
@@ -191,7 +195,7 @@ def test_demonstrations_of_other_names_are_read_after_the_others(tmp_path):
     rename(path, demo_0="episode_10", demo_1="episode_2")
     with h5py.File(path, "r+") as file:
         file["data"].create_group("statistics")["mean"] = np.zeros(7)
-    data = DemoDataset(DatasetConfig(path=str(path), use_state=1))
+    data = RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
     demos = {e.name: len(e) for e in data.episodes()}
     assert list(demos.items()) == [
         ("demo_2", 5), ("demo_3", 6), ("episode_2", 4), ("episode_10", 3)
@@ -270,7 +274,7 @@ def test_one_set_of_options_scales_actions_for_both(tmp_path):
         for demo in file["data"].values():
             demo["actions"][...] = 3 + 2 * demo["actions"][()]
     options = DemoOptions(action_low=[1.0], action_high=[5.0], max_len=7)
-    data = DemoDataset(DatasetConfig(**vars(options), path=str(path), use_state=1))
+    data = RobomimicDataset(DatasetConfig(**vars(options), path=str(path), use_state=1))
     for bc, rl in zip(
         data.episodes(), read_demos(path, options, rule=SPARSE, use_state=True), strict=True
     ):
@@ -342,7 +346,7 @@ def test_faults_name_file_demo_and_key(tmp_path, fault):
     key, value, options, message = FAULTS[fault]
     edit(path, key, value)
     with pytest.raises(DatasetError, match=message) as err:
-        DemoDataset(DatasetConfig(**{"path": str(path), "use_state": 1, **options}))
+        RobomimicDataset(DatasetConfig(**{"path": str(path), "use_state": 1, **options}))
     assert "faulty.hdf5" in str(err.value)
 
 
@@ -353,7 +357,7 @@ def test_a_damaged_name_is_no_foreign_error(tmp_path):
         obs = file["data/demo_1"].create_group("obs")
         h5py.h5g.create(obs.id, b"\xff\xfe")
     with pytest.raises(DatasetError, match="demo_1, 'obs': holds a name that is no text"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
 
 
 def test_num_samples_must_agree(tmp_path):
@@ -361,7 +365,7 @@ def test_num_samples_must_agree(tmp_path):
     with h5py.File(path, "r+") as file:
         file["data/demo_2"].attrs["num_samples"] = 8
     with pytest.raises(DatasetError, match="demo_2, 'num_samples': says 8, but 'actions' has 9"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}])
@@ -392,7 +396,7 @@ def test_damaged_bytes_never_end_in_a_foreign_error(damaged_source, place, size,
     messages = []
     for options in ({"use_state": 1}, {"rl_camera": "agentview"}, {"max_ram_gb": 0.0}):
         try:
-            data = DemoDataset(DatasetConfig(path=str(path), **options))
+            data = RobomimicDataset(DatasetConfig(path=str(path), **options))
             data.sample_bc(8)
             data.close()
         except DatasetError as error:
@@ -409,7 +413,7 @@ def damaged_source(tmp_path_factory):
 def test_file_that_shrinks_while_it_is_read(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", size=64)
     cfg = DatasetConfig(path=str(path), rl_camera="agentview", max_ram_gb=0)
-    data = DemoDataset(cfg)
+    data = RobomimicDataset(cfg)
     os.truncate(path, 20_000)
     with pytest.raises(DatasetError, match="d.hdf5', demo_2, 'obs/agentview_image'.*end of the"):
         data.batch_at(np.array([20]))
@@ -418,7 +422,7 @@ def test_file_that_shrinks_while_it_is_read(tmp_path):
 
 def test_demonstrations_of_another_task_are_refused(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5")
-    state = DemoDataset(DatasetConfig(path=str(path), use_state=1, state_stack=2))
+    state = RobomimicDataset(DatasetConfig(path=str(path), use_state=1, state_stack=2))
     specs = {"state": ArraySpec((69,), "float32", 3)}
     can = EnvSpec("robosuite", "PickPlaceCan", specs, 7, 200)
     state.check_frames(can, ["state"])  # the numbers of stacked steps may differ
@@ -442,18 +446,18 @@ def test_absolute_actions_may_exceed_one(tmp_path):
         args = json.loads(file["data"].attrs["env_args"])
         args["env_kwargs"]["controller_configs"]["control_delta"] = False
         file["data"].attrs["env_args"] = json.dumps(args)
-    assert DemoDataset(DatasetConfig(path=str(path), use_state=1)).num_steps == 21
+    assert RobomimicDataset(DatasetConfig(path=str(path), use_state=1)).num_steps == 21
 
 
 def test_missing_file_names_the_command():
     path = "release/data/metaworld/BoxClose_frame_stack_1_96x96_end_on_success/nowhere.hdf5"
     with pytest.raises(DatasetError, match="generate_metaworld_dataset.py.*BoxClose") as err:
-        DemoDataset(DatasetConfig(path=path))
+        RobomimicDataset(DatasetConfig(path=path))
     assert path in str(err.value)
     with pytest.raises(DatasetError, match="does not exist.*generate_demos --task PickPlaceCan"):
-        DemoDataset(DatasetConfig(path="release/data/robomimic/can/nowhere.hdf5"))
+        RobomimicDataset(DatasetConfig(path="release/data/robomimic/can/nowhere.hdf5"))
     with pytest.raises(DatasetError, match="dataset.path is empty"):
-        DemoDataset(DatasetConfig())
+        RobomimicDataset(DatasetConfig())
 
 
 def test_cut_off_and_foreign_files(tmp_path):
@@ -461,21 +465,21 @@ def test_cut_off_and_foreign_files(tmp_path):
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DatasetError, match=r"cut.hdf5.*cut off.*truncated file"):
-        DemoDataset(DatasetConfig(path=str(cut), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(cut), use_state=1))
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["x"] = 1
     with pytest.raises(DatasetError, match="no group 'data'"):
-        DemoDataset(DatasetConfig(path=str(tmp_path / "other.hdf5"), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(tmp_path / "other.hdf5"), use_state=1))
     with h5py.File(path, "r+") as file:
         file["data"].attrs["env_args"] = "{nonsense"
     with pytest.raises(DatasetError, match="not valid JSON"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
 
 
 def test_unknown_task_without_state_says_which_are_known(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", task="Mystery")
     with pytest.raises(DatasetError, match="'Mystery'.*NutAssemblySquare"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
 
 
 @pytest.mark.parametrize(
@@ -492,4 +496,4 @@ def test_real_raw_recording_is_refused_with_the_conversion_command():
     if not path.is_file():
         pytest.skip(f"{path} absent (set SHARED_DATA to the folder of real datasets)")
     with pytest.raises(DatasetError, match="demo_1.*"):
-        DemoDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=-1))
+        RobomimicDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=-1))

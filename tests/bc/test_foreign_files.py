@@ -21,7 +21,7 @@ from test_dataset import edit, write_robomimic
 
 import train_bc
 import train_rl
-from bc.dataset import DatasetConfig, DatasetError, DemoDataset, read_demos
+from bc.dataset import DatasetConfig, DatasetError, RobomimicDataset, read_demos
 from bc.loader import DemoFile
 from bc.pictures import layout_of
 from common_utils import run_config
@@ -36,8 +36,8 @@ CAMERA = "agentview"
 KEY = f"data/demo_0/obs/{CAMERA}_image"
 
 
-def opened(path: Path, **options) -> DemoDataset:
-    return DemoDataset(DatasetConfig(path=str(path), **{"rl_camera": CAMERA, **options}))
+def opened(path: Path, **options) -> RobomimicDataset:
+    return RobomimicDataset(DatasetConfig(path=str(path), **{"rl_camera": CAMERA, **options}))
 
 
 def stored(path: Path, key: str = KEY) -> np.ndarray:
@@ -45,7 +45,7 @@ def stored(path: Path, key: str = KEY) -> np.ndarray:
         return file[key][()]
 
 
-def all_frames(data: DemoDataset) -> np.ndarray:
+def all_frames(data: RobomimicDataset) -> np.ndarray:
     frames = data.batch_at(np.arange(data.num_steps)).obs[CAMERA].numpy()
     data.close()
     return frames

@@ -13,16 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ibc_data import write_particle
 
-from bc.dataset import DatasetConfig, DatasetError, DemoDataset
+from bc.dataset import DatasetConfig, DatasetError, RobomimicDataset
 from bc.normalized import FrameStatistics
 from common_utils.specs import SpecError
 from networks.normalizer import AffineNormalizer
 
 
-def dataset(path: Path, seed: int = 0, **kwargs) -> DemoDataset:
+def dataset(path: Path, seed: int = 0, **kwargs) -> RobomimicDataset:
     kwargs = {"action_low": [0.0], "action_high": [1.0], "eval_episode_len": 50, **kwargs}
     cfg = DatasetConfig(path=str(path), use_state=1, state_stack=2, stack_pad="repeat", **kwargs)
-    return DemoDataset(cfg, seed=seed)
+    return RobomimicDataset(cfg, seed=seed)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_windows_repeat_the_first_row_and_never_mix_episodes(path):
 
 def test_zeros_before_the_start_remain_the_default(path):
     cfg = DatasetConfig(path=str(path), use_state=1, state_stack=2, eval_episode_len=50)
-    state = DemoDataset(cfg).batch_at(np.array([12])).obs["state"].view(2, 8)
+    state = RobomimicDataset(cfg).batch_at(np.array([12])).obs["state"].view(2, 8)
     assert state[0].abs().sum() > 0 and state[1].abs().sum() == 0
 
 

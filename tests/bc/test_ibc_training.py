@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ibc_data import write_particle
 
 import train_bc
-from bc.dataset import DemoDataset
+from bc.dataset import RobomimicDataset
 from bc.explicit.mdn_policy import MdnPolicy
 from bc.explicit.mse_policy import MsePolicy
 from bc.ibc.ebm_policy import EbmPolicy
@@ -25,7 +25,7 @@ from common_utils.errors import run_program
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.factory import make_env
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import run_eval_mp
 from evaluate.rollout import run_eval
 from tests.docs.metrics_page import undocumented
 from workspace import build_agent, rl_config
@@ -98,8 +98,7 @@ def test_an_episode_is_the_same_alone_and_in_a_pool(tmp_path, data):
     env = make_env(params)
     alone = run_eval(env, policy, 3, 0)
     env.close()
-    with EvalPool(params, 2) as pool:
-        together = pool.run(policy, 3, 0)
+    together = run_eval_mp(params, policy, 2, 3, 0)
     assert alone.mean_metrics == together.mean_metrics
     assert alone.scores.tolist() == together.scores.tolist()
     assert alone.seeds.tolist() == [0, 1, 2]
@@ -149,7 +148,7 @@ def test_actions_without_a_range_are_refused_before_anything_is_written(tmp_path
 def test_data_that_are_not_finite_are_refused_by_the_normaliser(tmp_path, data, kind):
     """The reader refuses such files already."""
     cfg = config(kind, tmp_path / "run", data)
-    broken = DemoDataset(cfg.dataset)
+    broken = RobomimicDataset(cfg.dataset)
     broken._actions[3] = np.nan
     train_bc.fill_in(cfg, broken)
     with pytest.raises(DatasetError, match="particle.hdf5.*Normalizer: the data hold NaN"):

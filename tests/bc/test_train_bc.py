@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_dataset import write_metaworld, write_robomimic
 
 import train_bc
-from bc.dataset import DemoDataset, read_demos
+from bc.dataset import RobomimicDataset, read_demos
 from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
@@ -395,7 +395,7 @@ def test_generated_demonstrations_fit_the_environment(tmp_path):
     path = demos.generate(config)
     cfg = run_config.parse_args(train_bc_mw.MainConfig, ["--dataset.path", str(path)])
     cfg.dataset.use_state, cfg.dataset.num_data = 1, 1
-    data = DemoDataset(cfg.dataset)
+    data = RobomimicDataset(cfg.dataset)
     main = train_bc_mw.to_train_bc(cfg)
     train_bc.fill_in(main, data)
     env = make_env(main.env)

@@ -20,7 +20,7 @@ from env.config import EnvConfig
 from env.core import EnvError
 from env.experts import make_expert
 from env.factory import make_env
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import run_eval_mp
 from evaluate.rollout import run_eval
 
 STATE_SIZES = {"REACH": 10, "PUSH": 10, "INSERT": 10, "PUSH_DISCONTINUOUS": 13,
@@ -182,8 +182,7 @@ def test_pool_and_process_agree() -> None:
     env = make_env(cfg)
     alone = run_eval(env, Drift(), 3, 0)
     env.close()
-    with EvalPool(asdict(cfg), 2) as pool:
-        pooled = pool.run(Drift(), 3, 0, one_by_one=True)
+    pooled = run_eval_mp(asdict(cfg), Drift(), 2, 3, 0, one_by_one=True)
     np.testing.assert_array_equal(alone.scores, pooled.scores)
     name = "final_goal_distance"
     np.testing.assert_array_equal(alone.metrics[name], pooled.metrics[name])

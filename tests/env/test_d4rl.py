@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from bc.dataset import DatasetConfig, DemoDataset
+from bc.dataset import DatasetConfig, RobomimicDataset
 from env.config import EnvConfig
 from env.core import EnvError
 from env.d4rl import KITCHEN_JOINTS, REWARDS, TASKS, AdroitTask, D4RLEnv, kitchen_state
 from env.factory import make_env
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import run_eval_mp
 from evaluate.rollout import run_eval
 
 SHARED = Path(os.environ.get("SHARED_DATA", "../shared/data"))
@@ -235,8 +235,7 @@ def test_pool_and_process_agree() -> None:
     cfg = EnvConfig(suite="d4rl", task="relocate-human-v0", episode_length=30)
     agent = Still(30)
     alone = run_eval(make_env(cfg), agent, 3, 0)
-    with EvalPool(asdict(cfg), 2) as pool:
-        pooled = pool.run(agent, 3, 0, one_by_one=True)
+    pooled = run_eval_mp(asdict(cfg), agent, 2, 3, 0, one_by_one=True)
     np.testing.assert_array_equal(alone.scores, pooled.scores)
     np.testing.assert_array_equal(
         alone.metrics["goal_achieved_steps"], pooled.metrics["goal_achieved_steps"]
@@ -254,12 +253,12 @@ def test_pool_and_process_agree() -> None:
 )
 def test_real_files_are_read_and_fit_the_task(name: str, task: str, rows: list[int]) -> None:
     cfg = DatasetConfig(path=str(real(name)), use_state=1, eval_episode_len=-1)
-    data = DemoDataset(cfg)
+    data = RobomimicDataset(cfg)
     assert (data.suite, data.task_name) == ("d4rl", task)
     assert [len(d) for d in data.episodes()] == rows
     data.check_env(d4rl(task).spec)
     cfg.boundary_rows = 0
-    assert DemoDataset(cfg).num_steps == sum(rows) - len(rows)
+    assert RobomimicDataset(cfg).num_steps == sum(rows) - len(rows)
 
 
 @pytest.mark.parametrize(

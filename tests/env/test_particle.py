@@ -14,7 +14,7 @@ from env.factory import make_env
 from env.particle.env import ParticleEnv
 from env.particle.oracle import ParticleOracle
 from env.particle.sim import ParticleParams
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import run_eval_mp
 from evaluate.rollout import run_eval
 
 
@@ -64,8 +64,7 @@ def test_pool_and_process_agree_and_report_the_metrics() -> None:
     cfg = EnvConfig(suite="particle", task="PARTICLE_2d")
     env = make_env(cfg)
     alone = run_eval(env, SecondGoal(), 6, 0)
-    with EvalPool(asdict(cfg), 2) as pool:
-        pooled = pool.run(SecondGoal(), 6, 0, one_by_one=True)
+    pooled = run_eval_mp(asdict(cfg), SecondGoal(), 2, 6, 0, one_by_one=True)
     assert set(alone.metrics) == {
         "min_dist_first_goal", "min_dist_second_goal", "final_dist_second_goal"
     }  # fmt: skip

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bc.dataset import DatasetConfig, DemoDataset
+from bc.dataset import DatasetConfig, RobomimicDataset
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from env.core import EnvError
@@ -97,7 +97,7 @@ def test_particle_rows(tmp_path: Path) -> None:
 def test_without_boundary_rows_the_reader_sees_the_same_steps(tmp_path: Path) -> None:
     def read(path: Path, **kwargs: Any) -> list[Any]:
         cfg = DatasetConfig(path=str(path), use_state=1, eval_episode_len=50, **kwargs)
-        with closing(DemoDataset(cfg)) as data:
+        with closing(RobomimicDataset(cfg)) as data:
             assert data.suite == "particle" and data.task_name == "PARTICLE_2d"
             return list(data.episodes())
 
@@ -129,7 +129,7 @@ def test_block_pushing_with_pictures_and_a_video(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "env_cfg.json").read_text()) == args
     assert len(list((tmp_path / "videos").glob("0000_success.mp4"))) == 1
     cfg = DatasetConfig(path=str(path), rl_camera="rgb", eval_episode_len=60, obs_stack=2)
-    with closing(DemoDataset(cfg)) as data:
+    with closing(RobomimicDataset(cfg)) as data:
         assert data.observation_specs["rgb"].shape == (6, 24, 32)
         env = make_env(
             {"suite": data.suite, "task": data.task_name, "cameras": ["rgb"],

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 import train_bc
-from bc.dataset import DatasetConfig, DatasetError, DemoDataset
+from bc.dataset import DatasetConfig, DatasetError, RobomimicDataset
 from common_utils.env_args import arm_controller, read_env_args
 from common_utils.errors import run_program
 from common_utils.gl import best_backend
@@ -116,7 +116,7 @@ def test_own_recordings_come_back_exactly(recorded, raw, tmp_path, capsys):
     assert args["replayed"] == {"file": "raw.hdf5", "env_version": "1.5.2"}
     assert json.loads((tmp_path / "out" / "env_cfg.json").read_text()) == args
     cfg = DatasetConfig(path=str(written(tmp_path / "out")), use_state=1)
-    assert DemoDataset(cfg).observation_specs["state"].shape == (19,)
+    assert RobomimicDataset(cfg).observation_specs["state"].shape == (19,)
 
 
 @needs_gl
@@ -289,11 +289,11 @@ def test_bc_refuses_actions_that_mean_something_else(recorded, tmp_path):
     path = tmp_path / "d.hdf5"
     shutil.copy(recorded, path)
     cfg = train_bc.MainConfig(dataset=DatasetConfig(path=str(path), use_state=1))
-    build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
+    build_policy.fill_in(cfg, RobomimicDataset(cfg.dataset))
     assert (cfg.env.suite, cfg.env.task, cfg.env.ctrl_delta) == ("robosuite", "Lift", 1)
     set_args(path, controller=OSC_POSE | {"kp": 90})
     with pytest.raises(DatasetError, match="d.hdf5.*controller kp was 90, here it is 150"):
-        build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
+        build_policy.fill_in(cfg, RobomimicDataset(cfg.dataset))
 
 
 # ---------------------------------------------------------------- absolute actions
@@ -325,7 +325,7 @@ def test_absolute_actions_play_like_relative_ones(recorded, tmp_path, controller
     hand = want["data/demo_0/obs/robot0_eef_pos"]
     assert np.abs(poses[:, :3] - hand).max() < 0.05 * 1.05 + 1e-3  # a step reaches 5 cm
     np.testing.assert_array_equal(poses[:, 6], want["data/demo_0/actions"][:, 6])
-    data = DemoDataset(DatasetConfig(path=str(out), use_state=1))
+    data = RobomimicDataset(DatasetConfig(path=str(out), use_state=1))
     assert arm_controller(data.env_args)["control_delta"] is False
     assert to_absolute(out, tmp_path / "again.hdf5") == 2
     assert "the actions are absolute already" in capsys.readouterr().err
@@ -345,7 +345,7 @@ def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_pat
         cfg = train_bc.MainConfig(
             dataset=DatasetConfig(path=str(tmp_path / name), use_state=1, eval_episode_len=-1)
         )
-        build_policy.fill_in(cfg, DemoDataset(cfg.dataset))
+        build_policy.fill_in(cfg, RobomimicDataset(cfg.dataset))
         assert cfg.env.ctrl_delta == int(delta), name
     # alone in its folder, it gets its own
     assert to_absolute(path, tmp_path / "abs" / "abs.hdf5") == 0

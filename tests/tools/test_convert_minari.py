@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from bc.dataset import DatasetConfig, DatasetError, DemoDataset
+from bc.dataset import DatasetConfig, DatasetError, RobomimicDataset
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from env.factory import make_env
@@ -68,8 +68,10 @@ def stacked(values: list) -> object:
     return np.stack(values)
 
 
-def read(path: Path, **kwargs: object) -> DemoDataset:
-    return DemoDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=-1, **kwargs))
+def read(path: Path, **kwargs: object) -> RobomimicDataset:
+    return RobomimicDataset(
+        DatasetConfig(path=str(path), use_state=1, eval_episode_len=-1, **kwargs)
+    )
 
 
 def test_adroit_becomes_the_task_of_d4rl(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from bc.dataset import DemoDataset, read_demos
+from bc.dataset import RobomimicDataset, read_demos
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from common_utils.success_rule import SparseReward
@@ -134,7 +134,7 @@ def test_layout_and_replay(made):
 def test_policies_and_replays_read_it(made):
     cfg = run_config.load(BcConfig, str(REPO / "release/cfgs/robomimic_bc/can_state.yaml")).dataset
     cfg.path, cfg.num_data = str(made), 2
-    dataset = DemoDataset(cfg)
+    dataset = RobomimicDataset(cfg)
     assert (dataset.suite, dataset.task_name, dataset.robots) == ("robosuite", "Lift", ["Panda"])
     assert dataset.sample_bc(5).obs["state"].shape == (5, 3 * 19)
     demos = list(read_demos(made, rule=SparseReward("robosuite"), use_state=True))
@@ -187,7 +187,7 @@ def test_pictures_are_the_environments(tmp_path):
     assert done.returncode == 0, done.stderr
     cfg = BcConfig().dataset
     cfg.path, cfg.rl_camera, cfg.prop_stack = str(tmp_path / "processed_data32.hdf5"), camera, 3
-    batch = DemoDataset(cfg).sample_bc(4)
+    batch = RobomimicDataset(cfg).sample_bc(4)
     assert batch.obs[camera].shape == (4, 3, 32, 32) and batch.obs["prop"].shape == (4, 27)
     assert batch.obs[camera].float().std() > 5  # an image of something
 

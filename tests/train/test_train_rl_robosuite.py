@@ -23,7 +23,7 @@ import yaml
 
 import train_bc
 import train_rl
-from bc.dataset import DemoDataset, read_demos
+from bc.dataset import RobomimicDataset, read_demos
 from bc.explicit.bc_policy import StateBcPolicy, StateBcPolicyConfig
 from bc.loader import DemoFile
 from common_utils import run_config
@@ -158,7 +158,7 @@ def test_saved_successes_are_demonstrations(lift: Path, tmp_path: Path) -> None:
     assert inspect(path).problems == {}
     cfg = run_config.from_dict(train_bc.MainConfig, {}).dataset
     cfg.path, cfg.use_state, cfg.state_stack = str(path), 1, 3
-    dataset = DemoDataset(cfg)
+    dataset = RobomimicDataset(cfg)
     assert dataset.robots == ["Panda"] and dataset.sample_bc(4).obs["state"].shape == (4, 57)
     args = ["--dataset", str(path), "--output_folder", str(tmp_path / "again"), "--camera_names"]
     assert run_program(dataset_states_to_obs.main, [*args, "--workers", "0"]) == 0

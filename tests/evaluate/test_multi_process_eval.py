@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pendulum_env import PendulumEnv
 
 from bc.explicit.bc_policy import StateBcPolicy
-from evaluate.pool import EvalPool
+from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.rollout import EvalError, run_eval
 
 MAKER = "pendulum_env:make"
@@ -162,7 +163,7 @@ def test_environment_that_cannot_be_built():
 
 def test_workers_end_with_a_killed_parent():
     code = (
-        "import sys, os; from evaluate.pool import EvalPool\n"
+        "import sys, os; from evaluate.multi_process_eval import EvalPool, run_eval_mp\n"
         f"pool = EvalPool({{}}, 1, maker={MAKER!r}); pool.spec\n"
         "print(pool._workers[0].process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -209,3 +210,14 @@ def test_metaworld_plays_alike_everywhere():
         assert_same(there.run(agent, 3, 40, one_by_one=True), want)
         assert len(there.run(agent, 1, 0)) == 1
     assert (want.lengths == 15).all()
+
+
+@pytest.mark.parametrize("num_proc", [0, 2, 9])
+def test_run_eval_mp_is_one_evaluation(num_proc):
+    """Of any number of games by any number of workers, none of which stays."""
+    params = {"suite": "particle", "task": "PARTICLE_1d", "use_state": 1, "episode_length": 5}
+    agent, before = StateBcPolicy((4,), 1).eval(), set(multiprocessing.active_children())
+    result = run_eval_mp(params, agent, num_proc, 3, 7, one_by_one=True)
+    assert_same(result, run_eval_mp(dict(params), agent, 0, 3, 7))
+    assert result.seeds.tolist() == [7, 8, 9] and (result.lengths == 5).all()
+    assert "device" not in params and set(multiprocessing.active_children()) == before

@@ -1,4 +1,4 @@
-"""Evaluation by worker processes that stay alive between evaluations.
+"""Evaluation by worker processes: one by :func:`run_eval_mp`, several by an :class:`EvalPool`.
 
 Workers step environments; this process does all policy inference, over whatever observations
 are ready. Games are handed out one seed at a time, so any number of games and workers works,
@@ -224,3 +224,35 @@ class EvalPool:
         if self._env is not None:
             self._env.close()
             self._env = None
+
+
+def run_eval_mp(
+    env_params: Mapping[str, Any],
+    agent: Player,
+    num_proc: int,
+    num_game: int,
+    seed: int,
+    *,
+    eval_mode: bool = True,
+    one_by_one: bool = False,
+    record: str | Path | None = None,
+    verbose: bool = False,
+) -> EvalResult:
+    """One evaluation, in worker processes that end with it.
+
+    Args:
+        env_params: ``asdict(EnvConfig)``, as ``load_model`` returns it (never changed).
+        num_proc: worker processes; any number of games goes with any number of them.
+
+    The other arguments, the result and the errors are those of :meth:`EvalPool.run`.
+    """
+    with EvalPool(env_params, min(num_proc, num_game)) as pool:
+        return pool.run(
+            agent,
+            num_game,
+            seed,
+            eval_mode=eval_mode,
+            one_by_one=one_by_one,
+            record=record,
+            verbose=verbose,
+        )
