@@ -23,15 +23,14 @@ from bc.base import BasePolicy
 from bc.dataset import RobomimicDataset
 from bc.loader import DatasetError
 from common_utils import run_config
-from common_utils.atomic import atomic_torch_save
-from common_utils.errors import UserError, run_program
+from common_utils.errors import run_program
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.run_config import resolve_device
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop, RunState, fitting
-from common_utils.saver import TopkSaver, portable_state_dict
+from common_utils.saver import TopkSaver, save_weights
 from common_utils.seeding import (
     global_rng_state,
     seed_for,
@@ -64,8 +63,9 @@ RESUMABLE_CHANGES = (
 )
 
 
-class TrainingError(UserError):
-    """Training broke down; the message says at which step and how."""
+# Steps after which a loss that is not finite is noticed, where an epoch is longer than that: read
+# every step, it would make the host wait for the device.
+CHECK_EVERY = 500
 
 
 # ------------------------------------------------------------------------- training
@@ -155,6 +155,8 @@ class Workspace:
         end = (self.epoch + 1) * self.cfg.epoch_len
         while self.step < end:
             self._train_step()
+            if self.step % CHECK_EVERY == 0 or self.step == end:
+                self.log.meters.check_finite()
             progress.update(self.step, **self.scores)
             if stop.requested:
                 self.save_state()
@@ -165,9 +167,8 @@ class Workspace:
 
     def _train_step(self) -> None:
         cfg = self.cfg
+        self.log.meters.step = self.step + 1
         loss = self.policy.loss(self.data.sample_bc(cfg.batch_size, self.device))
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(f"step {self.step}: the loss is {loss.item()}")
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         if cfg.grad_clip > 0:
@@ -178,7 +179,7 @@ class Workspace:
         self.optim.step()
         if self.ema is not None:
             soft_update_params(list(self.policy.parameters()), list(self.ema.parameters()), cfg.ema)
-        # kept on the device; read once per epoch
+        # kept on the device, read now and then
         self.log.meters.append("train/loss", loss)
         for name, value in self.policy.metrics.items():
             self.log.meters.append(f"train/{name}", value)
@@ -202,8 +203,7 @@ class Workspace:
         if cfg.evaluates and games is not None:
             extra["score/last_ckpt_score"] = protocol.score(self.evaluate(games))
         if cfg.save_per > 0 and (epoch + 1) % cfg.save_per == 0:
-            weights = portable_state_dict(self.policy.state_dict())
-            atomic_torch_save(weights, self.save_dir / f"epoch{epoch + 1}.pt")
+            save_weights(self.policy.state_dict(), self.save_dir / f"epoch{epoch + 1}.pt")
         self.epoch += 1
         self.log.summarize(self.step, extra)
 
@@ -278,7 +278,11 @@ class Workspace:
         self.log.print(f"resumed from {state.path} at step {self.step}")
 
     def save_state(self) -> None:
-        """Resumable state of this step, written atomically."""
+        """Resumable state of this step, written atomically.
+
+        Raises NonFiniteError, and writes nothing, where training has diverged.
+        """
+        self.log.meters.check_finite()
         self.folder.save(self.step, self.state_dict())
 
     def close(self) -> None:

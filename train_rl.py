@@ -22,6 +22,7 @@ import torch
 
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.kept_weights import KeptWeights, keep
 from common_utils.logger import RunLogger
@@ -117,18 +118,24 @@ class Workspace:
 
     # -------------------------------------------------------------- environment
 
+    @property
+    def _episode_seed(self) -> int:
+        return seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
+
     def reset_env(self) -> None:
-        seed = seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
-        obs, info = self.env.reset(seed=seed)
+        obs, info = self.env.reset(seed=self._episode_seed)
         self.obs = self._observe(obs)
         self.replay.new_episode(self.obs, self._record(obs, info))
 
-    def _observe(self, obs: dict[str, np.ndarray]) -> Obs:
+    def _observe(self, obs: dict[str, np.ndarray], reward: float = 0.0) -> Obs:
         """Observation as tensors, with the BC policies' proposals beside it (computed once)."""
+        seed, step = self._episode_seed, self.episode_len
+        check_observed(self.env.spec.task, seed, step, obs, reward)
         out = {k: torch.from_numpy(v) for k, v in obs.items()}
         if self.agent.num_bc_action:
             batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
             out[BC_ACTION] = self.agent.propose(batched)[0].cpu()
+            check_action(out[BC_ACTION].numpy(), seed, step, "the BC policy")
         return out
 
     def _record(self, obs: dict[str, np.ndarray], info: dict[str, Any]) -> Record:
@@ -146,11 +153,12 @@ class Workspace:
 
     def step_env(self, action: torch.Tensor) -> bool:
         """One environment step, stored; returns whether the episode ended."""
+        check_action(action.numpy(), self._episode_seed, self.episode_len)
         with self._watch_env():
             obs, reward, terminated, truncated, info = self.env.step(action.numpy())
-        with self.watch("act"):
-            self.obs = self._observe(obs)
         self.episode_len += 1
+        with self.watch("act"):
+            self.obs = self._observe(obs, reward)
         self.episode_success = self.episode_success or bool(info["success"])
         with self.watch("add"):
             record = self._record(obs, info)
@@ -181,6 +189,7 @@ class Workspace:
                 self.train_seconds = before + elapsed
                 last = self.global_step == cfg.num_train_step
                 if self.global_step % cfg.log_per_step == 0 or last:
+                    self.log.meters.check_finite()
                     self._log_and_evaluate()
                     self.save_state()
                 progress.update(self.global_step, **self.headline)
@@ -211,6 +220,7 @@ class Workspace:
     def _train_one_step(self) -> None:
         """Algorithm 1 of the paper: act, step, store, update."""
         cfg = self.cfg
+        self.log.meters.step = self.global_step + 1
         stddev = schedule(cfg.stddev_schedule, self.global_step)
         with self.watch("act"), eval_mode(self.agent):
             action = self.agent.act(self.obs, eval_mode=False, stddev=stddev)
@@ -321,7 +331,11 @@ class Workspace:
         set_global_rng_state(state["global_rng"])
 
     def save_state(self) -> None:
-        """Resumable state of this step, written atomically; older ones are removed."""
+        """Resumable state of this step, written atomically; older ones are removed.
+
+        Raises NonFiniteError, and writes nothing, where training has diverged.
+        """
+        self.log.meters.check_finite()
         with self.watch("checkpoint"):
             self.folder.save(self.global_step, self.state_dict(), {"replay": self.replay})
 

@@ -16,6 +16,8 @@ import torch
 
 from common_utils import records
 from common_utils.atomic import atomic_write, make_folder
+from common_utils.errors import UserError
+from common_utils.finite import NonFiniteError
 from common_utils.progress import console
 
 Number = float | int | torch.Tensor
@@ -41,37 +43,54 @@ class _Accumulator:
         self.low, self.high = math.inf, -math.inf
         self.count = 0.0
         self.pending: list[torch.Tensor] = []
-        self.reduced: list[torch.Tensor] = []  # float64 [sum, min, max] each
+        self.reduced: list[torch.Tensor] = []  # float64 [sum, min, max, place of the first bad]
+        self.steps: list[list[int]] = [[]]  # of reduced, and last of pending
+        self.bad: tuple[int, float] | None = None  # the first bad number, and its step
 
-    def append(self, value: Number, count: float) -> None:
+    def append(self, value: Number, count: float, step: int) -> None:
         self.count += count
         if not isinstance(value, torch.Tensor):
             value = float(value)
+            if self.bad is None and not math.isfinite(value):
+                self.bad = step, value
             self.total += value
             self.low, self.high = min(self.low, value), max(self.high, value)
             return
         if value.numel() != 1:
             raise ValueError(f"a meter takes single numbers, got a tensor {list(value.shape)}")
         self.pending.append(value.detach().reshape(()))
+        self.steps[-1].append(step)
         if len(self.pending) == self.CHUNK:
             self.reduced.append(self._reduce(self.pending))
             self.pending = []
+            self.steps.append([])
 
     @staticmethod
     def _reduce(values: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(values).double()
-        return torch.stack([stacked.sum(), stacked.min(), stacked.max()])
+        # NaN and infinity stay what they are in sum, min and max
+        place = stacked.isfinite().logical_not().double().argmax().double()
+        return torch.stack([stacked.sum(), stacked.min(), stacked.max(), place])
 
     def device_stats(self) -> torch.Tensor | None:
-        """float64 [n, 3] of the tensors so far, still on their device."""
+        """float64 [n, 4] of the tensors so far, still on their device."""
         parts = self.reduced + ([self._reduce(self.pending)] if self.pending else [])
         return torch.stack(parts) if parts else None
 
     def summary(self, stats: list[list[float]]) -> Meter:
         total, low, high = self.total, self.low, self.high
-        for part_sum, part_min, part_max in stats:
+        for part_sum, part_min, part_max, _ in stats:
             total, low, high = total + part_sum, min(low, part_min), max(high, part_max)
         return Meter(total / self.count if self.count else math.nan, low, high, self.count)
+
+    def first_bad(self, stats: list[list[float]]) -> tuple[int, float] | None:
+        """Step and value of the first NaN or infinity, None if there is none."""
+        for (part_sum, part_min, part_max, place), steps in zip(stats, self.steps, strict=False):
+            if not math.isfinite(part_sum):
+                value = next((x for x in (part_min, part_max) if not math.isfinite(x)), part_sum)
+                bad = steps[int(place)], value
+                return bad if self.bad is None or bad[0] < self.bad[0] else self.bad
+        return self.bad
 
     def state_dict(self) -> dict[str, Any]:
         # pending is not reduced: that would change the order of later sums
@@ -81,28 +100,34 @@ class _Accumulator:
             "high": self.high,
             "count": self.count,
             "pending": [v.clone() for v in self.pending],
-            "reduced": list(self.reduced),
+            "reduced": [part[:3] for part in self.reduced],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         self.total, self.count = state["total"], state["count"]
         self.low, self.high = state["low"], state["high"]
-        self.pending, self.reduced = list(state["pending"]), list(state["reduced"])
+        # what is saved is finite: of its steps nobody will ask
+        self.pending = list(state["pending"])
+        self.reduced = [torch.cat([part, part.new_zeros(1)]) for part in state["reduced"]]
+        self.steps = [[step]] * len(self.reduced) + [[step] * len(self.pending)]
 
 
 class MultiCounter:
     """Mean, min and max per key between summaries (docs/reference/ibrl.md#training).
 
     Tensors (scalars, any device) are kept detached and unread; the host waits for the device
-    once per :meth:`summary`, not once per metric.
+    once per :meth:`summary` or :meth:`check_finite`, not once per metric.
+
+    step: the training step that what is appended belongs to; set by who trains.
     """
 
     def __init__(self) -> None:
         self._keys: dict[str, _Accumulator] = {}
+        self.step = 0
 
     def append(self, key: str, value: Number, count: float = 1) -> None:
         """Add ``value`` to the sum of ``key`` and ``count`` to its number of entries."""
-        self._keys.setdefault(key, _Accumulator()).append(value, count)
+        self._keys.setdefault(key, _Accumulator()).append(value, count, self.step)
 
     def update(self, values: Mapping[str, Number]) -> None:
         """Append each entry of a dict."""
@@ -114,12 +139,30 @@ class MultiCounter:
 
     def summary(self, reset: bool = True) -> dict[str, Meter]:
         """All meters, by sorted key; then resets them unless ``reset`` is False."""
-        stats = {k: s for k, a in self._keys.items() if (s := a.device_stats()) is not None}
-        host = dict(zip(stats, _to_host(list(stats.values())), strict=True))
+        host = self._read()
         out = {k: self._keys[k].summary(host.get(k, [])) for k in sorted(self._keys)}
         if reset:
             self._keys.clear()
         return out
+
+    def check_finite(self) -> None:
+        """NonFiniteError, naming key, step and value, if a number since the last summary is NaN
+        or infinite; of several the first."""
+        host = self._read()
+        found = ((key, a.first_bad(host.get(key, []))) for key, a in self._keys.items())
+        bad = {key: place for key, place in found if place is not None}
+        if bad:
+            key = min(bad, key=lambda k: bad[k][0])
+            step, value = bad[key]
+            raise NonFiniteError(
+                f"step {step}: {key} is {value}: training has diverged; what was saved before "
+                "is kept"
+            )
+
+    def _read(self) -> dict[str, list[list[float]]]:
+        """The statistics of all tensors so far, by key."""
+        stats = {k: s for k, a in self._keys.items() if (s := a.device_stats()) is not None}
+        return dict(zip(stats, _to_host(list(stats.values())), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {k: a.state_dict() for k, a in self._keys.items()}
@@ -128,11 +171,11 @@ class MultiCounter:
         self._keys = {}
         for key, value in state.items():
             self._keys[key] = _Accumulator()
-            self._keys[key].load_state_dict(value)
+            self._keys[key].load_state_dict(value, self.step)
 
 
 def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
-    """Read [n_i, 3] tensors with one transfer per device."""
+    """Read [n_i, 4] tensors with one transfer per device."""
     out: list[list[list[float]]] = [[] for _ in stats]
     for device in {s.device for s in stats}:
         index = [i for i, s in enumerate(stats) if s.device == device]
@@ -145,7 +188,7 @@ def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
 class RunLogger:
     """Writes a run's lines and numbers into ``save_dir``; use as a context manager.
 
-    ``train.log``: everything printed with :meth:`print`, and the traceback if the run fails.
+    ``train.log``: everything printed with :meth:`print`, and the error if the run fails.
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
     :meth:`log`, flushed at once. ``tb/``: TensorBoard. W&B if ``use_wb``.
 
@@ -306,7 +349,9 @@ class RunLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, SystemExit):
+        if isinstance(error, UserError):
+            self._text.write(f"error: {error}\n")
+        elif error is not None and not isinstance(error, SystemExit):
             import traceback
 
             self._text.write("".join(traceback.format_exception(kind, error, trace)))

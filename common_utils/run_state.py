@@ -33,6 +33,7 @@ import torch
 
 from common_utils.atomic import fsync_path, full_disk, make_folder
 from common_utils.errors import UserError
+from common_utils.finite import check_tensors, non_finite_entry
 
 T = TypeVar("T")
 
@@ -83,12 +84,15 @@ def save_state(
     """Write a state of ``step`` under ``root``, beside the ``keep`` newest that can be read back.
 
     ``tree``: nested dicts (string or int keys), lists and tuples of tensors, numpy arrays,
-    int, float, bool, str, bytes, None. Raises TypeError naming the entry on anything else.
+    int, float, bool, str, bytes, None. Raises TypeError naming the entry on anything else, and
+    NonFiniteError on a tensor or array with NaN or infinity: of a run that has diverged the states
+    from before stay.
     States older than those kept are removed first, so disk must hold keep + 1. One process at a
     time may write to a root (see ``run_folder``).
     """
     if step < 0 or keep < 1:
         raise ValueError(f"save_state: step {step} and keep {keep} must be >= 0 and >= 1")
+    check_tensors(tree, "", f"step {step}")
     root = make_folder(root)
     _remove_old_states(root, keep)
     temp = root / f"{_TEMP}{step}_{os.getpid()}_{uuid.uuid4().hex[:8]}"
@@ -320,7 +324,8 @@ def load_latest(root: str | os.PathLike[str]) -> RunState | None:
 
 
 def load_state(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunState:
-    """Read a state back, verified; raises StateError if it is incomplete or damaged."""
+    """Read a state back, verified; raises StateError if it is incomplete or damaged, or of a run
+    that had diverged (NaN or infinity in a tensor, which is named)."""
     path = Path(path)
     step = verify_state(path)
     try:
@@ -332,6 +337,8 @@ def load_state(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunSt
     except Exception as error:  # torch raises many kinds, with advice that does not fit here
         kind = type(error).__name__
         raise StateError(f"{path}: damaged: {_TREE} cannot be read ({kind})") from error
+    if name := non_finite_entry(tree):
+        raise StateError(f"{path}: {name} holds NaN or infinity: the run had diverged")
     return RunState(step=step, tree=tree, path=path)
 
 

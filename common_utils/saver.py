@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from common_utils.atomic import atomic_torch_save
+from common_utils.finite import NonFiniteError, check_tensors
 
 
 def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +25,12 @@ def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 value = value.clone()
         out[key] = value
     return out
+
+
+def save_weights(state_dict: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a file of weights that loads anywhere; NonFiniteError naming one that is not finite."""
+    check_tensors(state_dict, "", f"'{path}' is not written")
+    atomic_torch_save(portable_state_dict(state_dict), path)
 
 
 class TopkSaver:
@@ -58,22 +65,23 @@ class TopkSaver:
         return self.slot_path(self.perfs.index(max(self.perfs))) if self.perfs else None
 
     def save(self, state_dict: Mapping[str, Any], perf: float, save_latest: bool = True) -> bool:
-        """Offer weights with their score; True if they took a slot."""
+        """Offer weights with their score; True if they took a slot.
+
+        NonFiniteError for a score of NaN and for weights that are not finite.
+        """
         perf = float(perf)
         if math.isnan(perf):
-            raise ValueError(f"TopkSaver({self.save_dir}): the score is NaN")
-        weights = portable_state_dict(state_dict)
+            raise NonFiniteError(f"'{self.save_dir}': the score is NaN, no weights are written")
         if save_latest:
-            atomic_torch_save(weights, self.latest_path)
+            save_weights(state_dict, self.latest_path)
         if len(self.perfs) < self.topk:
-            self.perfs.append(perf)
-            slot = len(self.perfs) - 1
+            slot = len(self.perfs)
         else:
             slot = self.perfs.index(min(self.perfs))
             if perf < self.perfs[slot]:
                 return False
-            self.perfs[slot] = perf
-        atomic_torch_save(weights, self.slot_path(slot))
+        save_weights(state_dict, self.slot_path(slot))
+        self.perfs[slot : slot + 1] = [perf]
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -282,17 +282,11 @@ class GymnasiumEnv(SeededEnv):
         frames = {c: _resized(self._picture(c), size) for c in self.cfg.cameras}
         for name, keys in (("prop", self._prop_keys), ("state", self._state_keys)):
             if keys:
-                frames[name] = self._vector(name, keys)
+                frames[name] = self._vector(keys)
         return {k: self._stackers[k].push(f) for k, f in frames.items()}
 
-    def _vector(self, name: str, keys: list[str]) -> np.ndarray:
-        vector = np.concatenate([np.ravel(self._raw[k]) for k in keys]).astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise EnvError(
-                f"task '{self.cfg.task}', seed {self._seed}, step {len(self._actions)}: "
-                f"{name} is not finite: {vector.tolist()}"
-            )
-        return vector
+    def _vector(self, keys: list[str]) -> np.ndarray:
+        return np.concatenate([np.ravel(self._raw[k]) for k in keys]).astype(np.float32)
 
     def _info(self, success: bool) -> dict[str, Any]:
         info: dict[str, Any] = {"success": success}

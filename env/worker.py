@@ -3,14 +3,15 @@
 Started as ``python -m env.worker FD`` and not by multiprocessing, which would import the
 parent's main module (and torch with it) again in every worker. Messages, first item the kind:
 
-    -> ("env", maker, env_cfg)          <- ("ready", spec dict) | ("refused", text)  an EnvError,
-                                                                   and the worker ends
+    -> ("env", maker, env_cfg)          <- ("ready", spec dict)
     -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned,
                                             seconds it took, seconds of them spent drawing)
     -> ("play", seed)                   <- ("obs", obs)
     -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
                                                    metrics)
                                         <- ("misuse", text)       an EnvError; the worker lives on
+                                        <- ("refused", text)      a UserError otherwise, and
+                                                                  the worker ends
                                         <- ("error", traceback)   and the worker ends
 
 The end of the connection ends the worker, so none outlives its pool.
@@ -24,6 +25,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from common_utils.errors import UserError
+from common_utils.finite import check_observed
 from common_utils.lookup import resolve
 
 
@@ -36,14 +39,17 @@ def make_env(env_cfg: dict[str, Any]) -> Any:
 
 
 def _play(conn: Connection, env: Any, seed: int) -> None:
+    task = env.spec.task
     obs, _ = env.reset(seed=seed)
+    check_observed(task, seed, 0, obs)
     score, success, length, done = 0.0, False, 0, False
     while not done:
         conn.send(("obs", obs))
         _, action = conn.recv()
         obs, reward, terminated, truncated, info = env.step(action)
-        score += float(reward)
         length += 1
+        check_observed(task, seed, length, obs, reward)
+        score += float(reward)
         success = success or bool(info["success"])
         done = terminated or truncated
     conn.send(("done", score, success, length, dict(info.get("metrics", {}))))
@@ -64,18 +70,12 @@ def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> No
 
 def serve(conn: Connection) -> None:
     """Answer until the other side closes the connection."""
-    from env.core import EnvError
-
     env = None
     try:
         while True:
             message = conn.recv()
             if message[0] == "env":
-                try:
-                    env = resolve(message[1])(message[2])
-                except EnvError as error:  # a task or camera that is not there, no OpenGL
-                    conn.send(("refused", str(error)))
-                    return
+                env = resolve(message[1])(message[2])
                 conn.send(("ready", env.spec.to_dict()))
             elif message[0] == "call":
                 _call(conn, env, *message[1:])
@@ -83,14 +83,20 @@ def serve(conn: Connection) -> None:
                 _play(conn, env, message[1])
     except (EOFError, ConnectionResetError, BrokenPipeError):
         pass  # the pool was closed, or its process died
+    except UserError as error:  # a task that is not there, no OpenGL, a reward that is NaN
+        _send_last(conn, "refused", str(error))
     except Exception:
-        try:
-            conn.send(("error", traceback.format_exc()))
-        except OSError:
-            traceback.print_exc()  # nobody is left to hear it
+        _send_last(conn, "error", traceback.format_exc())
     finally:
         if env is not None:
             env.close()
+
+
+def _send_last(conn: Connection, kind: str, text: str) -> None:
+    try:
+        conn.send((kind, text))
+    except OSError:
+        print(text, file=sys.stderr)  # nobody is left to hear it
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from common_utils.finite import check_action
 from common_utils.lookup import resolve
 from common_utils.specs import EnvSpec, Player
 from env.core import Env
@@ -40,6 +42,7 @@ class _Game:
 
     seed: int
     generator: torch.Generator | None
+    length: int = 0  # steps so far
 
 
 class _Worker(WorkerProcess):
@@ -48,6 +51,13 @@ class _Worker(WorkerProcess):
     def __init__(self, number: int, timeout: float) -> None:
         super().__init__(f"evaluation worker {number}", timeout, EvalError)
         self.game: _Game | None = None
+
+    def take(self, action: np.ndarray) -> None:
+        """Have it take a step of its game; NonFiniteError where the action is no such thing."""
+        assert self.game is not None
+        check_action(action, self.game.seed, self.game.length)
+        self.game.length += 1
+        self.send(("act", action))
 
 
 class EvalPool:
@@ -208,11 +218,11 @@ class EvalPool:
         if one_by_one or runner.stochastic:
             for worker, obs in asking:
                 assert worker.game is not None
-                worker.send(("act", runner.act(obs, worker.game.generator)))
+                worker.take(runner.act(obs, worker.game.generator))
             return
         actions = runner.act_batch([obs for _, obs in asking])
         for (worker, _), action in zip(asking, actions, strict=True):
-            worker.send(("act", action))
+            worker.take(action)
 
     def close(self) -> None:
         """End the workers and free the environment; safe to call twice."""

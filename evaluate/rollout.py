@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from common_utils.errors import UserError
+from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
 from common_utils.specs import Player
@@ -124,10 +125,7 @@ class PolicyRunner:
 def _to_numpy(action: torch.Tensor, ndim: int) -> np.ndarray:
     if action.dim() != ndim:
         raise EvalError(f"agent.act returned shape {list(action.shape)}, expected {ndim} axes")
-    array = action.detach().float().cpu().numpy()
-    if not np.isfinite(array).all():
-        raise EvalError("agent.act returned NaN or infinite actions")
-    return array
+    return action.detach().float().cpu().numpy()
 
 
 @contextmanager
@@ -152,16 +150,23 @@ def check_games(num_game: int, seed: int) -> None:
 def play_episode(
     env: Env, runner: PolicyRunner, seed: int, frames: list[np.ndarray] | None = None
 ) -> Episode:
-    """One game; annotated frames are appended to ``frames`` when given."""
-    generator = runner.generator(seed)
+    """One game; annotated frames are appended to ``frames`` when given.
+
+    Raises NonFiniteError for an action, reward or observation that is not finite.
+    """
+    generator, task = runner.generator(seed), env.spec.task
     obs, _ = env.reset(seed=seed)
+    check_observed(task, seed, 0, obs)
     score, length, success, done = 0.0, 0, False, False
     while not done:
         if frames is not None:
             frames.append(annotate(env.render(), f"seed {seed}  step {length}", success))
-        obs, reward, terminated, truncated, info = env.step(runner.act(obs, generator))
-        score += float(reward)
+        action = runner.act(obs, generator)
+        check_action(action, seed, length)
+        obs, reward, terminated, truncated, info = env.step(action)
         length += 1
+        check_observed(task, seed, length, obs, reward)
+        score += float(reward)
         success = success or bool(info["success"])
         done = terminated or truncated
     if frames is not None:

@@ -27,6 +27,7 @@ import numpy as np
 from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording
 from common_utils.errors import run_program
+from common_utils.finite import check_observed
 from common_utils.progress import console
 from common_utils.ranges import Between, NotNegative, NotNegativeNumber, PictureSize, Positive
 from common_utils.run_config import Flag
@@ -128,6 +129,7 @@ class Recorder:
         settings, recording = self.settings, Recording()
         frames: list[np.ndarray] = []
         filming = job.number < settings.num_videos
+        task = self.spec.task
         obs, info = self.env.reset(seed=job.env_seed)
         self.oracle.reset(np.random.default_rng(job.expert_seed))
         ended = False
@@ -136,6 +138,7 @@ class Recorder:
                 frames.append(annotate(self.env.render(), f"seed {job.env_seed}"))
             action, before = self.oracle.act(), obs
             obs, reward, terminated, truncated, info = self.env.step(action)
+            check_observed(task, job.env_seed, len(recording) + 1, obs, reward)
             recording.append(before, before["state"], action, reward)
             ended = terminated or truncated
         success, played = bool(info["success"]), len(recording)

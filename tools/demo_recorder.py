@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from common_utils.demo_file import Recording
+from common_utils.finite import check_observed
 from env.config import EnvConfig
 from env.experts import make_expert
 from env.robosuite.env import RobosuiteEnv
@@ -83,6 +84,8 @@ class Recorder:
             before = {c: obs[c] for c in cameras} | env.raw_obs
             state = info["sim_state"]
             obs, reward, terminated, truncated, info = env.step(action)
+            step = len(recording) + 1
+            check_observed(self.spec.task, job.env_seed, step, obs, reward)
             recording.append(before, state, action, reward)
             success, ended = bool(info["success"]), terminated or truncated
         kept = success and bool(job.part)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
+from common_utils.finite import check_action
 from common_utils.run_config import ConfigError
 from env.core import ObsDict
 from env.experts import make_expert
@@ -57,7 +58,9 @@ def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
     from evaluate.rollout import PolicyRunner, evaluating
 
     obs, _ = env.reset(seed=seed)
-    observations, actions, done = [], [], False
+    observations: list[ObsDict] = []
+    actions: list[np.ndarray] = []
+    done = False
     if policy is None:
         oracle = make_expert(env)
         oracle.reset(np.random.default_rng(seed))
@@ -67,6 +70,7 @@ def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
     with evaluating(policy):
         while not done:
             action = oracle.act() if policy is None else runner.act(obs, generator)
+            check_action(action, seed, len(actions))
             observations.append(obs)
             actions.append(action)
             obs, _, terminated, truncated, info = env.step(action)

@@ -13,6 +13,7 @@ import torch
 
 from bc.dataset import Demo
 from bc.loader import DatasetError
+from common_utils.finite import NonFiniteError
 from common_utils.ibrl_utils import eval_mode
 from common_utils.kept_weights import KeptWeights
 from common_utils.logger import RunLogger
@@ -181,7 +182,18 @@ def _add_demo(run: Run, demo: Demo) -> None:
     observations = {k: demo.observations[k] for k in run.agent.input_keys}
     if run.agent.num_bc_action:
         observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
-    rewards = demo.rewards * cfg.env_reward_scale
+    with np.errstate(over="ignore"):  # what the replay holds; too large ones are named below
+        rewards = np.asarray(demo.rewards * cfg.env_reward_scale, np.float32)
+    numbers = {
+        f"rewards times env_reward_scale {cfg.env_reward_scale:g}": rewards,
+        "actions of the BC policy": observations.get(BC_ACTION, rewards),
+    }
+    for what, values in numbers.items():
+        if not np.isfinite(values).all():
+            raise NonFiniteError(
+                f"'{cfg.preload_datapath}', {demo.name}: {what} are NaN or infinite at step "
+                f"{np.argwhere(~np.isfinite(values))[0][0]}, expected finite numbers"
+            )
     # files do not hold what followed the last action: where its value counts, the last
     # observation is what followed the one before
     played = slice(None) if demo.terminated or not cfg.bootstrap_truncated else slice(-1)
@@ -254,6 +266,7 @@ def _pretrain(run: Run) -> None:
     total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
+            run.log.meters.step = run.pretrain_step + 1
             batch = run.replay.sample_bc(cfg.batch_size, run.agent.device)
             run.log.meters.update(run.agent.pretrain_actor_with_bc(batch))
             run.pretrain_step += 1
@@ -264,6 +277,7 @@ def _pretrain(run: Run) -> None:
 
 
 def _finish_pretrain_epoch(run: Run) -> None:
+    run.log.meters.check_finite()
     run.agent.finish_pretraining()
     extra: dict[str, float] = {"pretrain/step": run.pretrain_step}
     score = float(run.pretrain_step)  # without an evaluation the newest counts as the best

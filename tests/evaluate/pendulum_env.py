@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
-from env.core import Env
+from env.core import Env, EnvError
 
 
 class PendulumEnv(Env):
@@ -21,13 +21,14 @@ class PendulumEnv(Env):
         if cfg.get("broken_build"):
             raise RuntimeError("no such simulator")
         mode = "rgb_array" if cfg.get("render") else None
+        self.broken = False
         self.env = gymnasium.make("InvertedPendulum-v5", render_mode=mode)
         self.horizon = cfg.get("horizon", 30)
         self.spec = EnvSpec("gym", "pendulum", {"state": ArraySpec((4,))}, 1, self.horizon)
         self.seed, self.actions = -1, []
 
     def reset(self, *, seed: int):
-        self.seed, self.actions = seed, []
+        self.seed, self.actions, self.broken = seed, [], False
         obs, _ = self.env.reset(seed=seed)
         return {"state": obs.astype(np.float32)}, {"success": False}
 
@@ -37,6 +38,11 @@ class PendulumEnv(Env):
         obs, _, terminated, _, _ = self.env.step(np.asarray(action) * 3)
         truncated = not terminated and len(self.actions) >= self.horizon
         reward = float(1 - abs(obs[1]))
+        if self.broken:
+            if self.cfg["fault"] == "reward":
+                reward = np.nan
+            else:
+                obs = np.full_like(obs, np.inf)
         return (
             {"state": obs.astype(np.float32)},
             reward,
@@ -52,7 +58,11 @@ class PendulumEnv(Env):
             time.sleep(600)
         if self.cfg["fault"] == "die":
             os.kill(os.getpid(), 9)
-        raise ValueError("the simulation diverged")
+        if self.cfg["fault"] == "refuse":
+            raise EnvError("step: no such task")
+        if self.cfg["fault"] == "raise":
+            raise ValueError("the simulation diverged")
+        self.broken = True
 
     def render(self, camera: str | None = None) -> np.ndarray:
         if self.env.render_mode:

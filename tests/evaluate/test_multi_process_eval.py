@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pendulum_env import PendulumEnv
 
 from bc.explicit.bc_policy import StateBcPolicy
+from common_utils.errors import UserError
+from common_utils.finite import NonFiniteError
 from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.rollout import EvalError, run_eval
 
@@ -142,6 +144,51 @@ def test_faulty_workers_become_errors_without_zombies(fault, timeout, message):
         # the pool recovers with new workers
         pool.timeout = 60
         assert len(pool.run(Agent(), 2, 0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("reward", "task 'pendulum', episode of seed 4, step 4: the reward is nan"),
+        ("obs", "task 'pendulum', episode of seed 4, step 4: observation 'state' is inf at [0]"),
+        ("refuse", "step: no such task"),
+    ],
+)
+def test_what_an_environment_may_not_give_is_one_line(fault, message):
+    cfg = {"bad_seed": 4, "fault": fault}
+    with EvalPool(cfg, 2, maker=MAKER, timeout=60) as pool:
+        with pytest.raises(EvalError) as there:
+            pool.run(Agent(), 6, 0)
+        assert len(pool.run(Agent(), 2, 0)) == 2, "the pool goes on with new workers"
+    with EvalPool(cfg, 0, maker=MAKER) as here, pytest.raises(UserError) as error:
+        here.run(Agent(), 6, 0)
+    for text in (str(there.value), str(error.value)):
+        assert message in text and "\n" not in text and "Traceback" not in text
+    assert "while playing seed 4" in str(there.value)
+
+
+class Diverged(Agent):
+    """Chooses NaN when the pole leans far, at a step of its own in each game."""
+
+    def act(self, obs, **options):
+        action = super().act(obs, **options)
+        leans = obs["state"][..., 1:2].abs() > 0.05
+        return torch.where(leans, torch.nan, action)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_an_agent_that_chooses_nan_is_named(pool, one_by_one):
+    env = PendulumEnv({"horizon": 30})
+    with pytest.raises(NonFiniteError) as here:
+        run_eval(env, Diverged(), 1, 3)
+    env.close()
+    step = len(env.actions)
+    assert str(here.value) == (
+        f"the agent chose the action [nan] at step {step} of the episode of seed 3: it has diverged"
+    )
+    with pytest.raises(NonFiniteError) as there:
+        pool.run(Diverged(), 1, 3, one_by_one=one_by_one)
+    assert str(there.value) == str(here.value)
 
 
 def test_killed_worker_is_noticed_between_evaluations():

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pendulum_env import PendulumEnv
 
-from evaluate.rollout import Episode, EvalError, EvalResult, run_eval
+from common_utils.errors import UserError
+from evaluate.rollout import Episode, EvalResult, run_eval
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
 
@@ -66,11 +67,14 @@ class Faulty:
 
 @pytest.mark.parametrize(
     ("action", "message"),
-    [(torch.full((1,), float("nan")), "NaN"), (torch.zeros(1, 1), r"shape \[1, 1\]")],
+    [
+        (torch.full((1,), torch.nan), "chose the action .nan. at step 0"),
+        (torch.zeros(1, 1), r"shape \[1, 1\]"),
+    ],
 )
 def test_faulty_actions_are_refused(action, message):
     env = PendulumEnv({})
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(UserError, match=message):
         run_eval(env, Faulty(action), 1, 0)
     env.close()
 

@@ -17,6 +17,7 @@ from common_utils.atomic import (
     atomic_yaml,
     remove_leftovers,
 )
+from common_utils.finite import NonFiniteError
 from common_utils.saver import TopkSaver
 
 FIXTURE = Path(__file__).parents[1] / "parity" / "fixtures" / "ibrl" / "topk_saver.json"
@@ -164,8 +165,22 @@ def test_saver_resumes_with_its_scores(tmp_path: Path) -> None:
     assert again.best_perf == 0.6
     with pytest.raises(ValueError, match="topk"):
         TopkSaver(tmp_path, 3).load_state_dict(saver.state_dict())
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(NonFiniteError, match="the score is NaN"):
         saver.save({}, float("nan"))
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    saver = TopkSaver(tmp_path, 2)
+    saver.save({"w": torch.ones(2)}, 0.5)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for bad in (float("nan"), float("inf")):
+        weights = {"steps": torch.tensor(3), "net.bias": torch.tensor([0.0, bad])}
+        with pytest.raises(NonFiniteError, match=r"net\.bias holds NaN or infinity"):
+            saver.save(weights, 0.9)
+        with pytest.raises(NonFiniteError, match=r"model1\.pt' is not written: net\.bias"):
+            saver.save(weights, 0.9, save_latest=False)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert saver.best_perf == 0.5 and saver.save({"w": torch.zeros(2)}, 0.4)
 
 
 def test_saver_cuts_views_out_of_their_storage(tmp_path: Path) -> None:

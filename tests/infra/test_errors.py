@@ -11,6 +11,7 @@ import pytest
 
 from bc.loader import DatasetError
 from common_utils.errors import run_program
+from common_utils.finite import NonFiniteError
 from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError
 from common_utils.run_state import StateError
@@ -18,12 +19,11 @@ from common_utils.specs import SpecError
 from env.core import EnvError
 from evaluate.rollout import EvalError
 from rl.replay import ReplayError
-from train_bc import TrainingError
 
 REPO = Path(__file__).resolve().parents[2]
 CLASSES = [
-    ConfigError, DatasetError, EnvError, EvalError, ReplayError, ResourceError, SpecError,
-    StateError, TrainingError,
+    ConfigError, DatasetError, EnvError, EvalError, NonFiniteError, ReplayError, ResourceError,
+    SpecError, StateError,
 ]  # fmt: skip
 
 
