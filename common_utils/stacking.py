@@ -3,7 +3,7 @@
 The one rule of what a stack holds: the frames of steps t, t - 1, ..., t - stack + 1, along the
 first axis of a frame. Before the episode's start come zeros, the framework's convention, or
 copies of the first frame (the history of Implicit Behavioral Cloning). Environments stack as they
-go (:class:`Stacker`), readers of whole episodes by index (:func:`gather_stack`).
+go (:class:`ObservationStacks`), readers of whole episodes by index (:func:`gather_stack`).
 ``ibrl_utils.concat_obs`` is the tensor form. The C++ replay applies the same rule while it copies
 a batch (``csrc/replay/replay.cc: gather_obs``); a test compares the two.
 """
@@ -11,10 +11,12 @@ a batch (``csrc/replay/replay.cc: gather_obs``); a test compares the two.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
+
+from common_utils.specs import ArraySpec
 
 Frame = TypeVar("Frame")
 StackPad = Literal["zeros", "repeat"]
@@ -97,3 +99,19 @@ class Stacker:
         # while some are missing, the oldest is the episode's first
         before = frames[0] if self.pad == "repeat" else np.zeros_like(frame)
         return np.concatenate(newest_first(frames, len(frames) - 1, self.stack, before))
+
+
+class ObservationStacks:
+    """An environment's observations, each stacked as its spec says."""
+
+    def __init__(self, specs: Mapping[str, ArraySpec], pad: StackPad) -> None:
+        self._stackers = {key: Stacker(spec.stack, pad) for key, spec in specs.items()}
+
+    def reset(self) -> None:
+        """A new episode: nothing came before."""
+        for stacker in self._stackers.values():
+            stacker.reset()
+
+    def push(self, frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """This step's frames by key -> the stacks that end with them."""
+        return {key: self._stackers[key].push(frame) for key, frame in frames.items()}

@@ -14,6 +14,7 @@ from common_utils.ranges import (
     Stack,
 )
 from common_utils.run_config import Flag
+from common_utils.specs import ArraySpec
 from common_utils.stacking import StackPad
 from env.suites import AnySuite
 
@@ -93,3 +94,16 @@ class GymConfig:
     def env_fields(self) -> dict[str, Any]:
         """The fields of EnvConfig that these are."""
         return {f"gym_{name}": value for name, value in vars(self).items()}
+
+
+def arm_observations(cfg: EnvConfig, prop_dim: int, state_dim: int) -> dict[str, ArraySpec]:
+    """What the suites with arms deliver: cameras, proprioception and, with use_state, the state.
+
+    prop_dim, state_dim: of a single step.
+    """
+    size, stack = cfg.rl_image_size, cfg.obs_stack
+    specs = {c: ArraySpec((3 * stack, size, size), "uint8", stack) for c in cfg.cameras}
+    specs["prop"] = ArraySpec((prop_dim * cfg.prop_stack,), "float32", cfg.prop_stack)
+    if cfg.use_state:
+        specs["state"] = ArraySpec((state_dim * cfg.state_stack,), "float32", cfg.state_stack)
+    return specs

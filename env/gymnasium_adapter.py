@@ -17,7 +17,7 @@ import numpy as np
 
 from common_utils.gl import best_backend, load_triton_before_mesa
 from common_utils.specs import ArraySpec, EnvSpec
-from common_utils.stacking import Stacker
+from common_utils.stacking import ObservationStacks
 from common_utils.success_rule import (
     TERMINATED,
     TRUNCATED,
@@ -100,9 +100,7 @@ class GymnasiumEnv(SeededEnv):
         self._prop_keys = [k for k in cfg.gym_prop_key.split("+") if k]
         self._check_keys(spaces)
         self.spec = self._make_spec(spaces)
-        self._stackers = {
-            k: Stacker(s.stack, cfg.stack_pad) for k, s in self.spec.observations.items()
-        }
+        self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
         self._raw: Mapping[str, np.ndarray] = {}
         self._success_seen = False
         if pictures:
@@ -283,7 +281,7 @@ class GymnasiumEnv(SeededEnv):
         for name, keys in (("prop", self._prop_keys), ("state", self._state_keys)):
             if keys:
                 frames[name] = self._vector(keys)
-        return {k: self._stackers[k].push(f) for k, f in frames.items()}
+        return self._stacks.push(frames)
 
     def _vector(self, keys: list[str]) -> np.ndarray:
         return np.concatenate([np.ravel(self._raw[k]) for k in keys]).astype(np.float32)
@@ -297,8 +295,7 @@ class GymnasiumEnv(SeededEnv):
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Start the episode that belongs to ``seed``."""
         seed = self._begin(seed)
-        for stacker in self._stackers.values():
-            stacker.reset()
+        self._stacks.reset()
         self._success_seen = False
         raw, _ = self._sim.reset(seed=seed)
         return self._observe(raw), self._info(False)

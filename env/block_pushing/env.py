@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
-from common_utils.stacking import Stacker
+from common_utils.stacking import ObservationStacks
 from env.block_pushing import normalized
 from env.block_pushing.camera import Camera, width_of
 from env.block_pushing.sim import CONTROL_HZ, BlockPushSim
@@ -93,11 +93,8 @@ class BlockPushEnv(SeededEnv):
             self.rules.blocks, self.rules.targets, shared_memory=bool(cfg.shared_memory)
         )
         self._camera = Camera(self.sim)
-        self._stackers = {
-            CAMERA: Stacker(cfg.obs_stack, cfg.stack_pad),
-            "state": Stacker(cfg.state_stack, cfg.stack_pad),
-        }
         self.spec = self._make_spec()
+        self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
 
     def _make_spec(self) -> EnvSpec:
         cfg, height = self.cfg, self.cfg.rl_image_size
@@ -157,7 +154,7 @@ class BlockPushEnv(SeededEnv):
             frames[CAMERA] = np.ascontiguousarray(picture.transpose(2, 0, 1))
         if "state" in self.spec.observations:
             frames["state"] = state_vector(self.observation())
-        return {k: self._stackers[k].push(f) for k, f in frames.items()}
+        return self._stacks.push(frames)
 
     def _info(self, done: bool) -> dict[str, Any]:
         info: dict[str, Any] = {"success": done and self.rules.succeeded(self.sim)}
@@ -178,8 +175,7 @@ class BlockPushEnv(SeededEnv):
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Blocks and targets are drawn, the blocks settle, the effector is at its start."""
         seed = self._begin(seed)
-        for stacker in self._stackers.values():
-            stacker.reset()
+        self._stacks.reset()
         self.sim.restart()
         self.rules.place(self.sim, np.random.RandomState(seed))
         self.sim.settle()

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from common_utils.gl import load_triton_before_mesa
-from common_utils.specs import ArraySpec, EnvSpec
-from common_utils.stacking import Stacker
+from common_utils.specs import EnvSpec
+from common_utils.stacking import ObservationStacks
 from common_utils.success_rule import SparseReward, SuccessRule
-from env.config import EnvConfig
+from env.config import EnvConfig, arm_observations
 from env.core import EnvError, ObsDict
 from env.seeded import SeededEnv
 
@@ -64,11 +64,8 @@ class MetaWorldEnv(SeededEnv):
         self._sim.seeded_rand_vec = True  # ... from the seed of that reset
         # Meta-World's own limit counts simulator steps; ours ends the episode before it
         self._sim.max_path_length = cfg.episode_length * cfg.action_repeat + 2
-        pad = cfg.stack_pad
-        self._stackers = {c: Stacker(cfg.obs_stack, pad) for c in cfg.cameras}
-        self._stackers |= {"prop": Stacker(cfg.prop_stack, pad)}
-        self._stackers |= {"state": Stacker(cfg.state_stack, pad)}
         self.spec = self._make_spec()
+        self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
         self._renderers: dict[int, Any] = {}
         self._move_corner2()
         if cfg.cameras:
@@ -76,18 +73,11 @@ class MetaWorldEnv(SeededEnv):
         self.raw_state = np.zeros(STATE_DIM)
 
     def _make_spec(self) -> EnvSpec:
-        cfg, s = self.cfg, self.cfg.rl_image_size
-        observations = {
-            c: ArraySpec((3 * cfg.obs_stack, s, s), "uint8", cfg.obs_stack) for c in cfg.cameras
-        }
-        observations["prop"] = ArraySpec((PROP_DIM * cfg.prop_stack,), "float32", cfg.prop_stack)
-        if cfg.use_state:
-            shape = (STATE_DIM * cfg.state_stack,)
-            observations["state"] = ArraySpec(shape, "float32", cfg.state_stack)
+        cfg = self.cfg
         return EnvSpec(
             suite="metaworld",
             task=self.task,
-            observations=observations,
+            observations=arm_observations(cfg, PROP_DIM, STATE_DIM),
             action_dim=ACTION_DIM,
             horizon=cfg.episode_length,
             cameras=tuple(cfg.cameras),
@@ -152,7 +142,7 @@ class MetaWorldEnv(SeededEnv):
         frames["prop"] = vector[:PROP_DIM]
         if self.cfg.use_state:
             frames["state"] = vector
-        return {k: self._stackers[k].push(f) for k, f in frames.items()}
+        return self._stacks.push(frames)
 
     def _info(self, success: bool) -> dict[str, Any]:
         info: dict[str, Any] = {"success": success}
@@ -164,8 +154,7 @@ class MetaWorldEnv(SeededEnv):
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Reset, then one step of zero action, as the original program did."""
         seed = self._begin(seed)
-        for stacker in self._stackers.values():
-            stacker.reset()
+        self._stacks.reset()
         self._sim.seed(seed)
         self._sim.reset()
         state = self._sim.step(np.zeros(ACTION_DIM))[0]

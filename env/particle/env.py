@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.specs import ArraySpec, EnvSpec
-from common_utils.stacking import Stacker
+from common_utils.stacking import ObservationStacks
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.particle.picture import picture
@@ -50,7 +50,6 @@ class ParticleEnv(SeededEnv):
             params = replace(params, goal_distance=cfg.goal_tolerance)
         self.sim = ParticleSim(params)
         self.keys = STATE_KEYS[:3] if cfg.hide_velocity else STATE_KEYS
-        self._stacker = Stacker(cfg.state_stack, cfg.stack_pad)
         shape = (len(self.keys) * params.n_dim * cfg.state_stack,)
         self.spec = EnvSpec(
             suite=SUITE,
@@ -59,6 +58,7 @@ class ParticleEnv(SeededEnv):
             action_dim=params.n_dim,
             horizon=min(params.n_steps, cfg.episode_length),
         )
+        self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
 
     @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
@@ -80,7 +80,7 @@ class ParticleEnv(SeededEnv):
 
     def _observe(self) -> ObsDict:
         values = self.sim.observation()
-        return {"state": self._stacker.push(np.concatenate([values[k] for k in self.keys]))}
+        return self._stacks.push({"state": np.concatenate([values[k] for k in self.keys])})
 
     def _info(self, done: bool) -> dict[str, Any]:
         sim = self.sim
@@ -98,7 +98,7 @@ class ParticleEnv(SeededEnv):
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """The episode that the original plays first after ``env.seed(seed)``."""
         self.sim.reset(np.random.RandomState(self._begin(seed)))
-        self._stacker.reset()
+        self._stacks.reset()
         return self._observe(), self._info(False)
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:

@@ -16,10 +16,10 @@ import numpy as np
 from common_utils.env_args import arm_controller
 from common_utils.gl import load_triton_before_mesa
 from common_utils.robomimic_keys import STATE_DIMS
-from common_utils.specs import ArraySpec, EnvSpec
-from common_utils.stacking import Stacker
+from common_utils.specs import EnvSpec
+from common_utils.stacking import ObservationStacks
 from common_utils.success_rule import SparseReward, SuccessRule
-from env.config import EnvConfig
+from env.config import EnvConfig, arm_observations
 from env.core import EnvError, ObsDict
 from env.robosuite.obs import PROP_DIM, observe, prop_vector, state_vector
 from env.robosuite.replay import restore_state
@@ -55,10 +55,8 @@ class RobosuiteEnv(SeededEnv):
         self._sim = make_sim(cfg.task, delta=bool(cfg.ctrl_delta))
         if not cfg.ctrl_delta:
             self._action_limit = np.inf  # poses, not shares of a range
-        self._stackers = {c: Stacker(cfg.obs_stack, cfg.stack_pad) for c in cfg.cameras}
-        self._stackers["prop"] = Stacker(cfg.prop_stack, cfg.stack_pad)
-        self._stackers["state"] = Stacker(cfg.state_stack, cfg.stack_pad)
         self.spec = self._make_spec()
+        self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
         self._renderer: Any = None
         self._pictures: dict[str, np.ndarray] = {}
         for camera in cfg.cameras:  # no GL, wrong camera: report it now
@@ -68,18 +66,11 @@ class RobosuiteEnv(SeededEnv):
         self.raw_obs: dict[str, np.ndarray] = {}
 
     def _make_spec(self) -> EnvSpec:
-        cfg, s = self.cfg, self.cfg.rl_image_size
-        observations = {
-            c: ArraySpec((3 * cfg.obs_stack, s, s), "uint8", cfg.obs_stack) for c in cfg.cameras
-        }
-        observations["prop"] = ArraySpec((PROP_DIM * cfg.prop_stack,), "float32", cfg.prop_stack)
-        if cfg.use_state:
-            shape = (STATE_DIMS[self.task.name] * cfg.state_stack,)
-            observations["state"] = ArraySpec(shape, "float32", cfg.state_stack)
+        cfg = self.cfg
         return EnvSpec(
             suite="robosuite",
             task=self.task.name,
-            observations=observations,
+            observations=arm_observations(cfg, PROP_DIM, STATE_DIMS[self.task.name]),
             action_dim=self.task.action_dim,
             horizon=cfg.episode_length,
             cameras=tuple(cfg.cameras),
@@ -178,7 +169,7 @@ class RobosuiteEnv(SeededEnv):
         frames["prop"] = prop_vector(self.raw_obs)
         if cfg.use_state:
             frames["state"] = state_vector(self.task.name, self.raw_obs)
-        return {k: self._stackers[k].push(f) for k, f in frames.items()}
+        return self._stacks.push(frames)
 
     def _info(self, success: bool) -> dict[str, Any]:
         info: dict[str, Any] = {"success": success}
@@ -195,8 +186,7 @@ class RobosuiteEnv(SeededEnv):
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
         """Objects and arm where ``seed`` puts them."""
         seed = self._begin(seed)
-        for stacker in self._stackers.values():
-            stacker.reset()
+        self._stacks.reset()
         reset_sim(self._sim, seed)
         return self._observe(), self._info(False)
 
@@ -207,8 +197,7 @@ class RobosuiteEnv(SeededEnv):
         that was played before is lost.
         """
         restore_state(self._sim, state, live=live)
-        for stacker in self._stackers.values():
-            stacker.reset()
+        self._stacks.reset()
         return self._observe(), float(self._sim.reward()) * self.cfg.env_reward_scale
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
