@@ -11,11 +11,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from bc.base import BasePolicy, PolicyInputs, batch_action
+from bc.base import BasePolicy, PolicyConfig, PolicyInputs, batch_action
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
@@ -100,7 +101,11 @@ class NormalizedPolicy(BasePolicy):
         obs_shape: (T * S,), the stacked state, or (T * 3, H, W), the stacked images.
         stack: T.
         action_dim: A.
+        cfg: of ``config_class``, with a field ``norm``; None: its defaults.
     """
+
+    config_class: ClassVar[type[PolicyConfig]]
+    cfg: Any
 
     def __init__(
         self,
@@ -108,9 +113,10 @@ class NormalizedPolicy(BasePolicy):
         obs_shape: Sequence[int],
         stack: int,
         action_dim: int,
-        norm: NormConfig,
+        cfg: Any = None,
     ) -> None:
         super().__init__()
+        self.cfg = cfg if cfg is not None else self.config_class()
         if len(obs_shape) not in (1, 3) or obs_shape[0] % stack:
             raise ValueError(
                 f"{type(self).__name__}: needs states [S] or images [3, H, W], stacked {stack} "
@@ -118,10 +124,15 @@ class NormalizedPolicy(BasePolicy):
             )
         self.obs_key, self.obs_shape, self.stack = obs_key, tuple(obs_shape), stack
         self.pixels = len(obs_shape) == 3
-        self.action_dim, self.norm = action_dim, norm
+        self.action_dim, self.norm = action_dim, self.cfg.norm
         # the networks over images hold the normaliser of these themselves
         self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
+        self.net: Any = self.make_net()
+
+    @abstractmethod
+    def make_net(self) -> nn.Module:
+        """The network over normalised states [B, T * S] or over images [B, T, 3, H, W]."""
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: Any) -> NormalizedPolicy:

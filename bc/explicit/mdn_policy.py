@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
@@ -32,23 +32,15 @@ class MdnPolicyConfig(PolicyConfig):
 class MdnPolicy(NormalizedPolicy):
     """Trained by likelihood of the normalised action; acts by sampling."""
 
+    config_class = MdnPolicyConfig
+    cfg: MdnPolicyConfig
     stochastic_eval = True
 
-    def __init__(
-        self,
-        obs_key: str,
-        obs_shape: Sequence[int],
-        stack: int,
-        action_dim: int,
-        cfg: MdnPolicyConfig | None = None,
-    ) -> None:
-        self.cfg = cfg = cfg if cfg is not None else MdnPolicyConfig()
-        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = (
-            ConvMLPMDN(stack, action_dim, cfg.pixel)
-            if self.pixels
-            else MLPMDN(self.obs_shape[0], action_dim, cfg.net)
-        )
+    def make_net(self) -> nn.Module:
+        """See :class:`NormalizedPolicy`."""
+        if self.pixels:
+            return ConvMLPMDN(self.stack, self.action_dim, self.cfg.pixel)
+        return MLPMDN(self.obs_shape[0], self.action_dim, self.cfg.net)
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Negative log likelihood of the normalised action, averaged over the batch."""

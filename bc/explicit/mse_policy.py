@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
@@ -29,21 +29,14 @@ class MsePolicyConfig(PolicyConfig):
 class MsePolicy(NormalizedPolicy):
     """One action by squared error in normalised action space; deterministic."""
 
-    def __init__(
-        self,
-        obs_key: str,
-        obs_shape: Sequence[int],
-        stack: int,
-        action_dim: int,
-        cfg: MsePolicyConfig | None = None,
-    ) -> None:
-        self.cfg = cfg = cfg if cfg is not None else MsePolicyConfig()
-        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net = (
-            ConvMLPMSE(stack, action_dim, cfg.pixel)
-            if self.pixels
-            else MLPMSE(self.obs_shape[0], action_dim, cfg.net)
-        )
+    config_class = MsePolicyConfig
+    cfg: MsePolicyConfig
+
+    def make_net(self) -> nn.Module:
+        """See :class:`NormalizedPolicy`."""
+        if self.pixels:
+            return ConvMLPMSE(self.stack, self.action_dim, self.cfg.pixel)
+        return MLPMSE(self.obs_shape[0], self.action_dim, self.cfg.net)
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error averaged over action dimensions and the batch."""

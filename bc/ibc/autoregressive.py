@@ -14,7 +14,6 @@ dimension at a time. Here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,19 +53,10 @@ class _Conditional(Energy):
 class AutoregressivePolicy(EbmPolicy):
     """An EBM per action dimension, over states (``ebm.autoregressive``)."""
 
-    def __init__(
-        self,
-        obs_key: str,
-        obs_shape: Sequence[int],
-        stack: int,
-        action_dim: int,
-        cfg: EbmPolicyConfig | None = None,
-    ) -> None:
-        super().__init__(obs_key, obs_shape, stack, action_dim, cfg)
+    def make_net(self) -> nn.Module:
+        """Over states alone."""
         if self.pixels:
             raise ValueError("autoregressive: 1 is for states (dataset.use_state 1)")
-
-    def _make_net(self) -> nn.Module:
         return AutoregressiveEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
 
     def loss(self, batch: Any, draws: Draws | None = None) -> torch.Tensor:

@@ -184,6 +184,8 @@ class Draws(NamedTuple):
 class EbmPolicy(NormalizedPolicy):
     """A network that says how good an action is, and samplers that look for the best one."""
 
+    config_class = EbmPolicyConfig
+    cfg: EbmPolicyConfig
     stochastic_eval = True
     box_low: torch.Tensor
     box_high: torch.Tensor
@@ -196,16 +198,15 @@ class EbmPolicy(NormalizedPolicy):
         action_dim: int,
         cfg: EbmPolicyConfig | None = None,
     ) -> None:
-        self.cfg = cfg = cfg if cfg is not None else EbmPolicyConfig()
-        super().__init__(obs_key, obs_shape, stack, action_dim, cfg.norm)
-        self.net: Any = self._make_net()
+        super().__init__(obs_key, obs_shape, stack, action_dim, cfg)
         # whether the loss and the gradient penalty may come from one evaluation
-        self._one_pass = self.pixels or cfg.net.dense_layer_type != "spectral_norm"
+        self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
         # where actions are looked for, in normalised space
         self.register_buffer("box_low", -torch.ones(action_dim))
         self.register_buffer("box_high", torch.ones(action_dim))
 
-    def _make_net(self) -> nn.Module:
+    def make_net(self) -> nn.Module:
+        """See :class:`NormalizedPolicy`."""
         if self.pixels:
             return PixelEBM(self.stack, self.action_dim, self.cfg.pixel)
         return MLPEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
