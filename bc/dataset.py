@@ -261,11 +261,6 @@ class RobomimicDataset:
             for key, c in self._columns.items()
         }
 
-    def check_env(self, spec: EnvSpec) -> None:
-        """Raise SpecError unless the environment delivers what these demonstrations hold."""
-        self._check_task(spec)
-        spec.check_provides(self.observation_specs, self.action_dim, f"dataset {self.cfg.path}")
-
     def check_frames(self, spec: EnvSpec, keys: Sequence[str]) -> None:
         """Raise SpecError unless task, actions and single frames of ``keys`` fit ``spec``."""
         self._check_task(spec)

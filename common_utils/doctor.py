@@ -59,7 +59,7 @@ def _package(name: str, module: str, required: bool, advice: str) -> Finding:
 
 def check_packages() -> list[Finding]:
     advice = "source set_env.sh (or pip install -r requirements.txt)"
-    needed = ["numpy", "torch", "torchvision", "gymnasium", "h5py", "pyrallis", "rich"]
+    needed = ["numpy", "torch", "gymnasium", "h5py", "pyrallis", "rich"]
     found = [_package(n, n, True, advice) for n in needed]
     found.append(_package("mujoco", "mujoco", True, advice))
     found.append(_package("metaworld", "metaworld", True, advice))

@@ -1,155 +1,136 @@
-"""Fused float32 kernels (csrc/kernels.cc). All arguments named like a tensor are addresses
-(``Tensor.data_ptr()``) of contiguous float32 arrays, 0 for none; ``networks/fast*.py`` are the
-only callers. ``keep`` of 2**32 outcomes survive dropout (0: no
-dropout)."""
+"""Fused float32 kernels (csrc/kernels/bind.cc); ``networks/fast/cpu`` is the only caller.
 
-def norm_relu(
-    groups: int,
-    rows: int,
-    width: int,
-    x: int,
-    bias: int,
-    per_unit: bool,
-    gamma: int,
-    beta: int,
-    eps: float,
-    keep: int,
-    scale: float,
-    seed: int,
-    stats: int,
-    y: int,
-    threads: int,
-) -> None: ...
-def norm_relu_grad(
-    groups: int,
-    rows: int,
-    width: int,
-    x: int,
-    bias: int,
-    per_unit: bool,
-    gamma: int,
-    beta: int,
-    eps: float,
-    keep: int,
-    scale: float,
-    seed: int,
-    stats: int,
-    dy: int,
-    dx: int,
-    dbias: int,
-    dgamma: int,
-    dbeta: int,
-    threads: int,
-) -> None: ...
-def spatial(
-    batch: int,
-    rows: int,
-    num: int,
-    width: int,
-    shared: int,
-    action: int,
-    gamma: int,
-    beta: int,
-    weight: int,
-    eps: float,
-    stats: int,
-    out: int,
-    threads: int,
-) -> None: ...
-def spatial_grad(
-    batch: int,
-    rows: int,
-    num: int,
-    width: int,
-    shared: int,
-    action: int,
-    gamma: int,
-    beta: int,
-    weight: int,
-    eps: float,
-    stats: int,
-    dz: int,
-    dshared: int,
-    daction: int,
-    dparams: int,
-    threads: int,
-) -> None: ...
-def isa() -> str:
-    """The instruction set in use: base, v3 (AVX2) or v4 (AVX-512)."""
+All arguments named like a tensor are addresses (``Tensor.data_ptr()``) of contiguous float32
+arrays, 0 for none. ``keep`` of 2**32 outcomes survive dropout (0: no dropout).
+"""
 
-def use(isa: str) -> None:
-    """Take another instruction set that this CPU has (for tests)."""
+class NormRelu:
+    """relu(dropout(layer_norm(x + bias)))."""
 
-Layer = tuple[int, int, int, bool, int, bool, int, int, float, int, float, int, bool]
-"""in, out, weight, transposed, bias, bias per unit, gamma, beta, eps, keep, scale, seed, hidden"""
+    def __init__(
+        self,
+        *,
+        groups: int,
+        rows: int,
+        width: int,
+        x: int,
+        bias: int,
+        bias_per_unit: bool,
+        gamma: int,
+        beta: int,
+        eps: float,
+        keep: int,
+        scale: float,
+        seed: int,
+        stats: int,
+    ) -> None: ...
 
-def mlp_saved_size(rows: int, members: list[int], layers: list[Layer], hidden: bool) -> int:
-    """Floats that the backward pass needs; ``hidden``: for gradients of weights too."""
+class NormReluGrad:
+    def __init__(self, *, dy: int, dx: int, dbias: int, dgamma: int, dbeta: int) -> None: ...
 
-def mlp(
-    rows: int,
-    x: int,
-    members: list[int],
-    layers: list[Layer],
-    out: int,
-    saved: int,
-    hidden: bool,
-    threads: int,
-) -> None: ...
+def norm_relu(operands: NormRelu, *, y: int, threads: int) -> None: ...
+def norm_relu_grad(operands: NormRelu, grad: NormReluGrad, *, threads: int) -> None: ...
+
+class Spatial:
+    """Sum over rows of relu(norm(shared + action)) * weight."""
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        rows: int,
+        num: int,
+        width: int,
+        shared: int,
+        action: int,
+        gamma: int,
+        beta: int,
+        weight: int,
+        eps: float,
+        stats: int,
+    ) -> None: ...
+
+class SpatialGrad:
+    def __init__(
+        self, *, dz: int, dshared: int, daction: int, dgamma: int, dbeta: int, dweight: int
+    ) -> None: ...
+
+def spatial(operands: Spatial, *, out: int, threads: int) -> None: ...
+def spatial_grad(operands: Spatial, grad: SpatialGrad, *, threads: int) -> None: ...
+
+class MlpLayer:
+    def __init__(
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        w: int,
+        transposed: bool,
+        bias: int,
+        bias_per_unit: bool,
+        gamma: int,
+        beta: int,
+        eps: float,
+        keep: int,
+        scale: float,
+        seed: int,
+        hidden: bool,
+    ) -> None: ...
+
+class Mlp:
+    """Perceptrons side by side on the same rows."""
+
+    def __init__(
+        self, *, rows: int, x: int, members: list[int], layers: list[MlpLayer]
+    ) -> None: ...
+    def saved_size(self, *, hidden: bool) -> int:
+        """Floats that the backward pass needs; ``hidden``: for gradients of weights too."""
+
+class MlpLayerGrad:
+    def __init__(self, *, dw: int, dbias: int, dgamma: int, dbeta: int) -> None: ...
+
+def mlp(operands: Mlp, *, out: int, saved: int, hidden: bool, threads: int) -> None: ...
 def mlp_grad(
-    rows: int,
-    x: int,
-    members: list[int],
-    layers: list[Layer],
+    operands: Mlp,
+    *,
     saved: int,
     hidden: bool,
     dout: int,
     dx: int,
-    grads: list[tuple[int, int, int, int]],
+    layers: list[MlpLayerGrad],
     threads: int,
 ) -> None:
-    """grads per layer: weight, bias, gamma, beta; an empty list for none."""
+    """layers: one each; an empty list for none."""
 
 def mlp_grad_picked(
-    rows: int,
-    x: int,
-    members: list[int],
-    layers: list[Layer],
-    saved: int,
-    hidden: bool,
-    pick: int,
-    dout: int,
-    dx: int,
-    threads: int,
+    operands: Mlp, *, saved: int, hidden: bool, pick: int, dout: int, dx: int, threads: int
 ) -> None:
     """pick: int64 [rows], the member whose value row r's gradient is of."""
 
+class AdamTensor:
+    def __init__(
+        self, *, n: int, weight: int, grad: int, exp_avg: int, exp_avg_sq: int
+    ) -> None: ...
+
 def adam(
-    tensors: list[tuple[int, int, int, int, int]],
+    tensors: list[AdamTensor],
+    *,
     step_size: float,
     beta1: float,
     beta2: float,
     root: float,
     eps: float,
     threads: int,
-) -> None:
-    """tensors: elements, weights, gradient, first and second moment."""
+) -> None: ...
 
-def lerp(tensors: list[tuple[int, int, int]], weight: float, threads: int) -> None:
-    """tensors: elements, to, from; to += weight * (from - to)."""
+class LerpTensor:
+    def __init__(self, *, n: int, to: int, from_: int) -> None: ...
 
-def gemm(
-    m: int,
-    n: int,
-    k: int,
-    a: int,
-    lda: int,
-    ta: bool,
-    b: int,
-    ldb: int,
-    tb: bool,
-    c: int,
-    ldc: int,
-    add: bool,
-) -> None:
-    """c [m, n] = (c +) op(a) op(b), on one thread."""
+def lerp(tensors: list[LerpTensor], *, weight: float, threads: int) -> None:
+    """to += weight * (from - to)."""
+
+def isa() -> str:
+    """The instruction set in use: base, v3 (AVX2) or v4 (AVX-512)."""
+
+def use(isa: str) -> None:
+    """Take another instruction set that this CPU has (for tests)."""

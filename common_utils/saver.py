@@ -55,11 +55,6 @@ class TopkSaver:
         return self.save_dir / "latest.pt"
 
     @property
-    def best_perf(self) -> float | None:
-        """Highest score kept, None before the first save."""
-        return max(self.perfs) if self.perfs else None
-
-    @property
     def best_path(self) -> Path | None:
         """File of the highest score kept (the first of several), None before the first save."""
         return self.slot_path(self.perfs.index(max(self.perfs))) if self.perfs else None

@@ -52,7 +52,3 @@ class GaussianMixture:
         """The component's centre at which the whole mixture is densest, [B, A]."""
         best = self.log_probs(self.loc).argmax(-1)
         return self.loc[torch.arange(len(best), device=best.device), best]
-
-    def affine(self, scale: torch.Tensor, offset: torch.Tensor) -> GaussianMixture:
-        """The distribution of scale * action + offset (scale and offset [A], scale > 0)."""
-        return GaussianMixture(self.logits, self.loc * scale + offset, self.scale * scale)

@@ -145,8 +145,7 @@ class ReplayBuffer:
         """
         if self._running:
             raise ReplayError(
-                f"new_episode: the last one ({self._episode.len()} steps) has not ended; "
-                "discard_episode() drops it"
+                f"new_episode: the last one ({self._episode.len()} steps) has not ended"
             )
         frames = self._newest_frames(obs)
         self._episode.init({})
@@ -229,11 +228,6 @@ class ReplayBuffer:
             gamma=self.gamma,
         )
         self._finish(episode, success, bc)
-
-    def discard_episode(self) -> None:
-        """Drop the unfinished episode, if there is one."""
-        self._episode.reset()
-        self._running = False
 
     def _newest_frames(self, obs: ObsLike) -> dict[str, np.ndarray]:
         frames = {}

@@ -155,9 +155,9 @@ def test_metaworld_layout(tmp_path):
     state = RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
     assert state.observation_specs["state"].shape == (39,)
     spec = EnvSpec("metaworld", "Assembly", state.observation_specs, 4, 100)
-    state.check_env(spec)
+    state.check_frames(spec, list(state.observation_specs))
     with pytest.raises(SpecError, match="needs observation '(corner2|prop)'"):
-        data.check_env(spec)
+        data.check_frames(spec, list(data.observation_specs))
 
 
 @pytest.mark.parametrize("newest_first", [True, False])

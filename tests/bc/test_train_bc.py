@@ -399,7 +399,7 @@ def test_generated_demonstrations_fit_the_environment(tmp_path):
     main = train_bc_mw.to_train_bc(cfg)
     train_bc.fill_in(main, data)
     env = make_env(main.env)
-    data.check_env(env.spec)
+    data.check_frames(env.spec, list(data.observation_specs))
     demo = next(iter(read_demos(path, rule=SparseReward("metaworld"), use_state=True)))
     assert len(demo) == data.num_steps and demo.rewards[-1] == 1
     env.close()

@@ -256,7 +256,7 @@ def test_real_files_are_read_and_fit_the_task(name: str, task: str, rows: list[i
     data = RobomimicDataset(cfg)
     assert (data.suite, data.task_name) == ("d4rl", task)
     assert [len(d) for d in data.episodes()] == rows
-    data.check_env(d4rl(task).spec)
+    data.check_frames(d4rl(task).spec, list(data.observation_specs))
     cfg.boundary_rows = 0
     assert RobomimicDataset(cfg).num_steps == sum(rows) - len(rows)
 

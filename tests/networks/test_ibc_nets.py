@@ -259,11 +259,8 @@ def test_mixture_greedy_takes_the_densest_centre() -> None:
     assert narrow.greedy().item() == 1.0
 
 
-def test_mixture_affine_is_a_change_of_variables() -> None:
-    dist, scale, offset = mixture(), torch.tensor([2.0, 0.5]), torch.tensor([1.0, -3.0])
-    action = torch.randn(3, 2)
-    moved = dist.affine(scale, offset).log_prob(action * scale + offset)
-    torch.testing.assert_close(moved, dist.log_prob(action) - scale.log().sum())
+def test_a_mixture_refuses_other_shapes() -> None:
+    dist = mixture()
     with pytest.raises(ValueError, match="needs logits"):
         GaussianMixture(dist.logits, dist.loc, dist.scale[:, :2])
 

@@ -20,6 +20,7 @@ from networks.ibc_pixel import (
     SpatialAttentionEncoder,
     SpatialSoftmax,
 )
+from networks.mixture import GaussianMixture
 from tests.parity import ibc_recipes
 from tests.parity.ibc_recipes import assert_close, cases, flat_dim, flat_obs
 from tests.parity.recipes import Fixture, make_config
@@ -87,7 +88,8 @@ def test_mlp_mse_and_mdn(case: Fixture) -> None:
     cfg = MDNConfig(rate=0.0, **trunk, **{k: spec[k] for k in fields})
     mdn = MLPMDN(obs.size(1), action.size(1), cfg)
     ibc_recipes.load_weights(mdn, spec["mdn_weights"])
-    train, acting = mdn(obs), mdn.eval()(obs).affine(std, mean)
+    train, dist = mdn(obs), mdn.eval()(obs)
+    acting = GaussianMixture(dist.logits, dist.loc * std + mean, dist.scale * std)
     for mode, dist in (("train", train), ("eval", acting)):
         expected = {k.removeprefix(f"mdn_{mode}_"): v for k, v in arrays.items()}
         assert_close(dist.loc, expected["loc"], "loc")

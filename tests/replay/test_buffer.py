@@ -376,8 +376,6 @@ def test_misuse_is_refused_and_changes_nothing() -> None:
         buffer.add(obs, zero, 0, False, False, False)
     with pytest.raises(RuntimeError, match="max_len = 30"):
         buffer.add(obs, zero, 0, False, False, False)
-    buffer.discard_episode()
-    buffer.new_episode(first)
     assert buffer.size() == 0
     for bad, message in (
         ({"bc_action": ArraySpec((2, 2))}, "num_bc_action"),

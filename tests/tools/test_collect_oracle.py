@@ -135,7 +135,7 @@ def test_block_pushing_with_pictures_and_a_video(tmp_path: Path) -> None:
             {"suite": data.suite, "task": data.task_name, "cameras": ["rgb"],
              "rl_image_size": data.image_size, "obs_stack": 2}
         )  # fmt: skip
-        data.check_env(env.spec)
+        data.check_frames(env.spec, list(data.observation_specs))
         env.close()
 
 

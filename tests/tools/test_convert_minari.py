@@ -80,7 +80,7 @@ def test_adroit_becomes_the_task_of_d4rl(root: Path, tmp_path: Path) -> None:
     data = read(path)
     assert (data.suite, data.task_name) == ("d4rl", "door-human-v0")
     env = make_env({"suite": "d4rl", "task": "door-human-v0"})
-    data.check_env(env.spec)
+    data.check_frames(env.spec, list(data.observation_specs))
     demos = list(data.episodes())
     assert [len(d) for d in demos] == [5, 3]
     for seed, demo in enumerate(demos):  # the same episodes, played again
@@ -103,7 +103,7 @@ def test_kitchen_is_mapped_to_60_numbers(root: Path, tmp_path: Path) -> None:
     data = read(convert(MainConfig(dataset="my/kitchen-v0", out=str(tmp_path / "out"))))
     assert data.task_name == "kitchen-complete-v0"
     env = make_env({"suite": "d4rl", "task": "kitchen-complete-v0"})
-    data.check_env(env.spec)
+    data.check_frames(env.spec, list(data.observation_specs))
     (demo,) = data.episodes()
     obs = env.reset(seed=0)[0]
     for state, action in zip(demo.observations["state"], demo.actions, strict=True):
