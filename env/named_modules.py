@@ -9,6 +9,7 @@ settled here before the first environment is made, so that workers are sent what
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Iterable
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from env.config import EnvConfig
 
 SUITE = "gymnasium"  # the one suite that imports by name
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """``--trust_module NAME``, any number of times, of programs that load checkpoints."""
+    parser.add_argument(
+        "--trust_module", action="append", default=[], metavar="NAME",
+        help="module that a checkpoint may name and so have imported (docs/security.md)",
+    )  # fmt: skip
 
 
 def module_names(trust_module: str | Iterable[str]) -> tuple[str, ...]:

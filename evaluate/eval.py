@@ -21,6 +21,7 @@ from common_utils.errors import UserError, run_program
 from common_utils.kept_weights import is_copy
 from common_utils.run_config import ConfigError
 from env.core import Env
+from env.named_modules import add_trust_option
 from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.protocol import Protocol, protocol_of
 from evaluate.rollout import EvalResult
@@ -59,10 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--record_dir", help="write one MP4 per episode here (needs --mp 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--trust_module", action="append", default=[], metavar="NAME",
-        help="module that a checkpoint may name and so have imported (docs/security.md)",
-    )  # fmt: skip
+    add_trust_option(parser)
     parser.add_argument("--verbose", type=int, default=1, choices=(0, 1), help="1: a line per game")
     return parser
 

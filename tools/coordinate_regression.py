@@ -41,6 +41,7 @@ from common_utils.ranges import AtLeast, BatchSize, Between, Positive, PositiveN
 from common_utils.run_config import ConfigError
 from common_utils.run_folder import output_folder
 from networks import fast
+from tools.results import earlier_results
 
 NAME = "coordinate_regression"
 CAMERA = "spot"
@@ -219,7 +220,7 @@ def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
     path = out / f"{NAME}.json"
     settings = {k: v for k, v in asdict(cfg).items() if k != "out"}
     what = {k: settings[k] for k in ("num_test", "image_size", "steps", "batch_size", "lr")}
-    results = _finished(path, what)
+    results = earlier_results(path, "out", settings=what)
     _check_points(cfg)
     for seed in range(cfg.num_seeds):
         for num in cfg.num_points:
@@ -245,20 +246,6 @@ def _check_points(cfg: MainConfig) -> None:
                     f"num_points: the {num} points of seed {seed} at image_size {cfg.image_size} "
                     "lie on a line, expected a triangle at least; take more points"
                 )
-
-
-def _finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results of an earlier command with the same settings."""
-    if not path.is_file():
-        return []
-    tree = json.loads(path.read_text())
-    then = {k: tree.get(k) for k in settings}
-    if then != settings:
-        raise ConfigError(
-            f"out: {path} holds results of other settings, {then}; expected {settings}; "
-            "choose another folder, or remove the file"
-        )
-    return tree["results"]
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -9,7 +9,6 @@ in place of an earlier one of the same task and noise. States only; needs no Ope
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress, console
 from common_utils.ranges import EpisodeLength, NotNegative, Or, Positive, Threads
-from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from env.robosuite.control import ActionNoise, Jitter, Noise
 from env.robosuite.experts import EXPERTS
@@ -33,6 +31,7 @@ from env.robosuite.sim import TASKS
 from evaluate.stats import wilson
 from tools.demo_recorder import Settings
 from tools.recording import Job, Outcome, play
+from tools.results import earlier_results
 
 
 @dataclass
@@ -121,12 +120,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
 
 def store(record: dict[str, Any], command: str, path: Path) -> None:
     """Put ``record`` into the list of records in ``path``. Raises ConfigError for another file."""
-    records: list[dict[str, Any]] = []
-    if path.exists():
-        try:
-            records = json.loads(path.read_text())["experts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"out: '{path}' is no such report: {error!r}") from None
+    records = earlier_results(path, "out", "experts")
     keys = ("task", "noise", "jitter", "episode_length")
     records = [r for r in records if any(r.get(k) != record[k] for k in keys)]
     records.append(record | {"command": command})

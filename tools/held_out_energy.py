@@ -34,6 +34,7 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
+from env.named_modules import add_trust_option
 
 BATCH = 32
 
@@ -195,10 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=500, help="held-out steps, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and the actions")
     parser.add_argument("--out", default="held_out_energy", help="OUT.json and OUT.png")
-    parser.add_argument(
-        "--trust_module", action="append", default=[], metavar="NAME",
-        help="module that the checkpoint may name (docs/security.md)",
-    )  # fmt: skip
+    add_trust_option(parser)
     return parser
 
 

@@ -12,7 +12,6 @@ and ``curves.png`` after each (``--gather 1`` does only that). The configuration
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,11 @@ from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.ranges import Between, NotNegative, Positive, Seed
 from common_utils.records import read_metrics
-from common_utils.run_config import Flag
+from common_utils.run_config import ConfigError, Flag
 from common_utils.run_folder import output_folder
 from evaluate.rollout import EvalResult
 from tools import stages
+from tools.results import read_json
 from tools.stages import CFG_DIR
 
 POLICIES = {
@@ -116,7 +116,7 @@ def rate(result: EvalResult) -> dict[str, Any]:
 
 def gather(folder: Path) -> list[dict[str, Any]]:
     """Summaries of all finished runs, in order; writes results.json and curves.png."""
-    runs = [json.loads(p.read_text()) for p in folder.glob("*_seed*/summary.json")]
+    runs = [_summary(path) for path in folder.glob("*_seed*/summary.json")]
     runs.sort(key=lambda r: (list(POLICIES).index(r["policy"]), r["seed"]))
     if not runs:
         return runs
@@ -125,6 +125,13 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     atomic_json(results, folder / "results.json")
     plot(runs, folder / "curves.png")
     return runs
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    run = read_json(path, "save_dir")
+    if run.get("policy") not in POLICIES or "success" not in run:
+        raise ConfigError(f"save_dir: '{path}' is no summary of a run; remove it to gather others")
+    return run
 
 
 def mean_curve(runs: list[dict[str, Any]], key: str) -> tuple[list[int], np.ndarray]:

@@ -31,11 +31,11 @@ from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
-from common_utils.run_config import ConfigError
 from common_utils.run_folder import output_folder
 from evaluate.stats import Rate, wilson
 from networks.ebm_fast import Precision
 from tools import collect_oracle
+from tools.results import earlier_results
 
 CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc" / "particle"
 # configuration, label and colour
@@ -139,7 +139,9 @@ def sweep(cfg: MainConfig) -> list[dict[str, Any]]:
     """All runs that are missing, results.json and dimensions.png being written after each."""
     out = output_folder(cfg.save_dir)
     out.mkdir(parents=True, exist_ok=True)
-    results = _finished(out / "results.json", cfg.budget)
+    results = earlier_results(
+        out / "results.json", "save_dir", settings=cfg.budget, section="budget"
+    )
     for seed in cfg.seeds:
         for dim in cfg.dims:
             for policy in cfg.policies:
@@ -161,19 +163,6 @@ def _write(cfg: MainConfig, results: list[dict[str, Any]]) -> None:
     tree = {"command": command, "budget": cfg.budget, "results": results}
     atomic_json(tree, Path(cfg.save_dir) / "results.json")
     plot(results, cfg.num_eval_episode, Path(cfg.save_dir) / "dimensions.png")
-
-
-def _finished(path: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results of an earlier command with the same budget."""
-    if not path.is_file():
-        return []
-    tree = json.loads(path.read_text())
-    if tree["budget"] != budget:
-        raise ConfigError(
-            f"save_dir: {path} holds results of another budget, {tree['budget']}; expected "
-            f"{budget}; choose another folder, or remove the file"
-        )
-    return tree["results"]
 
 
 def pooled(runs: list[dict[str, Any]], episodes: int) -> Rate:

@@ -30,6 +30,7 @@ from common_utils.run_config import ConfigError
 from env.core import ObsDict
 from env.experts import make_expert
 from env.factory import make_env
+from env.named_modules import add_trust_option
 from env.particle.env import ParticleEnv
 from env.particle.sim import ParticleSim
 
@@ -212,10 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=".", help="folder of the PNG files")
-    parser.add_argument(
-        "--trust_module", action="append", default=[], metavar="NAME",
-        help="module that the checkpoint may name (docs/security.md)",
-    )  # fmt: skip
+    add_trust_option(parser)
     return parser
 
 

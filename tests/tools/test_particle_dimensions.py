@@ -40,7 +40,7 @@ def test_runs_are_recorded_go_on_and_are_drawn(tmp_path: Path) -> None:
     run = yaml.safe_load((tmp_path / "ebm_3d_seed0" / "cfg.yaml").read_text())
     assert run["env"]["task"] == "PARTICLE_3d" and run["ebm"]["precision"] == "bfloat16"
     assert 0.99 ** (2 / run["lr_decay_steps"]) == pytest.approx(0.86)
-    with pytest.raises(ConfigError, match="another budget"):
+    with pytest.raises(ConfigError, match="other settings"):
         tool.sweep(MainConfig(**TINY | {"ebm_steps": 3, "save_dir": str(tmp_path)}))
 
 
