@@ -48,6 +48,7 @@ from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
+from workspace.network_memory import check_policy
 from workspace.weights import load_weights, put_weights
 
 # What may differ between a run and its resumption without changing what was done so far.
@@ -311,6 +312,7 @@ def run(cfg: MainConfig) -> Workspace:
         data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)
+        check_policy(cfg)
         work = Workspace(cfg, data, resumed=folder.state is not None)
         try:
             work.open_env()

@@ -57,6 +57,7 @@ from workspace.build_agent import (
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
+from workspace.network_memory import check_agent
 from workspace.prepare_rl import build_replay, check_memory, memory_needs, prepare
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 
@@ -90,8 +91,11 @@ class Workspace:
         saves = cfg.save_per_success > 0
         self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
         self.env: Env = make_env(self.train_env_cfg)
+        check_agent(cfg, self.env.spec, len(bc_policies))
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: QAgent | None = None
+        # before anything is allocated or written
+        self.memory = check_memory(cfg, memory_needs(cfg, self.env.spec, self.agent))
         saved_env_args = env_args(self.train_env_cfg) if saves else None
         self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
 
@@ -372,11 +376,9 @@ def run(cfg: MainConfig) -> Workspace:
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)
         work = Workspace(cfg, weights)
         try:
-            needs = memory_needs(cfg, work.env.spec, work.agent)
-            lines = check_memory(cfg, needs)  # before anything is written
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
-                for line in lines + weights.notes:
+                for line in work.memory + weights.notes:
                     log.print(line)
                 keep(folder.path, weights)
                 _start(work, state)

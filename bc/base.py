@@ -52,6 +52,16 @@ class PolicyConfig:
     def check(self, pixels: bool) -> None:
         """ValueError that begins with the field which does not go with images (or states)."""
 
+    @property
+    def rows_per_sample(self) -> int:
+        """For how many actions the network computes a demonstrated step in training."""
+        return 1
+
+    @property
+    def rows_when_acting(self) -> int:
+        """For how many actions it computes an observation when acting."""
+        return 1
+
 
 class BasePolicy(nn.Module, ABC):
     """What explicit and implicit policies share; implements ``common_utils.specs.Policy``.
@@ -97,6 +107,10 @@ class BasePolicy(nn.Module, ABC):
     @abstractmethod
     def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
         """Inputs [B, ...] -> n candidates of each row, [B, n, A] in [-1, 1]."""
+
+    def network_pass(self, inputs: Obs) -> Any:
+        """The network over inputs [B, ...], without what is drawn: what takes memory."""
+        return self(inputs)
 
     @property
     def fit_samples(self) -> int:

@@ -24,7 +24,7 @@ class DemoOptions:
         low, high = self.action_low, self.action_high
         if len(low) != len(high):
             raise ValueError(
-                f"action_low: {low} and action_high {high}: give both, of the same length"
+                f"action_low: {low} and action_high {high}, expected both, of the same length"
             )
         if not all(-math.inf < a < b < math.inf for a, b in zip(low, high, strict=True)):
             raise ValueError(f"action_low: {low}, expected finite values below action_high {high}")
@@ -57,9 +57,12 @@ class DatasetConfig(DemoOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_state and not self.rl_cameras:
-            raise ValueError("rl_camera: empty; images need at least one camera")
+            raise ValueError("rl_camera: '', expected a camera with use_state 0")
         if self.frame_stack > 1 and self.obs_stack > 1:
-            raise ValueError("frame_stack: is another name of obs_stack, set only one above 1")
+            raise ValueError(
+                f"frame_stack: {self.frame_stack}, expected 1 with obs_stack {self.obs_stack}: "
+                "both are names of the same"
+            )
 
     @property
     def rl_cameras(self) -> list[str]:

@@ -200,6 +200,10 @@ class NormalizedPolicy(BasePolicy):
             actions, sqrt_std=bool(norm.use_sqrt_std), floor=norm.floor
         )
 
+    def network_pass(self, inputs: Obs) -> Any:
+        """See :class:`BasePolicy`."""
+        return self.net(self.features(inputs))
+
     def features(self, obs: Obs) -> torch.Tensor:
         """What the network gets, oldest step first: states normalised and flattened
         [B, T * S], or images [B, T, 3, H, W] as they are.

@@ -34,11 +34,11 @@ class PolicyKind:
     def check_inputs(self, use_state: bool, num_cameras: int) -> str:
         """What is wrong with reading this; "" when nothing is."""
         if use_state and "state" not in self.reads:
-            return "does not go with dataset.use_state 1"
+            return "does not go with dataset.use_state 1, expected 0"
         if not use_state and self.reads == ("state",):
-            return "does not go with dataset.use_state 0"
+            return "does not go with dataset.use_state 0, expected 1"
         if not use_state and "cameras" not in self.reads and num_cameras != 1:
-            return "takes one camera in dataset.rl_camera"
+            return "with several cameras, expected one in dataset.rl_camera"
         return ""
 
 

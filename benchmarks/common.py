@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from common_utils.atomic import atomic_json
+from common_utils.options import Options, numeric
+from common_utils.ranges import Workers
 from networks import fast
 
 
@@ -124,17 +126,15 @@ def _row(r: Record) -> str:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options every benchmark has: --json, --threads, --quick."""
-    p = argparse.ArgumentParser(description=description)
+    p = Options(description=description)
     p.add_argument("--json", metavar="FILE", help="write the records there")
-    p.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    p.add_argument("--threads", type=numeric(Workers), default=1, help="torch threads (default 1)")
     p.add_argument("--quick", action="store_true", help="a smoke run: few, short repeats")
     return p
 
 
 def start(args: argparse.Namespace) -> Report:
     """Set the thread count, say on what we measure, and begin a report."""
-    if args.threads < 1:
-        raise SystemExit(f"--threads must be at least 1, got {args.threads}")
     fast.set_up(args.threads)
     print(
         f"{cpu_name()}, {os.cpu_count()} CPUs, {args.threads} thread(s); "

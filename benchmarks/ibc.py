@@ -27,6 +27,8 @@ from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.logger import MultiCounter
+from common_utils.options import numeric
+from common_utils.ranges import Positive, Threads
 from networks import fast
 from networks.ebm_fast import Precision
 from networks.ebm_fused import choose
@@ -146,11 +148,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--precision", choices=[*get_args(Precision), "all"], default="all", help="of EBMs"
     )
-    parser.add_argument("--repeat", type=int, default=3, help="repeats whose median is taken")
-    parser.add_argument("--kernel_threads", type=int, default=0, help="of the kernels alone")
+    parser.add_argument(
+        "--repeat", type=numeric(Positive), default=3, help="repeats whose median is taken"
+    )
+    parser.add_argument(
+        "--kernel_threads", type=numeric(Threads), default=0, help="of the kernels alone"
+    )
     args = parser.parse_args(argv)
-    if args.repeat < 1:
-        parser.error(f"--repeat must be at least 1, got {args.repeat}")
     chosen = cases()
     if args.case:
         chosen = [c for c in chosen if any(fnmatch.fnmatch(c, f"*{p}") for p in args.case)]

@@ -10,13 +10,15 @@ layers, batch 256; jitted whole, one thread. JAX is not a requirement of this pr
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from functools import partial
 from statistics import median
 from typing import Any
+
+from common_utils.options import Options, numeric
+from common_utils.ranges import Positive, Width
 
 ENSEMBLE, SUBSET, BATCH, HIDDEN_LAYERS = 5, 2, 256, 3
 GAMMA, TAU, LR = 0.99, 0.01, 3e-4
@@ -120,11 +122,11 @@ def build(jax: Any, state: int, action: int, width: int) -> tuple[Any, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Median process CPU milliseconds of an update, alone and with the actor's."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--state", type=int, default=39)
-    parser.add_argument("--action", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--repeat", type=int, default=100)
+    parser = Options(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--state", type=numeric(Width), default=39)
+    parser.add_argument("--action", type=numeric(Width), default=4)
+    parser.add_argument("--width", type=numeric(Width), default=256)
+    parser.add_argument("--repeat", type=numeric(Positive), default=100)
     args = parser.parse_args(argv)
     os.environ["XLA_FLAGS"] = (
         "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 "

@@ -19,6 +19,8 @@ import train_rl
 from benchmarks import common
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.options import numeric
+from common_utils.ranges import Positive
 from common_utils.run_folder import RunFolder
 from mw_main import generate_metaworld_dataset as demos
 from workspace import prepare_rl
@@ -74,8 +76,12 @@ def main() -> None:
     """Command line."""
     parser = common.parser(__doc__)
     parser.add_argument("--config", action="append", help="configs to run (default: quickstart)")
-    parser.add_argument("--steps", type=int, default=500, help="environment steps per run")
-    parser.add_argument("--repeat", type=int, default=3, help="runs whose median is taken")
+    parser.add_argument(
+        "--steps", type=numeric(Positive), default=500, help="environment steps per run"
+    )
+    parser.add_argument(
+        "--repeat", type=numeric(Positive), default=3, help="runs whose median is taken"
+    )
     args = parser.parse_args()
     steps, repeat = (50, 1) if args.quick else (args.steps, args.repeat)
     report = common.start(args)

@@ -27,6 +27,8 @@ from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from benchmarks import common
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.options import numeric
+from common_utils.ranges import Positive
 from common_utils.specs import Batch, Obs
 from mw_main import train_bc_mw
 from networks.fast.cpu.module import kernels
@@ -207,10 +209,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--case", action="append", help="only these (shell pattern, may be repeated)"
     )
-    parser.add_argument("--repeat", type=int, help="repeats whose median is taken (default 5)")
+    parser.add_argument(
+        "--repeat", type=numeric(Positive), help="repeats whose median is taken (default 5)"
+    )
     args = parser.parse_args(argv)
-    if args.repeat is not None and args.repeat < 1:
-        parser.error(f"--repeat must be at least 1, got {args.repeat}")
     timing = common.timing_options(args)
     if args.repeat is not None:
         timing["repeats"] = args.repeat

@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.config_types import Flag
 from common_utils.errors import UserError, run_program
 from common_utils.kept_weights import is_copy
+from common_utils.options import Options, numeric
+from common_utils.ranges import Positive, Seed, Threads
 from common_utils.run_config import ConfigError
 from env.core import Env
 from env.named_modules import add_trust_option
@@ -38,9 +41,7 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluate.eval", description="Evaluate checkpoints."
-    )
+    parser = Options(prog="python -m evaluate.eval", description="Evaluate checkpoints.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--weight", help="weight file (.pt); its cfg.yaml lies beside it")
     what.add_argument("--folder", help="evaluate every .pt file below this folder")
@@ -48,20 +49,27 @@ def _parser() -> argparse.ArgumentParser:
         "--include", nargs="*", default=[], help="with --folder: paths must contain all of these"
     )
     parser.add_argument("--mode", choices=sorted(LOADERS), required=True, help="what was trained")
-    parser.add_argument("--num_game", type=int, default=10, help="episodes per evaluation")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the first episode")
     parser.add_argument(
-        "--repeat", type=int, default=1, help="evaluations per checkpoint, each on further seeds"
+        "--num_game", type=numeric(Positive), default=10, help="episodes per evaluation"
     )
-    parser.add_argument("--mp", type=int, default=10, help="worker processes; 0: this process")
+    parser.add_argument("--seed", type=numeric(Seed), default=1, help="seed of the first episode")
     parser.add_argument(
-        "--one_by_one", type=int, default=0, choices=(0, 1),
+        "--repeat",
+        type=numeric(Positive),
+        default=1,
+        help="evaluations per checkpoint, each on further seeds",
+    )
+    parser.add_argument(
+        "--mp", type=numeric(Threads), default=10, help="worker processes; 0: this process"
+    )
+    parser.add_argument(
+        "--one_by_one", type=numeric(Flag), default=0,
         help="1: one observation per forward pass, scores exactly as with --mp 0",
     )  # fmt: skip
     parser.add_argument("--record_dir", help="write one MP4 per episode here (needs --mp 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_trust_option(parser)
-    parser.add_argument("--verbose", type=int, default=1, choices=(0, 1), help="1: a line per game")
+    parser.add_argument("--verbose", type=numeric(Flag), default=1, help="1: a line per game")
     return parser
 
 
@@ -184,12 +192,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     fast.set_up()
     parser = _parser()
     args = parser.parse_args(argv)
-    for name in ("num_game", "repeat"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; must be at least 1")
-    for name in ("seed", "mp"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} is {getattr(args, name)}; must not be negative")
     if args.record_dir and args.mp:
         parser.error("--record_dir needs --mp 0")
     if args.include and not args.folder:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common_utils.errors import UserError
 from networks import fast
 from networks.ebm_passes import Kind, Weights
 from networks.fast.cpu.module import address
@@ -33,15 +34,21 @@ def _builds() -> list[tuple[str, str]]:
     return [] if ebm_kernels is None else ebm_kernels.builds()
 
 
+def kernels_mode() -> str:
+    """``IBC_KERNELS``: auto, off or the name of a build; UserError for anything else."""
+    mode = os.environ.get("IBC_KERNELS", "auto")
+    known = ["auto", "off", *(name for name, _ in _builds())]
+    if mode not in known:
+        raise UserError(f"IBC_KERNELS: {mode!r}, expected one of {', '.join(known)}")
+    return mode
+
+
 def choose(precision: str, width: int, layers: int) -> str | None:
     """The best build of this CPU for a network; None: use torch.
 
     ``IBC_KERNELS`` (environment) = auto, off, or the name of a build.
     """
-    mode = os.environ.get("IBC_KERNELS", "auto")
-    if mode not in ("auto", "off") and mode not in [name for name, _ in _builds()]:
-        known = ", ".join(name for name, _ in _builds())
-        raise ValueError(f"IBC_KERNELS: '{mode}', expected auto, off or one of: {known}")
+    mode = kernels_mode()
     if precision == "bfloat16x3" and precision not in [p for _, p in _builds()]:
         precision = "float32"  # no tile registers: nothing to be gained
     names = [name for name, p in _builds() if p == precision and mode in ("auto", name)]

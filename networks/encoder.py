@@ -18,7 +18,7 @@ from torch import nn
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import orth_weight_init, resize_images
 from common_utils.ranges import Between, Layers, Or, Width
-from networks.min_vit import MinVit
+from networks.min_vit import LEAST_SIZE, MinVit
 from networks.resnet import ResNet, check_norm
 from networks.resnet_rl import ResNet96
 
@@ -78,6 +78,14 @@ class ResNet96EncoderConfig:
     shallow: Flag = 0
 
 
+class SmallImageError(ValueError):
+    """Images are too small for an encoder; says their size and the least one."""
+
+    def __init__(self, obs_shape: Sequence[int], least: int) -> None:
+        height, width = obs_shape[1:]
+        super().__init__(f"{height} x {width}, expected at least {least} x {least}")
+
+
 def scale_image(obs: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
     """0..255 -> [-0.5, 0.5] float.
 
@@ -98,6 +106,9 @@ def scale_image(obs: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
     return (obs / 255.0 - 0.5).contiguous(memory_format=layout)
 
 
+LARGEST_LEAST = 256  # no encoder needs larger images
+
+
 class _ConvEncoder(nn.Module):
     """Base of the convolutional encoders; subclasses provide :meth:`features`."""
 
@@ -113,15 +124,29 @@ class _ConvEncoder(nn.Module):
 
     @torch.no_grad()
     def _measure(self, obs_shape: Sequence[int]) -> None:
-        """Find the output size with one dry run (eval mode: no running statistics move)."""
+        """Find the output size with one dry run (eval mode: no running statistics move).
+
+        Raises SmallImageError where nothing is left of an image to be normalised.
+        """
         if len(obs_shape) != 3:
             raise ValueError(f"image observations are [C, H, W], got {tuple(obs_shape)}")
         self.eval()
-        out = self.features(torch.zeros(1, *obs_shape))
+        out = self._try_size(obs_shape)
+        if out is None:
+            sizes = range(1, LARGEST_LEAST)
+            least = next(s for s in sizes if self._try_size((obs_shape[0], s, s)) is not None)
+            raise SmallImageError(obs_shape, least)
         self.train()
         self.patch_repr_dim = out.size(1)
         self.num_patch = out.size(2) * out.size(3)
         self.repr_dim = self.num_patch * self.patch_repr_dim
+
+    def _try_size(self, obs_shape: Sequence[int]) -> torch.Tensor | None:
+        try:
+            out = self.features(torch.zeros(1, *obs_shape))
+        except (RuntimeError, ValueError):  # a kernel larger than its input, a norm of one value
+            return None
+        return out if out.numel() else None
 
     def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
         """[B, C, H, W] in 0..255 -> [B, repr_dim], or [B, num_patch, patch_repr_dim]."""
@@ -136,7 +161,12 @@ class VitEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else VitEncoderConfig()
         if len(obs_shape) != 3 or obs_shape[1] != obs_shape[2]:
-            raise ValueError(f"VitEncoder needs square images [C, S, S], got {tuple(obs_shape)}")
+            raise ValueError(
+                f"enc_type: vit, expected another one for images {tuple(obs_shape)}, not square"
+            )
+        least = LEAST_SIZE[cfg.embed_style]
+        if obs_shape[1] < least:
+            raise SmallImageError(obs_shape, least)
         self.vit = MinVit(
             embed_style=cfg.embed_style,
             embed_dim=cfg.embed_dim,

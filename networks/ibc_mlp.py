@@ -48,7 +48,7 @@ class MLPConfig:
             if self.depth < 1:
                 raise ValueError(f"depth: {self.depth}, expected at least 1 with MLPDropout")
             if self.normalizer is not None:
-                raise ValueError(f"normalizer: {self.normalizer} needs residual layers")
+                raise ValueError(f"normalizer: {self.normalizer}, expected null with MLPDropout")
         elif self.depth % 2:
             raise ValueError(
                 f"depth: {self.depth}, expected an even number with {self.layers} (2 per block)"

@@ -302,8 +302,9 @@ def run_encoder(
     encoder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, cfg: ImageConfig
 ) -> torch.Tensor:
     """``encoder(x)`` with convolutions in the configured precision; the result is float32."""
-    bfloat16 = cfg.conv_precision == "bfloat16"
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+    if cfg.conv_precision == "float32" or x.device.type == "meta":  # which has shapes alone
+        return encoder(x)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         return encoder(x)
 
 

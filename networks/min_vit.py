@@ -8,6 +8,9 @@ from torch import nn
 
 from networks.mlp import Linear
 
+# of which each stem makes a patch
+LEAST_SIZE = {"embed1": 8, "embed2": 16}
+
 
 class PatchEmbed1(nn.Module):
     """One 8 x 8 convolution with stride 8: [B, C, 96, 96] -> [B, 144, dim]."""

@@ -69,8 +69,8 @@ class Actor(nn.Module):
         self.prop_dim = prop_dim
         if cfg.max_action_norm > 0 and action_dim != 7:
             raise ValueError(
-                f"actor.max_action_norm={cfg.max_action_norm} needs 7-dim actions (6 arm "
-                f"dimensions and a gripper), got action_dim={action_dim}"
+                f"actor.max_action_norm: {cfg.max_action_norm}, expected -1 or 0 for actions of "
+                f"{action_dim} dimensions: it is for 6 of an arm and a gripper"
             )
         self.compress: nn.Module
         if cfg.spatial_emb > 0:

@@ -80,9 +80,11 @@ class PixelHead:
         cfg: QAgentConfig,
     ) -> None:
         if cfg.norm_state:
-            raise ConfigError("norm_state: 1 normalises states, but this agent sees pixels")
+            raise ConfigError("norm_state: 1 normalises states, expected 0 with pixels")
         if cfg.use_prop and sum(prop_shape) < 1:
-            raise ConfigError(f"use_prop: 1, but there is no proprioception: {tuple(prop_shape)}")
+            raise ConfigError(
+                f"use_prop: 1, expected 0: there is no proprioception ({tuple(prop_shape)})"
+            )
         self.camera, self.use_prop = camera, bool(cfg.use_prop)
         self.input_keys = [camera] + (["prop"] if cfg.use_prop else [])
         self.encoder = _ENCODERS[cfg.enc_type](tuple(obs_shape), cfg)

@@ -10,7 +10,6 @@ first bit for bit. Exit status 0 if they do.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -26,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
+from common_utils.ranges import Seed
 from common_utils.records import read_metrics
 from common_utils.run_state import latest_state
 
@@ -92,9 +93,11 @@ def is_time(key: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = Options(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, default=ROOT / "exp" / "ci", help="made anew")
-    parser.add_argument("--seed", type=int, default=None, help="of the moment of the kill")
+    parser.add_argument(
+        "--seed", type=numeric(Seed), default=None, help="of the moment of the kill"
+    )
     args = parser.parse_args(argv)
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f"kill seed {seed}")

@@ -228,14 +228,19 @@ class MainConfig:
 
     def __post_init__(self) -> None:
         if self.shared_memory and self.replicas > 0:
-            raise ValueError("shared_memory: 1 has one scene to show, so --replicas 0")
+            raise ValueError(
+                f"shared_memory: 1 has one scene to show, expected replicas 0, got {self.replicas}"
+            )
         kind, pauses = kind_of(self.task), self.task.upper() == "PUSH_DISCONTINUOUS"
         fits = {name: name in kind.options for name in (*PARTICLE.options, *BLOCKS.options)}
         fits["wait"] = pauses
         defaults = {f.name: f.default for f in fields(type(self))}
         for name, fit in fits.items():
             if not fit and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name}: {getattr(self, name)} is no option of task {self.task}")
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is no option of task {self.task}, expected "
+                    f"{defaults[name]!r}"
+                )
 
     @property
     def oracle_options(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import imageio.v2 as imageio
@@ -31,8 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bc.loader import DemoFile
 from common_utils.atomic import atomic_torch_save, atomic_write
+from common_utils.config_types import Flag
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
 from common_utils.progress import console
+from common_utils.ranges import AllOr, Between, OneOf, Or, PictureSize
 from common_utils.run_config import ConfigError
 from env.robosuite.sim import CONTROL_FREQ
 from tools.raw_demos import ReplaySettings, print_each_note, read_source
@@ -49,22 +52,28 @@ class ReplayRun(DemoRun):
         return itertools.takewhile(lambda job: job.number < self.num, super()._jobs(parts))
 
 
+PROCESSES = Annotated[int, Between(0, 256), Or(-1)]
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    switch: dict[str, Any] = {"nargs": "?", "type": int, "const": 1, "choices": (0, 1)}
+    p = Options(description=__doc__.split("\n", maxsplit=1)[0])
+    switch: dict[str, Any] = {"nargs": "?", "type": numeric(Flag), "const": 1}
     p.add_argument("--dataset", required=True, help="HDF5 file with states and actions")
     p.add_argument("--output_folder", required=True)
-    p.add_argument("--n", type=int, default=-1, help="only the first n demonstrations")
+    p.add_argument("--n", type=numeric(AllOr), default=-1, help="only the first n demonstrations")
     p.add_argument("--camera_names", nargs="*", default=DEFAULT_CAMERAS, help="none: states only")
-    p.add_argument("--image_size", type=int, default=224, help="rendered at (%(default)s)")
-    p.add_argument("--obs_size", type=int, default=96, help="stored at (%(default)s)")
+    p.add_argument(
+        "--image_size", type=numeric(PictureSize), default=224, help="rendered at (%(default)s)"
+    )
+    p.add_argument(
+        "--obs_size", type=numeric(PictureSize), default=96, help="stored at (%(default)s)"
+    )
     p.add_argument("--render_quality", choices=("faithful", "fast"), default="faithful")
     p.add_argument("--shaped", default=0, **switch, help="shaped instead of sparse rewards")
     p.add_argument(
         "--done_mode",
-        type=int,
-        choices=(0, 1, 2),
+        type=numeric(Annotated[int, OneOf(0, 1, 2)]),
         default=0,
         help="dones are 1 at success (0), at the end (1), at both (2)",
     )
@@ -79,7 +88,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--video", default=0, **switch, help="also write demo_N_CAMERA.mp4")
     p.add_argument("--tensor", default=0, **switch, help="also write demo_N.pt")
     p.add_argument("--save_hdf5", default=1, **switch, help="0: only videos or tensors are kept")
-    p.add_argument("--workers", type=int, default=-1, help="processes; -1: one per core")
+    p.add_argument(
+        "--workers",
+        type=numeric(PROCESSES),
+        default=-1,
+        help="processes; 0: this one, -1: one per core",
+    )
     p.add_argument("--overwrite", default=0, **switch)
     return p
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,6 +32,8 @@ from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import EbmPolicy
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
+from common_utils.ranges import Between, Positive, Seed
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.named_modules import add_trust_option
@@ -187,14 +189,21 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Options(
         prog="python -m tools.held_out_energy", description="Rank held-out actions by energy."
     )
     parser.add_argument("--weight", required=True, help="a policy's weights; cfg.yaml beside it")
     parser.add_argument("--data", required=True, help="HDF5 file of held-out demonstrations")
-    parser.add_argument("--num", type=int, default=256, help="uniform actions per step")
-    parser.add_argument("--steps", type=int, default=500, help="held-out steps, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of the steps and the actions")
+    parser.add_argument(
+        "--num", type=numeric(Annotated[int, Between(1, 2**20)]), default=256,
+        help="uniform actions per step",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=numeric(Positive), default=500, help="held-out steps, at most"
+    )
+    parser.add_argument(
+        "--seed", type=numeric(Seed), default=0, help="of the steps and the actions"
+    )
     parser.add_argument("--out", default="held_out_energy", help="OUT.json and OUT.png")
     add_trust_option(parser)
     return parser
@@ -204,8 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (2: wrong options, checkpoint or data)."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.num < 1 or args.steps < 1 or args.seed < 0:
-        parser.error("--num and --steps: expected at least 1, --seed at least 0")
     result = evaluate(
         Path(args.weight), args.data, args.num, args.steps, args.seed, args.trust_module
     )

@@ -12,14 +12,13 @@ the file cannot be read or the sheet asked for cannot be written.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import imageio.v2 as imageio
@@ -35,7 +34,9 @@ from bc.loader import H5_FAULTS, DatasetError, DemoFile
 from common_utils import h5_read
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
 from common_utils.progress import console
+from common_utils.ranges import Between
 from common_utils.resources import format_bytes
 from common_utils.run_config import ConfigError
 from common_utils.success_rule import SparseReward
@@ -408,16 +409,24 @@ def _labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([np.asarray(strip), frame])
 
 
+PICTURES = Annotated[int, Between(0, 1000)]
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point; the exit status is described above."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Options(description=__doc__.split("\n")[0])
     parser.add_argument("file", help="HDF5 file of demonstrations")
     parser.add_argument("--out", default="", help="contact sheet (default: FILE_sheet.png)")
-    parser.add_argument("--demos", type=int, default=6, help="demonstrations on the sheet")
-    parser.add_argument("--frames", type=int, default=8, help="frames of each")
+    parser.add_argument(
+        "--demos",
+        type=numeric(PICTURES),
+        default=6,
+        help="demonstrations on the sheet; 0: no sheet",
+    )
+    parser.add_argument(
+        "--frames", type=numeric(Annotated[int, Between(1, 1000)]), default=8, help="frames of each"
+    )
     options = parser.parse_args(args)
-    if options.demos < 0 or options.frames < 1:
-        parser.error("--demos must be 0 or more (0: no contact sheet), --frames at least 1")
     report = inspect(options.file)
     console().print(Text(str(report.path), style="bold"), soft_wrap=True)
     # key names must not be cut, not even where the output goes to a pipe of 80 columns

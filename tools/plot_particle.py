@@ -26,6 +26,8 @@ sys.path.insert(0, str(ROOT))
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
 from common_utils.finite import check_action
+from common_utils.options import Options, numeric
+from common_utils.ranges import NotNegative, Positive, Seed
 from common_utils.run_config import ConfigError
 from env.core import ObsDict
 from env.experts import make_expert
@@ -196,20 +198,26 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.plot_particle", description="Pictures of the particle."
-    )
+    parser = Options(prog="python -m tools.plot_particle", description="Pictures of the particle.")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--weight", help="a policy's weight file; its cfg.yaml lies beside it")
     who.add_argument("--task", help="PARTICLE_{N}d, played by the oracle")
-    parser.add_argument("--num", type=int, default=4, help="episodes")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
+    parser.add_argument("--num", type=numeric(Positive), default=4, help="episodes")
+    parser.add_argument("--seed", type=numeric(Seed), default=0, help="seed of the first episode")
     parser.add_argument("--energy", action="store_true", help="also energy.png, of the first one")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[0, 10, 20, 30], help="moments of energy.png"
+        "--steps",
+        type=numeric(NotNegative),
+        nargs="+",
+        default=[0, 10, 20, 30],
+        help="moments of energy.png",
     )
     parser.add_argument(
-        "--dims", type=int, nargs=2, default=[0, 1], help="action dimensions of energy.png"
+        "--dims",
+        type=numeric(NotNegative),
+        nargs=2,
+        default=[0, 1],
+        help="action dimensions of energy.png",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=".", help="folder of the PNG files")
@@ -247,8 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (2: wrong options or checkpoint)."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.num < 1 or args.seed < 0:
-        parser.error(f"--num {args.num}, --seed {args.seed}: expected at least 1 and 0")
     env, policy = _open(args)
     limit, dim = env.spec.horizon, env.spec.action_dim
     if not all(0 <= s < limit for s in args.steps):

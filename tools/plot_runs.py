@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -25,6 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
+from common_utils.ranges import Above, Below, Between, Positive
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 
@@ -171,15 +174,23 @@ def draw(bands: dict[str, Band], key: str, confidence: float, out: Path, title: 
     plt.close(figure)
 
 
+BETWEEN_0_AND_1 = Annotated[float, Above(0), Below(1)]
+RESAMPLINGS = Annotated[int, Between(1, 10**6)]
+
+
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    p = Options(description=__doc__.split("\n", maxsplit=1)[0])
     p.add_argument("runs", nargs="+", type=Path, help="runs, or folders of runs")
     p.add_argument("--key", default="score/score", help="metric to plot (%(default)s)")
     p.add_argument("--out", type=Path, default=Path("learning_curves.png"), help="%(default)s")
     p.add_argument("--title", default="")
-    p.add_argument("--smooth", type=int, default=1, help="running mean over that many points")
-    p.add_argument("--confidence", type=float, default=0.95, help="%(default)s")
-    p.add_argument("--bootstrap", type=int, default=2000, help="resamplings (%(default)s)")
+    p.add_argument(
+        "--smooth", type=numeric(Positive), default=1, help="running mean over that many points"
+    )
+    p.add_argument("--confidence", type=numeric(BETWEEN_0_AND_1), default=0.95, help="%(default)s")
+    p.add_argument(
+        "--bootstrap", type=numeric(RESAMPLINGS), default=2000, help="resamplings (%(default)s)"
+    )
     p.add_argument(
         "--task-from", default="", help="regular expression that finds the task in a run's name"
     )
@@ -188,10 +199,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if not 0 < args.confidence < 1:
-        raise ConfigError(f"--confidence {args.confidence}: expected within (0, 1)")
-    if args.bootstrap < 1 or args.smooth < 1:
-        raise ConfigError("--bootstrap and --smooth: expected at least 1")
     groups: dict[str, list[Curve]] = {}
     for run in expand(args.runs):
         curve = smooth(read_curve(run, args.key, args.task_from), args.smooth)

@@ -29,7 +29,9 @@ from bc.loader import DemoFile
 from common_utils.atomic import atomic_json
 from common_utils.demo_file import open_demos, write_env_cfg
 from common_utils.errors import run_program
+from common_utils.options import Options, numeric
 from common_utils.progress import RunProgress, console
+from common_utils.ranges import AllOr
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.robosuite.obs import observe
@@ -222,10 +224,10 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    p = Options(description=__doc__.split("\n", maxsplit=1)[0])
     p.add_argument("--dataset", type=Path, required=True, help="HDF5 file, relative actions")
     p.add_argument("--output_path", type=Path, required=True, help="HDF5 file to write")
-    p.add_argument("--n", type=int, default=-1, help="only the first n demonstrations")
+    p.add_argument("--n", type=numeric(AllOr), default=-1, help="only the first n demonstrations")
     p.add_argument("--error_report", type=Path, help="JSON file: how the actions play")
     return p
 
@@ -233,8 +235,6 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0, or 2 with a message."""
     options = parser().parse_args(args)
-    if options.n == 0 or options.n < -1:
-        raise ConfigError(f"n: {options.n}, expected -1 (all) or at least 1")
     with_report = options.error_report is not None
     reports = convert(options.dataset, options.output_path, options.n, with_report)
     if with_report:

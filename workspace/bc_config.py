@@ -108,7 +108,9 @@ class MainConfig(Kinded, RunConfig):
         if self.load_model in ("", "None"):
             self.load_model = "none"
         if self.optimizer == "keras_adam" and self.weight_decay:
-            raise ValueError(f"weight_decay: {self.weight_decay}, but keras_adam has none")
+            raise ValueError(
+                f"weight_decay: {self.weight_decay}, expected 0 with optimizer keras_adam"
+            )
         self._check_policy()
 
     def _check_policy(self) -> None:

@@ -22,7 +22,7 @@ from env.named_modules import module_names, settle_modules, split_task
 from rl.q_agent import QAgent
 from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_policy import load_config as load_bc_config
-from workspace.build_policy import load_policy
+from workspace.build_policy import load_policy, naming_fields
 from workspace.rl_config import MainConfig, rl_env_config
 from workspace.weights import load_weights, put_weights, require_weights
 
@@ -158,7 +158,7 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgen
     for policy in bc_policies:
         spec.check_provides(policy.input_specs(), policy.action_dim, f"bc_policy {cfg.bc_policy}")
     prop = spec.observations.get("prop")
-    try:
+    with naming_fields("q_agent"):
         agent = QAgent(
             cfg.use_state,
             spec.observations[obs_key].shape,
@@ -168,8 +168,6 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgen
             cfg.q_agent,
             seed=seed_for(cfg.seed, "agent", bits=31),
         )
-    except (ConfigError, ValueError) as error:
-        raise ConfigError(f"q_agent: {error}") from None
     for policy in bc_policies:
         agent.add_bc_policy(policy)
     return agent

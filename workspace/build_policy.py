@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from env.core import Env
 from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
+from networks.encoder import SmallImageError
 from workspace.bc_config import MainConfig
 from workspace.weights import load_weights, put_weights
 
@@ -77,10 +80,20 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
         cameras=() if dataset.use_state else tuple(dataset.rl_cameras),
         prop_shape=tuple(cfg.prop_shape),
     )
-    try:
+    with naming_fields(row.section, f" (data: '{dataset.path}')"):
         return row.build(inputs, cfg.own_section)
-    except ValueError as error:
-        raise ConfigError(f"{row.section}: {error} (data: '{dataset.path}')") from error
+
+
+@contextmanager
+def naming_fields(section: str, where: str = "") -> Iterator[None]:
+    """What networks cannot be built from is a ConfigError, with the dotted name of the field."""
+    try:
+        yield
+    except SmallImageError as error:
+        raise ConfigError(f"rl_image_size: {error} for {section}'s encoder{where}") from error
+    except (ConfigError, ValueError) as error:
+        dot = "." if re.match(r"[\w.]+: ", str(error)) else ": "
+        raise ConfigError(f"{section}{dot}{error}{where}") from error
 
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:

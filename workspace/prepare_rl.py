@@ -5,7 +5,9 @@ Each function takes what it works on, or the :class:`Run` itself where it plays 
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +21,7 @@ from common_utils.kept_weights import KeptWeights
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.resources import Need, check_fits
+from common_utils.run_config import ConfigError
 from common_utils.saver import TopkSaver
 from common_utils.seeding import seed_for
 from common_utils.specs import BC_ACTION, EnvSpec, Obs
@@ -102,7 +105,22 @@ def check_memory(cfg: MainConfig, needs: dict[str, Need]) -> list[str]:
     state = {"state": Need(2 * total, "replay_buffer_size")}
     if cfg.replay_storage == "ram":
         return check_fits(needs, state, cfg.save_dir)
+    storage_folder(cfg.replay_storage)
     return check_fits({}, needs, cfg.replay_storage) + check_fits({}, state, cfg.save_dir)
+
+
+def storage_folder(path: str) -> Path:
+    """The folder of ``replay_storage``, made unless its parent is missing; else ConfigError."""
+    folder, expected = Path(path), "expected ram or a folder that can be written to"
+    if not path or not folder.parent.is_dir():
+        raise ConfigError(f"replay_storage: '{path}', {expected} (its parent must exist)")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"replay_storage: '{path}', {expected}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"replay_storage: '{path}', {expected}: Permission denied")
+    return folder
 
 
 def build_replay(cfg: MainConfig, spec: EnvSpec, agent: QAgent, env_args: Any) -> ReplayBuffer:

@@ -101,7 +101,7 @@ class MainConfig(RunConfig):
     bootstrap_truncated: Flag = 0
     # capacity of the replay, in episodes
     replay_buffer_size: Positive = 500
-    # "ram", or a folder for memory-mapped files
+    # "ram", or a folder for memory-mapped files (made if its parent exists)
     replay_storage: str = "ram"
     # threads that gather a batch
     replay_threads: Workers = 1
@@ -181,35 +181,35 @@ class MainConfig(RunConfig):
         for name in ("pretrain_num_epoch", "add_bc_loss"):
             if getattr(self, name) > 0 and self.preload_num_data == 0:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} needs demonstrations: set preload_num_data "
-                    "and preload_datapath"
+                    f"{name}: {getattr(self, name)} needs demonstrations, expected "
+                    "preload_num_data of at least 1 and preload_datapath"
                 )
         if max(self.warm_up_target, self.preload_num_data) > self.replay_buffer_size:
             raise ValueError(
-                f"replay_buffer_size: {self.replay_buffer_size} episodes cannot hold the "
-                f"{self.warm_up_target} that warm-up fills it with (num_warm_up_episode, "
-                "preload_num_data)"
+                f"replay_buffer_size: {self.replay_buffer_size}, expected at least "
+                f"num_warm_up_episode {self.num_warm_up_episode} and preload_num_data "
+                f"{self.preload_num_data}, which warm-up fills the replay with"
             )
         dynamic = self.add_bc_loss and self.q_agent.bc_loss_dynamic
         if dynamic and not (self.pretrain_num_epoch or self.load_pretrained_agent):
             raise ValueError(
-                "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent: set "
-                "pretrain_num_epoch or load_pretrained_agent"
+                "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent, expected "
+                "pretrain_num_epoch of at least 1 or load_pretrained_agent"
             )
         if self.q_agent.norm_state and self.preload_num_data == 0:
             raise ValueError(
-                "q_agent.norm_state: 1 takes mean and std from demonstrations: set "
-                "preload_num_data and preload_datapath"
+                "q_agent.norm_state: 1 takes mean and std from demonstrations, expected "
+                "preload_num_data of at least 1 and preload_datapath"
             )
         if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
             raise ValueError(
                 f"mix_rl_rate: {self.mix_rl_rate} takes part of each batch from demonstrations, "
-                "but preload_num_data is 0 and freeze_bc_replay is 1, so there will be none"
+                "expected preload_num_data of at least 1 or freeze_bc_replay 0"
             )
         if self.mix_rl_rate < 1 and int(self.batch_size * self.mix_rl_rate) < 1:
             raise ValueError(
-                f"mix_rl_rate: {self.mix_rl_rate} of batch_size {self.batch_size} is no transition "
-                "of the replay"
+                f"mix_rl_rate: {self.mix_rl_rate}, expected at least one transition of batch_size "
+                f"{self.batch_size}"
             )
         if self.num_warm_up_episode == 0 and self.preload_num_data == 0:
             raise ValueError(
@@ -217,7 +217,7 @@ class MainConfig(RunConfig):
                 "demonstrations (preload_num_data, preload_datapath)"
             )
         if self.q_agent.norm_state and not self.use_state:
-            raise ValueError("q_agent.norm_state: 1 normalises states, but use_state is 0")
+            raise ValueError("q_agent.norm_state: 1, expected 0 with use_state 0")
         if not self.use_state and "+" in self.rl_camera:
             raise ValueError(
                 f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"

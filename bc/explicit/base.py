@@ -14,7 +14,7 @@ from common_utils.specs import Obs
 def check_prop(use_prop: int, inputs: PolicyInputs) -> None:
     """ValueError when proprioception is wanted that the data do not have."""
     if use_prop and not inputs.prop_shape:
-        raise ValueError("use_prop: 1, but there is no proprioception")
+        raise ValueError("use_prop: 1, expected 0: there is no proprioception")
 
 
 class ExplicitPolicy(BasePolicy):

@@ -20,8 +20,9 @@ from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
-from common_utils.specs import SpecError
+from common_utils.specs import Obs, SpecError
 from networks import ebm_fast
+from networks.ebm_fused import kernels_mode
 from networks.ibc_mlp import MLPEBM, MLPConfig
 from networks.ibc_pixel import PixelEBM, PixelEBMConfig
 
@@ -96,8 +97,8 @@ class EbmPolicyConfig(PolicyConfig):
         if along_chain and not self.num_langevin:
             raise ValueError(
                 "grad_penalty.only_apply_final_grad_penalty: 0 needs Langevin counter-examples, "
-                f"but fraction_langevin_samples {langevin} of num_counter_examples "
-                f"{self.num_counter_examples} is none"
+                f"expected 1 with fraction_langevin_samples {langevin} of num_counter_examples "
+                f"{self.num_counter_examples}, which is none"
             )
         if self.autoregressive:
             self._check_autoregressive()
@@ -112,22 +113,33 @@ class EbmPolicyConfig(PolicyConfig):
         """Counter-examples made by Langevin chains."""
         return int(self.fraction_langevin_samples * self.num_counter_examples)
 
+    @property
+    def rows_per_sample(self) -> int:
+        """The counter-examples, and the demonstrated action."""
+        return self.num_counter_examples + 1
+
+    @property
+    def rows_when_acting(self) -> int:
+        """The sampled actions."""
+        return self.num_action_samples
+
     def check(self, pixels: bool) -> None:
         """ValueError for what is for states alone, or would quietly be computed in float32."""
         if pixels and self.autoregressive:
-            raise ValueError("autoregressive: 1 is for states (dataset.use_state 1)")
+            raise ValueError("autoregressive: 1, expected 0 with images (dataset.use_state 0)")
         if self.precision == "float32":
             return
         if pixels:
             raise ValueError(
-                f"precision: {self.precision} is for networks over states; with images set "
-                "ebm.pixel.image.conv_precision"
+                f"precision: {self.precision} is for networks over states, expected float32 "
+                "with images (and ebm.pixel.image.conv_precision)"
             )
         net = self.net
         if net.activation != "relu" or net.normalizer is not None or net.rate > 0:
             raise ValueError(
-                f"precision: {self.precision} needs ebm.net.activation relu, normalizer null and "
-                f"rate 0, got {net.activation}, {net.normalizer} and {net.rate}"
+                f"precision: {self.precision}, expected float32 unless net.activation is relu, "
+                f"net.normalizer null and net.rate 0: they are {net.activation}, "
+                f"{'null' if net.normalizer is None else net.normalizer} and {net.rate}"
             )
 
     def _check_autoregressive(self) -> None:
@@ -142,10 +154,10 @@ class EbmPolicyConfig(PolicyConfig):
         for name, value in wanted.items():
             if getattr(self, name) != value:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)}, but autoregressive: 1 goes with {value}"
+                    f"{name}: {getattr(self, name)}, expected {value} with autoregressive 1"
                 )
         if self.grad_penalty.add_grad_penalty:
-            raise ValueError("grad_penalty.add_grad_penalty: 1, but autoregressive: 1 has none")
+            raise ValueError("grad_penalty.add_grad_penalty: 1, expected 0 with autoregressive 1")
 
 
 def score(
@@ -198,6 +210,7 @@ class EbmPolicy(NormalizedPolicy):
         action_dim: int,
         cfg: EbmPolicyConfig | None = None,
     ) -> None:
+        kernels_mode()  # refused here, not in the first step
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg)
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
@@ -234,6 +247,10 @@ class EbmPolicy(NormalizedPolicy):
             self.box_low.copy_(low)
             self.box_high.copy_(high)
         return still
+
+    def network_pass(self, inputs: Obs) -> torch.Tensor:
+        """What is computed once per observation."""
+        return self.net.encode(self.features(inputs))
 
     # ------------------------------------------------------------- training
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from common_utils.errors import UserError
 from networks.fast.table import Kernel
 
 # Products with a side below these are bound by memory, and oneDNN's preparations cost more than
@@ -22,7 +23,7 @@ def gemm_mode() -> str:
     """``IBRL_GEMM``: auto, mkl or onednn."""
     mode = os.environ.get("IBRL_GEMM", "auto")
     if mode not in ("auto", "mkl", "onednn"):
-        raise ValueError(f"IBRL_GEMM: '{mode}', expected auto, mkl or onednn")
+        raise UserError(f"IBRL_GEMM: {mode!r}, expected auto, mkl or onednn")
     return mode
 
 

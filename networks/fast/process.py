@@ -9,6 +9,9 @@ from functools import lru_cache
 
 import torch
 
+from common_utils.errors import UserError
+from networks.fast.onednn import gemm_mode
+
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
@@ -21,7 +24,7 @@ def keep_freed_memory() -> bool:
     """
     mode = os.environ.get("IBRL_MALLOC", "keep")
     if mode not in ("keep", "system"):
-        raise ValueError(f"IBRL_MALLOC: '{mode}', expected keep or system")
+        raise UserError(f"IBRL_MALLOC: {mode!r}, expected keep or system")
     if mode == "system" or not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -54,7 +57,11 @@ def threads() -> int:
 
 
 def set_up(torch_threads: int = 0, kernel_threads: int = 0) -> None:
-    """What every program that trains or evaluates does first; 0 threads: leave torch's."""
+    """What every program that trains or evaluates does first; 0 threads: leave torch's.
+
+    Raises UserError for an environment variable of ours with another value than its choices.
+    """
+    gemm_mode()
     keep_freed_memory()
     if torch_threads > 0:
         torch.set_num_threads(torch_threads)

@@ -77,7 +77,11 @@ def test_action_ranges_that_do_not_fit_are_refused(path, kwargs, match):
 
 @pytest.mark.parametrize(
     "low, high, match",
-    [([0.0], [], "give both"), ([1.0], [1.0], "below action_high"), ([0.0], [np.inf], "finite")],
+    [
+        ([0.0], [], "expected both"),
+        ([1.0], [1.0], "below action_high"),
+        ([0.0], [np.inf], "finite"),
+    ],
 )
 def test_impossible_action_ranges_are_refused(low, high, match):
     with pytest.raises(ValueError, match=match):

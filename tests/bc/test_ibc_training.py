@@ -116,10 +116,16 @@ def test_an_infinite_loss_ends_the_run_and_says_where(tmp_path, data):
         (["--weight_decay", "0.1"], "weight_decay"),
         (["--lr_decay_steps", "0"], "lr_decay_steps"),
         (["--grad_clip", "-1"], "grad_clip"),
-        (["--dataset.use_state", "0", "--dataset.rl_camera", "a+b"], "one camera"),
+        (
+            ["--dataset.use_state", "0", "--dataset.rl_camera", "a+b"],
+            "expected one in dataset.rl_camera",
+        ),
         (["--ebm.num_action_samples", "0"], "num_action_samples"),
         (["--ebm.net.depth", "3"], "even"),
-        (["--ebm.precision", "bfloat16", "--ebm.net.rate", "0.1"], "precision.*rate 0, got"),
+        (
+            ["--ebm.precision", "bfloat16", "--ebm.net.rate", "0.1"],
+            "precision.*expected float32 unless",
+        ),
         (
             ["--ebm.precision", "bfloat16", "--dataset.use_state", "0"],
             "precision.*ebm.pixel.image.conv_precision",

@@ -324,7 +324,7 @@ def test_impossible_configs_name_the_field(tmp_path, data, args, message):
 def test_networks_that_cannot_be_built_name_the_section(tmp_path, data):
     cfg = config(tmp_path / "run", data, "--policy.use_prop", "1")
     cfg.obs_shape, cfg.action_dim = [3, 96, 96], 7
-    with pytest.raises(ConfigError, match=r"^policy: use_prop: 1, but there is no proprioception"):
+    with pytest.raises(ConfigError, match=r"^policy.use_prop: 1, expected 0: there is no propri"):
         train_bc.build_policy(cfg)
 
 

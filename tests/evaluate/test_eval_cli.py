@@ -156,7 +156,10 @@ def test_missing_checkpoints(capsys, args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--weight", "x.pt", "--num_game", "0"], "--num_game is 0"),
+        (
+            ["--weight", "x.pt", "--num_game", "0"],
+            "--num_game: expected an integer of at least 1, got '0'",
+        ),
         (["--weight", "x.pt", "--record_dir", "v"], "--record_dir needs --mp 0"),
         (["--weight", "x.pt", "--include", "a"], "--include goes with --folder"),
         (["--weight", "x.pt", "--folder", "y"], "not allowed with"),

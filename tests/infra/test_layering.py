@@ -61,7 +61,7 @@ def lint(root: Path) -> subprocess.CompletedProcess[str]:
     [
         ("env/config.py", "from env.factory import make_env", "env"),
         ("env/suites.py", "def f():\n    import env.d4rl", "env"),
-        ("env/stacking.py", "if TYPE_CHECKING:\n    import env.config", "env"),
+        ("env/suites.py", "if TYPE_CHECKING:\n    import env.config", "env"),
         ("env/robosuite/obs.py", "import env.robosuite.env", "env.robosuite"),
         ("bc/base.py", "import bc.explicit.mse_policy", "bc"),
     ],

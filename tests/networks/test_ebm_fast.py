@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
+from bc.ibc.ebm_policy import EbmPolicy
 from common_utils import ebm_kernels
+from common_utils.errors import UserError
 from networks import ebm_fast, ebm_fused
 from networks.ibc_mlp import MLPEBM, MLPConfig
 
@@ -191,8 +193,10 @@ def test_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="precision is 'half'"):
         ebm_fast.logits(net, net.encode(obs), actions, "half")
     monkeypatch.setenv("IBC_KERNELS", "nonsense")
-    with pytest.raises(ValueError, match="IBC_KERNELS: 'nonsense'"):
+    with pytest.raises(UserError, match="^IBC_KERNELS: 'nonsense', expected one of auto, off"):
         ebm_fast.prepare(net)
+    with pytest.raises(UserError, match="IBC_KERNELS"):  # before a run has written anything
+        EbmPolicy("state", (4,), 1, 2)
 
 
 def test_no_second_derivative_by_accident() -> None:

@@ -193,7 +193,7 @@ def test_batch_norm_is_kerass() -> None:
         ({"dense_layer_type": "weight_norm"}, "dense_layer_type"),
         ({"activation": "gelu"}, "activation"),
         ({"normalizer": "Group"}, "normalizer"),
-        ({"normalizer": "Layer", "layers": "MLPDropout"}, "residual"),
+        ({"normalizer": "Layer", "layers": "MLPDropout"}, "expected null with MLP"),
         ({"width": 0}, "width"),
         ({"rate": 1.0}, "rate"),
         ({"depth": 3}, "even"),

@@ -170,7 +170,7 @@ def test_rewarded_episodes_of_either_order_are_kept(tmp_path: Path) -> None:
         ({"task": "PUSH", "wait": 3}, ["wait", "PUSH"]),
         ({"num": 0}, ["num: ", "got 0"]),
         ({"noise": -1.0}, ["noise: ", "got -1.0"]),
-        ({"shared_memory": 1, "replicas": 2}, ["shared_memory", "--replicas 0"]),
+        ({"shared_memory": 1, "replicas": 2}, ["shared_memory", "replicas 0, got 2"]),
     ],
 )
 def test_options_that_do_not_fit_are_told(kwargs: dict, names: list[str]) -> None:

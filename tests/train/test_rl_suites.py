@@ -157,7 +157,7 @@ def test_block_pushing_from_pixels(tmp_path: Path) -> None:
         (
             {"suite": "block_pushing", "use_state": 0, "rl_camera": "rgb"},
             ConfigError,
-            r"VitEncoder needs square images .* \(3, 96, 128\)",
+            r"q_agent.enc_type: vit, expected another one for images \(3, 96, 128\)",
         ),
         ({"suite": "particle", "goal_tolerance": -1}, ConfigError, "goal_tolerance: .*got -1"),
         ({"suite": "d4rl", "task_name": "ant"}, EnvError, "d4rl has door-human-v0"),

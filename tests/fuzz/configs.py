@@ -1,0 +1,342 @@
+"""Random configurations of both programs: parsed, checked, constructed, for some a few updates.
+
+A draw is refused by one UserError of at most three lines that names a field, or what it describes
+is built. Whatever else happens is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import torch
+
+import quickstart
+import train_bc
+import train_rl
+from bc.base import BasePolicy
+from common_utils import run_config
+from common_utils.config_kinds import every_kind
+from common_utils.config_types import is_switch
+from common_utils.errors import UserError
+from common_utils.ranges import Above, AtLeast, AtMost, Below, Between, MultipleOf, OneOf
+from common_utils.run_config import field_types
+from common_utils.specs import BC_ACTION, ArraySpec, Batch, EnvSpec
+from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
+from rl.q_agent import QAgent
+from tools import (
+    collect_oracle,
+    convert_minari,
+    coordinate_regression,
+    expert_frames,
+    expert_report,
+    generate_demos,
+    implicit_ibrl,
+    particle_dimensions,
+)
+from workspace.build_agent import build_agent
+from workspace.build_policy import build_policy
+from workspace.network_memory import agent_footprint, check_agent, check_policy, policy_footprint
+from workspace.prepare_rl import build_replay, check_memory, memory_needs
+
+# every program with a config class
+PROGRAMS: dict[str, Any] = {
+    "train_rl": train_rl.MainConfig,
+    "train_bc": train_bc.MainConfig,
+    "train_rl_mw": train_rl_mw.MainConfig,
+    "train_bc_mw": train_bc_mw.MainConfig,
+    "quickstart": quickstart.QuickstartConfig,
+    "generate_metaworld_dataset": generate_metaworld_dataset.MainConfig,
+    "collect_oracle": collect_oracle.MainConfig,
+    "convert_minari": convert_minari.MainConfig,
+    "coordinate_regression": coordinate_regression.MainConfig,
+    "expert_frames": expert_frames.MainConfig,
+    "expert_report": expert_report.MainConfig,
+    "generate_demos": generate_demos.MainConfig,
+    "implicit_ibrl": implicit_ibrl.MainConfig,
+    "particle_dimensions": particle_dimensions.MainConfig,
+}
+# larger ones are described, not made
+LARGEST = 2**28
+SECONDS = 20
+# of the machine or of files, not of the configuration
+LEFT_ALONE = ("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite")
+NONSENSE = ["-1", "0", "1e9", "1000000000000000000", "1e30", ".nan", ".inf", "-.inf", "word", "[]"]
+
+
+# ------------------------------------------------------------------------- types and values
+
+
+def plain_kind(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The type without null and ``Annotated``, and its limits."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is Annotated:
+        base, *limits = get_args(kind)
+        inner, more = plain_kind(base)
+        return inner, (*limits, *more)
+    return kind, ()
+
+
+def is_numeric(kind: Any) -> bool:
+    """Whether a field holds a number, a switch, or a list of numbers."""
+    inner, limits = plain_kind(kind)
+    if get_origin(inner) is list:
+        return is_numeric(get_args(inner)[0])
+    numbers = get_origin(inner) is Literal and isinstance(get_args(inner)[0], int)
+    return inner in (int, float, bool) or numbers
+
+
+def bounds_of(kind: Any) -> list[str]:
+    """The least and the largest legal number, as far as the type has them."""
+    inner, limits = plain_kind(kind)
+    out = [repr(v) for limit in limits if isinstance(limit, OneOf) for v in limit.values]
+    for limit in limits:
+        ends = [getattr(limit, end) for end in ("low", "high") if hasattr(limit, end)]
+        out += [repr(int(v) if inner is int else float(v)) for v in ends]
+    return out
+
+
+def legal(kind: Any, rng: random.Random) -> str | None:
+    """A value that the type allows, as it is typed; None where strings are not known."""
+    if is_switch(kind):
+        return rng.choice("01")
+    inner, limits = plain_kind(kind)
+    if get_origin(inner) is Literal:
+        return str(rng.choice([a for a in get_args(inner) if a != ""]))
+    if inner not in (int, float):
+        return None
+    for limit in limits:
+        if isinstance(limit, OneOf) and rng.random() < 0.5:
+            return str(rng.choice(limit.values))
+    low, high = _bounds(limits)
+    value = _between(low, high, inner, rng)
+    for limit in limits:
+        if isinstance(limit, MultipleOf):
+            value = max(limit.step, int(value) // limit.step * limit.step)
+    return repr(value)
+
+
+def _bounds(limits: Sequence[Any]) -> tuple[float, float]:
+    low, high = -1e6, 1e9
+    for limit in limits:
+        if isinstance(limit, (AtLeast, Above, Between)):
+            low = limit.low
+        if isinstance(limit, (AtMost, Below, Between)):
+            high = limit.high
+    return low, high
+
+
+def _between(low: float, high: float, kind: Any, rng: random.Random) -> int | float:
+    """Small values often, the bounds sometimes."""
+    choice = rng.random()
+    if choice < 0.1:
+        value: float = high
+    elif choice < 0.2:
+        value = low
+    elif high - low > 100:
+        value = low + math.exp(rng.uniform(0, math.log(min(high - low, 1e6))))
+    else:
+        value = rng.uniform(low, high)
+    return int(value) if kind is int else float(value)
+
+
+# ------------------------------------------------------------------------- drawing
+
+
+@dataclass
+class Draw:
+    """A command line of one program, and what the data or the environment are like."""
+
+    program: str
+    args: list[str]
+    image_size: int = 96
+    names: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.program} {' '.join(self.args)} (images of {self.image_size})"
+
+
+def kinds_of(config_class: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A program's config class for each of its kinds, and the options that choose it."""
+    for kind, own in every_kind(config_class).items():
+        if not kind:
+            yield own, []
+            continue
+        options = [f"--{own.CHOSEN_BY}", kind]
+        if kind == "state":
+            options += ["--dataset.use_state", "1"]
+        yield own, options
+
+
+def draw(program: str, rng: random.Random) -> Draw:
+    """One configuration: a kind, states or images, and up to eight fields."""
+    config_class, args = rng.choice(list(kinds_of(PROGRAMS[program])))
+    args = list(args)
+    state = "--dataset.use_state" if program == "train_bc" else "--use_state"
+    if state not in args and rng.random() < 0.5:
+        args += [state, "1"]
+    known = {
+        k: v
+        for k, v in field_types(config_class).items()
+        if k not in LEFT_ALONE and k not in ("policy_type", "use_state", "dataset.use_state")
+    }
+    names = rng.sample(sorted(known), rng.randint(1, 8))
+    wrong = rng.random() < 0.25
+    for name in names:
+        value = rng.choice(NONSENSE) if wrong and rng.random() < 0.3 else legal(known[name], rng)
+        if value is not None:
+            args.append(f"--{name}={value}")
+    return Draw(program, args, rng.choice([8, 16, 24, 32, 48, 64, 84, 96]), names)
+
+
+# ------------------------------------------------------------------------- what becomes of it
+
+
+class Fault(Exception):
+    """A draw was neither refused in words nor built."""
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Fault when the block takes longer."""
+
+    def stop(*_: object) -> None:
+        raise Fault(f"it takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def check_message(error: UserError, known: Sequence[str]) -> None:
+    """Fault unless the message is short and names a field."""
+    text = str(error)
+    if text.count("\n") > 2 or len(text) > 600:
+        raise Fault(f"the message is too long: {text}")
+    if not any(name in text for name in known):
+        raise Fault(f"the message names no field: {text}")
+
+
+def try_draw(drawn: Draw, folder: str) -> str:
+    """ "refused", "described" (too large to make) or "built"; Fault for anything else."""
+    known = sorted(field_types(PROGRAMS[drawn.program]))
+    for own, _ in kinds_of(PROGRAMS[drawn.program]):
+        known += field_types(own)
+    try:
+        with time_limit(SECONDS):
+            cfg = run_config.parse_args(
+                PROGRAMS[drawn.program], [*drawn.args, "--save_dir", f"{folder}/run"]
+            )
+            return _build(drawn, cfg)
+    except UserError as error:
+        check_message(error, known)
+        return "refused"
+    except Fault as fault:
+        raise Fault(f"{drawn}\n{fault}") from None
+    except Exception as error:
+        raise Fault(f"{drawn}\n{type(error).__name__}: {error}") from error
+
+
+def _build(drawn: Draw, cfg: Any) -> str:
+    if isinstance(cfg, train_bc.MainConfig):
+        return _build_policy(drawn, cfg)
+    if isinstance(cfg, train_rl.MainConfig):
+        return _build_agent(drawn, cfg)
+    return "built"
+
+
+# ------------------------------------------------------------------------- policies
+
+
+def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> str:
+    data, size = cfg.dataset, drawn.image_size
+    stack = data.state_stack if data.use_state else data.image_stack
+    cfg.obs_shape = [5 * stack] if data.use_state else [3 * stack, size, size]
+    cfg.action_dim, cfg.prop_shape, cfg.device = 2, [4 * data.prop_stack], "cpu"
+    check_policy(cfg)
+    if policy_footprint(cfg).total > LARGEST:
+        return "described"
+    torch.manual_seed(cfg.seed)
+    policy = build_policy(cfg)
+    policy.seed(cfg.seed)
+    batch = _demonstrations(policy, 3)
+    policy.fit([batch])
+    policy.loss(batch).backward()
+    policy.eval()
+    obs = {k: v[:1] for k, v in batch.obs.items()}
+    action = policy.act(obs, generator=torch.Generator().manual_seed(0))
+    if action.shape != (1, 2):
+        raise Fault(f"the action has shape {list(action.shape)}")
+    return "built"
+
+
+def _demonstrations(policy: BasePolicy, num: int) -> Any:
+    rng = torch.Generator().manual_seed(0)
+    obs = {k: _random(s, num, rng) for k, s in policy.input_specs().items()}
+    return SimpleNamespace(obs=obs, action=torch.rand(num, 2, generator=rng) * 2 - 1)
+
+
+def _random(spec: ArraySpec, num: int, rng: torch.Generator) -> torch.Tensor:
+    if spec.dtype == "uint8":
+        return torch.randint(0, 256, (num, *spec.shape), generator=rng, dtype=torch.uint8)
+    return torch.rand(num, *spec.shape, generator=rng)
+
+
+# ------------------------------------------------------------------------- agents
+
+
+def _build_agent(drawn: Draw, cfg: train_rl.MainConfig) -> str:
+    size = cfg.rl_image_size or 96
+    cfg.q_agent.device = "cpu"
+    spec = EnvSpec(
+        "particle",
+        "none",
+        {
+            "state": ArraySpec((5 * cfg.state_stack,), stack=cfg.state_stack),
+            cfg.rl_camera: ArraySpec((3 * cfg.obs_stack, size, size), "uint8", cfg.obs_stack),
+            "prop": ArraySpec((4 * cfg.prop_stack,), stack=cfg.prop_stack),
+        },
+        action_dim=2,
+        horizon=cfg.episode_length,
+        cameras=(cfg.rl_camera,),
+    )
+    check_agent(cfg, spec)
+    if agent_footprint(cfg, spec, num_bc_policies=0).total > LARGEST:
+        return "described"
+    torch.manual_seed(cfg.seed)
+    agent = build_agent(cfg, spec, [])
+    check_memory(cfg, memory_needs(cfg, spec, agent))
+    build_replay(cfg, spec, agent, None)
+    _update(agent, cfg, spec)
+    return "built"
+
+
+def _update(agent: QAgent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
+    rng = torch.Generator().manual_seed(0)
+    obs, after = (
+        {k: _random(spec.observations[k], 2, rng) for k in agent.input_keys} for _ in range(2)
+    )
+    batch = Batch(
+        obs=obs,
+        next_obs=after,
+        action=torch.rand(2, 2, generator=rng) * 2 - 1,
+        reward=torch.rand(2, generator=rng),
+        bootstrap=torch.ones(2),
+    )
+    agent.update(batch, stddev=cfg.stddev_min, update_actor=True)
+    agent.eval()
+    action = agent.act({k: v[0] for k, v in obs.items()}, eval_mode=False, stddev=cfg.stddev_max)
+    if action.shape != (2,) or BC_ACTION in obs:
+        raise Fault(f"the action has shape {list(action.shape)}")
