@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import Report, measure, run, timing_options
 from common_utils.errors import run_program
 from common_utils.specs import ArraySpec
+from common_utils.stacking import gather_stack
 from rl.replay import ReplayBuffer
 
 BATCH, NSTEP, GAMMA, ACTION_DIM, MAX_LEN = 256, 3, 0.99, 7, 200
@@ -65,15 +66,8 @@ class NumpyReplay:
         self.size = b
 
     def _stack(self, key: str, i: np.ndarray) -> torch.Tensor:
-        frames, k = self.obs[key], self.specs[key].stack
-        if k == 1:
-            return torch.from_numpy(frames[i])
-        parts = []
-        for j in range(k):
-            part = frames[np.maximum(i - j, 0)]
-            part[i - j < self.first[i]] = 0
-            parts.append(part)
-        return torch.from_numpy(np.concatenate(parts, axis=1))
+        stack = self.specs[key].stack
+        return torch.from_numpy(gather_stack(self.obs[key], i, self.first[i], stack))
 
     def sample(self, n: int) -> tuple[dict, dict, torch.Tensor, torch.Tensor, torch.Tensor]:
         i = self.rng.integers(0, self.size, n)
