@@ -412,21 +412,26 @@ def _labelled(frame: np.ndarray, text: str) -> np.ndarray:
 PICTURES = Annotated[int, Between(0, 1000)]
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Entry point; the exit status is described above."""
-    parser = Options(description=__doc__.split("\n")[0])
-    parser.add_argument("file", help="HDF5 file of demonstrations")
-    parser.add_argument("--out", default="", help="contact sheet (default: FILE_sheet.png)")
-    parser.add_argument(
+def parser() -> Options:
+    """The command line."""
+    p = Options(description=__doc__.split("\n")[0])
+    p.add_argument("file", help="HDF5 file of demonstrations")
+    p.add_argument("--out", default="", help="contact sheet (default: FILE_sheet.png)")
+    p.add_argument(
         "--demos",
         type=numeric(PICTURES),
         default=6,
         help="demonstrations on the sheet; 0: no sheet",
     )
-    parser.add_argument(
+    p.add_argument(
         "--frames", type=numeric(Annotated[int, Between(1, 1000)]), default=8, help="frames of each"
     )
-    options = parser.parse_args(args)
+    return p
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status is described above."""
+    options = parser().parse_args(args)
     report = inspect(options.file)
     console().print(Text(str(report.path), style="bold"), soft_wrap=True)
     # key names must not be cut, not even where the output goes to a pipe of 80 columns

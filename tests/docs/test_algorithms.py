@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
-
-import pytest
 
 import train_bc
 import train_rl
@@ -22,22 +19,6 @@ CONFIGS = {
     "mw_main/train_rl_mw.py": train_rl_mw.MainConfig,
     "mw_main/train_bc_mw.py": train_bc_mw.MainConfig,
 }
-
-
-def commands() -> list[str]:
-    text = TEXT.replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if line.startswith("    python ")]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPO)
-    _, program, *args = shlex.split(command)
-    run_config.parse_args(CONFIGS[program], args)
-
-
-def test_there_are_commands() -> None:
-    assert len(commands()) == 10
 
 
 def test_options_exist() -> None:
