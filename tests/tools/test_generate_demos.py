@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -28,6 +25,7 @@ from env.core import EnvError
 from env.factory import make_env
 from env.robosuite.robomimic_args import model_xml
 from env.robosuite.sim import make_sim, reset_sim
+from tests import runs
 from tools.demo_recorder import Settings
 from tools.generate_demos import MainConfig, generate
 from tools.recording import Job, Parts, disk_reported, play
@@ -65,10 +63,6 @@ def made(tmp_path_factory) -> Path:
 def command(folder: Path, *more: str) -> list[str]:
     options = ["--task", "Lift", "--num", "3", "--cameras", "[]", "--workers", "0"]
     return [sys.executable, "-m", "tools.generate_demos", *options, "--out", str(folder), *more]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 
 
 # ---------------------------------------------------------------- what is written
@@ -179,7 +173,7 @@ def test_pictures_are_the_environments(tmp_path):
         "        obs = env.step(action)[0]\n"
         "env.close()\n"
     )
-    env = environment() | {"MUJOCO_GL": best_backend()}
+    env = runs.env() | {"MUJOCO_GL": best_backend()}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=REPO, env=env, text=True,
         capture_output=True, timeout=600,
@@ -197,9 +191,7 @@ def test_pictures_are_the_environments(tmp_path):
 
 def test_workers_and_a_kill_leave_no_trace_in_the_file(made, tmp_path, capsys):
     """Killed after its first episode, and gone on with by two workers: the same file."""
-    process = subprocess.Popen(
-        command(tmp_path), cwd=REPO, env=environment(), start_new_session=True
-    )
+    process = subprocess.Popen(command(tmp_path), cwd=REPO, env=runs.env(), start_new_session=True)
     parts = tmp_path / ".parts"
     deadline = time.monotonic() + 300
     while not list(parts.glob("[0-9]*.hdf5")):
@@ -238,7 +230,7 @@ def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
     with open(tmp_path / "errors", "w+") as errors:
         process = subprocess.Popen(
             command(tmp_path / "out", "--workers", "1"),
-            cwd=REPO, env=environment(), stderr=errors,
+            cwd=REPO, env=runs.env(), stderr=errors,
         )  # fmt: skip
         parts = tmp_path / "out/.parts"
         deadline = time.monotonic() + 300
@@ -259,7 +251,7 @@ def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
     # machine with little memory left refuses.
     limited = ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "limited"]
     full = subprocess.run(
-        limited + command(tmp_path / "out"), cwd=REPO, env=environment(), text=True,
+        limited + command(tmp_path / "out"), cwd=REPO, env=runs.env(), text=True,
         capture_output=True,
     )  # fmt: skip
     assert full.returncode == 2
@@ -277,24 +269,14 @@ def _cmdline(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """Writes beyond so many bytes fail, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-
-
 def test_a_full_disk_is_reported_and_what_is_recorded_kept(made, tmp_path):
     said = "the file size limit is reached while writing"
     cfg = config(tmp_path)
-    with file_size_limit(20_000), pytest.raises(EnvError, match=f"{said} '.*000000.hdf5'"):
+    with runs.file_size_limit(20_000), pytest.raises(EnvError, match=f"{said} '.*000000.hdf5'"):
         generate(cfg)  # not one episode
     assert not list((tmp_path / ".parts").glob("*.hdf5"))
     enough_for_one = made.stat().st_size // 2
-    with file_size_limit(enough_for_one), pytest.raises(EnvError, match=f"{said} '.*96.hdf5'"):
+    with runs.file_size_limit(enough_for_one), pytest.raises(EnvError, match=f"{said} '.*96.hdf5'"):
         generate(cfg)  # the episodes, but not the dataset
     assert len(list((tmp_path / ".parts").glob("0*.hdf5"))) == 3
     assert not list(tmp_path.glob("*.hdf5")) and not list(tmp_path.rglob(".tmp-*"))

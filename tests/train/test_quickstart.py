@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common_utils.gl import best_backend
-from tests.train.test_train_rl import REPO, env
+from tests.runs import REPO, env
 
 
 def quickstart(save_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -12,17 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 
 import train_bc
 import train_rl
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
-from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import env_args, make_env
+from tests.runs import assert_same_run, metrics
 from tools import collect_oracle
 
 HALF, WHOLE = 24, 48
@@ -47,16 +46,6 @@ def config(save_dir: Path, steps: int, **more: Any) -> train_rl.MainConfig:
     return run_config.parse_args(train_rl.MainConfig, [f"--{k}={v}" for k, v in options.items()])
 
 
-def weights(save_dir: Path) -> dict[str, torch.Tensor]:
-    return torch.load(save_dir / "latest.pt", weights_only=True)
-
-
-def metrics(save_dir: Path) -> list[dict[str, float]]:
-    timing = ("wall", "other/speed", "other/elapsed_time", "time/")
-    lines = read_metrics(save_dir / "metrics.jsonl")
-    return [{k: v for k, v in x.items() if not k.startswith(timing)} for x in lines]
-
-
 SUITES = {
     "particle": {"task_name": "PARTICLE_2d"},
     "block_pushing": {"task_name": "PUSH"},
@@ -72,9 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     train_rl.run(config(tmp_path / "whole", WHOLE, **options))
     train_rl.run(config(tmp_path / "parts", HALF, **options))
     work = train_rl.run(config(tmp_path / "parts", WHOLE, resume=1, **options))
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
     last = metrics(tmp_path / "whole")[-1]
     assert (last["step"], last["eval/seed"], last["other/train_step"]) == (WHOLE, 2, WHOLE / 2)
     assert last["train/critic_loss"] > 0

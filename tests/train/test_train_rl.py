@@ -25,14 +25,10 @@ from common_utils.kept_weights import originals
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import latest_state
 from tests.docs.metrics_page import undocumented
+from tests.runs import REPO, assert_same_run, env, metrics
 from workspace import build_agent
 
-REPO = Path(__file__).resolve().parents[2]
 STEPS = 600
-
-
-def env() -> dict[str, str]:
-    return os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 
 
 def python(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -101,23 +97,6 @@ def reference(bc_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = python(*command(bc_run, save_dir))
     assert done.returncode == 0, done.stderr
     return save_dir
-
-
-def weights(save_dir: Path) -> dict[str, torch.Tensor]:
-    return torch.load(save_dir / "latest.pt", weights_only=True)
-
-
-def metrics(save_dir: Path) -> list[dict[str, float]]:
-    lines = [json.loads(x) for x in (save_dir / "metrics.jsonl").read_text().splitlines()]
-    timing = ("wall", "other/speed", "other/elapsed_time", "time/")
-    return [{k: v for k, v in x.items() if not k.startswith(timing)} for x in lines]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    wa, wb = weights(a), weights(b)
-    assert wa.keys() == wb.keys()
-    assert [k for k in wa if not torch.equal(wa[k], wb[k])] == []
-    assert metrics(a) == metrics(b)
 
 
 def test_reference_run_is_complete(reference: Path) -> None:

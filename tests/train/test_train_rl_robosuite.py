@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ from common_utils.errors import run_program
 from common_utils.gl import best_backend
 from common_utils.success_rule import SparseReward
 from evaluate import eval as evaluate_cli
-from tests.train.test_train_rl import assert_same_run, wait_for_step
+from tests.runs import assert_same_run, file_size_limit
+from tests.train.test_train_rl import wait_for_step
 from tools import dataset_states_to_obs, generate_demos
 from tools.inspect_dataset import inspect
 
@@ -340,16 +339,6 @@ def test_what_does_not_fit_is_reported(
     generate = ["--task=Lift", "--num=1", "--workers=1", f"--out={tmp_path / 'new'}"]
     printed = refused(generate_demos.main, [*generate, '--cameras=["side"]'], capsys)
     assert "recording worker 0 failed while building its environment: camera 'side'" in printed
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """Writes beyond so many bytes fail, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 def test_a_full_disk_while_training_is_reported_and_nothing_is_lost(

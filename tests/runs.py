@@ -1,0 +1,50 @@
+"""What tests of whole programs share: their environment, what runs leave, a full disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from common_utils.records import read_metrics
+
+REPO = Path(__file__).resolve().parents[1]
+TIMING = ("wall", "other/speed", "other/elapsed_time", "time/")  # of a record
+
+
+def env() -> dict[str, str]:
+    """Variables for a program that needs no pictures."""
+    return os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+
+
+def weights(save_dir: Path) -> dict[str, torch.Tensor]:
+    """A run's newest weights."""
+    return torch.load(save_dir / "latest.pt", weights_only=True)
+
+
+def metrics(save_dir: Path) -> list[dict[str, float]]:
+    """A run's records without what measures time."""
+    records = read_metrics(save_dir / "metrics.jsonl")
+    return [{k: v for k, v in x.items() if not k.startswith(TIMING)} for x in records]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same weights, bit for bit, and the same records."""
+    wa, wb = weights(a), weights(b)
+    assert wa.keys() == wb.keys()
+    assert [k for k in wa if not torch.equal(wa[k], wb[k])] == []
+    assert metrics(a) == metrics(b)
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Writes beyond so many bytes fail, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
