@@ -24,7 +24,7 @@ from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
 from networks.encoder import SmallImageError
 from workspace.bc_config import MainConfig
-from workspace.weights import load_weights, put_weights
+from workspace.weights import check_weights, load_weights, put_weights
 
 
 def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
@@ -163,6 +163,14 @@ def load_policy(
     cfg = load_config(weight_file, trust_module=trust_module)
     if not cfg.action_dim:
         infer_shapes(cfg, weights)
+    config = Path(weight_file).parent / run_config.CFG_NAME
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes the config claims
+            check_weights(build_policy(cfg), weights, weight_file, "weight_file")
+    except ConfigError as error:
+        if str(weight_file) in str(error):
+            raise
+        raise ConfigError(f"'{config}': {error}") from error
     policy = build_policy(cfg)
     put_weights(policy, weights, weight_file, "weight_file")
     return policy.to(resolve_device(device)).eval(), cfg

@@ -61,15 +61,17 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(path: str | Path) -> None:
-    """torch stores its records as they are: compressed ones could unpack to any size."""
+    """Records are undamaged, and as torch stores them: compressed ones could unpack to any size."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-    if any(r.compress_type != zipfile.ZIP_STORED for r in records):
-        raise ValueError("its records are compressed, which torch never does")
-    if sum(r.file_size for r in records) > Path(path).stat().st_size:
-        raise ValueError("its records overlap")
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records):
+            raise ValueError("its records are compressed, which torch never does")
+        if sum(r.file_size for r in records) > Path(path).stat().st_size:
+            raise ValueError("its records overlap")
+        if damaged := archive.testzip():  # torch writes checksums, and does not compare them
+            raise ValueError(f"damaged: the checksum of its record '{damaged[:60]}' does not match")
 
 
 def _reason(error: Exception) -> str:
@@ -109,6 +111,14 @@ def put_weights(
 
     Raises ConfigError naming the file, in up to three lines.
     """
+    check_weights(module, weights, path, what)
+    module.load_state_dict(weights)
+
+
+def check_weights(
+    module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path, what: str
+) -> None:
+    """What :func:`put_weights` checks, for a module that may be on the meta device."""
     own = module.state_dict()
     faults = [
         *_listed("missing", (k for k in own if k not in weights)),
@@ -127,7 +137,6 @@ def put_weights(
             f"{what}: '{path}' does not fit the {type(module).__name__} its config describes:\n"
             f"  {'; '.join(faults)}"
         )
-    module.load_state_dict(weights)
 
 
 def _same_kind(loaded: torch.Tensor, own: torch.Tensor) -> bool:

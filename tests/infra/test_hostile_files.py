@@ -229,6 +229,12 @@ def changed(**values: object) -> Callable[[dict[str, Any]], bytes]:
     return lambda own: bytes_of({**own, next(iter(own)): values["to"]})
 
 
+def flipped(own: dict[str, Any]) -> tuple[bytes, bytes]:
+    """The first weight's bytes, and the same with another sign of one number."""
+    data = next(iter(own.values())).numpy().tobytes()
+    return data, data[:-1] + bytes([data[-1] ^ 0x80])
+
+
 def grown(own: dict[str, Any]) -> bytes:
     more = {f"more.{n}": torch.zeros(1) for n in range(500)}
     return bytes_of({**own, **more})
@@ -260,6 +266,10 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "code": (lambda own: bytes_of({"a": Evil()}), "which is code and is not run"),
     "plain pickle": (lambda own: pickle.dumps(Evil()), "is no readable weight file"),
     "compressed": (lambda own: compressed(bytes_of(own)), "its records are compressed"),
+    "another bit": (
+        lambda own: bytes_of(own).replace(*flipped(own)),
+        "the checksum of its record 'archive/data/0' does not match",
+    ),
     "cut off": (lambda own: bytes_of(own)[:-200], "is no readable weight file"),
     "empty": (lambda own: b"", "is no readable weight file"),
     "text": (lambda own: b"hello", "is no readable weight file"),
@@ -287,6 +297,25 @@ def test_weights_that_are_refused(tmp_path: Path, name: str) -> None:
     weight.write_bytes(make(own))
     refused(weight, said)
     assert not Evil.target.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("action_dim: 2", "action_dim: 2147483648", "size mismatch for "),
+        ("  use_state: 1\n  prop_stack", "  prop_stack", "image observations are [C, H, W]"),
+    ],
+)
+def test_a_config_of_other_sizes_takes_no_memory_and_is_named(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    weight = checkpoint(tmp_path)
+    config = tmp_path / "cfg.yaml"
+    text = config.read_text()
+    config.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as error:
+        train_bc.load_policy(weight, "cpu")
+    assert said in str(error.value) and str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -1,0 +1,107 @@
+"""A sample of every kind of hostile case, always the same; long runs: python -m tests.fuzz."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from common_utils.errors import UserError
+from tests.fuzz import runner
+from tests.fuzz.case import Case, Trial, Verdict, judge_message
+from tests.fuzz.runner import generators, run_kind
+
+KINDS = generators()
+CASES = {"weights": 250}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_without_a_fault(kind: str) -> None:
+    tally = run_kind(KINDS[kind], seed=0, cases=CASES.get(kind, 100))
+    assert not tally.faults, "\n".join(map(str, tally.faults[:5]))
+    assert tally.counts[Verdict.REFUSED] and tally.cases == CASES.get(kind, 100)
+
+
+# ---------------------------------------------------------------- the harness itself
+
+
+def hang(_: Path) -> str | None:
+    while True:
+        time.sleep(0.01)
+
+
+def stuck(_: Path) -> str | None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    return hang(_)
+
+
+def die(_: Path) -> str | None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return None
+
+
+def grab(_: Path) -> str | None:
+    return None if bytearray(2**33) else ""
+
+
+def refuse(_: Path) -> str | None:
+    raise UserError("x.yaml: no")
+
+
+def long_refusal(_: Path) -> str | None:
+    raise UserError("x.yaml\n" * 4)
+
+
+def vague_refusal(_: Path) -> str | None:
+    raise UserError("no")
+
+
+def fail(_: Path) -> str | None:
+    raise KeyError("x")
+
+
+EXPECTED = {
+    hang: Verdict.HANG, stuck: Verdict.HANG, die: Verdict.CRASH, grab: Verdict.TRACEBACK,
+    refuse: Verdict.REFUSED, long_refusal: Verdict.TRACEBACK, vague_refusal: Verdict.TRACEBACK,
+    fail: Verdict.TRACEBACK, (lambda _: None): Verdict.ACCEPTED, (lambda _: "5"): Verdict.SILENT,
+}  # fmt: skip
+
+
+def test_what_becomes_of_a_case_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(runner, "GRACE", 0.7)
+
+    def cases(_: random.Random) -> Iterator[Case]:
+        yield Trial("x", chosen[0], names=("x.yaml",))
+
+    for call, verdict in EXPECTED.items():
+        chosen = [call]  # as ``cases`` sees it, in the child
+        tally = run_kind(module_of(cases), 1, cases=1)
+        assert dict(tally.counts) == {verdict: 1}, call
+
+
+def module_of(cases: object) -> ModuleType:
+    return SimpleNamespace(KIND="x", cases=cases)  # type: ignore[return-value]
+
+
+def test_cases_after_a_death_are_run_and_the_same_each_time() -> None:
+    def cases(rng: random.Random) -> Iterator[Case]:
+        number = rng.randrange(3)
+        yield Trial(str(number), [die, refuse, fail][number], names=("x.yaml",))
+
+    first, again = (run_kind(module_of(cases), 5, cases=12) for _ in range(2))
+    assert first.counts == again.counts and first.cases == 12 and len(first.counts) == 3
+    assert [fault.number for fault in first.faults] == [fault.number for fault in again.faults]
+
+
+def test_messages_are_judged() -> None:
+    assert judge_message("a.pt: torn", ["a.pt"]).verdict is Verdict.REFUSED
+    assert judge_message("torn", ["a.pt"]).verdict is Verdict.TRACEBACK
+    assert judge_message("a.pt\n\n\n\n", ["a.pt"]).verdict is Verdict.TRACEBACK
+    assert judge_message("").verdict is Verdict.TRACEBACK
