@@ -56,6 +56,7 @@ RESUMABLE_CHANGES = (
     "resume",
     "save_dir",
     "num_epoch",
+    "device",
     "use_wb",
     "mp_eval",
     "num_eval_worker",
@@ -275,8 +276,11 @@ class Workspace:
         """Continue from a saved state."""
         with fitting(state):
             self.load_state_dict(state.tree)
+            moved = self.policy.moved(state.tree["policy_rng"])
         state.tree.clear()  # its copies of everything are not needed any more
         self.log.print(f"resumed from {state.path} at step {self.step}")
+        if moved:
+            self.log.print(f"note: {moved}")
 
     def save_state(self) -> None:
         """Resumable state of this step, written atomically.

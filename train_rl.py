@@ -348,9 +348,12 @@ class Workspace:
         with fitting(state):
             self.replay.load(state.part("replay"))
             self.load_state_dict(state.tree)
+            moved = self.agent.moved(state.tree["agent"])
         state.tree.clear()  # its copies of everything are not needed any more
         self.replay.freeze_bc_replay = self.prepared and bool(self.cfg.freeze_bc_replay)
         self.log.print(f"resumed from {state.path} at step {self.global_step}")
+        if moved:
+            self.log.print(f"note: {moved}")
 
     def close(self) -> None:
         """Stop workers and free simulators."""

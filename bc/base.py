@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import require_key
-from common_utils.seeding import generator_on
+from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import ArraySpec, Obs
 
 
@@ -180,9 +180,14 @@ class BasePolicy(nn.Module, ABC):
         return {"generator": self.generator.get_state()}
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`rng_state`; an empty state, of a policy that drew nothing, is none."""
+        """Inverse of :meth:`rng_state`, also of a policy on another device; an empty state, of a
+        policy that drew nothing, is none."""
         if state:
-            self.generator.set_state(state["generator"].cpu())
+            restore_generator(self.generator, state["generator"])
+
+    def moved(self, state: dict[str, Any]) -> str:
+        """What to say where :meth:`rng_state` is of another kind of device, else ""."""
+        return other_device(self.generator, state["generator"]) if state else ""
 
     # ------------------------------------------------------------- bookkeeping
 

@@ -58,6 +58,9 @@ class _Accumulator:
             return
         if value.numel() != 1:
             raise ValueError(f"a meter takes single numbers, got a tensor {list(value.shape)}")
+        if self.pending and self.pending[0].device != value.device:
+            # what a resumed run has read back is on the CPU
+            self.pending = [v.to(value.device) for v in self.pending]
         self.pending.append(value.detach().reshape(()))
         self.steps[-1].append(step)
         if len(self.pending) == self.CHUNK:
@@ -75,7 +78,7 @@ class _Accumulator:
     def device_stats(self) -> torch.Tensor | None:
         """float64 [n, 4] of the tensors so far, still on their device."""
         parts = self.reduced + ([self._reduce(self.pending)] if self.pending else [])
-        return torch.stack(parts) if parts else None
+        return torch.stack([part.to(parts[-1].device) for part in parts]) if parts else None
 
     def summary(self, stats: list[list[float]]) -> Meter:
         total, low, high = self.total, self.low, self.high

@@ -50,6 +50,42 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
     return torch.Generator(device).manual_seed(seed)
 
 
+_CUDA_BYTES = 16  # of a CUDA generator's state: its seed and its position
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Put a generator into a state that ``get_state`` gave: bit for bit where it is one of the
+    same kind of device.
+
+    A CPU's state says nothing to a GPU's generator, nor the other way round. Of the other kind
+    the generator is seeded with the first 63 bits of the state's SHA-256: the same state always
+    gives the same numbers, but not those of the run that saved it. ValueError for what is no
+    state of either.
+    """
+    if not other_device(generator, state):
+        generator.set_state(state.cpu())
+        return
+    digest = hashlib.sha256(state.cpu().numpy().tobytes()).digest()
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def other_device(generator: torch.Generator, state: torch.Tensor) -> str:
+    """What to say where ``state`` is of a generator on another kind of device, else ""."""
+    kinds = {_CUDA_BYTES: "a GPU", torch.Generator().get_state().numel(): "a CPU"}
+    have, own = (x.numel() for x in (state, generator.get_state()))
+    if state.dtype is not torch.uint8 or have not in {own, *kinds}:
+        raise ValueError(
+            f"{have} numbers of {state.dtype} are no state of a random generator, expected "
+            f"{own} of torch.uint8"
+        )
+    if have == own:
+        return ""
+    return (
+        f"this state was saved on {kinds[have]}: random generators of this device are seeded "
+        "from it, and the run goes on, but not bit for bit as there"
+    )
+
+
 def _cuda_in_use() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
 
@@ -76,16 +112,16 @@ def global_rng_state() -> dict[str, Any]:
 
 
 def set_global_rng_state(state: Mapping[str, Any]) -> None:
-    """Inverse of :func:`global_rng_state`."""
+    """Inverse of :func:`global_rng_state`; without a GPU, CUDA's generators are left out."""
     py, npy = state["python"], state["numpy"]
     random.setstate((py["version"], tuple(py["internal"]), py["gauss"]))
     np.random.set_state(
         (npy["name"], np.array(npy["keys"], np.uint32), npy["pos"], npy["has_gauss"], npy["cached"])
     )
     torch.set_rng_state(state["torch"].cpu())
-    if not state["cuda"]:
-        return
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not available:
+        return
     if available < len(state["cuda"]):
         warnings.warn(
             f"the saved run used {len(state['cuda'])} CUDA generators, this machine has "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common_utils.run_config import resolve_device
-from common_utils.seeding import generator_on
+from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import Batch, Obs, Policy
 
 
@@ -164,9 +164,13 @@ class Agent(nn.Module, ABC):
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`training_state`."""
+        """Inverse of :meth:`training_state`, also of an agent on another device."""
         self.load_state_dict(state["model"])
         for name, opt in self.optimizers().items():
             opt.load_state_dict(state["optimizers"][name])
         for name, generator in self._generators().items():
-            generator.set_state(state[name].cpu())
+            restore_generator(generator, state[name])
+
+    def moved(self, state: Mapping[str, Any]) -> str:
+        """What to say where ``state`` is an agent's on another kind of device, else ""."""
+        return other_device(self.rng, state["rng"])

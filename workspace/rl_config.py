@@ -36,6 +36,7 @@ RESUMABLE_CHANGES = (
     "resume",
     "save_dir",
     "num_train_step",
+    "q_agent.device",
     "use_wb",
     "mp_eval",
     "num_eval_worker",

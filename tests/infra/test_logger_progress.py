@@ -67,6 +67,18 @@ def test_meters_resume_bit_for_bit(tmp_path: Path) -> None:
     assert second.summary() == straight.summary()
 
 
+def test_meters_of_a_resumed_run_follow_its_device() -> None:
+    """What is read back is on the CPU; "meta" stands for a GPU."""
+    before = MultiCounter()
+    for number in range(300):  # some are reduced, some wait
+        before.append("loss", torch.tensor(float(number)))
+    after = MultiCounter()
+    after.load_state_dict(before.state_dict())
+    after.append("loss", torch.zeros((), device="meta"))
+    stats = after._keys["loss"].device_stats()
+    assert stats is not None and stats.device.type == "meta" and stats.shape == (2, 4)
+
+
 def test_logger_writes_all_its_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with RunLogger(tmp_path) as log:
         log.print("hello [not markup]")
