@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -142,11 +142,6 @@ def resize_images(x: torch.Tensor, size: int) -> torch.Tensor:
     if x.dtype == torch.uint8:
         y = y.clamp_(0, 255).round_().to(torch.uint8)
     return y if x.dim() == 4 else y.squeeze(0)
-
-
-def get_rescale_transform(target_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function that resizes images [C, H, W] (or batched) to ``target_size`` squares."""
-    return lambda x: resize_images(x, target_size)
 
 
 def require_key(obs: dict[str, torch.Tensor], key: str, who: str) -> torch.Tensor:

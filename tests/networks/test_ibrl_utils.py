@@ -15,8 +15,8 @@ from common_utils.ibrl_utils import (
     concat_obs,
     count_parameters,
     eval_mode,
-    get_rescale_transform,
     orth_weight_init,
+    resize_images,
     schedule,
     unstack_obs,
 )
@@ -116,10 +116,9 @@ def test_orthogonal_initialisation() -> None:
     assert count_parameters(net) == 8 * 8 + 8 + 4 + 2 + 1
 
 
-def test_rescale_keeps_dtype_batch_and_size() -> None:
-    resize = get_rescale_transform(8)
+def test_resizing_keeps_dtype_batch_and_size() -> None:
     x = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    assert resize(x).shape == (2, 3, 8, 8)
-    assert torch.equal(resize(x)[1], resize(x[1]))
+    assert resize_images(x, 8).shape == (2, 3, 8, 8)
+    assert torch.equal(resize_images(x, 8)[1], resize_images(x[1], 8))
     same = x[..., :8, :8]
-    assert resize(same) is same
+    assert resize_images(same, 8) is same
