@@ -131,7 +131,7 @@ class Workspace:
                 )
             workers = cfg.num_eval_worker if cfg.mp_eval else 0
             self.pool = EvalPool(asdict(cfg.env), workers)
-            who = f"policy on {cfg.dataset.path}"
+            who = f"dataset.path: the policy on {cfg.dataset.path}"
             self.pool.spec.check_provides(self.policy.input_specs(), cfg.action_dim, who)
         except (EnvError, EvalError) as error:  # EvalError: reported by a worker process
             raise type(error)(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -181,11 +180,11 @@ class EvalPool:
     def _play(
         self, runner: PolicyRunner, num_game: int, seed: int, one_by_one: bool, verbose: bool
     ) -> list[Episode]:
-        todo = deque(range(seed, seed + num_game))
+        todo = iter(range(seed, seed + num_game))
         busy: list[_Worker] = []
         episodes: list[Episode] = []
         for worker in self._workers[:num_game]:
-            self._assign(worker, todo.popleft(), runner)
+            self._assign(worker, next(todo), runner)
             busy.append(worker)
         while busy:
             asking: list[tuple[_Worker, Any]] = []
@@ -198,10 +197,11 @@ class EvalPool:
                 episodes.append(Episode(worker.game.seed, *message[1:]))
                 if verbose:
                     print_episode(episodes[-1])
-                if todo:
-                    self._assign(worker, todo.popleft(), runner)
-                else:
+                following = next(todo, None)
+                if following is None:
                     busy.remove(worker)
+                else:
+                    self._assign(worker, following, runner)
             self._answer(asking, runner, one_by_one)
         return episodes
 

@@ -157,34 +157,35 @@ def _dtype(name: str) -> torch.dtype:
 # ------------------------------------------------------------------------- checking
 
 
-def check_policy(cfg: BcConfig) -> None:
-    """ResourceError, naming the field to lower, if the policy cannot be trained here."""
+def check_policy(cfg: BcConfig) -> Footprint:
+    """What the policy takes; ResourceError naming the field to lower if it cannot be trained."""
     section = f"{type(cfg).sections()[cfg.kind].name}."
-    _check(cfg, policy_footprint, cfg.device, "device", (section, "batch_size"))
+    return _check(cfg, policy_footprint, cfg.device, "device", (section, "batch_size"))
 
 
-def check_agent(cfg: RlConfig, spec: EnvSpec, num_bc_policies: int = 0) -> None:
-    """ResourceError, naming the field to lower, if the agent cannot be trained here."""
+def check_agent(cfg: RlConfig, spec: EnvSpec, num_bc_policies: int = 0) -> Footprint:
+    """What the agent takes; ResourceError naming the field to lower if it cannot be trained."""
 
     def footprint(other: RlConfig) -> Footprint:
         scale = (other.rl_image_size or 1) / (cfg.rl_image_size or 1)
         return agent_footprint(other, spec, num_bc_policies, scale)
 
     sizes = ("q_agent.", "batch_size", "rl_image_size", "replay_prefetch")
-    _check(cfg, footprint, cfg.q_agent.device, "q_agent.device", sizes)
+    return _check(cfg, footprint, cfg.q_agent.device, "q_agent.device", sizes)
 
 
 def _check(
     cfg: Any, footprint: Callable[[Any], Footprint], device: str, field: str, sizes: tuple[str, ...]
-) -> None:
+) -> Footprint:
     where = resolve_device(device, field)
     free = available_memory() if where.type == "cpu" else torch.cuda.mem_get_info(where)[0]
     need = footprint(cfg)
     if need.total <= FREE * free:
-        return
+        return need
     name, value, default = _largest(cfg, footprint, sizes)
+    usual = "" if value == default else f" (default {default})"
     raise ResourceError(
-        f"{name}: {value}, expected less (default {default}): training takes at least "
+        f"{name}: {value}, expected less{usual}: training takes at least "
         f"{format_bytes(need.total)} ({need}), but {format_bytes(free)} of memory are available"
     )
 

@@ -23,7 +23,16 @@ from common_utils.options import Options
 from common_utils.run_config import field_types
 from common_utils.yaml_text import parse_yaml
 from tests.cli.test_frozen import PROGRAMS as FROZEN
-from tests.fuzz.configs import PROGRAMS, Draw, bounds_of, is_numeric, kinds_of, try_draw
+from tests.fuzz.configs import (
+    PROGRAMS,
+    ConfigCase,
+    Draw,
+    bounds_of,
+    build,
+    is_named,
+    is_numeric,
+    kinds_of,
+)
 from tools import (
     dataset_states_to_obs,
     held_out_energy,
@@ -86,10 +95,6 @@ def check_message(text: str, name: str, value: str, known: dict[str, Any]) -> No
         assert str(parse_yaml(value)) in text, f"{name} = {value}: {text}"
 
 
-def is_named(name: str, text: str) -> bool:
-    return re.search(rf"(?<![\w.]){re.escape(name)}\b", text) is not None
-
-
 # ------------------------------------------------------------------------- legal extremes
 
 
@@ -112,7 +117,7 @@ def trials() -> Iterator[Any]:
 
 @pytest.mark.parametrize("own, program, options, group, names", trials())
 def test_legal_extremes_are_built_or_refused_for_their_memory(
-    own: Any, program: str, options: list[str], group: str, names: list[str], tmp_path: Path
+    own: Any, program: str, options: list[str], group: str, names: list[str]
 ) -> None:
     if program == "train_rl":
         pixels = group and not group.startswith("state")
@@ -124,7 +129,9 @@ def test_legal_extremes_are_built_or_refused_for_their_memory(
             continue
         for value in values_of(kind):
             if is_legal(value, kind):
-                try_draw(Draw(program, [*options, f"--{name}={value}"], 64), str(tmp_path))
+                drawn = Draw(program, [*options, f"--{name}={value}"], 64)
+                outcome = ConfigCase(drawn, build).run()
+                assert not outcome.verdict.is_fault, f"{drawn}: {outcome.detail}"
 
 
 # ------------------------------------------------------------------------- argparse

@@ -1,18 +1,19 @@
-"""Random configurations of both programs: parsed, checked, constructed, for some a few updates.
+"""Random configurations of both training programs: parsed, checked, constructed.
 
 A draw is refused by one UserError of at most three lines that names a field, or what it describes
-is built. Whatever else happens is a fault of ours.
+is built (larger networks than a test can hold: counted). Whatever else happens is a fault of ours.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import signal
+import re
+import tempfile
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,15 +23,18 @@ import quickstart
 import train_bc
 import train_rl
 from bc.base import BasePolicy
+from bc.explicit.bc_policy import StateBcPolicy
 from common_utils import run_config
 from common_utils.config_kinds import every_kind
 from common_utils.config_types import is_switch
 from common_utils.errors import UserError
+from common_utils.finite import NonFiniteError
 from common_utils.ranges import Above, AtLeast, AtMost, Below, Between, MultipleOf, OneOf
 from common_utils.run_config import field_types
 from common_utils.specs import BC_ACTION, ArraySpec, Batch, EnvSpec
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
 from rl.q_agent import QAgent
+from tests.fuzz.case import Outcome, Verdict, brief, judge_message
 from tools import (
     collect_oracle,
     convert_minari,
@@ -43,9 +47,10 @@ from tools import (
 )
 from workspace.build_agent import build_agent
 from workspace.build_policy import build_policy
-from workspace.network_memory import agent_footprint, check_agent, check_policy, policy_footprint
+from workspace.network_memory import Footprint, check_agent, check_policy
 from workspace.prepare_rl import build_replay, check_memory, memory_needs
 
+KIND = "configs"
 # every program with a config class
 PROGRAMS: dict[str, Any] = {
     "train_rl": train_rl.MainConfig,
@@ -64,10 +69,10 @@ PROGRAMS: dict[str, Any] = {
     "particle_dimensions": particle_dimensions.MainConfig,
 }
 # larger ones are described, not made
-LARGEST = 2**28
-SECONDS = 20
+LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
 # of the machine or of files, not of the configuration
 LEFT_ALONE = ("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite")
+TEXTS = ["", "word", "a+b", "+", "~", "~nobody/x", "no such folder/x.hdf5", "/", "été", "[x]", "1"]
 NONSENSE = ["-1", "0", "1e9", "1000000000000000000", "1e30", ".nan", ".inf", "-.inf", "word", "[]"]
 
 
@@ -104,15 +109,18 @@ def bounds_of(kind: Any) -> list[str]:
     return out
 
 
-def legal(kind: Any, rng: random.Random) -> str | None:
-    """A value that the type allows, as it is typed; None where strings are not known."""
+def legal(kind: Any, rng: random.Random) -> str:
+    """A value that the type allows, as it is typed; for texts, one that somebody may type."""
     if is_switch(kind):
         return rng.choice("01")
     inner, limits = plain_kind(kind)
     if get_origin(inner) is Literal:
         return str(rng.choice([a for a in get_args(inner) if a != ""]))
+    if get_origin(inner) is list:
+        items = [legal(get_args(inner)[0], rng) for _ in range(rng.choice([0, 1, 1, 2, 7]))]
+        return f"[{', '.join(items)}]"
     if inner not in (int, float):
-        return None
+        return rng.choice(TEXTS)
     for limit in limits:
         if isinstance(limit, OneOf) and rng.random() < 0.5:
             return str(rng.choice(limit.values))
@@ -188,98 +196,110 @@ def draw(program: str, rng: random.Random) -> Draw:
         for k, v in field_types(config_class).items()
         if k not in LEFT_ALONE and k not in ("policy_type", "use_state", "dataset.use_state")
     }
+    args += _quick(args)
     names = rng.sample(sorted(known), rng.randint(1, 8))
     wrong = rng.random() < 0.25
     for name in names:
         value = rng.choice(NONSENSE) if wrong and rng.random() < 0.3 else legal(known[name], rng)
-        if value is not None:
-            args.append(f"--{name}={value}")
+        args.append(f"--{name}={value}")
     return Draw(program, args, rng.choice([8, 16, 24, 32, 48, 64, 84, 96]), names)
+
+
+def _quick(args: Sequence[str]) -> list[str]:
+    """Smaller defaults, so that a draw takes a fraction of a second."""
+    if "--policy_type" not in args:
+        return [] if "--use_state" in args else ["--rl_image_size", "48"]
+    kind = args[args.index("--policy_type") + 1]
+    out = ["--ebm.num_action_samples", "256"] if kind == "ebm" else []
+    if kind in ("ebm", "mdn", "mse"):
+        for side in ("height", "width"):
+            out += [f"--{kind}.pixel.image.target_{side}", "48"]
+    return out
 
 
 # ------------------------------------------------------------------------- what becomes of it
 
 
-class Fault(Exception):
-    """A draw was neither refused in words nor built."""
+def is_named(name: str, text: str) -> bool:
+    """Whether ``text`` has the field's dotted name, as a word of its own."""
+    return re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.]*\w)", text) is not None
 
 
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Fault when the block takes longer."""
-
-    def stop(*_: object) -> None:
-        raise Fault(f"it takes more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+def judge(error: UserError, program: str) -> Outcome:
+    """Refused, if the message is short and has a field's name."""
+    known = {name for own, _ in kinds_of(PROGRAMS[program]) for name in field_types(own)}
+    outcome, text = judge_message(str(error)), str(error)
+    if not outcome.verdict.is_fault and not any(is_named(name, text) for name in known):
+        return Outcome(Verdict.TRACEBACK, f"the message names no field: {text}")
+    return outcome
 
 
-def check_message(error: UserError, known: Sequence[str]) -> None:
-    """Fault unless the message is short and names a field."""
-    text = str(error)
-    if text.count("\n") > 2 or len(text) > 600:
-        raise Fault(f"the message is too long: {text}")
-    if not any(name in text for name in known):
-        raise Fault(f"the message names no field: {text}")
+@dataclass(frozen=True)
+class ConfigCase:
+    """A draw, and what is done with it: ``run`` judges what becomes of it."""
+
+    drawn: Draw
+    call: Callable[[Draw, Path], None]
+
+    @property
+    def name(self) -> str:
+        return str(self.drawn)
+
+    def run(self) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+            try:
+                self.call(self.drawn, Path(folder))
+            except NonFiniteError as error:
+                return Outcome(Verdict.ACCEPTED, str(error))  # diverged, by a step size of 1000
+            except UserError as error:
+                return judge(error, self.drawn.program)
+            except Exception as error:
+                return Outcome(Verdict.TRACEBACK, brief(error))
+        return Outcome(Verdict.ACCEPTED)
 
 
-def try_draw(drawn: Draw, folder: str) -> str:
-    """ "refused", "described" (too large to make) or "built"; Fault for anything else."""
-    known = sorted(field_types(PROGRAMS[drawn.program]))
-    for own, _ in kinds_of(PROGRAMS[drawn.program]):
-        known += field_types(own)
-    try:
-        with time_limit(SECONDS):
-            cfg = run_config.parse_args(
-                PROGRAMS[drawn.program], [*drawn.args, "--save_dir", f"{folder}/run"]
-            )
-            return _build(drawn, cfg)
-    except UserError as error:
-        check_message(error, known)
-        return "refused"
-    except Fault as fault:
-        raise Fault(f"{drawn}\n{fault}") from None
-    except Exception as error:
-        raise Fault(f"{drawn}\n{type(error).__name__}: {error}") from error
+def cases(rng: random.Random) -> Iterator[ConfigCase]:
+    """Configurations of both training programs, that are built."""
+    while True:
+        yield ConfigCase(draw(rng.choice(["train_rl", "train_bc"]), rng), build)
 
 
-def _build(drawn: Draw, cfg: Any) -> str:
+def build(drawn: Draw, folder: Path) -> None:
+    """Parse, check, construct, act and learn once; UserError for what is refused."""
+    options = [*drawn.args, "--save_dir", f"{folder}/run"]
+    cfg = run_config.parse_args(PROGRAMS[drawn.program], options)
     if isinstance(cfg, train_bc.MainConfig):
-        return _build_policy(drawn, cfg)
-    if isinstance(cfg, train_rl.MainConfig):
-        return _build_agent(drawn, cfg)
-    return "built"
+        _build_policy(drawn, cfg)
+    elif isinstance(cfg, train_rl.MainConfig):
+        _build_agent(cfg)
 
 
 # ------------------------------------------------------------------------- policies
 
 
-def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> str:
+def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> None:
     data, size = cfg.dataset, drawn.image_size
     stack = data.state_stack if data.use_state else data.image_stack
     cfg.obs_shape = [5 * stack] if data.use_state else [3 * stack, size, size]
     cfg.action_dim, cfg.prop_shape, cfg.device = 2, [4 * data.prop_stack], "cpu"
-    check_policy(cfg)
-    if policy_footprint(cfg).total > LARGEST:
-        return "described"
+    if _is_large(check_policy(cfg), cfg.batch_size):
+        return  # described, which is all that can be asked
     torch.manual_seed(cfg.seed)
     policy = build_policy(cfg)
     policy.seed(cfg.seed)
-    batch = _demonstrations(policy, 3)
+    batch = _demonstrations(policy, min(cfg.batch_size, 3))
     policy.fit([batch])
     policy.loss(batch).backward()
     policy.eval()
     obs = {k: v[:1] for k, v in batch.obs.items()}
     action = policy.act(obs, generator=torch.Generator().manual_seed(0))
-    if action.shape != (1, 2):
-        raise Fault(f"the action has shape {list(action.shape)}")
-    return "built"
+    assert action.shape == (1, 2), f"the action has shape {list(action.shape)}"
+
+
+def _is_large(need: Footprint, batch_size: int) -> bool:
+    """Whether a draw takes long here, where batches have at most 3 rows."""
+    layers = need.layers * min(batch_size, 3) // batch_size
+    return need.weights > LARGEST_WEIGHTS or layers > LARGEST_LAYERS
 
 
 def _demonstrations(policy: BasePolicy, num: int) -> Any:
@@ -297,7 +317,7 @@ def _random(spec: ArraySpec, num: int, rng: torch.Generator) -> torch.Tensor:
 # ------------------------------------------------------------------------- agents
 
 
-def _build_agent(drawn: Draw, cfg: train_rl.MainConfig) -> str:
+def _build_agent(cfg: train_rl.MainConfig) -> None:
     size = cfg.rl_image_size or 96
     cfg.q_agent.device = "cpu"
     spec = EnvSpec(
@@ -312,15 +332,15 @@ def _build_agent(drawn: Draw, cfg: train_rl.MainConfig) -> str:
         horizon=cfg.episode_length,
         cameras=(cfg.rl_camera,),
     )
-    check_agent(cfg, spec)
-    if agent_footprint(cfg, spec, num_bc_policies=0).total > LARGEST:
-        return "described"
+    wanted = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
+    policies = [StateBcPolicy((5 * cfg.state_stack,), 2)] if wanted else []
+    if _is_large(check_agent(cfg, spec, len(policies)), cfg.batch_size):
+        return  # described, which is all that can be asked
     torch.manual_seed(cfg.seed)
-    agent = build_agent(cfg, spec, [])
+    agent = build_agent(cfg, spec, [policy.eval() for policy in policies])
     check_memory(cfg, memory_needs(cfg, spec, agent))
     build_replay(cfg, spec, agent, None)
     _update(agent, cfg, spec)
-    return "built"
 
 
 def _update(agent: QAgent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
@@ -328,15 +348,20 @@ def _update(agent: QAgent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
     obs, after = (
         {k: _random(spec.observations[k], 2, rng) for k in agent.input_keys} for _ in range(2)
     )
+    proposed = torch.rand(2, agent.num_bc_action, 2, generator=rng) * 2 - 1
+    known = proposed if agent.num_bc_action else None
     batch = Batch(
         obs=obs,
         next_obs=after,
         action=torch.rand(2, 2, generator=rng) * 2 - 1,
         reward=torch.rand(2, generator=rng),
         bootstrap=torch.ones(2),
+        bc_action=known,
+        next_bc_action=known,
     )
     agent.update(batch, stddev=cfg.stddev_min, update_actor=True)
     agent.eval()
+    if known is not None:
+        obs[BC_ACTION] = known
     action = agent.act({k: v[0] for k, v in obs.items()}, eval_mode=False, stddev=cfg.stddev_max)
-    if action.shape != (2,) or BC_ACTION in obs:
-        raise Fault(f"the action has shape {list(action.shape)}")
+    assert action.shape == (2,), f"the action has shape {list(action.shape)}"
