@@ -32,6 +32,7 @@ from tests.fuzz.configs import (
     is_named,
     is_numeric,
     kinds_of,
+    quick,
 )
 from tools import (
     dataset_states_to_obs,
@@ -122,14 +123,17 @@ def test_legal_extremes_are_built_or_refused_for_their_memory(
     if program == "train_rl":
         pixels = group and not group.startswith("state")
         options = ["--q_agent.enc_type", group] if group.startswith(("vit", "resnet")) else []
-        options += ["--use_state", "0" if pixels else "1"]
+        options += ["--rl_image_size", "48"] if pixels else ["--use_state", "1"]
+    else:
+        options = [*options, *quick(options)]
+    defaults = {field: default for field, _, default, _ in run_config.describe(own)}
     for name in names:
         kind = field_types(own)[name]
         if not is_numeric(kind) or name in ("use_state", "dataset.use_state"):
             continue
         for value in values_of(kind):
-            if is_legal(value, kind):
-                drawn = Draw(program, [*options, f"--{name}={value}"], 64)
+            if is_legal(value, kind) and coerce(parse_yaml(value), kind) != defaults[name]:
+                drawn = Draw(program, [*options, f"--{name}={value}"], 40)
                 outcome = ConfigCase(drawn, build).run()
                 assert not outcome.verdict.is_fault, f"{drawn}: {outcome.detail}"
 

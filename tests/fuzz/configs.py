@@ -24,6 +24,7 @@ import train_bc
 import train_rl
 from bc.base import BasePolicy
 from bc.explicit.bc_policy import StateBcPolicy
+from bc.ibc.ebm_policy import EbmPolicyConfig
 from common_utils import run_config
 from common_utils.config_kinds import every_kind
 from common_utils.config_types import is_switch
@@ -196,7 +197,7 @@ def draw(program: str, rng: random.Random) -> Draw:
         for k, v in field_types(config_class).items()
         if k not in LEFT_ALONE and k not in ("policy_type", "use_state", "dataset.use_state")
     }
-    args += _quick(args)
+    args += quick(args)
     names = rng.sample(sorted(known), rng.randint(1, 8))
     wrong = rng.random() < 0.25
     for name in names:
@@ -205,12 +206,12 @@ def draw(program: str, rng: random.Random) -> Draw:
     return Draw(program, args, rng.choice([8, 16, 24, 32, 48, 64, 84, 96]), names)
 
 
-def _quick(args: Sequence[str]) -> list[str]:
+def quick(args: Sequence[str]) -> list[str]:
     """Smaller defaults, so that a draw takes a fraction of a second."""
     if "--policy_type" not in args:
         return [] if "--use_state" in args else ["--rl_image_size", "48"]
     kind = args[args.index("--policy_type") + 1]
-    out = ["--ebm.num_action_samples", "256"] if kind == "ebm" else []
+    out = []
     if kind in ("ebm", "mdn", "mse"):
         for side in ("height", "width"):
             out += [f"--{kind}.pixel.image.target_{side}", "48"]
@@ -239,7 +240,7 @@ class ConfigCase:
     """A draw, and what is done with it: ``run`` judges what becomes of it."""
 
     drawn: Draw
-    call: Callable[[Draw, Path], None]
+    call: Callable[[Draw, Path], object]
 
     @property
     def name(self) -> str:
@@ -264,26 +265,29 @@ def cases(rng: random.Random) -> Iterator[ConfigCase]:
         yield ConfigCase(draw(rng.choice(["train_rl", "train_bc"]), rng), build)
 
 
-def build(drawn: Draw, folder: Path) -> None:
-    """Parse, check, construct, act and learn once; UserError for what is refused."""
+def build(drawn: Draw, folder: Path) -> bool:
+    """Parse, check, construct, act and learn once; False for what is too large to be made here.
+
+    Raises UserError for what is refused.
+    """
     options = [*drawn.args, "--save_dir", f"{folder}/run"]
     cfg = run_config.parse_args(PROGRAMS[drawn.program], options)
     if isinstance(cfg, train_bc.MainConfig):
-        _build_policy(drawn, cfg)
-    elif isinstance(cfg, train_rl.MainConfig):
-        _build_agent(cfg)
+        return _build_policy(drawn, cfg)
+    return _build_agent(cfg)
 
 
 # ------------------------------------------------------------------------- policies
 
 
-def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> None:
+def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> bool:
     data, size = cfg.dataset, drawn.image_size
     stack = data.state_stack if data.use_state else data.image_stack
     cfg.obs_shape = [5 * stack] if data.use_state else [3 * stack, size, size]
     cfg.action_dim, cfg.prop_shape, cfg.device = 2, [4 * data.prop_stack], "cpu"
     if _is_large(check_policy(cfg), cfg.batch_size):
-        return  # described, which is all that can be asked
+        return False
+    _shorten(cfg.own_section)
     torch.manual_seed(cfg.seed)
     policy = build_policy(cfg)
     policy.seed(cfg.seed)
@@ -294,6 +298,16 @@ def _build_policy(drawn: Draw, cfg: train_bc.MainConfig) -> None:
     obs = {k: v[:1] for k, v in batch.obs.items()}
     action = policy.act(obs, generator=torch.Generator().manual_seed(0))
     assert action.shape == (1, 2), f"the action has shape {list(action.shape)}"
+    return True
+
+
+def _shorten(section: Any) -> None:
+    """What was checked at its full size is tried with fewer samples and shorter loops."""
+    if isinstance(section, EbmPolicyConfig):
+        section.num_action_samples = min(section.num_action_samples, 64)
+        section.num_counter_examples = min(section.num_counter_examples, 64)
+        for loop in (section.dfo, section.langevin):
+            loop.num_iterations = min(loop.num_iterations, 4)
 
 
 def _is_large(need: Footprint, batch_size: int) -> bool:
@@ -317,7 +331,7 @@ def _random(spec: ArraySpec, num: int, rng: torch.Generator) -> torch.Tensor:
 # ------------------------------------------------------------------------- agents
 
 
-def _build_agent(cfg: train_rl.MainConfig) -> None:
+def _build_agent(cfg: train_rl.MainConfig) -> bool:
     size = cfg.rl_image_size or 96
     cfg.q_agent.device = "cpu"
     spec = EnvSpec(
@@ -335,12 +349,13 @@ def _build_agent(cfg: train_rl.MainConfig) -> None:
     wanted = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
     policies = [StateBcPolicy((5 * cfg.state_stack,), 2)] if wanted else []
     if _is_large(check_agent(cfg, spec, len(policies)), cfg.batch_size):
-        return  # described, which is all that can be asked
+        return False
     torch.manual_seed(cfg.seed)
     agent = build_agent(cfg, spec, [policy.eval() for policy in policies])
     check_memory(cfg, memory_needs(cfg, spec, agent))
     build_replay(cfg, spec, agent, None)
     _update(agent, cfg, spec)
+    return True
 
 
 def _update(agent: QAgent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:

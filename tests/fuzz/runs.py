@@ -75,7 +75,8 @@ def _drawn(rng: random.Random) -> configs.Draw:
 
 
 def _train(drawn: configs.Draw, folder: Path) -> None:
-    configs.build(drawn, folder)  # or it is refused
+    if not configs.build(drawn, folder):
+        return
     options = [*drawn.args, "--save_dir", f"{folder}/run"]
     if drawn.program == "train_rl":
         train_rl.run(run_config.parse_args(train_rl.MainConfig, options))
