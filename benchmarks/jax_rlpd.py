@@ -17,6 +17,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from common_utils.errors import run_program
 from common_utils.options import Options, numeric
 from common_utils.ranges import Positive, Width
 
@@ -156,4 +157,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -24,7 +24,7 @@ class UserError(Exception):
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
     """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
-    what the file system refuses. ``~`` in its options is the home folder.
+    what the file system or the memory refuses. ``~`` in its options is the home folder.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
@@ -41,6 +41,19 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
             print(f"error: {full} ({error})", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno and error.filename:
             print(f"error: {error}", file=sys.stderr)  # no permission, a file in the way, ...
+        elif _out_of_memory(error):
+            line = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(
+                f"error: memory is exhausted ({line}); lower batch_size or the networks' sizes",
+                file=sys.stderr,
+            )
         else:
             raise
         return USER_ERROR
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for GPUs, and none for the CPU."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in kinds
+    return exhausted or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -69,6 +69,7 @@ PROGRAMS: dict[str, Any] = {
     "implicit_ibrl": implicit_ibrl.MainConfig,
     "particle_dimensions": particle_dimensions.MainConfig,
 }
+TRAINING = ("train_rl", "train_bc") * 3 + ("train_rl_mw", "train_bc_mw")
 # larger ones are described, not made
 LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
 # of the machine or of files, not of the configuration
@@ -189,16 +190,17 @@ def draw(program: str, rng: random.Random) -> Draw:
     """One configuration: a kind, states or images, and up to eight fields."""
     config_class, args = rng.choice(list(kinds_of(PROGRAMS[program])))
     args = list(args)
-    state = "--dataset.use_state" if program == "train_bc" else "--use_state"
-    if state not in args and rng.random() < 0.5:
-        args += [state, "1"]
+    state = "dataset.use_state" if program == "train_bc" else "use_state"
+    own = state in field_types(config_class) and f"--{state}" not in args
+    if own and rng.random() < 0.5:
+        args += [f"--{state}", "1"]
     known = {
         k: v
         for k, v in field_types(config_class).items()
         if k not in LEFT_ALONE and k not in ("policy_type", "use_state", "dataset.use_state")
     }
-    args += quick(args)
-    names = rng.sample(sorted(known), rng.randint(1, 8))
+    args += quick(args) if program in TRAINING else []
+    names = rng.sample(sorted(known), min(len(known), rng.randint(1, 8)))
     wrong = rng.random() < 0.25
     for name in names:
         value = rng.choice(NONSENSE) if wrong and rng.random() < 0.3 else legal(known[name], rng)
@@ -260,9 +262,10 @@ class ConfigCase:
 
 
 def cases(rng: random.Random) -> Iterator[ConfigCase]:
-    """Configurations of both training programs, that are built."""
+    """Configurations of the training programs, that are built, and of all others."""
     while True:
-        yield ConfigCase(draw(rng.choice(["train_rl", "train_bc"]), rng), build)
+        program = rng.choice([*TRAINING, rng.choice(sorted(PROGRAMS))])
+        yield ConfigCase(draw(program, rng), build)
 
 
 def build(drawn: Draw, folder: Path) -> bool:
@@ -270,11 +273,17 @@ def build(drawn: Draw, folder: Path) -> bool:
 
     Raises UserError for what is refused.
     """
-    options = [*drawn.args, "--save_dir", f"{folder}/run"]
-    cfg = run_config.parse_args(PROGRAMS[drawn.program], options)
+    config_class = PROGRAMS[drawn.program]
+    own = {"save_dir": "run", "out": "out", "output_path": "out"}
+    options = [f"--{k}={folder}/{v}" for k, v in own.items() if k in field_types(config_class)]
+    cfg = run_config.parse_args(config_class, [*drawn.args, *options])
+    if isinstance(cfg, train_bc_mw.MainConfig):
+        cfg = train_bc_mw.to_train_bc(cfg)
     if isinstance(cfg, train_bc.MainConfig):
         return _build_policy(drawn, cfg)
-    return _build_agent(cfg)
+    if isinstance(cfg, train_rl.MainConfig):
+        return _build_agent(cfg)
+    return False
 
 
 # ------------------------------------------------------------------------- policies

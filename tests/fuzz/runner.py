@@ -97,12 +97,14 @@ def run_kind(
         prepare()
     number, end = first, first + cases
     while number < end and time.monotonic() - began < seconds:
-        last = min(end, number + CASES_PER_CHILD)
+        last, before = min(end, number + CASES_PER_CHILD), number
         deadline = began + seconds
         for name, outcome in _in_child(module, seed, number, last, deadline):
             tally.add(number, name, outcome)
             number += 1
         tally.seconds = time.monotonic() - began
+        if number == before and tally.seconds < seconds:
+            raise RuntimeError(f"{module.KIND} {number}, seed {seed}: the generator gave no case")
     return tally
 
 

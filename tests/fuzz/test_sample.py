@@ -100,6 +100,14 @@ def test_cases_after_a_death_are_run_and_the_same_each_time() -> None:
     assert [fault.number for fault in first.faults] == [fault.number for fault in again.faults]
 
 
+def test_a_generator_that_fails_is_noticed() -> None:
+    def cases(_: random.Random) -> Iterator[Case]:
+        yield from [][1]
+
+    with pytest.raises(RuntimeError, match="x 0, seed 5: the generator gave no case"):
+        run_kind(module_of(cases), 5, cases=3)
+
+
 def test_messages_are_judged() -> None:
     assert judge_message("a.pt: torn", ["a.pt"]).verdict is Verdict.REFUSED
     assert judge_message("torn", ["a.pt"]).verdict is Verdict.TRACEBACK

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from bc.loader import DatasetError
 from common_utils.errors import run_program
@@ -70,6 +71,16 @@ def test_what_the_file_system_refuses_is_one_line(capsys):
         run_program(partial(_raise, OSError("a fault of the program")))
 
 
+def test_exhausted_memory_is_one_line(capsys):
+    huge = (lambda: bytearray(2**50), lambda: torch.empty(2**46))
+    for allocate in (*huge, lambda: _raise(torch.OutOfMemoryError("CUDA out of memory.\nMore"))):
+        assert run_program(lambda allocate=allocate: allocate() and None) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: memory is exhausted (") and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_program(partial(_raise, RuntimeError("a fault of the program")))
+
+
 def _raise(error: Exception) -> None:
     raise error
 
@@ -77,7 +88,6 @@ def _raise(error: Exception) -> None:
 def test_every_entry_script_is_run_by_run_program():
     """Workers, a probe and what stands alone (no import of ours) are no programs for people."""
     alone = {"env/worker.py", "common_utils/gl.py", "env/block_pushing/make_assets.py"}
-    alone |= {"benchmarks/jax_rlpd.py"}
     left = []
     for path in sorted(REPO.rglob("*.py")):
         name = path.relative_to(REPO).as_posix()
