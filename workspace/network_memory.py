@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pyrallis.utils import deflatten, flatten
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bc.base import BasePolicy
 from common_utils import run_config
@@ -87,8 +88,21 @@ def _image_outputs(module: nn.Module, forward: Callable[[], Any]) -> int:
 
 @contextmanager
 def _without_storage() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _NoDraws():
         yield
+
+
+class _NoDraws(TorchFunctionMode):
+    """Normal numbers without storage are not drawn: torch would load its compiler, for a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        if func in (nn.init.normal_, torch.Tensor.normal_):
+            return (*args, *(kwargs or {}).values())[0]  # the tensor comes first
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
 
 
 # ------------------------------------------------------------------------- policies, agents

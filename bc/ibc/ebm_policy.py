@@ -215,7 +215,7 @@ class EbmPolicy(NormalizedPolicy):
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
         # where actions are looked for, in normalised space
-        self.register_buffer("box_low", -torch.ones(action_dim))
+        self.register_buffer("box_low", torch.full((action_dim,), -1.0))
         self.register_buffer("box_high", torch.ones(action_dim))
 
     def make_net(self) -> nn.Module:
