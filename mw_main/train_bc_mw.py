@@ -8,8 +8,10 @@ release/data/metaworld), or a file.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +26,7 @@ from bc.explicit.bc_policy import StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicyConfig
 from common_utils import run_config
 from common_utils.config_kinds import Kinded, Section
-from common_utils.errors import run_program
+from common_utils.errors import UserError, run_program
 from common_utils.paths import InputFile
 from common_utils.ranges import (
     BatchSize,
@@ -125,9 +127,21 @@ def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
     return run_config.from_dict(train_bc.MainConfig, metaworld_names(tree), "train_bc_mw")
 
 
+@contextmanager
+def own_names() -> Iterator[None]:
+    """What train_bc refuses is reported in this script's names of the fields."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("mw_policy", "policy")
+        error.args = (re.sub(r"\bbatch_size\b", "batchsize", text),)
+        raise
+
+
 def main() -> int:
     """Entry point: parse, run, exit status 0."""
-    return train_bc.main(to_train_bc(run_config.parse(MainConfig)))
+    with own_names():
+        return train_bc.main(to_train_bc(run_config.parse(MainConfig)))
 
 
 if __name__ == "__main__":

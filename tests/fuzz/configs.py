@@ -278,7 +278,8 @@ def build(drawn: Draw, folder: Path) -> bool:
     options = [f"--{k}={folder}/{v}" for k, v in own.items() if k in field_types(config_class)]
     cfg = run_config.parse_args(config_class, [*drawn.args, *options])
     if isinstance(cfg, train_bc_mw.MainConfig):
-        cfg = train_bc_mw.to_train_bc(cfg)
+        with train_bc_mw.own_names():
+            return _build_policy(drawn, train_bc_mw.to_train_bc(cfg))
     if isinstance(cfg, train_bc.MainConfig):
         return _build_policy(drawn, cfg)
     if isinstance(cfg, train_rl.MainConfig):
