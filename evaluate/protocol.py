@@ -102,9 +102,8 @@ class Protocol:
 
 _IMPLICIT_BC = Protocol(first_seed=_same)
 
+# of those suites that are not evaluated by the defaults of Protocol
 PROTOCOLS = {
-    "robosuite": Protocol(),
-    "gymnasium": Protocol(),
     "metaworld": Protocol(topk=3, first_seed=_scattered, long_every=0, rl_by_step=True),
     "particle": _IMPLICIT_BC,
     "block_pushing": _IMPLICIT_BC,
@@ -113,5 +112,5 @@ PROTOCOLS = {
 
 
 def protocol_of(suite: str) -> Protocol:
-    """How ``suite`` is evaluated ("": none is known, and nothing is played)."""
+    """How ``suite`` is evaluated: by its row, or by the defaults ("": nothing is played)."""
     return PROTOCOLS.get(suite, Protocol())

@@ -1,13 +1,14 @@
-"""Demonstrations of the particle and the block-pushing tasks by their oracles.
+"""Demonstrations of the particle, of block pushing and of suites of your own by their experts.
 
     python -m tools.collect_oracle --task PUSH --num 2000 --replicas 10 --out release/data/ibc/push
     python -m tools.collect_oracle --task PARTICLE_2d --num 2000 --out release/data/ibc/particle_2d
 
-writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1]. The
-defaults are those of the published datasets: failed episodes are kept, and each episode ends
-with a boundary row (the terminal observation and the oracle's action there, which was not
-played). An interrupted run continues when the same command is run again. The file depends only
-on the options, not on the replicas or interruptions.
+writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1].
+``--suite`` names the suite of any other task (docs/extending.md). The defaults are those of the
+published datasets: failed episodes are kept, and each episode ends with a boundary row (the
+terminal observation and the oracle's action there, which was not played). An interrupted run
+continues when the same command is run again. The file depends only on the options, not on the
+replicas or interruptions.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from common_utils.ranges import Between, NotNegative, NotNegativeNumber, Picture
 from common_utils.run_config import Flag
 from common_utils.run_folder import output_folder
 from env.config import EnvConfig
-from env.core import Env
+from env.core import Env, EnvError
 from env.experts import make_expert
 from env.factory import make_env
+from env.suites import AnySuite
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
 from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
@@ -60,12 +62,16 @@ class Kind:
     by_reward: bool = False
 
 
+# those whose tasks have names of their own, so that no --suite is needed
 PARTICLE = Kind("particle", ("wait_at_first_goal", "random_order", "hide_velocity"), True)
 BLOCKS = Kind("block_pushing", ("wait", "use_image_obs", "shared_memory"))
 
 
-def kind_of(task: str) -> Kind:
-    """The suite, by the task's name."""
+def kind_of(task: str, suite: str = "") -> Kind:
+    """The suite that is named, or else that of the task's name."""
+    if suite:
+        known = {kind.suite: kind for kind in (PARTICLE, BLOCKS)}
+        return known.get(suite, Kind(suite, ()))
     return PARTICLE if task.lower().startswith("particle") else BLOCKS
 
 
@@ -76,6 +82,7 @@ class Settings:
     MAKER: ClassVar[str] = "tools.collect_oracle:make_recorder"
 
     task: str
+    suite: str = ""
     noise: float = 0.0
     successes_only: bool = False
     boundary_rows: bool = True
@@ -97,7 +104,7 @@ class Settings:
     def env_cfg(self) -> EnvConfig:
         """The environment in which the oracle plays."""
         return EnvConfig(
-            suite=kind_of(self.task).suite,
+            suite=kind_of(self.task, self.suite).suite,
             task=self.task,
             cameras=["rgb"] if self.images else [],
             rl_image_size=self.image_size,
@@ -123,6 +130,11 @@ class Recorder:
         self.env: Env = make_env(settings.env_cfg())
         self.oracle = make_expert(self.env, settings.noise, **settings.oracle)
         self.spec = self.env.spec
+        if "state" not in self.spec.observations:
+            raise EnvError(
+                f"suite '{self.spec.suite}' delivers {', '.join(self.spec.observations)}; "
+                "expected 'state', which demonstrations of experts hold"
+            )
 
     def attempt(self, job: Job) -> Outcome:
         """Play one episode and store it, unless it failed and only successes are wanted."""
@@ -160,7 +172,8 @@ class Recorder:
         return Outcome(success, played, self.oracle.phase, kept)
 
     def _achieved(self, success: bool, recording: Recording) -> bool:
-        return success or (kind_of(self.settings.task).by_reward and any(recording.rewards))
+        kind = kind_of(self.settings.task, self.settings.suite)
+        return success or (kind.by_reward and any(recording.rewards))
 
     def _store(self, recording: Recording, played: int, success: bool, job: Job) -> None:
         attrs = {"seed": job.env_seed, "expert_seed": job.expert_seed, "success": success}
@@ -195,6 +208,8 @@ class MainConfig:
     out: str = ""
     # source of all randomness
     seed: NotNegative = 0
+    # the suite of a task that is neither the particle's nor block pushing's
+    suite: AnySuite = ""
     # standard deviation of Gaussian noise on the oracle's actions, in native units (block
     # pushing: metres)
     noise: NotNegativeNumber = 0.0
@@ -231,7 +246,7 @@ class MainConfig:
             raise ValueError(
                 f"shared_memory: 1 has one scene to show, expected replicas 0, got {self.replicas}"
             )
-        kind, pauses = kind_of(self.task), self.task.upper() == "PUSH_DISCONTINUOUS"
+        kind, pauses = kind_of(self.task, self.suite), self.task.upper() == "PUSH_DISCONTINUOUS"
         fits = {name: name in kind.options for name in (*PARTICLE.options, *BLOCKS.options)}
         fits["wait"] = pauses
         defaults = {f.name: f.default for f in fields(type(self))}
@@ -249,7 +264,7 @@ class MainConfig:
             "wait_at_first_goal": self.wait_at_first_goal,
             "random_order": bool(self.random_order),
         }
-        taken = kind_of(self.task).options
+        taken = kind_of(self.task, self.suite).options
         options = {name: value for name, value in options.items() if name in taken}
         return options | ({"wait": self.wait} if self.wait else {})
 
@@ -258,6 +273,7 @@ class MainConfig:
         """What determines the episodes."""
         return Settings(
             task=self.task,
+            suite=self.suite,
             noise=self.noise,
             successes_only=bool(self.save_successes_only),
             boundary_rows=bool(self.boundary_rows),
@@ -300,7 +316,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
         file=Path(cfg.out) / FILE_NAME,
         settings=settings,
         env_args={
-            "suite": kind_of(cfg.task).suite,
+            "suite": kind_of(cfg.task, cfg.suite).suite,
             "env_name": task,
             "env_kwargs": kwargs,
             "expert": expert,
@@ -321,9 +337,10 @@ def collect(cfg: MainConfig) -> Path:
     unknown task or a missing simulator.
     """
     output_folder(cfg.out, "out", "a folder, such as release/data/ibc/push")
-    env = make_env(cfg.settings.env_cfg())  # report a wrong task or a missing simulator now
-    task = env.spec.task
-    env.close()
+    # report a wrong task, a missing simulator or expert now
+    recorder = cfg.settings.recorder()
+    task = recorder.spec.task
+    recorder.close()
     run = _run(cfg, task)
     if run.record() is not None:
         with h5py.File(run.file, "r") as file:

@@ -168,6 +168,8 @@ def test_rewarded_episodes_of_either_order_are_kept(tmp_path: Path) -> None:
         ({"task": "PUSH", "random_order": 1}, ["random_order", "PUSH"]),
         ({"task": "PARTICLE_2d", "use_image_obs": 1}, ["use_image_obs", "PARTICLE_2d"]),
         ({"task": "PUSH", "wait": 3}, ["wait", "PUSH"]),
+        ({"task": "Lift", "suite": "robosuite", "wait": 3}, ["wait", "Lift"]),
+        ({"suite": "chess"}, ["suite: ", "chess", "particle"]),
         ({"num": 0}, ["num: ", "got 0"]),
         ({"noise": -1.0}, ["noise: ", "got -1.0"]),
         ({"shared_memory": 1, "replicas": 2}, ["shared_memory", "replicas 0, got 2"]),
@@ -184,6 +186,9 @@ def test_unknown_task_and_missing_folder(tmp_path: Path) -> None:
         run(tmp_path, "SHOVE")
     with pytest.raises(ConfigError, match="release/data/ibc"):
         collect(MainConfig())
+    kitchen = MainConfig(task="kitchen-complete-v0", suite="d4rl", out=str(tmp_path))
+    with pytest.raises(EnvError, match="no expert for suite 'd4rl'"):
+        collect(kitchen)
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -200,3 +205,5 @@ def test_command_line(tmp_path: Path) -> None:
 def test_tasks_know_their_suites() -> None:
     assert collect_oracle.kind_of("Particle-v0").suite == "particle"
     assert collect_oracle.kind_of("BlockPush-v0").suite == "block_pushing"
+    assert collect_oracle.kind_of("Mine", "particle") is collect_oracle.PARTICLE
+    assert collect_oracle.kind_of("Lift", "robosuite").suite == "robosuite"
