@@ -18,8 +18,8 @@ from common_utils.specs import Batch, Obs, Policy
 class Agent(nn.Module, ABC):
     """An agent over observation dicts, with BC policies attached.
 
-    The training loop, the evaluator and the replay rely only on what is declared here. A new
-    agent is a subclass in a file of its own and a row of ``rl.registry.AGENTS``.
+    The evaluator and the replay rely only on what is declared here. There is no table of agents
+    yet: ``workspace.build_agent`` builds ``rl.q_agent.QAgent``.
 
     Args:
         device: auto, cpu, cuda or cuda:N.

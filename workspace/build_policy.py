@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bc.base import BasePolicy, PolicyInputs
 from bc.dataset import RobomimicDataset
@@ -96,6 +98,26 @@ def naming_fields(section: str, where: str = "") -> Iterator[None]:
         raise ConfigError(f"{section}{dot}{error}{where}") from error
 
 
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Networks are built on torch's "meta" device: they have shapes, and take no memory."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _NoDraws():
+        yield
+
+
+class _NoDraws(TorchFunctionMode):
+    """Normal numbers without storage are not drawn: torch would load its compiler, for a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        if func in (nn.init.normal_, torch.Tensor.normal_):
+            return (*args, *(kwargs or {}).values())[0]  # the tensor comes first
+        if func is torch.randn:
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
+
+
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The config tree of ``train_bc`` from one in the Meta-World script's names."""
     out = copy.deepcopy(dict(tree))
@@ -165,7 +187,7 @@ def load_policy(
         infer_shapes(cfg, weights)
     config = Path(weight_file).parent / run_config.CFG_NAME
     try:
-        with torch.device("meta"):  # takes no memory, whatever sizes the config claims
+        with without_storage():  # whatever sizes the config claims
             check_weights(build_policy(cfg), weights, weight_file, "weight_file")
     except ConfigError as error:
         if str(weight_file) in str(error):

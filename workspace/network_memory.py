@@ -8,15 +8,13 @@ batches, and outputs of layers. A run that passes may still be too large; one th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from pyrallis.utils import deflatten, flatten
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from bc.base import BasePolicy
 from common_utils import run_config
@@ -26,7 +24,7 @@ from common_utils.specs import EnvSpec
 from networks.mlp import _MultiLinear
 from rl.heads import HEADS
 from workspace.bc_config import MainConfig as BcConfig
-from workspace.build_policy import build_policy, naming_fields
+from workspace.build_policy import build_policy, naming_fields, without_storage
 from workspace.rl_config import MainConfig as RlConfig
 
 NUMBER = 4  # bytes of a float32
@@ -86,31 +84,12 @@ def _image_outputs(module: nn.Module, forward: Callable[[], Any]) -> int:
     return counted
 
 
-@contextmanager
-def _without_storage() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _NoDraws():
-        yield
-
-
-class _NoDraws(TorchFunctionMode):
-    """Normal numbers without storage are not drawn: torch would load its compiler, for a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> torch.Tensor:
-        if func in (nn.init.normal_, torch.Tensor.normal_):
-            return (*args, *(kwargs or {}).values())[0]  # the tensor comes first
-        if func is torch.randn:
-            func = torch.empty
-        return func(*args, **(kwargs or {}))
-
-
 # ------------------------------------------------------------------------- policies, agents
 
 
 def policy_footprint(cfg: BcConfig) -> Footprint:
     """What training the policy of a filled-in config takes, at least."""
-    with _without_storage():
+    with without_storage():
         policy = build_policy(cfg)
         images = _convolutions(policy)
     section, outputs = cfg.own_section, _outputs(policy)
@@ -144,7 +123,7 @@ def agent_footprint(
     if not cfg.use_state:
         shape = (shape[0], *(round(n * scale) for n in shape[1:]))
     prop = spec.observations.get("prop")
-    with naming_fields("q_agent"), _without_storage():
+    with naming_fields("q_agent"), without_storage():
         head = HEADS["state" if cfg.use_state else "pixel"](
             shape, prop.shape if prop else (0,), spec.action_dim, cfg.rl_camera, cfg.q_agent
         )

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -87,7 +87,9 @@ def test_what_becomes_of_a_case_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def module_of(cases: object) -> ModuleType:
-    return SimpleNamespace(KIND="x", cases=cases)  # type: ignore[return-value]
+    module = ModuleType("x")
+    module.__dict__.update(KIND="x", cases=cases)
+    return module
 
 
 def test_cases_after_a_death_are_run_and_the_same_each_time() -> None:
