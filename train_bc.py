@@ -25,11 +25,10 @@ from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.ibrl_utils import count_parameters
-from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
 from common_utils.run_config import resolve_device
 from common_utils.run_folder import RunFolder
-from common_utils.run_state import GracefulStop, RunState, fitting
+from common_utils.run_state import GracefulStop
 from common_utils.saver import TopkSaver, save_weights
 from common_utils.seeding import (
     global_rng_state,
@@ -49,6 +48,7 @@ from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
 from workspace.network_memory import check_policy
+from workspace.resumable import ResumableRun
 from workspace.weights import load_weights, put_weights
 
 # What may differ between a run and its resumption without changing what was done so far.
@@ -73,7 +73,7 @@ CHECK_EVERY = 500
 # ------------------------------------------------------------------------- training
 
 
-class Workspace:
+class Workspace(ResumableRun):
     """Everything a run holds: dataset, policy, optimiser, evaluator, counters, checkpoints."""
 
     def __init__(self, cfg: MainConfig, data: RobomimicDataset, resumed: bool = False) -> None:
@@ -97,8 +97,6 @@ class Workspace:
         self.scores: dict[str, float] = {}
         self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
-        self.log: RunLogger
-        self.folder: RunFolder
 
     def _set_weights(self) -> None:
         """Those to start from, or fresh ones with the data's statistics."""
@@ -142,17 +140,16 @@ class Workspace:
         """All remaining epochs."""
         cfg = self.cfg
         total = cfg.num_epoch * cfg.epoch_len
-        with GracefulStop() as stop, RunProgress(total, "BC", self.step) as progress:
+        with RunProgress(total, "BC", self.step) as progress:
             while self.epoch < cfg.num_epoch:
                 self.finished = False  # a finished run may be given more epochs
-                self._train_epoch(progress, stop)
-                self._finish_epoch()
-                self.save_state()
+                self._train_epoch(progress)
+                self.report(self._finish_epoch, last=self.epoch + 1 == cfg.num_epoch)
         if not self.finished and self._evaluate_best():
             self.finished = True
             self.save_state()
 
-    def _train_epoch(self, progress: RunProgress, stop: GracefulStop) -> None:
+    def _train_epoch(self, progress: RunProgress) -> None:
         self.policy.train()
         end = (self.epoch + 1) * self.cfg.epoch_len
         while self.step < end:
@@ -160,12 +157,7 @@ class Workspace:
             if self.step % CHECK_EVERY == 0 or self.step == end:
                 self.log.meters.check_finite()
             progress.update(self.step, **self.scores)
-            if stop.requested:
-                self.save_state()
-                raise SystemExit(
-                    f"{stop.signal_name} at step {self.step}: state saved; "
-                    "the same command with --resume 1 continues"
-                )
+            self.stop_if_asked()
 
     def _train_step(self) -> None:
         cfg = self.cfg
@@ -223,7 +215,8 @@ class Workspace:
     def evaluate(self, games: Games, policy: BasePolicy | None = None) -> EvalResult:
         """Play these games."""
         assert self.pool is not None  # only called when cfg.evaluates
-        return self.pool.run(policy or self.policy, games.num, games.seed)
+        pause = self.leave_if_asked
+        return self.pool.run(policy or self.policy, games.num, games.seed, pause=pause)
 
     def _evaluate_best(self) -> bool:
         """The best checkpoint's long evaluation, the run's final number; whether there is one."""
@@ -239,6 +232,11 @@ class Workspace:
         return True
 
     # --------------------------------------------------------- checkpoint, resume
+
+    @property
+    def steps_done(self) -> int:
+        """Gradient steps."""
+        return self.step
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while training."""
@@ -272,23 +270,9 @@ class Workspace:
         self.log.load_state_dict(state["log"])
         set_global_rng_state(state["global_rng"])
 
-    def resume(self, state: RunState) -> None:
-        """Continue from a saved state."""
-        with fitting(state):
-            self.load_state_dict(state.tree)
-            moved = self.policy.moved(state.tree["policy_rng"])
-        state.tree.clear()  # its copies of everything are not needed any more
-        self.log.print(f"resumed from {state.path} at step {self.step}")
-        if moved:
-            self.log.print(f"note: {moved}")
-
-    def save_state(self) -> None:
-        """Resumable state of this step, written atomically.
-
-        Raises NonFiniteError, and writes nothing, where training has diverged.
-        """
-        self.log.meters.check_finite()
-        self.folder.save(self.step, self.state_dict())
+    def moved(self, state: dict[str, Any]) -> str:
+        """Of the policy's generator."""
+        return self.policy.moved(state["policy_rng"])
 
     def close(self) -> None:
         """Stop workers, free the simulator and the data file."""
@@ -320,7 +304,7 @@ def run(cfg: MainConfig) -> Workspace:
         work = Workspace(cfg, data, resumed=folder.state is not None)
         try:
             work.open_env()
-            with folder.open_log(cfg, RESUMABLE_CHANGES) as log:
+            with folder.open_log(cfg, RESUMABLE_CHANGES) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
                 _say_what_runs(work)
                 if folder.state is not None:

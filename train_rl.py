@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +25,9 @@ from common_utils.errors import run_program
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.kept_weights import KeptWeights, keep
-from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress, format_seconds
 from common_utils.run_folder import RunFolder
-from common_utils.run_state import GracefulStop, RunState, fitting
+from common_utils.run_state import GracefulStop, RunState, SavesItself
 from common_utils.saver import TopkSaver
 from common_utils.seeding import (
     generator_state,
@@ -59,6 +58,7 @@ from workspace.build_agent import (
 from workspace.build_agent import load_model as load_model  # part of this script's interface
 from workspace.network_memory import check_agent
 from workspace.prepare_rl import build_replay, check_memory, memory_needs, prepare
+from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 
 # Plain numbers of a run that its resumption needs.
@@ -75,7 +75,7 @@ COUNTERS = (
 )
 
 
-class Workspace:
+class Workspace(ResumableRun):
     """Everything a run holds: environment, agent, replay, counters, logs, checkpoints."""
 
     def __init__(self, cfg: MainConfig, weights: KeptWeights | None = None) -> None:
@@ -107,18 +107,20 @@ class Workspace:
         self.loaded = False  # demonstrations and pretrained weights
         self.pretrain_step = 0
         self.prepared = False
-        self.stop: GracefulStop | None = None
         self.obs: Obs = {}
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
         self.train_seconds = 0.0
         self.saver = TopkSaver(self.save_dir, topk=1)
         self.headline: dict[str, float] = {}
-        self.log: RunLogger
-        self.folder: RunFolder
         # num_proc 0 plays in this process; started at the first evaluation
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
         self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
+
+    @property
+    def steps_done(self) -> int:
+        """Environment steps."""
+        return self.global_step
 
     # -------------------------------------------------------------- environment
 
@@ -184,6 +186,8 @@ class Workspace:
         self.agent.set_stats(self.log.meters)
         if not self.obs:
             self.reset_env()
+        if not self.reported:  # interrupted there
+            self.report(self._log_and_evaluate, self.global_step == cfg.num_train_step)
         before, started = self.train_seconds, time.monotonic()
         first_step, reported = self.global_step, False
         with RunProgress(cfg.num_train_step, "training", self.global_step) as progress:
@@ -193,9 +197,7 @@ class Workspace:
                 self.train_seconds = before + elapsed
                 last = self.global_step == cfg.num_train_step
                 if self.global_step % cfg.log_per_step == 0 or last:
-                    self.log.meters.check_finite()
-                    self._log_and_evaluate()
-                    self.save_state()
+                    self.report(self._log_and_evaluate, last)
                 progress.update(self.global_step, **self.headline)
                 if not reported and elapsed > 60:
                     reported = True
@@ -204,15 +206,6 @@ class Workspace:
                     self.stop_if_asked()
         self.agent.set_stats(None)
         self.log.print(f"time: {self.watch.report()}")
-
-    def stop_if_asked(self) -> None:
-        """After SIGINT or SIGTERM: save everything and leave."""
-        if self.stop is not None and self.stop.requested:
-            self.save_state()
-            raise SystemExit(
-                f"{self.stop.signal_name} at step {self.global_step}: state saved; "
-                "the same command with --resume 1 continues"
-            )
 
     def _say_pace(self, per_second: float) -> None:
         left = (self.cfg.num_train_step - self.global_step) / per_second
@@ -263,7 +256,8 @@ class Workspace:
     def evaluate(self, games: Games) -> EvalResult:
         """Play these games."""
         with self.watch("evaluate"):
-            return self.eval_pool.run(self.agent, games.num, games.seed)
+            pause = self.leave_if_asked
+            return self.eval_pool.run(self.agent, games.num, games.seed, pause=pause)
 
     def _log_and_evaluate(self) -> None:
         cfg, protocol = self.cfg, self.protocol
@@ -333,27 +327,25 @@ class Workspace:
         self.log.load_state_dict(state["log"])
         self.headline = dict(state["headline"])
         set_global_rng_state(state["global_rng"])
+        self.replay.freeze_bc_replay = self.prepared and bool(self.cfg.freeze_bc_replay)
+
+    def state_parts(self) -> Mapping[str, SavesItself]:
+        """The replay."""
+        return {"replay": self.replay}
+
+    def load_state(self, state: RunState) -> None:
+        """The replay first."""
+        self.replay.load(state.part("replay"))
+        super().load_state(state)
 
     def save_state(self) -> None:
-        """Resumable state of this step, written atomically; older ones are removed.
-
-        Raises NonFiniteError, and writes nothing, where training has diverged.
-        """
-        self.log.meters.check_finite()
+        """Timed, otherwise as every run's."""
         with self.watch("checkpoint"):
-            self.folder.save(self.global_step, self.state_dict(), {"replay": self.replay})
+            super().save_state()
 
-    def resume(self, state: RunState) -> None:
-        """Continue from a saved state."""
-        with fitting(state):
-            self.replay.load(state.part("replay"))
-            self.load_state_dict(state.tree)
-            moved = self.agent.moved(state.tree["agent"])
-        state.tree.clear()  # its copies of everything are not needed any more
-        self.replay.freeze_bc_replay = self.prepared and bool(self.cfg.freeze_bc_replay)
-        self.log.print(f"resumed from {state.path} at step {self.global_step}")
-        if moved:
-            self.log.print(f"note: {moved}")
+    def moved(self, state: dict[str, Any]) -> str:
+        """Of the agent's generators."""
+        return self.agent.moved(state["agent"])
 
     def close(self) -> None:
         """Stop workers and free simulators."""

@@ -13,11 +13,13 @@ with ``torch.load(weights_only=True)``.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import termios
 import uuid
 import warnings
 import zlib
@@ -360,16 +362,19 @@ def fitting(state: RunState) -> Iterator[None]:
 
 
 class GracefulStop:
-    """First SIGINT or SIGTERM: ``requested`` turns True, so that the loop saves and leaves.
-    A second one acts at once, as without this handler.
+    """First SIGINT, SIGTERM, SIGHUP or SIGUSR1 (of schedulers, and of a terminal that is closed):
+    ``requested`` turns True, so that the loop saves and leaves. The same one a second time acts at
+    once, as without this handler; others may come together, as at a logout.
 
         with GracefulStop() as stop:
             while not stop.requested: ...
     """
 
-    def __init__(self, signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> None:
-        self.signals = signals
-        self.received: int | None = None
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None  # the first
+        self._all: set[int] = set()
         self._previous: dict[int, Any] = {}
 
     @property
@@ -382,10 +387,13 @@ class GracefulStop:
         return signal.Signals(self.received).name if self.received is not None else ""
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if signum in self._all:
             self._restore()
             os.kill(os.getpid(), signum)
-        self.received = signum
+        self._all.add(signum)
+        self.received = signum if self.received is None else self.received
+        if signum == signal.SIGHUP:
+            _mute_lost_terminal()
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():
@@ -394,9 +402,23 @@ class GracefulStop:
 
     def __enter__(self) -> GracefulStop:
         """Must run in the main thread (python delivers signals there)."""
-        for signum in self.signals:
+        for signum in self.SIGNALS:
+            if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+                continue  # started with nohup
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._restore()
+
+
+def _mute_lost_terminal() -> None:
+    """What is still printed must not fail where the terminal is gone."""
+    for stream in (1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream)
+                os.close(null)

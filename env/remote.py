@@ -16,6 +16,8 @@ DEFAULT_MAKER = "env.worker:make_env"
 # seconds for importing and building a simulator, even where steps must answer sooner: on a busy
 # machine minutes pass
 BUILD_TIMEOUT = 600.0
+# seconds that a worker has for its answer when its time seems to be up
+GRACE = 10.0
 
 
 class WorkerProcess:
@@ -48,6 +50,7 @@ class WorkerProcess:
         self.conn = Connection(ours.detach())
         self.name, self.timeout, self.error = name, timeout, error
         self.deadline = self.allowed = 0.0
+        self._grace = True
         self.what = "starting"
 
     def build(self, maker: str, env_cfg: Mapping[str, Any]) -> None:
@@ -59,6 +62,7 @@ class WorkerProcess:
         """Start waiting for an answer to ``message``, so long or ``self.timeout`` seconds."""
         self.allowed = self.timeout if timeout is None else timeout
         self.deadline = time.monotonic() + self.allowed
+        self._grace = True
         try:
             self.conn.send(message)
         except OSError:
@@ -66,8 +70,9 @@ class WorkerProcess:
 
     def receive(self) -> tuple[Any, ...]:
         """Its next message; raises ``error`` when it died, failed, or is overdue."""
-        if not self.conn.poll(max(0.0, self.deadline - time.monotonic())):
-            raise self.error(self.overdue())
+        while not self.conn.poll(max(0.0, self.deadline - time.monotonic())):
+            if self.is_late():
+                raise self.error(self.overdue())
         try:
             message = self.conn.recv()
         except (EOFError, OSError):
@@ -77,6 +82,21 @@ class WorkerProcess:
         if message[0] == "error":
             raise self.error(f"{self.name} failed while {self.what}:\n{message[1]}")
         return message
+
+    def is_late(self) -> bool:
+        """Whether its time is up and no answer is there.
+
+        Once per answer it is given a little more: when a whole job was frozen (suspended, or
+        stopped by a scheduler) for longer than the limit, the worker has had no time to answer.
+        """
+        if self.conn.poll(0) or time.monotonic() < self.deadline:
+            return False
+        if not self._grace:
+            return True
+        self._grace, more = False, min(GRACE, self.timeout)
+        self.allowed += more
+        self.deadline = time.monotonic() + more
+        return False
 
     def overdue(self) -> str:
         """What is said of a hung worker."""

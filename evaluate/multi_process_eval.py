@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,6 +33,13 @@ from evaluate.rollout import (
     print_episode,
     run_eval,
 )
+
+# seconds of waiting for workers between two looks at whether to go on
+PAUSE_EVERY = 0.5
+
+
+def _nothing() -> None:
+    """A pause in which nothing is to be done."""
 
 
 @dataclass
@@ -89,6 +96,7 @@ class EvalPool:
         self._workers: list[_Worker] = []
         self._env: Env | None = None
         self._spec: EnvSpec | None = None
+        self._pause = _nothing
 
     def __enter__(self) -> EvalPool:
         return self
@@ -131,12 +139,15 @@ class EvalPool:
     def _ready(self, workers: list[_Worker]) -> list[_Worker]:
         """Those with a message, waiting for the first; EvalError when one is overdue."""
         by_conn = {w.conn: w for w in workers}
-        left = min(w.deadline for w in workers) - time.monotonic()
-        ready = [by_conn[c] for c in wait(list(by_conn), timeout=max(0.0, left))]  # type: ignore[index]
-        now = time.monotonic()
-        for worker in workers:
-            if worker.deadline < now and worker not in ready:
-                raise EvalError(worker.overdue())
+        ready: list[_Worker] = []
+        while not ready:
+            self._pause()
+            left = min(w.deadline for w in workers) - time.monotonic()
+            left = min(max(0.0, left), PAUSE_EVERY)
+            ready = [by_conn[c] for c in wait(list(by_conn), timeout=left)]  # type: ignore[index]
+            for worker in workers:
+                if worker not in ready and worker.is_late():
+                    raise EvalError(worker.overdue())
         return ready
 
     def run(
@@ -149,32 +160,43 @@ class EvalPool:
         one_by_one: bool = False,
         record: str | Path | None = None,
         verbose: bool = False,
+        pause: Callable[[], None] = _nothing,
     ) -> EvalResult:
         """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
         Observations that are ready are evaluated in one forward pass, whose rounding may differ
         from single ones in the last bits; ``one_by_one`` evaluates each alone, so that scores
         equal those of ``run_eval`` exactly. Agents with ``stochastic_eval`` are always evaluated
-        one by one, each game with its own generator. ``record`` needs ``num_proc`` 0.
+        one by one, each game with its own generator. ``record`` needs ``num_proc`` 0. ``pause`` is
+        called between steps; an exception of it ends the evaluation.
 
         Raises EvalError for a dead, hung or failing worker; no process is left behind.
         """
         check_games(num_game, seed)
         if self.num_proc == 0:
-            env = self._local_env()
             return run_eval(
-                env, agent, num_game, seed, eval_mode=eval_mode, record=record, verbose=verbose
+                self._local_env(),
+                agent,
+                num_game,
+                seed,
+                eval_mode=eval_mode,
+                record=record,
+                verbose=verbose,
+                pause=pause,
             )
         if record is not None:
             raise ValueError("recording videos needs num_proc 0 (mp 0)")
         runner = PolicyRunner(agent, eval_mode=eval_mode)
-        self._start()
+        self._pause = pause
         try:
+            self._start()
             with evaluating(agent):
                 episodes = self._play(runner, num_game, seed, one_by_one, verbose)
         except BaseException:
             self.close()  # workers still in a game would answer the next evaluation
             raise
+        finally:
+            self._pause = _nothing
         return EvalResult.of(episodes)
 
     def _play(

@@ -7,7 +7,7 @@ generator seeded with it. The global generators are not changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,10 +148,15 @@ def check_games(num_game: int, seed: int) -> None:
 
 
 def play_episode(
-    env: Env, runner: PolicyRunner, seed: int, frames: list[np.ndarray] | None = None
+    env: Env,
+    runner: PolicyRunner,
+    seed: int,
+    frames: list[np.ndarray] | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> Episode:
     """One game; annotated frames are appended to ``frames`` when given.
 
+    ``pause`` is called before every step; an exception of it ends the game.
     Raises NonFiniteError for an action, reward or observation that is not finite.
     """
     generator, task = runner.generator(seed), env.spec.task
@@ -159,6 +164,8 @@ def play_episode(
     check_observed(task, seed, 0, obs)
     score, length, success, done = 0.0, 0, False, False
     while not done:
+        if pause is not None:
+            pause()
         if frames is not None:
             frames.append(annotate(env.render(), f"seed {seed}  step {length}", success))
         action = runner.act(obs, generator)
@@ -185,6 +192,7 @@ def run_eval(
     eval_mode: bool = True,
     record: str | Path | None = None,
     verbose: bool = False,
+    pause: Callable[[], None] | None = None,
 ) -> EvalResult:
     """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
@@ -193,6 +201,7 @@ def run_eval(
         eval_mode: passed to ``agent.act``; False plays the exploring agent.
         record: folder for one MP4 per game (needs an environment that can render).
         verbose: print one line per game.
+        pause: called between steps; an exception of it ends the evaluation.
     """
     check_games(num_game, seed)
     runner = PolicyRunner(agent, eval_mode=eval_mode)
@@ -200,7 +209,7 @@ def run_eval(
     with evaluating(agent):
         for game_seed in range(seed, seed + num_game):
             frames: list[np.ndarray] | None = [] if record else None
-            episode = play_episode(env, runner, game_seed, frames)
+            episode = play_episode(env, runner, game_seed, frames, pause)
             episodes.append(episode)
             if record and frames is not None:
                 outcome = "success" if episode.success else "failure"

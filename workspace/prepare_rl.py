@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +60,7 @@ class Run(Protocol):
     loaded: bool
     pretrain_step: int
     prepared: bool
+    reported: bool
 
     def evaluate(self, games: Games) -> EvalResult:
         """Play these games."""
@@ -70,6 +73,9 @@ class Run(Protocol):
 
     def stop_if_asked(self) -> None:
         """Save and leave after a signal."""
+
+    def report(self, evaluate_and_log: Callable[[], None], last: bool) -> None:
+        """Save, then evaluate."""
 
     def save_state(self) -> None:
         """Resumable state of this moment."""
@@ -282,6 +288,9 @@ def _pretrain(run: Run) -> None:
     """RFT's first phase: BC on the actor (and encoder). Logged at step 0."""
     cfg = run.cfg
     total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
+    finish = partial(_finish_pretrain_epoch, run)
+    if not run.reported:  # interrupted there
+        run.report(finish, run.pretrain_step == total)
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
             run.log.meters.step = run.pretrain_step + 1
@@ -290,12 +299,11 @@ def _pretrain(run: Run) -> None:
             run.pretrain_step += 1
             progress.update(run.pretrain_step)
             if run.pretrain_step % cfg.pretrain_epoch_len == 0:
-                _finish_pretrain_epoch(run)
+                run.report(finish, run.pretrain_step == total)
             run.stop_if_asked()
 
 
 def _finish_pretrain_epoch(run: Run) -> None:
-    run.log.meters.check_finite()
     run.agent.finish_pretraining()
     extra: dict[str, float] = {"pretrain/step": run.pretrain_step}
     score = float(run.pretrain_step)  # without an evaluation the newest counts as the best
@@ -304,4 +312,3 @@ def _finish_pretrain_epoch(run: Run) -> None:
         score = extra["pretrain/score"] = run.protocol.score(run.evaluate(games))
     run.saver.save(run.agent.state_dict(), score)
     run.log.summarize(0, extra)
-    run.save_state()

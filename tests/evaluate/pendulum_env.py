@@ -34,6 +34,7 @@ class PendulumEnv(Env):
 
     def step(self, action: np.ndarray):
         self._misbehave()
+        time.sleep(self.cfg.get("step_seconds", 0))
         self.actions.append([float(a) for a in action])
         obs, _, terminated, _, _ = self.env.step(np.asarray(action) * 3)
         truncated = not terminated and len(self.actions) >= self.horizon

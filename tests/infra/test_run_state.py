@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -368,14 +369,57 @@ def test_sigkill_while_writing_never_costs_more_than_the_write(tmp_path: Path) -
             run_state.shutil.rmtree(left)
 
 
-def test_graceful_stop_sets_the_flag_once_and_restores() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_graceful_stop_sets_the_flag_once_and_restores(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
     with GracefulStop() as stop:
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop.requested
-        assert stop.signal_name == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert stop.signal_name == name
+    assert signal.getsignal(number) is before
+
+
+def test_other_signals_that_follow_do_not_cut_the_saving_short() -> None:
+    with GracefulStop() as stop:
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):  # as at a logout
+            os.kill(os.getpid(), number)
+        assert stop.signal_name == "SIGHUP"
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+CLOSED = """
+import os, sys, time
+from common_utils.run_state import GracefulStop
+with GracefulStop() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    open(sys.argv[1], "w").write(stop.signal_name)
+    raise SystemExit("state saved")
+"""
+
+
+def test_a_closed_terminal_saves_and_leaves(tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", CLOSED, str(tmp_path / "saved")])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
 
 
 def test_second_interrupt_acts_at_once() -> None:

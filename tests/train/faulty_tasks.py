@@ -1,10 +1,12 @@
 """A point to be held at the origin, with faults where the environment variable FAULT says.
 
 FAULT is "KIND:EPISODES:STEP": what goes wrong; in which episodes ("train": all with seeds above
-999, or those of one seed); from which step on of this environment in such episodes (1, 2, ...).
+999, "eval": all others, or those of one seed); from which step on of this environment in such
+episodes (1, 2, ...).
 """
 
 import os
+import time
 
 import gymnasium
 import numpy as np
@@ -23,7 +25,7 @@ class Hold(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.counts = self.episodes in ("train" if seed > 999 else "", str(seed))
+        self.counts = self.episodes in ("train" if seed > 999 else "eval", str(seed))
         self.point = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         return self.point.copy(), {}
 
@@ -32,7 +34,11 @@ class Hold(gymnasium.Env):
         reward, obs = float(np.abs(self.point).max() < 0.3), self.point.copy()
         self.steps += self.counts
         if self.kind and self.counts and self.steps >= self.at:
-            if self.kind == "reward":
+            if self.kind == "slow":
+                time.sleep(0.1)
+            elif self.kind == "die":
+                os.kill(os.getpid(), 9)
+            elif self.kind == "reward":
                 reward = np.nan
             elif self.kind == "huge":
                 reward = 1e30  # finite, but no loss of it is

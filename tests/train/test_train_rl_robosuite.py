@@ -352,6 +352,6 @@ def test_a_full_disk_while_training_is_reported_and_nothing_is_lost(
     with file_size_limit(60_000):
         said = refused(train_rl.main, resume, capsys)
     assert f"save_dir '{save_dir}': the file size limit is reached" in said
-    assert "state/step_000000020 is kept, --resume 1 continues from it" in said
+    assert "state/step_000000020_1 is kept, --resume 1 continues from it" in said
     train(resume)
     assert_same_run(whole, save_dir)

@@ -1,0 +1,121 @@
+"""Runs that are stopped while they evaluate: nothing is lost, and the end is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common_utils.records import read_metrics
+from evaluate.rollout import EvalError
+from tests.train.test_non_finite import (
+    HERE,
+    REPO,
+    bc,
+    bc_options,
+    rl,
+    rl_options,
+    state_step,
+    write,
+)
+
+TIMES = ("wall", "other/speed", "other/elapsed_time")
+GAMES = ["--num_eval_episode=60"]
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("hold"), 1.0)
+
+
+@pytest.fixture(scope="module")
+def whole_rl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("rl") / "run"
+    rl(run, *GAMES)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole_bc(tmp_path_factory: pytest.TempPathFactory, demos: Path) -> Path:
+    run = tmp_path_factory.mktemp("bc") / "run"
+    bc(run, demos, *GAMES)
+    return run
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in TIMES and "time/" not in k} for r in rows]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    assert records(run) == records(whole)
+    for name in ("model0.pt", "latest.pt"):
+        mine, theirs = (torch.load(x / name, weights_only=True) for x in (run, whole))
+        assert all(torch.equal(mine[k], theirs[k]) for k in theirs), name
+
+
+def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) -> str:
+    """Send a signal in the (very slow) evaluation of ``step``; the last line that is printed."""
+    path = os.pathsep.join([str(REPO), str(HERE)])
+    env = os.environ | {"FAULT": "slow:eval:1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        [sys.executable, *command], cwd=REPO, env=env, stderr=-1, stdout=-1, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "state" / f"step_{step:09d}").exists():
+        assert time.monotonic() < deadline and job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    job.send_signal(sent)
+    started = time.monotonic()
+    _, error = job.communicate(timeout=60)
+    assert time.monotonic() - started < 20, "sixty games of ten steps take 60 s"
+    assert job.returncode == 1
+    assert [p.name for p in (run / "state").glob(f"step_{step:09d}*")] == [f"step_{step:09d}"]
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [(signal.SIGTERM, []), (signal.SIGHUP, ["--mp_eval=1", "--num_eval_worker=2"])],
+)
+def test_rl_leaves_an_evaluation_and_plays_it_again(tmp_path, whole_rl, sent, more):
+    run = tmp_path / "run"
+    said = interrupt(["train_rl.py", *rl_options(run, *GAMES, *more)], run, 40, sent)
+    assert said == (
+        f"{sent.name} at step 40, in an evaluation: state saved; the same command with --resume 1 "
+        "continues"
+    )
+    assert not (run / "model0.pt").exists()
+    rl(run, *GAMES, "--resume=1")
+    assert_same(run, whole_rl)
+    before = records(run)
+    rl(run, *GAMES, "--resume=1")  # a finished run adds nothing
+    assert records(run) == before
+
+
+def test_bc_leaves_an_evaluation_and_plays_it_again(tmp_path, demos, whole_bc):
+    run = tmp_path / "run"
+    command = ["train_bc.py", *bc_options(run, demos, *GAMES)]
+    said = interrupt(command, run, 20, signal.SIGUSR1)
+    assert said.startswith("SIGUSR1 at step 20, in an evaluation: state saved")
+    bc(run, demos, *GAMES, "--resume=1")
+    assert_same(run, whole_bc)
+
+
+def test_a_dead_evaluation_worker_costs_no_training(tmp_path, monkeypatch, whole_rl):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setenv("FAULT", "die:65:1")
+        with pytest.raises(EvalError, match="was killed by signal 9 while playing seed 65"):
+            rl(run, *GAMES, "--mp_eval=1", "--num_eval_worker=1")
+    assert state_step(run) == 40
+    assert records(run) == []
+    rl(run, *GAMES, "--resume=1")
+    assert_same(run, whole_rl)
