@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ import torch
 
 from bc.base import BasePolicy
 from bc.dataset import RobomimicDataset
-from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.errors import run_program
-from common_utils.ibrl_utils import count_parameters
 from common_utils.progress import RunProgress
 from common_utils.run_config import resolve_device
 from common_utils.run_folder import RunFolder
@@ -36,18 +33,17 @@ from common_utils.seeding import (
     set_all_seeds,
     set_global_rng_state,
 )
-from common_utils.specs import SpecError
-from env.core import EnvError
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
-from evaluate.rollout import EvalError, EvalResult
+from evaluate.rollout import EvalResult
 from networks import fast
-from networks.optim import KerasAdam, set_lr, soft_update_params
+from networks.optim import set_lr, soft_update_params
 from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
 from workspace.network_memory import check_policy
+from workspace.prepare_bc import build_optimizer, open_pool, say_what_runs, set_weights
 from workspace.resumable import ResumableRun
 from workspace.weights import load_weights, put_weights
 
@@ -85,11 +81,11 @@ class Workspace(ResumableRun):
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
         if not resumed:
-            self._set_weights()
+            set_weights(self.policy, cfg, data)
         self.policy.to(self.device)
         self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
-        self.optim = _optimizer(self.policy, cfg)
+        self.optim = build_optimizer(self.policy, cfg)
         # docs/reference/ibrl.md#training (there Meta-World has no latest.pt; here it has)
         self.saver = TopkSaver(cfg.save_dir, topk=self.protocol.topk)
         self.epoch = 0  # finished epochs
@@ -97,44 +93,6 @@ class Workspace(ResumableRun):
         self.scores: dict[str, float] = {}
         self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
-
-    def _set_weights(self) -> None:
-        """Those to start from, or fresh ones with the data's statistics."""
-        cfg = self.cfg
-        if cfg.load_model == "none":
-            self._fit_statistics()
-            return
-        weights = load_weights(cfg.load_model, "load_model")
-        put_weights(self.policy, weights, cfg.load_model, "load_model")
-
-    def _fit_statistics(self) -> None:
-        """The normalisers' statistics; DatasetError when the data have none to give."""
-        try:
-            self.policy.fit(self.data.first_samples(self.policy.fit_samples))
-        except SpecError as error:
-            raise DatasetError(f"'{self.cfg.dataset.path}': {error}") from error
-
-    def open_env(self) -> None:
-        """Build the evaluation environment early, so that a missing simulator is reported now."""
-        cfg = self.cfg
-        if not cfg.evaluates:
-            return
-        try:
-            if not cfg.env.suite or not cfg.env.task:
-                recorded = f"was recorded in '{self.data.suite}', which is no suite of ours"
-                silent = "does not say which environment it was recorded in"
-                raise EnvError(
-                    f"'{cfg.dataset.path}' {recorded if self.data.suite else silent} "
-                    "(env_args, env_cfg.json); set --env.suite and --env.task"
-                )
-            workers = cfg.num_eval_worker if cfg.mp_eval else 0
-            self.pool = EvalPool(asdict(cfg.env), workers)
-            who = f"dataset.path: the policy on {cfg.dataset.path}"
-            self.pool.spec.check_provides(self.policy.input_specs(), cfg.action_dim, who)
-        except (EnvError, EvalError) as error:  # EvalError: reported by a worker process
-            raise type(error)(
-                f"{error}\n(or train without playing: --num_eval_episode 0)"
-            ) from error
 
     def train(self) -> None:
         """All remaining epochs."""
@@ -281,16 +239,6 @@ class Workspace(ResumableRun):
         self.data.close()
 
 
-def _optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimizer:
-    if cfg.optimizer == "keras_adam":
-        return KerasAdam(policy.parameters(), lr=cfg.lr)
-    if cfg.weight_decay == 0:
-        return torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
-    return torch.optim.AdamW(
-        policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True
-    )
-
-
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
@@ -303,10 +251,10 @@ def run(cfg: MainConfig) -> Workspace:
         check_policy(cfg)
         work = Workspace(cfg, data, resumed=folder.state is not None)
         try:
-            work.open_env()
+            work.pool = open_pool(cfg, data, work.policy)
             with folder.open_log(cfg, RESUMABLE_CHANGES) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
-                _say_what_runs(work)
+                say_what_runs(log, cfg, data, work.policy, work.device)
                 if folder.state is not None:
                     work.resume(folder.state)
                 else:
@@ -315,23 +263,6 @@ def run(cfg: MainConfig) -> Workspace:
         finally:
             work.close()
     return work
-
-
-def _say_what_runs(work: Workspace) -> None:
-    data, cfg = work.data, work.cfg
-    for note in data.notes:
-        work.log.print(f"note: {cfg.dataset.path}: {note}")
-    for note in work.policy.notes:
-        work.log.print(f"warning: {cfg.dataset.path}: {note}")
-    work.log.print(
-        f"{data.num_episodes} demonstrations, {data.num_steps} steps of {data.task_name or '?'}: "
-        f"{data.nbytes / 2**20:.1f} MiB in RAM{', images read from the file' if data.lazy else ''}"
-    )
-    work.log.print(
-        f"{type(work.policy).__name__}, {count_parameters(work.policy):,} parameters on "
-        f"{work.device}; {cfg.num_epoch} epochs of {cfg.epoch_len} steps"
-        f"{'' if cfg.evaluates else '; no games are played, the newest weights are kept'}"
-    )
 
 
 def main(cfg: MainConfig | None = None) -> int:

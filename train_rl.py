@@ -25,7 +25,7 @@ from common_utils.errors import run_program
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.kept_weights import KeptWeights, keep
-from common_utils.progress import RunProgress, format_seconds
+from common_utils.progress import RunProgress, pace
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop, RunState, SavesItself
 from common_utils.saver import TopkSaver
@@ -189,7 +189,7 @@ class Workspace(ResumableRun):
         if not self.reported:  # interrupted there
             self.report(self._log_and_evaluate, self.global_step == cfg.num_train_step)
         before, started = self.train_seconds, time.monotonic()
-        first_step, reported = self.global_step, False
+        first_step, paced = self.global_step, False
         with RunProgress(cfg.num_train_step, "training", self.global_step) as progress:
             while self.global_step < cfg.num_train_step:
                 self._train_one_step()
@@ -199,20 +199,14 @@ class Workspace(ResumableRun):
                 if self.global_step % cfg.log_per_step == 0 or last:
                     self.report(self._log_and_evaluate, last)
                 progress.update(self.global_step, **self.headline)
-                if not reported and elapsed > 60:
-                    reported = True
-                    self._say_pace((self.global_step - first_step) / elapsed)
+                if not paced and elapsed > 60:
+                    paced = True
+                    per_second = (self.global_step - first_step) / elapsed
+                    self.log.print(pace(per_second, self.global_step, cfg.num_train_step))
                 if not last:
                     self.stop_if_asked()
         self.agent.set_stats(None)
         self.log.print(f"time: {self.watch.report()}")
-
-    def _say_pace(self, per_second: float) -> None:
-        left = (self.cfg.num_train_step - self.global_step) / per_second
-        self.log.print(
-            f"{per_second:.1f} environment steps per second (evaluation included): "
-            f"about {format_seconds(left)} left for {self.cfg.num_train_step} steps"
-        )
 
     def _train_one_step(self) -> None:
         """Algorithm 1 of the paper: act, step, store, update."""

@@ -26,6 +26,14 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def pace(per_second: float, step: int, total: int) -> str:
+    """A line of how fast an RL run is and how long it will take."""
+    return (
+        f"{per_second:.1f} environment steps per second (evaluation included): "
+        f"about {format_seconds((total - step) / per_second)} left for {total} steps"
+    )
+
+
 class RunProgress:
     """Progress of ``total`` steps, of which ``initial`` are done (a resumed run).
 

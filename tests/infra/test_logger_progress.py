@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common_utils import progress
 from common_utils.logger import MultiCounter, RunLogger
-from common_utils.progress import RunProgress, format_seconds
+from common_utils.progress import RunProgress, format_seconds, pace
 from common_utils.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +204,8 @@ def test_progress_bar_on_a_terminal_keeps_printed_lines_whole() -> None:
 )
 def test_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_the_pace_of_a_run():
+    line = "2.0 environment steps per second (evaluation included): about 50 s left for 300 steps"
+    assert pace(2.0, 200, 300) == line

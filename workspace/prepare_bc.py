@@ -1,0 +1,97 @@
+"""What a BC run needs before its first step: weights, optimiser, environments, its first lines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from bc.base import BasePolicy
+from bc.dataset import RobomimicDataset
+from bc.loader import DatasetError
+from common_utils.ibrl_utils import count_parameters
+from common_utils.logger import RunLogger
+from common_utils.specs import SpecError
+from env.core import EnvError
+from evaluate.multi_process_eval import EvalPool
+from evaluate.rollout import EvalError
+from networks.optim import KerasAdam
+from workspace.bc_config import MainConfig
+from workspace.weights import load_weights, put_weights
+
+
+def set_weights(policy: BasePolicy, cfg: MainConfig, data: RobomimicDataset) -> None:
+    """Those of ``load_model``, or fresh ones with the data's statistics.
+
+    Raises WeightsError for a file that does not fit, DatasetError for data without statistics.
+    """
+    if cfg.load_model != "none":
+        weights = load_weights(cfg.load_model, "load_model")
+        put_weights(policy, weights, cfg.load_model, "load_model")
+        return
+    try:
+        policy.fit(data.first_samples(policy.fit_samples))
+    except SpecError as error:
+        raise DatasetError(f"'{cfg.dataset.path}': {error}") from error
+
+
+def build_optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimizer:
+    """Over all of the policy's parameters."""
+    if cfg.optimizer == "keras_adam":
+        return KerasAdam(policy.parameters(), lr=cfg.lr)
+    if cfg.weight_decay == 0:
+        return torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    return torch.optim.AdamW(
+        policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True
+    )
+
+
+def open_pool(cfg: MainConfig, data: RobomimicDataset, policy: BasePolicy) -> EvalPool | None:
+    """The evaluation environments, built early so that a missing simulator is reported at once.
+
+    None where no games are played. Raises EnvError or EvalError when they cannot be built or do
+    not provide what the policy reads.
+    """
+    if not cfg.evaluates:
+        return None
+    try:
+        if not cfg.env.suite or not cfg.env.task:
+            recorded = f"was recorded in '{data.suite}', which is no suite of ours"
+            silent = "does not say which environment it was recorded in"
+            raise EnvError(
+                f"'{cfg.dataset.path}' {recorded if data.suite else silent} "
+                "(env_args, env_cfg.json); set --env.suite and --env.task"
+            )
+        pool = EvalPool(asdict(cfg.env), cfg.num_eval_worker if cfg.mp_eval else 0)
+        try:
+            who = f"dataset.path: the policy on {cfg.dataset.path}"
+            pool.spec.check_provides(policy.input_specs(), cfg.action_dim, who)
+        except EnvError:
+            pool.close()
+            raise
+    except (EnvError, EvalError) as error:  # EvalError: reported by a worker process
+        raise type(error)(f"{error}\n(or train without playing: --num_eval_episode 0)") from error
+    return pool
+
+
+def say_what_runs(
+    log: RunLogger,
+    cfg: MainConfig,
+    data: RobomimicDataset,
+    policy: BasePolicy,
+    device: torch.device,
+) -> None:
+    """The run's first lines: what the data hold, what is trained, for how long."""
+    for note in data.notes:
+        log.print(f"note: {cfg.dataset.path}: {note}")
+    for note in policy.notes:
+        log.print(f"warning: {cfg.dataset.path}: {note}")
+    log.print(
+        f"{data.num_episodes} demonstrations, {data.num_steps} steps of {data.task_name or '?'}: "
+        f"{data.nbytes / 2**20:.1f} MiB in RAM{', images read from the file' if data.lazy else ''}"
+    )
+    log.print(
+        f"{type(policy).__name__}, {count_parameters(policy):,} parameters on "
+        f"{device}; {cfg.num_epoch} epochs of {cfg.epoch_len} steps"
+        f"{'' if cfg.evaluates else '; no games are played, the newest weights are kept'}"
+    )
