@@ -21,7 +21,7 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
 from common_utils.specs import ArraySpec, Obs, SpecError
-from networks.ibc_pixel import FrameStack
+from networks.ibc.pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer, Floor, divisors, still_dims
 
 

@@ -30,8 +30,8 @@ from common_utils.logger import MultiCounter
 from common_utils.options import numeric
 from common_utils.ranges import Positive, Threads
 from networks import fast
-from networks.ebm_fast import Precision
-from networks.ebm_fused import choose
+from networks.ibc.energy import Precision
+from networks.ibc.fused import choose
 from train_bc import MainConfig, RobomimicDataset, Workspace, fill_in
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc"

@@ -33,7 +33,7 @@ from common_utils.progress import console
 from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
 from common_utils.run_folder import output_folder
 from evaluate.stats import Rate, wilson
-from networks.ebm_fast import Precision
+from networks.ibc.energy import Precision
 from tools import collect_oracle
 from tools.results import earlier_results
 

@@ -11,8 +11,8 @@ from torch import nn
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
-from networks.ibc_mlp import MLPMDN, MDNConfig
-from networks.ibc_pixel import ConvMDNConfig, ConvMLPMDN
+from networks.ibc.mlp import MLPMDN, MDNConfig
+from networks.ibc.pixel import ConvMDNConfig, ConvMLPMDN
 
 
 @dataclass

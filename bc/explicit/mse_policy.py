@@ -10,8 +10,8 @@ from torch import nn
 
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
-from networks.ibc_mlp import MLPMSE, MLPConfig
-from networks.ibc_pixel import ConvMLPConfig, ConvMLPMSE
+from networks.ibc.mlp import MLPMSE, MLPConfig
+from networks.ibc.pixel import ConvMLPConfig, ConvMLPMSE
 
 
 @dataclass

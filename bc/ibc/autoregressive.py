@@ -24,7 +24,7 @@ from bc.base import PolicyInputs
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig, score
 from bc.ibc.samplers import Energy, EnergyNet
-from networks.ibc_mlp import MLPEBM, MLPConfig
+from networks.ibc.mlp import MLPEBM, MLPConfig
 
 
 class AutoregressiveEBM(nn.Module):

@@ -21,10 +21,10 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import Obs, SpecError
-from networks import ebm_fast
-from networks.ebm_fused import kernels_mode
-from networks.ibc_mlp import MLPEBM, MLPConfig
-from networks.ibc_pixel import PixelEBM, PixelEBMConfig
+from networks.ibc.energy import fast_score, fast_score_and_action_grad
+from networks.ibc.fused import kernels_mode
+from networks.ibc.mlp import MLPEBM, MLPConfig
+from networks.ibc.pixel import PixelEBM, PixelEBMConfig
 
 # actions scored at a time when acting, so that many observations do not exhaust the memory
 MAX_ROWS = 2**16
@@ -165,7 +165,7 @@ def score(
 ) -> torch.Tensor:
     """Logits [B, N] with graph, by the fast kernels where they know the network."""
     if isinstance(net, MLPEBM):
-        return ebm_fast.fast_score(net, encoded, actions, precision)
+        return fast_score(net, encoded, actions, precision)
     return net.score(encoded, actions)
 
 
@@ -174,7 +174,7 @@ def score_and_grad(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [B, N] and df/da [B, N, A], both differentiable by weights and ``encoded``."""
     if isinstance(net, MLPEBM):
-        return ebm_fast.fast_score_and_action_grad(net, encoded, actions, precision)
+        return fast_score_and_action_grad(net, encoded, actions, precision)
     actions = actions.detach().requires_grad_()
     logits = net.score(encoded, actions)
     return logits, torch.autograd.grad(logits.sum(), actions, create_graph=True)[0]

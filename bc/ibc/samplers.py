@@ -17,9 +17,8 @@ import torch
 from bc.ibc.losses import NormType, grad_norm
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, NoiseScale, StepSize, Temperature
-from networks import ebm_fast
-from networks.ebm_fast import Precision
-from networks.ibc_mlp import MLPEBM
+from networks.ibc.energy import Precision, Prepared
+from networks.ibc.mlp import MLPEBM
 
 
 @dataclass
@@ -98,7 +97,7 @@ class Energy:
         self, net: EnergyNet, encoded: torch.Tensor, precision: Precision = "float32"
     ) -> None:
         self.net, self.encoded = net, encoded.detach()
-        self._fast = ebm_fast.Prepared(net, precision) if isinstance(net, MLPEBM) else None
+        self._fast = Prepared(net, precision) if isinstance(net, MLPEBM) else None
 
     @torch.no_grad()
     def logits(self, actions: torch.Tensor) -> torch.Tensor:

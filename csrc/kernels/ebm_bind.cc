@@ -1,6 +1,6 @@
 // Python face of the energy networks: module common_utils.ebm_kernels.
 //
-// Tensors come in as addresses (torch's data_ptr); networks/ebm_fused.py is the only caller, checks
+// Tensors come in as addresses (torch's data_ptr); networks/ibc/fused.py is the only caller, checks
 // shapes, types and contiguity, and keeps the tensors alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -250,7 +250,7 @@ class Network {
 }  // namespace
 
 PYBIND11_MODULE(ebm_kernels, m) {
-  m.doc() = "Energy networks on raw addresses; see networks/ebm_fused.py.";
+  m.doc() = "Energy networks on raw addresses; see networks/ibc/fused.py.";
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   py::class_<Network>(m, "Network")
       .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t,

@@ -23,7 +23,7 @@ from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import LangevinConfig
 from common_utils.specs import Policy
 from networks.encoder import ResNetEncoderConfig
-from networks.ibc_mlp import MDNConfig, MLPConfig
+from networks.ibc.mlp import MDNConfig, MLPConfig
 
 S, A, SHAPE = 6, 3, (3, 96, 96)
 NET = MLPConfig(width=16, depth=2, rate=0.1)

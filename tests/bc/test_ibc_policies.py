@@ -22,7 +22,7 @@ from bc.normalized import NormConfig
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from common_utils.specs import Policy, SpecError
-from networks.ibc_mlp import MDNConfig, MLPConfig
+from networks.ibc.mlp import MDNConfig, MLPConfig
 from networks.optim import KerasAdam, set_lr, warmup
 
 NET = MLPConfig(width=32, depth=2, rate=0.0)

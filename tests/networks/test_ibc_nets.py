@@ -14,7 +14,7 @@ from torch import distributions, nn
 
 from common_utils import run_config
 from common_utils.run_config import ConfigError
-from networks.ibc_mlp import (
+from networks.ibc.mlp import (
     MLPEBM,
     MLPMDN,
     MLPMSE,
@@ -25,7 +25,7 @@ from networks.ibc_mlp import (
     SpectralNormDense,
     Trunk,
 )
-from networks.ibc_pixel import (
+from networks.ibc.pixel import (
     ConvMaxpoolEncoder,
     ConvMDNConfig,
     ConvMLPConfig,

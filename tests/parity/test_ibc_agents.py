@@ -15,9 +15,9 @@ from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig
 from bc.normalized import FrameStatistics, NormConfig
 from common_utils.stacking import gather_stack
-from networks import ebm_fast
-from networks.ebm_fast import fast_score_and_action_grad
-from networks.ibc_mlp import MLPEBM, MLPConfig
+from networks.ibc import energy
+from networks.ibc.energy import fast_score_and_action_grad
+from networks.ibc.mlp import MLPEBM, MLPConfig
 from networks.normalizer import AffineNormalizer
 from networks.optim import KerasAdam, exponential_decay, set_lr, warmup
 from tests.parity import ibc_recipes as ibc
@@ -28,8 +28,8 @@ from tests.parity.recipes import Fixture
 @pytest.fixture(params=["float32", "bfloat16x3"], autouse=True)
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How energy networks multiply: both precisions at the same tolerances."""
-    choose = ebm_fast.choose
-    monkeypatch.setattr(ebm_fast, "choose", lambda _, *sizes: choose(request.param, *sizes))
+    choose = energy.choose
+    monkeypatch.setattr(energy, "choose", lambda _, *sizes: choose(request.param, *sizes))
 
 
 LONG_CHAIN_ATOL = 1e-4  # chains longer than 20 steps

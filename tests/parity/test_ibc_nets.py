@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from networks.ibc_mlp import MLPEBM, MLPMDN, MLPMSE, MDNConfig, MLPConfig
-from networks.ibc_pixel import (
+from networks.ibc.mlp import MLPEBM, MLPMDN, MLPMSE, MDNConfig, MLPConfig
+from networks.ibc.pixel import (
     ConvMDNConfig,
     ConvMLPConfig,
     ConvMLPMDN,

@@ -13,7 +13,7 @@ from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.ibc.samplers import LangevinConfig
 from common_utils.specs import Obs
-from networks.ibc_mlp import MDNConfig, MLPConfig
+from networks.ibc.mlp import MDNConfig, MLPConfig
 from rl.q_agent import QAgent
 from tests.rl.agents import A, S, make_batch, observe, state_agent, with_cache
 

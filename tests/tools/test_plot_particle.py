@@ -12,7 +12,7 @@ from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.normalized import NormConfig
 from common_utils.errors import run_program
 from env.factory import make_env
-from networks.ibc_mlp import MLPConfig
+from networks.ibc.mlp import MLPConfig
 from tools.plot_particle import energies, energy_landscape, main, play
 
 

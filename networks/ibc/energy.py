@@ -1,4 +1,4 @@
-"""Fast evaluation of an :class:`networks.ibc_mlp.MLPEBM` on the CPU: values and gradients.
+"""Fast evaluation of an :class:`networks.ibc.mlp.MLPEBM` on the CPU: values and gradients.
 
 What is saved against plain torch, all of it exact up to rounding:
 
@@ -14,8 +14,8 @@ residual stream, the output unit and all gradients of parameters stay float32. "
 three such products of factors in two parts (what torch calls float32 matmul precision "high"):
 errors of about 3e-6 of a layer's norm, twice float32's speed; without tile registers it is float32.
 
-The passes are C++ (:mod:`networks.ebm_fused`) for networks that fit in the cache, else torch
-operations (:mod:`networks.ebm_passes`); ``IBC_KERNELS`` (environment) = auto, off or the name of
+The passes are C++ (:mod:`networks.ibc.fused`) for networks that fit in the cache, else torch
+operations (:mod:`networks.ibc.passes`); ``IBC_KERNELS`` (environment) = auto, off or the name of
 a build of the C++ chooses.
 
 Networks that are not a ReLU trunk without normalisation and dropout run as plain torch, with the
@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from networks.ebm_fused import FusedNet, choose
-from networks.ebm_passes import Kind, TorchNet, Weights, supported, weights_of
-from networks.ibc_mlp import MLPEBM
+from networks.ibc.fused import FusedNet, choose
+from networks.ibc.mlp import MLPEBM
+from networks.ibc.passes import Kind, TorchNet, Weights, supported, weights_of
 
 Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 

@@ -10,8 +10,8 @@ import torch
 from bc.ibc.ebm_policy import EbmPolicy
 from common_utils import ebm_kernels
 from common_utils.errors import UserError
-from networks import ebm_fast, ebm_fused
-from networks.ibc_mlp import MLPEBM, MLPConfig
+from networks.ibc import energy, fused
+from networks.ibc.mlp import MLPEBM, MLPConfig
 
 KINDS = ["MLPDropout", "ResNetOrig", "ResNetPreActivation"]
 CASES = [(kind, *size) for kind in KINDS for size in ((3, 2), (33, 4), (128, 8), (256, 2))]
@@ -69,16 +69,16 @@ def check_network(net: MLPEBM, precision: str, tolerance: float, b: int = 7, n: 
     want_net, want, want_grad = exact(net, obs, actions)
 
     encoded = net.encode(obs)
-    check(ebm_fast.logits(net, encoded, actions, precision), want, tolerance)
-    ready = ebm_fast.prepare(net, precision)
-    value, grad = ebm_fast.logits_and_action_grad(ready, encoded, actions)
+    check(energy.logits(net, encoded, actions, precision), want, tolerance)
+    ready = energy.prepare(net, precision)
+    value, grad = energy.logits_and_action_grad(ready, encoded, actions)
     assert not value.requires_grad and not grad.requires_grad
     check(value, want, tolerance)
     check(grad, want_grad, tolerance)
 
     loss = (want * slope.double()).sum()
     loss.backward(retain_graph=True)
-    value = ebm_fast.fast_score(net, encoded, actions, precision)
+    value = energy.fast_score(net, encoded, actions, precision)
     check(value, want, tolerance)
     (value * slope).sum().backward()
     for p, q in zip(net.parameters(), want_net.parameters(), strict=True):
@@ -87,7 +87,7 @@ def check_network(net: MLPEBM, precision: str, tolerance: float, b: int = 7, n: 
     net.zero_grad()
     want_net.zero_grad()
     (loss + (want_grad * u.double()).sum()).backward()
-    value, grad = ebm_fast.fast_score_and_action_grad(net, net.encode(obs), actions, precision)
+    value, grad = energy.fast_score_and_action_grad(net, net.encode(obs), actions, precision)
     check(value, want, tolerance)
     check(grad, want_grad, tolerance)
     ((value * slope).sum() + (grad * u).sum()).backward()
@@ -141,8 +141,8 @@ def test_results_do_not_depend_on_threads(build: str, monkeypatch: pytest.Monkey
         for threads in (1, 3):
             torch.set_num_threads(threads)
             encoded = net.encode(obs).detach()
-            out = [*ebm_fast.logits_and_action_grad(net, encoded, actions, precision)]
-            f = ebm_fast.fast_score(net, encoded, actions, precision)
+            out = [*energy.logits_and_action_grad(net, encoded, actions, precision)]
+            f = energy.fast_score(net, encoded, actions, precision)
             fast = [p for name, p in net.named_parameters() if "w1" in name]
             runs.append([*out, *torch.autograd.grad(f.logsumexp(1).sum(), fast)])
     finally:
@@ -158,23 +158,23 @@ def test_what_the_kernels_do_not_know_runs_in_torch() -> None:
         obs, actions = inputs(net)
         want = net(obs, actions)
         encoded = net.encode(obs)
-        torch.testing.assert_close(ebm_fast.logits(net, encoded, actions), want)
-        f, grad = ebm_fast.logits_and_action_grad(net, encoded, actions)
+        torch.testing.assert_close(energy.logits(net, encoded, actions), want)
+        f, grad = energy.logits_and_action_grad(net, encoded, actions)
         assert not f.requires_grad
-        torch.testing.assert_close(ebm_fast.fast_score(net, encoded, actions), want)
-        f, again = ebm_fast.fast_score_and_action_grad(net, encoded, actions)
+        torch.testing.assert_close(energy.fast_score(net, encoded, actions), want)
+        f, again = energy.fast_score_and_action_grad(net, encoded, actions)
         torch.testing.assert_close(grad, again)
         again.sum().backward()
 
 
 def test_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ebm_fused, "ebm_kernels", None)
-    ebm_fused._builds.cache_clear()
+    monkeypatch.setattr(fused, "ebm_kernels", None)
+    fused._builds.cache_clear()
     try:
-        assert ebm_fused.choose("float32", 64, 1) is None
+        assert fused.choose("float32", 64, 1) is None
         check_network(make("ResNetPreActivation", 33, 4), "float32", 3e-6)
     finally:
-        ebm_fused._builds.cache_clear()
+        fused._builds.cache_clear()
 
 
 def test_nan_comes_through() -> None:
@@ -182,7 +182,7 @@ def test_nan_comes_through() -> None:
     obs, actions = inputs(net)
     actions[2, 3, 0] = float("nan")
     for precision in ("float32", "bfloat16x3", "bfloat16"):
-        f, grad = ebm_fast.logits_and_action_grad(net, net.encode(obs), actions, precision)
+        f, grad = energy.logits_and_action_grad(net, net.encode(obs), actions, precision)
         assert f.isnan().nonzero().tolist() == [[2, 3]]
         assert not grad[0].isnan().any()
 
@@ -191,10 +191,10 @@ def test_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     net = make("ResNetPreActivation", 32, 2)
     obs, actions = inputs(net)
     with pytest.raises(ValueError, match="precision is 'half'"):
-        ebm_fast.logits(net, net.encode(obs), actions, "half")
+        energy.logits(net, net.encode(obs), actions, "half")
     monkeypatch.setenv("IBC_KERNELS", "nonsense")
     with pytest.raises(UserError, match="^IBC_KERNELS: 'nonsense', expected one of auto, off"):
-        ebm_fast.prepare(net)
+        energy.prepare(net)
     with pytest.raises(UserError, match="IBC_KERNELS"):  # before a run has written anything
         EbmPolicy("state", (4,), 1, 2)
 
@@ -202,7 +202,7 @@ def test_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_second_derivative_by_accident() -> None:
     net = make("ResNetPreActivation", 32, 2)
     obs, actions = inputs(net)
-    f = ebm_fast.fast_score(net, net.encode(obs), actions)
+    f = energy.fast_score(net, net.encode(obs), actions)
     weight = net.trunk.blocks[0].w1.weight
     (grad,) = torch.autograd.grad(f.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

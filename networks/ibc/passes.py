@@ -1,4 +1,4 @@
-"""The passes of :mod:`networks.ebm_fast` in torch operations, and the weights they work on."""
+"""The passes of :mod:`networks.ibc.energy` in torch operations, and the weights they work on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks import fast
-from networks.ibc_mlp import MLPEBM, SpectralNormDense
+from networks.ibc.mlp import MLPEBM, SpectralNormDense
 
 Kind = Literal["MLPDropout", "ResNetOrig", "ResNetPreActivation"]
 

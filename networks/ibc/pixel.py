@@ -19,7 +19,7 @@ from torch import nn
 
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, MultipleOf
-from networks.ibc_mlp import (
+from networks.ibc.mlp import (
     Dense,
     MDNConfig,
     MDNHead,

@@ -1,7 +1,7 @@
-"""The passes of :mod:`networks.ebm_fast` in C++: ``common_utils.ebm_kernels`` (csrc/kernels/ebm*).
+"""The passes of :mod:`networks.ibc.energy` in C++: ``common_utils.ebm_kernels``.
 
 A block of rows goes through all layers, and back, while it is in the cache. Same interface as
-:class:`networks.ebm_passes.TorchNet`.
+:class:`networks.ibc.passes.TorchNet`. Sources: csrc/kernels/ebm*.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from common_utils.errors import UserError
 from networks import fast
-from networks.ebm_passes import Kind, Weights
 from networks.fast.cpu.module import address
+from networks.ibc.passes import Kind, Weights
 
 try:
     from common_utils import ebm_kernels

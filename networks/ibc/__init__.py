@@ -1,0 +1,1 @@
+"""Energy networks of Implicit Behavioral Cloning, their explicit twins, and fast evaluation."""
