@@ -1,8 +1,8 @@
 """Evaluate checkpoints: one weight file, or all of a folder as a ranked table.
 
-    python -m evaluate.eval --mode rl --weight exps/rl/run1/model0.pt --num_game 50
-    python -m evaluate.eval --mode bc --folder exps/bc --include model --num_game 50
-    python -m evaluate.eval --mode bc --weight exps/bc/run1/model0.pt --mp 0 --record_dir videos
+    python -m evaluate.eval --weight exps/rl/run1/model0.pt --num_game 50
+    python -m evaluate.eval --folder exps/bc --include model --num_game 50
+    python -m evaluate.eval --weight exps/bc/run1/model0.pt --mp 0 --record_dir videos
 
 Exit status 0 on success, 2 when the command or a checkpoint cannot be used.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from common_utils import run_config
 from common_utils.config_types import Flag
 from common_utils.errors import UserError, run_program
 from common_utils.kept_weights import is_copy
@@ -31,6 +32,7 @@ from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
 from workspace import build_agent, build_policy
+from workspace.weights import require_weights
 
 # How each kind of checkpoint is loaded. This module is an entry script: unlike the rest of its
 # package it may import from the layer above.
@@ -38,6 +40,9 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
 }
+# The section of cfg.yaml that decides, the first of these that is there (both kinds have datasets);
+# runs of the original programs have the same.
+SECTIONS = {"rl": "q_agent", "bc": "dataset"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--include", nargs="*", default=[], help="with --folder: paths must contain all of these"
     )
-    parser.add_argument("--mode", choices=sorted(LOADERS), required=True, help="what was trained")
+    parser.add_argument(
+        "--mode", choices=sorted(LOADERS), help="what was trained; default: read from its cfg.yaml"
+    )
     parser.add_argument(
         "--num_game", type=numeric(Positive), default=10, help="episodes per evaluation"
     )
@@ -95,12 +102,34 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
     return found
 
 
+def kind_of(weight: Path, mode: str | None) -> str:
+    """Which of :data:`LOADERS` reads ``weight``: by the sections of the cfg.yaml beside it.
+
+    mode: the user's choice, needed only where no section decides.
+    Raises ConfigError where the two differ, and where neither decides.
+    """
+    require_weights(weight, "--weight")
+    path = weight.parent / run_config.CFG_NAME
+    tree = run_config.read_yaml(path)
+    kind = next((kind for kind, section in SECTIONS.items() if section in tree), mode)
+    if kind is None:
+        raise ConfigError(
+            f"{path}: cannot decide between BC and RL weights; expected the section "
+            f"{SECTIONS['bc']} (BC) or {SECTIONS['rl']} (RL), or the option --mode"
+        )
+    if mode not in (None, kind):
+        raise ConfigError(
+            f"--mode: {mode}, but these are {kind.upper()} weights (of {path}); "
+            f"expected --mode {kind}, or no --mode"
+        )
+    return kind
+
+
 class Evaluator:
     """Evaluates one checkpoint after another, keeping the workers while the task is the same."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.load_model = LOADERS[args.mode]
         self.protocol = Protocol()  # of the checkpoint that was evaluated last
         self._pool: EvalPool | None = None
 
@@ -114,9 +143,8 @@ class Evaluator:
     def evaluate(self, weight: Path) -> EvalResult:
         """All ``repeat * num_game`` games of one checkpoint."""
         args = self.args
-        agent, env, params = self.load_model(
-            str(weight), args.device, trust_module=args.trust_module
-        )
+        load_model = LOADERS[kind_of(weight, args.mode)]
+        agent, env, params = load_model(str(weight), args.device, trust_module=args.trust_module)
         env.close()  # evaluations build their own
         self.protocol = protocol_of(params["suite"])
         results = []

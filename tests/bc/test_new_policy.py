@@ -76,7 +76,7 @@ def test_it_trains_resumes_plays_and_bootstraps_ibrl(
         run_eval(env, policy, 2, 0).scores.tolist() == run_eval(env, policy, 2, 0).scores.tolist()
     )
     env.close()
-    args = ["--mode", "bc", "--weight", str(whole / "latest.pt"), "--num_game", "1", "--mp", "0"]
+    args = ["--weight", str(whole / "latest.pt"), "--num_game", "1", "--mp", "0"]
     assert evaluation.main([*args, "--device", "cpu"]) == 0
     assert "success" in capsys.readouterr().out
 

@@ -142,7 +142,7 @@ def test_legal_extremes_are_built_or_refused_for_their_memory(
 
 
 PARSERS: dict[str, tuple[Any, list[str]]] = {
-    "evaluate.eval": (evaluate.eval._parser, ["--weight", "x.pt", "--mode", "bc"]),
+    "evaluate.eval": (evaluate.eval._parser, ["--weight", "x.pt"]),
     "plot_runs": (plot_runs.parser, ["run"]),
     "plot_particle": (plot_particle._parser, ["--task", "PARTICLE_2d"]),
     "dataset_states_to_obs": (

@@ -58,7 +58,7 @@ def test_states_of_a_third_party_environment_train_and_evaluate(python, tmp_path
     assert all(0 <= x["score/score"] <= 1 and x["train/critic_loss"] > 0 for x in lines)
     # falling over is an end without success: episodes are shorter than the time limit
     assert 1 < lines[-1]["data/episode_len"] <= 40
-    command = ["-m", "evaluate.eval", "--mode", "rl", "--mp", "0", "--num_game", "2"]
+    command = ["-m", "evaluate.eval", "--mp", "0", "--num_game", "2"]
     done = python(*command, "--weight", str(tmp_path / "run" / "model0.pt"))
     assert done.returncode == 0, done.stderr
 

@@ -93,7 +93,7 @@ def test_checkpoints_do_not_import_what_they_name(
     assert done.returncode == 0 and planted.exists(), done.stdout + done.stderr
     planted.unlink()
     weight = tmp_path / "run" / "model0.pt"
-    command = ["--mode", "rl", "--weight", str(weight), "--num_game", "2", "--mp", "2"]
+    command = ["--weight", str(weight), "--num_game", "2", "--mp", "2"]
     refused(evaluate, "cfg.yaml", *command)
     with pytest.raises(ConfigError, match="trust_module='planted'"):
         train_rl.load_model(str(weight), "cpu")
@@ -143,7 +143,7 @@ def test_demonstrations_do_not_import_what_they_name(
     planted.unlink()
     # the policy's cfg.yaml names it now: to those who evaluate it, and to RL, which takes its task
     weight = str(tmp_path / "bc" / "model0.pt")
-    refused(evaluate, "cfg.yaml", "--mode", "bc", "--weight", weight)
+    refused(evaluate, "cfg.yaml", "--weight", weight)
     rl = [*SMALL, "--save_dir", str(tmp_path / "rl"), "--bc_policy", weight, "--task_name", ""]
     refused(train_rl.main, "cfg.yaml", *rl)
     # by whatever suite the policy says it is of

@@ -49,7 +49,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
 
 def test_one_weight_in_process_and_in_workers(tmp_path, capsys):
     weight = bc_checkpoint(tmp_path / "run", "model0.pt")
-    args = ["--mode", "bc", "--weight", str(weight), "--num_game", "3", "--seed", "5"]
+    args = ["--weight", str(weight), "--num_game", "3", "--seed", "5"]
     status, here, _ = run(capsys, *args, "--mp", "0")
     assert status == 0
     assert re.findall(r"seed (\d+):", here) == ["5", "6", "7"]
@@ -65,7 +65,7 @@ def test_folder_is_ranked(tmp_path, capsys):
     bc_checkpoint(tmp_path / "seed2", "model0.pt", seed=7)
     (tmp_path / "seed2" / "state").mkdir()
     torch.save({}, tmp_path / "seed2" / "state" / "tree.pt")
-    args = ["--mode", "bc", "--folder", str(tmp_path), "--num_game", "2", "--mp", "1"]
+    args = ["--folder", str(tmp_path), "--num_game", "2", "--mp", "1"]
     status, out, _ = run(capsys, *args, "--include", "model", "--verbose", "0")
     assert status == 0 and "average over 2 checkpoints" in out
     assert "seed1/model0.pt" in out and "latest" not in out and "tree.pt" not in out
@@ -76,7 +76,7 @@ def test_folder_is_ranked(tmp_path, capsys):
 def test_an_unusable_checkpoint_does_not_hide_the_others(tmp_path, capsys):
     bc_checkpoint(tmp_path / "run", "model0.pt")
     torch.save({"net.0.weight": torch.zeros(3, 3)}, tmp_path / "run" / "model1.pt")
-    args = ["--mode", "bc", "--folder", str(tmp_path), "--num_game", "1", "--mp", "0"]
+    args = ["--folder", str(tmp_path), "--num_game", "1", "--mp", "0"]
     status, out, err = run(capsys, *args)
     assert status == 2 and "model1.pt" in err and "size mismatch" in err
     assert "average over 1 checkpoints" in out
@@ -136,8 +136,25 @@ def test_an_rl_checkpoint(tmp_path, capsys):
     torch.save(work.agent.state_dict(), tmp_path / "model0.pt")
     work.close()
     weight = str(tmp_path / "model0.pt")
-    status, out, _ = run(capsys, "--mode", "rl", "--weight", weight, "--num_game", "2", "--mp", "0")
+    status, out, _ = run(capsys, "--weight", weight, "--num_game", "2", "--mp", "0")
     assert status == 0 and "(n=2)" in out
+    status, _, err = run(capsys, "--mode", "bc", "--weight", weight)
+    assert status == 2 and err.startswith("error: --mode: bc, but these are RL weights (")
+
+
+def test_the_kind_is_read_from_the_run(tmp_path, capsys):
+    weight = bc_checkpoint(tmp_path, "model0.pt")
+    command = ["--weight", str(weight), "--num_game", "1", "--mp", "0", "--verbose", "0"]
+    status, out, _ = run(capsys, *command)
+    assert status == 0 and run(capsys, "--mode", "bc", *command)[:2] == (0, out)
+    wrong = f"BC weights (of {tmp_path / 'cfg.yaml'}); expected --mode bc, or no --mode"
+    for where in (["--weight", str(weight)], ["--folder", str(tmp_path)]):
+        status, _, err = run(capsys, "--mode", "rl", *where)
+        assert status == 2 and err.count("\n") == 1
+        assert f"--mode: rl, but these are {wrong}" in err
+    (tmp_path / "cfg.yaml").write_text("seed: 1\n")
+    status, _, err = run(capsys, "--weight", str(weight))
+    assert status == 2 and "cfg.yaml: cannot decide between BC and RL weights; expected" in err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +166,7 @@ def test_an_rl_checkpoint(tmp_path, capsys):
     ],
 )
 def test_missing_checkpoints(capsys, args, message):
-    status, _, err = run(capsys, "--mode", "bc", *args)
+    status, _, err = run(capsys, *args)
     assert status == 2 and message in err
 
 
@@ -167,7 +184,7 @@ def test_missing_checkpoints(capsys, args, message):
 )
 def test_impossible_commands(capsys, args, message):
     with pytest.raises(SystemExit) as stop:
-        run_program(eval_cli.main, ["--mode", "bc", *args])
+        run_program(eval_cli.main, args)
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -156,7 +156,7 @@ def test_a_config_that_is_no_ordinary_file(
                  lambda: train_bc.load_policy(weight, "cpu")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             read()
-    args = ["--mode", "bc", "--weight", str(weight), "--device", "cpu"]
+    args = ["--weight", str(weight), "--device", "cpu"]
     assert run_program(eval_cli.main, args) == 2
     assert said in capsys.readouterr().err
 

@@ -124,7 +124,7 @@ def test_home_in_the_options_of_every_program(
     assert expand_home_in_options(given) == [
         f"--a.b={home}/x", f"{home}/y", str(home), "--c", "a~/b", "~other/x", f"--d={home}",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["eval", "--mode=bc", "--weight=~/no.pt"])
+    monkeypatch.setattr(sys, "argv", ["eval", "--weight=~/no.pt"])
     assert run_program(evaluation.main) == 2
     assert f"no file '{home}/no.pt'" in capsys.readouterr().err
 

@@ -252,7 +252,7 @@ def test_saved_successes_of_pixel_runs_have_both_pictures(tmp_path: Path) -> Non
 
 
 def games(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[list[str], str]:
-    assert run_program(evaluate_cli.main, ["--mode=bc", "--num_game=3", *args]) == 0
+    assert run_program(evaluate_cli.main, ["--num_game=3", *args]) == 0
     lines = capsys.readouterr().out.splitlines()
     return sorted(x for x in lines if x.startswith("seed ")), "\n".join(lines)
 
