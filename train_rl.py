@@ -45,7 +45,7 @@ from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult
 from networks import fast
-from rl.q_agent import QAgent
+from rl.agent import Agent
 from rl.successes import Record
 from workspace.build_agent import (
     bc_weights,
@@ -93,7 +93,7 @@ class Workspace(ResumableRun):
         self.env: Env = make_env(self.train_env_cfg)
         check_agent(cfg, self.env.spec, len(bc_policies))
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
-        self.ref_agent: QAgent | None = None
+        self.ref_agent: Agent | None = None
         # before anything is allocated or written
         self.memory = check_memory(cfg, memory_needs(cfg, self.env.spec, self.agent))
         saved_env_args = env_args(self.train_env_cfg) if saves else None
@@ -260,11 +260,11 @@ class Workspace(ResumableRun):
         if cfg.num_eval_episode > 0:
             extra |= protocol.report(self.evaluate(games))
             score = extra["score/score"]
-            if self.agent.act_method == "ibrl_soft":
-                with self.agent.override_act_method("ibrl"):
-                    greedy = protocol.score(self.evaluate(games))
-                extra["score/greedy_score"] = greedy
-                extra["score_diff/greedy-soft"] = greedy - score
+            for variant in self.agent.eval_variants():
+                with variant.acting:
+                    other = protocol.score(self.evaluate(games))
+                extra[f"score/{variant.name}_score"] = other
+                extra[f"score_diff/{variant.name}-{variant.usual}"] = other - score
             self.headline["score"] = score
         else:  # the newest counts as the best
             score = float(self.global_step)

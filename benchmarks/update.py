@@ -73,8 +73,9 @@ def config_of(case: str) -> MainConfig:
     if case != "small_state":
         return run_config.load(MainConfig, CFGS / f"{case}.yaml")
     cfg = run_config.load(MainConfig, CFGS / "robomimic_rl" / "can_state_ibrl.yaml")
-    cfg.q_agent.act_method = "ibrl"
-    cfg.q_agent.state_critic.hidden_dim = cfg.q_agent.state_actor.hidden_dim = 256
+    q_cfg = cfg.own_section
+    q_cfg.act_method = "ibrl"
+    q_cfg.state_critic.hidden_dim = q_cfg.state_actor.hidden_dim = 256
     cfg.num_critic_update = 1
     return cfg
 
@@ -109,7 +110,7 @@ def sizes_of(case: str) -> Sizes:
 
 def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]]:
     """An agent on the CPU with its BC policy, and a maker of random observation batches."""
-    sizes, q_cfg = sizes_of(case), cfg.q_agent
+    sizes, q_cfg = sizes_of(case), cfg.own_section
     q_cfg.device = "cpu"
     camera = cfg.rl_camera
     prop, state = (sizes.prop * cfg.prop_stack,), (sizes.state * cfg.state_stack,)
@@ -122,7 +123,7 @@ def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]
         image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
         return {camera: image, "prop": torch.randn(n, *prop)}
 
-    if q_cfg.act_method != "rl":
+    if q_cfg.bc_fields:
         policy: ExplicitPolicy
         if cfg.use_state:
             width = q_cfg.state_actor.hidden_dim

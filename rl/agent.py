@@ -3,23 +3,94 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import nn
 
+from common_utils.ranges import Between
 from common_utils.run_config import resolve_device
 from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import Batch, Obs, Policy
 
 
+@dataclass(frozen=True)
+class AgentInputs:
+    """What an environment says of an agent's inputs and outputs: all it takes to build one."""
+
+    # the stacked state [S], or the stacked images of one camera [C, H, W]
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    # "": it sees states
+    camera: str = ""
+    # the stacked proprioception [P]; (0,) where there is none
+    prop_shape: tuple[int, ...] = (0,)
+    # of the agent's own generators
+    seed: int = 0
+
+    @property
+    def seen(self) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
+        """(obs_shape, prop_shape, action_dim, camera), the order of this package's constructors."""
+        return self.obs_shape, self.prop_shape, self.action_dim, self.camera
+
+
+class RunFacts(NamedTuple):
+    """What of a run's configuration the agent's must go with."""
+
+    use_state: bool
+    # there are some in the replay
+    demonstrations: bool
+    # by BC, or from another agent's weights
+    pretrained: bool
+    # the actor's loss has RFT's BC regulariser
+    add_bc_loss: bool
+
+
+@dataclass
+class AgentConfig:
+    """Base of the agents' configurations."""
+
+    # auto (cuda when present), cpu, cuda or cuda:N
+    device: str = "auto"
+    # candidate actions each BC policy proposes (1 = IBRL as published)
+    num_bc_samples: Annotated[int, Between(1, 4096)] = 1
+
+    @property
+    def bc_fields(self) -> tuple[str, ...]:
+        """Fields whose values ask for a BC policy; () where none is needed."""
+        return ()
+
+    def check(self, run: RunFacts) -> None:
+        """ValueError that begins with the field which does not go with the run."""
+
+
+class Networks(NamedTuple):
+    """Networks as far as their memory is estimated: layers' sizes matter, weights do not."""
+
+    # by name: "encoder" sees the image, "critic" values the candidates
+    trained: Mapping[str, nn.Module]
+    # names of those of which a target copy is kept
+    targets: tuple[str, ...] = ()
+
+
+class EvalVariant(NamedTuple):
+    """Another way in which an agent is evaluated, in the same episodes."""
+
+    # logged as score/{name}_score and score_diff/{name}-{usual}
+    name: str
+    usual: str
+    # inside this the agent acts that way
+    acting: AbstractContextManager[None]
+
+
 class Agent(nn.Module, ABC):
     """An agent over observation dicts, with BC policies attached.
 
-    The evaluator and the replay rely only on what is declared here. There is no table of agents
-    yet: ``workspace.build_agent`` builds ``rl.q_agent.QAgent``.
+    The training loop, the evaluator and the replay rely only on what is declared here. Which
+    agents there are says ``rl.registry``.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -89,9 +160,38 @@ class Agent(nn.Module, ABC):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Its optimisers by name."""
 
-    @abstractmethod
-    def override_act_method(self, method: str) -> AbstractContextManager[None]:
-        """Act by another method inside the block (a soft agent's greedy evaluation)."""
+    # ------------------------------------------- what an agent may have beyond that
+
+    def fit(self, observations: Iterable[Obs]) -> None:
+        """Take statistics of demonstrations before anything is learned (nothing by default).
+
+        Args:
+            observations: of each demonstration, [T, ...], stacks assembled; made on demand.
+        """
+
+    def eval_variants(self) -> list[EvalVariant]:
+        """Ways to act that are evaluated beside the usual one."""
+        return []
+
+    def policy_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``weights`` (of another agent), with this one's own for what values and does not act.
+
+        By default all of them: without critics there is nothing else.
+        """
+        return dict(weights)
+
+    # RFT: of agents whose row in ``rl.registry`` has ``rft``
+
+    def pretrain_actor_with_bc(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One BC step on demonstrations; returns detached scalar metrics."""
+        raise NotImplementedError(f"{type(self).__name__} has no BC pretraining")
+
+    def finish_pretraining(self) -> None:
+        """Called after BC pretraining, and after another agent's weights were loaded."""
+
+    def reference_copy(self) -> Agent:
+        """A frozen copy, which RFT's regulariser compares with."""
+        raise NotImplementedError(f"{type(self).__name__} has no reference agent")
 
     # ------------------------------------------------------------------ BC policies
 

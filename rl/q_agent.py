@@ -13,9 +13,10 @@ RLPD and RFT are this agent with ``act_method = "rl"``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,9 +25,19 @@ from common_utils.ibrl_utils import frozen
 from common_utils.specs import BC_ACTION, Batch, Obs
 from networks.optim import Adam, soft_update_params
 from rl import rft
+from rl.agent import AgentInputs, EvalVariant, Networks
 from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import act_metrics, select_candidate, take
+
+
+class _Acting(NamedTuple):
+    """How one call of ``act`` explores, and what it draws from."""
+
+    eval_mode: bool
+    stddev: float
+    rng: torch.Generator
+    host_rng: torch.Generator
 
 
 class QAgent(rft.Regularised):
@@ -84,16 +95,33 @@ class QAgent(rft.Regularised):
         self._switched: list[nn.Module] = []  # all but the targets, once known
         self.train()
 
+    @classmethod
+    def build(cls, inputs: AgentInputs, cfg: QAgentConfig) -> QAgent:
+        """What ``rl.registry`` builds."""
+        return cls(not inputs.camera, *inputs.seen, cfg, seed=inputs.seed)
+
+    @staticmethod
+    def networks(inputs: AgentInputs, cfg: QAgentConfig) -> Networks:
+        """Encoder (pixels), critic and actor, whose memory is estimated before an agent is made."""
+        kind = HEADS["pixel" if inputs.camera else "state"]
+        return Networks(kind(*inputs.seen, cfg).parts(), ("critic", "actor"))
+
     @property
     def input_keys(self) -> list[str]:
         """The observations it reads, and so what a replay must hold."""
         return self.head.input_keys
 
-    def fit_state_norm(self, states: torch.Tensor) -> None:
-        """Take mean and std of demonstration states [N, S] (``norm_state = 1``)."""
-        if not self.cfg.norm_state:
-            raise RuntimeError("fit_state_norm: q_agent.norm_state is 0")
-        self.get_submodule("state_norm").fit(states.to(self.device))  # type: ignore[operator]
+    def fit(self, observations: Iterable[Obs]) -> None:
+        """With ``norm_state`` 1, take mean and std of the demonstrations' states."""
+        if self.cfg.norm_state:
+            states = torch.cat([obs["state"] for obs in observations]).to(self.device)
+            self.get_submodule("state_norm").fit(states)  # type: ignore[operator]
+
+    def policy_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``weights``, with this agent's own critics."""
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("critic.")}
+        targets = {k.replace("critic.", "critic_target.", 1): v for k, v in own.items()}
+        return {**weights, **own, **targets}
 
     @property
     def stochastic_eval(self) -> bool:
@@ -130,6 +158,12 @@ class QAgent(rft.Regularised):
         finally:
             self.act_method = before
 
+    def eval_variants(self) -> list[EvalVariant]:
+        """A soft agent is also evaluated choosing greedily."""
+        if self.act_method != "ibrl_soft":
+            return []
+        return [EvalVariant("greedy", "soft", self.override_act_method("ibrl"))]
+
     # ------------------------------------------------------------------ acting
 
     @torch.no_grad()
@@ -159,68 +193,39 @@ class QAgent(rft.Regularised):
         obs, batched = self._to_batched(obs, self.head.batched_dim)
         feats = self.features(obs, augment=False)
         rng = self._on_device(generator) or (self._eval_rng if eval_mode else self.rng)
+        host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
+        how = _Acting(eval_mode, stddev, rng, host_rng)
         if self.act_method == "rl":
-            action = self._act_rl(feats, eval_mode, stddev, rng)
+            action = self._act_rl(feats, how)
         else:
-            host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
             ibrl = self._act_ibrl_soft if self.act_method == "ibrl_soft" else self._act_ibrl
-            action = ibrl(obs, feats, eval_mode, stddev, rng, host_rng)
+            action = ibrl(obs, feats, how)
         if not batched:
             action = action.squeeze(0)
         return action.cpu() if cpu else action
 
-    def _act_rl(
-        self, feats: Obs, eval_mode: bool, stddev: float, rng: torch.Generator | None
-    ) -> torch.Tensor:
-        dist = self.actor(feats, stddev)
-        return dist.mean if eval_mode else dist.sample(clip=None, generator=rng)
+    def _act_rl(self, feats: Obs, how: _Acting) -> torch.Tensor:
+        dist = self.actor(feats, how.stddev)
+        return dist.mean if how.eval_mode else dist.sample(clip=None, generator=how.rng)
 
-    def _act_ibrl(
-        self,
-        obs: Obs,
-        feats: Obs,
-        eval_mode: bool,
-        stddev: float,
-        rng: torch.Generator | None,
-        host_rng: torch.Generator | None,
-    ) -> torch.Tensor:
+    def _act_ibrl(self, obs: Obs, feats: Obs, how: _Acting) -> torch.Tensor:
         """Actor proposal (paper eq. 2): the better of the RL and the BC actions."""
-        candidates, q = self._valued_candidates(obs, feats, eval_mode, stddev, rng, host_rng)
-        eps = 1.0 if eval_mode else self.cfg.ibrl_eps_greedy
-        action, index = select_candidate(candidates, q, eps_greedy=eps, generator=rng)
-        self._append_stats(act_metrics(candidates, q, index, eval_mode, eps_greedy=eps))
-        return action
+        eps = 1.0 if how.eval_mode else self.cfg.ibrl_eps_greedy
+        return self._choose(obs, feats, how, eps_greedy=eps)
 
-    def _act_ibrl_soft(
-        self,
-        obs: Obs,
-        feats: Obs,
-        eval_mode: bool,
-        stddev: float,
-        rng: torch.Generator | None,
-        host_rng: torch.Generator | None,
-    ) -> torch.Tensor:
+    def _act_ibrl_soft(self, obs: Obs, feats: Obs, how: _Acting) -> torch.Tensor:
         """Soft IBRL: a candidate drawn with probability softmax(beta Q'(s, a))."""
-        candidates, q = self._valued_candidates(obs, feats, eval_mode, stddev, rng, host_rng)
-        beta = self.cfg.soft_ibrl_beta
-        action, index = select_candidate(candidates, q, soft_beta=beta, generator=rng)
-        self._append_stats(act_metrics(candidates, q, index, eval_mode, soft_beta=beta))
-        return action
+        return self._choose(obs, feats, how, soft_beta=self.cfg.soft_ibrl_beta)
 
-    def _valued_candidates(
-        self,
-        obs: Obs,
-        feats: Obs,
-        eval_mode: bool,
-        stddev: float,
-        rng: torch.Generator | None,
-        host_rng: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Candidates [B, 1 + K, A] and the target critic's values of them, [B, 1 + K]."""
-        rl_action = self._act_rl(feats, eval_mode, stddev, rng)
-        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), rng)
-        members = self.critic_target.draw_members(host_rng)
-        return candidates, self._target_q(feats, candidates, members)
+    def _choose(self, obs: Obs, feats: Obs, how: _Acting, **rule: float) -> torch.Tensor:
+        """One of the RL and the BC actions, by the target critic's values of them."""
+        rl_action = self._act_rl(feats, how)
+        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
+        members = self.critic_target.draw_members(how.host_rng)
+        q = self._target_q(feats, candidates, members)
+        action, index = select_candidate(candidates, q, generator=how.rng, **rule)
+        self._append_stats(act_metrics(candidates, q, index, how.eval_mode, **rule))
+        return action
 
     def _candidates(
         self,

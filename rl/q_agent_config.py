@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from common_utils.ranges import Above, AtMost, Between, NotNegativeNumber, PositiveNumber, Share
+from common_utils.ranges import Above, AtMost, NotNegativeNumber, PositiveNumber, Share
 from common_utils.run_config import Flag
 from networks.encoder import ResNet96EncoderConfig, ResNetEncoderConfig, VitEncoderConfig
 from rl.actor import ActorConfig, FcActorConfig
+from rl.agent import AgentConfig, RunFacts
 from rl.critic import CriticConfig, MultiFcQConfig
 
 EncType = Literal["vit", "resnet", "resnet96", "drq"]
@@ -18,11 +19,9 @@ ACT_METHODS = get_args(ActMethod)
 
 
 @dataclass
-class QAgentConfig:
+class QAgentConfig(AgentConfig):
     """Defaults are those of the paper's release; departures are named options."""
 
-    # auto (cuda when present), cpu, cuda or cuda:N
-    device: str = "auto"
     # Adam step size of encoder, critic and actor
     lr: PositiveNumber = 1e-4
     # soft update rate tau of both target networks
@@ -52,12 +51,31 @@ class QAgentConfig:
     bc_loss_coef: NotNegativeNumber = 0.1
     # rft: scale the regulariser by how often the reference agent is valued higher
     bc_loss_dynamic: Flag = 0
-    # candidate actions each BC policy proposes (1 = IBRL as published)
-    num_bc_samples: Annotated[int, Between(1, 4096)] = 1
     # states: normalise by the demonstrations' mean and std (0 = as released: raw states)
     norm_state: Flag = 0
     # copy actor to actor_target after BC pretraining (0 = as released: target stays random)
     sync_actor_target: Flag = 0
+
+    @property
+    def bc_fields(self) -> tuple[str, ...]:
+        """See :class:`AgentConfig`."""
+        ibrl = {self.act_method, self.bootstrap_method} - {"", "rl"}
+        return ("act_method", "bootstrap_method") if ibrl else ()
+
+    def check(self, run: RunFacts) -> None:
+        """See :class:`AgentConfig`."""
+        if run.add_bc_loss and self.bc_loss_dynamic and not run.pretrained:
+            raise ValueError(
+                "bc_loss_dynamic: 1 compares with a pretrained agent, expected "
+                "pretrain_num_epoch of at least 1 or load_pretrained_agent"
+            )
+        if self.norm_state and not run.demonstrations:
+            raise ValueError(
+                "norm_state: 1 takes mean and std from demonstrations, expected "
+                "preload_num_data of at least 1 and preload_datapath"
+            )
+        if self.norm_state and not run.use_state:
+            raise ValueError("norm_state: 1, expected 0 with use_state 0")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -72,9 +72,9 @@ def rl_config(cfg: MainConfig) -> train_rl.MainConfig:
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "implicit_rl.yaml")
     config.num_train_step = cfg.num_train_step or config.num_train_step
     if cfg.policy == "mse":
-        config.q_agent.num_bc_samples = 1  # all its proposals would be the same
+        config.agent_cfg.num_bc_samples = 1  # all its proposals would be the same
     elif cfg.num_bc_samples:
-        config.q_agent.num_bc_samples = cfg.num_bc_samples
+        config.agent_cfg.num_bc_samples = cfg.num_bc_samples
     return config
 
 
@@ -92,7 +92,7 @@ def run(cfg: MainConfig) -> dict[str, Any]:
         "policy": cfg.policy,
         "seed": cfg.seed,
         "task": found.env_cfg.task,
-        "num_bc_samples": config.q_agent.num_bc_samples,
+        "num_bc_samples": config.agent_cfg.num_bc_samples,
         "bc": rate(found.bc),
         "ibrl": rate(found.ibrl),
         "env_steps": int(records[-1]["step"]),

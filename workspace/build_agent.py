@@ -19,7 +19,7 @@ from common_utils.specs import EnvSpec
 from env.core import Env
 from env.factory import make_env
 from env.named_modules import module_names, settle_modules, split_task
-from rl.q_agent import QAgent
+from rl.agent import Agent, AgentInputs
 from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_policy import load_config as load_bc_config
 from workspace.build_policy import load_policy, naming_fields
@@ -123,7 +123,7 @@ def load_bc_policies(
     """
     weights = bc_weights(cfg) if weights is None else weights
     trusted = own_modules(cfg) if trusted is None else trusted
-    loaded = [load_policy(p, cfg.q_agent.device, trust_module=trusted) for p in weights.files]
+    loaded = [load_policy(p, cfg.agent_cfg.device, trust_module=trusted) for p in weights.files]
     for path, (_, bc_cfg) in zip(weights.files, loaded, strict=True):
         _check_padding(path, bc_cfg)
     policies = [policy for policy, _ in loaded]
@@ -145,43 +145,42 @@ def _check_padding(path: str, bc_cfg: BcConfig) -> None:
         )
 
 
-def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> QAgent:
+def agent_inputs(cfg: MainConfig, spec: EnvSpec) -> AgentInputs:
+    """What the run's agent sees of an environment."""
+    camera = "" if cfg.use_state else cfg.rl_camera
+    prop = spec.observations.get("prop")
+    return AgentInputs(
+        obs_shape=spec.observations[camera or "state"].shape,
+        action_dim=spec.action_dim,
+        camera=camera,
+        prop_shape=prop.shape if prop is not None else (0,),
+        seed=seed_for(cfg.seed, "agent", bits=31),
+    )
+
+
+def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> Agent:
     """The agent of a run, checked against what the environment delivers."""
-    needs_bc = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
-    if needs_bc and not bc_policies:
+    row, agent_cfg = cfg.agent_kind, cfg.agent_cfg
+    if agent_cfg.bc_fields and not bc_policies:
+        asking = (f"{row.section}.{k} '{getattr(agent_cfg, k)}'" for k in agent_cfg.bc_fields)
         raise ConfigError(
-            f"q_agent.act_method '{cfg.q_agent.act_method}', q_agent.bootstrap_method "
-            f"'{cfg.q_agent.bootstrap_method}' need a BC policy: bc_policy is "
-            f"'{cfg.bc_policy}', use_bc {cfg.use_bc}"
+            f"{', '.join(asking)} need a BC policy: bc_policy is '{cfg.bc_policy}', use_bc "
+            f"{cfg.use_bc}"
         )
-    obs_key = "state" if cfg.use_state else cfg.rl_camera
     for policy in bc_policies:
         spec.check_provides(policy.input_specs(), policy.action_dim, f"bc_policy {cfg.bc_policy}")
-    prop = spec.observations.get("prop")
-    with naming_fields("q_agent"):
-        agent = QAgent(
-            cfg.use_state,
-            spec.observations[obs_key].shape,
-            prop.shape if prop is not None else (0,),
-            spec.action_dim,
-            cfg.rl_camera,
-            cfg.q_agent,
-            seed=seed_for(cfg.seed, "agent", bits=31),
-        )
+    with naming_fields(row.section):
+        agent = row.build(agent_inputs(cfg, spec), agent_cfg)
     for policy in bc_policies:
         agent.add_bc_policy(policy)
     return agent
 
 
-def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
+def load_pretrained(agent: Agent, path: str, policy_only: bool) -> None:
     """Start from another agent's weights; with ``policy_only`` the fresh critics stay."""
     weights = load_weights(path, "load_pretrained_agent")
     if policy_only:
-        fresh = agent.state_dict()
-        weights |= {k: v for k, v in fresh.items() if k.startswith("critic.")}
-        weights |= {
-            "critic_target." + k[7:]: v for k, v in fresh.items() if k.startswith("critic.")
-        }
+        weights = agent.policy_of(weights)
     put_weights(agent, weights, path, "load_pretrained_agent")
     # a checkpoint of pretraining holds the actor's target as it was before (sync_actor_target)
     agent.finish_pretraining()
@@ -189,7 +188,7 @@ def load_pretrained(agent: QAgent, path: str, policy_only: bool) -> None:
 
 def load_model(
     weight_file: str, device: str = "auto", *, trust_module: str | Sequence[str] = ()
-) -> tuple[QAgent, Env, dict[str, Any]]:
+) -> tuple[Agent, Env, dict[str, Any]]:
     """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
     Args:
@@ -205,7 +204,7 @@ def load_model(
     weights = load_weights(weight_file, "weight_file")
     path = Path(weight_file).parent / run_config.CFG_NAME
     cfg = run_config.load(MainConfig, path)
-    cfg.q_agent.device = device
+    cfg.agent_cfg.device = device
     cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
     trusted = module_names(trust_module)
     inherit_env(cfg, trusted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from common_utils.resources import ResourceError, available_memory, format_bytes
 from common_utils.run_config import ConfigError, resolve_device
 from common_utils.specs import EnvSpec
 from networks.mlp import _MultiLinear
-from rl.heads import HEADS
 from workspace.bc_config import MainConfig as BcConfig
+from workspace.build_agent import agent_inputs
 from workspace.build_policy import build_policy, naming_fields, without_storage
 from workspace.rl_config import MainConfig as RlConfig
 
@@ -118,26 +118,23 @@ def agent_footprint(
 
     ``scale``: of images, in place of those of ``spec``.
     """
-    key = "state" if cfg.use_state else cfg.rl_camera
-    shape = spec.observations[key].shape
-    if not cfg.use_state:
+    inputs, agent_cfg = agent_inputs(cfg, spec), cfg.agent_cfg
+    shape = inputs.obs_shape
+    if inputs.camera:
         shape = (shape[0], *(round(n * scale) for n in shape[1:]))
-    prop = spec.observations.get("prop")
-    with naming_fields("q_agent"), without_storage():
-        head = HEADS["state" if cfg.use_state else "pixel"](
-            shape, prop.shape if prop else (0,), spec.action_dim, cfg.rl_camera, cfg.q_agent
-        )
-        parts = head.parts()
+    with naming_fields(cfg.agent_kind.section), without_storage():
+        networks = cfg.agent_kind.networks(replace(inputs, obs_shape=shape), agent_cfg)
+        parts = networks.trained
         images = 0
         if encoder := parts.get("encoder"):
             image = torch.zeros(1, *shape, dtype=torch.uint8)
             images = _image_outputs(encoder, lambda: encoder(image))
-    own = {"critic": TRAINED + 1, "actor": TRAINED + 1}  # and their targets
-    copies = 2 if cfg.add_bc_loss else 0  # the reference agent's, targets included
-    weights = sum(_weights(m, own.get(k, TRAINED) + copies) for k, m in parts.items())
-    critic, actor = _outputs(parts["critic"]), _outputs(parts["actor"])
-    candidates = 1 + cfg.q_agent.num_bc_samples * num_bc_policies
-    layers = max(sum(critic) + sum(actor) + images, candidates * max(critic))
+    copies = TRAINED + (2 if cfg.add_bc_loss else 0)  # the reference agent's, targets included
+    weights = sum(_weights(m, copies + (k in networks.targets)) for k, m in parts.items())
+    outputs = {k: _outputs(m) for k, m in parts.items() if k != "encoder"}
+    candidates = 1 + agent_cfg.num_bc_samples * num_bc_policies
+    valued = candidates * max(outputs.get("critic", [0]))
+    layers = max(sum(map(sum, outputs.values())) + images, valued)
     seen = math.prod(shape) * (NUMBER if cfg.use_state else 1)
     batch = 2 * cfg.batch_size * seen * (1 + cfg.replay_prefetch)  # observations and next ones
     return Footprint(weights, batch, NUMBER * cfg.batch_size * layers)
@@ -163,8 +160,9 @@ def check_agent(cfg: RlConfig, spec: EnvSpec, num_bc_policies: int = 0) -> Footp
         scale = (other.rl_image_size or 1) / (cfg.rl_image_size or 1)
         return agent_footprint(other, spec, num_bc_policies, scale)
 
-    sizes = ("q_agent.", "batch_size", "rl_image_size", "replay_prefetch")
-    return _check(cfg, footprint, cfg.q_agent.device, "q_agent.device", sizes)
+    section = f"{cfg.agent_kind.section}."
+    sizes = (section, "batch_size", "rl_image_size", "replay_prefetch")
+    return _check(cfg, footprint, cfg.agent_cfg.device, section + "device", sizes)
 
 
 def _check(

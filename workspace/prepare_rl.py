@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ from env.core import Env
 from evaluate.protocol import Games
 from evaluate.protocol import Protocol as EvalProtocol
 from evaluate.rollout import EvalResult
-from rl.q_agent import QAgent
+from rl.agent import Agent
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
 from workspace.preload import read_preload
@@ -49,8 +49,8 @@ class Run(Protocol):
     env_cfg: EnvConfig
     protocol: EvalProtocol
     bc_weights: KeptWeights
-    agent: QAgent
-    ref_agent: QAgent | None
+    agent: Agent
+    ref_agent: Agent | None
     replay: ReplayBuffer
     obs: Obs
     log: RunLogger
@@ -84,7 +84,7 @@ class Run(Protocol):
 # ------------------------------------------------------------------------- memory, replay
 
 
-def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: QAgent) -> dict[str, Need]:
+def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need]:
     """Memory the run will take for its replay, at most."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
 
@@ -129,7 +129,7 @@ def storage_folder(path: str) -> Path:
     return folder
 
 
-def build_replay(cfg: MainConfig, spec: EnvSpec, agent: QAgent, env_args: Any) -> ReplayBuffer:
+def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) -> ReplayBuffer:
     """The run's replay; ``env_args`` go into files of saved successes (None: none are saved)."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
     return ReplayBuffer(
@@ -187,8 +187,7 @@ def add_demos_to_replay(run: Run) -> None:
     keys = list(run.agent.input_keys)
     found = read_preload(cfg, run.env_cfg, run.env.spec, keys, run.bc_weights)
     demos = list(found)
-    if cfg.q_agent.norm_state:
-        _fit_state_norm(run, demos)
+    run.agent.fit(_stacked(run, demo.observations, keys) for demo in demos)
     for demo in demos:
         _add_demo(run, demo)
     for note in found.notes:
@@ -235,16 +234,15 @@ def _add_demo(run: Run, demo: Demo) -> None:
     )
 
 
-def _fit_state_norm(run: Run, demos: list[Demo]) -> None:
-    stack = run.env.spec.observations["state"].stack
-    states = [torch.from_numpy(stack_episode(d.observations["state"], stack)) for d in demos]
-    run.agent.fit_state_norm(torch.cat(states))
+def _stacked(run: Run, observations: dict[str, np.ndarray], keys: Iterable[str]) -> Obs:
+    """Observations of a demonstration, [T, ...] with stacks assembled."""
+    specs = run.env.spec.observations
+    return {k: torch.from_numpy(stack_episode(observations[k], specs[k].stack)) for k in keys}
 
 
 def _bc_actions_of(run: Run, observations: dict[str, np.ndarray]) -> np.ndarray:
     """BC proposals for every step of a demonstration: [T, K, A]."""
-    specs = run.env.spec.observations
-    obs = {k: torch.from_numpy(stack_episode(v, specs[k].stack)) for k, v in observations.items()}
+    obs = _stacked(run, observations, observations)
     length = len(next(iter(obs.values())))
     device = run.agent.device
     parts = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from bc.dataset_config import DemoOptions
+from common_utils.config_kinds import Kinded, Section
 from common_utils.paths import InputFile, InputFiles
 from common_utils.ranges import (
     Above,
@@ -29,7 +31,8 @@ from common_utils.ranges import (
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig, GymConfig
 from env.suites import Suite
-from rl.q_agent_config import QAgentConfig
+from rl.agent import AgentConfig, RunFacts
+from rl.registry import AGENTS, DEFAULT_AGENT, AgentKind
 
 # What may differ between a run and its resumption without changing what was done so far.
 RESUMABLE_CHANGES = (
@@ -48,12 +51,18 @@ RESUMABLE_CHANGES = (
 
 
 @dataclass
-class MainConfig(RunConfig):
-    """Defaults are those of the paper's release; departures are named options."""
+class MainConfig(Kinded, RunConfig):
+    """Defaults are those of the paper's release; departures are named options.
 
+    The agent's own fields are a section of its kind's (``rl.registry``): ``--q_agent.lr``.
+    """
+
+    CHOSEN_BY: ClassVar[str] = "agent"
     # of earlier versions' cfg.yaml, with what they must have been for the run to be the same
     RETIRED = (("overlap_env", 0),)
 
+    # which agent: q_agent is that of IBRL, RLPD and RFT
+    agent: str = DEFAULT_AGENT
     # source of all randomness of the run
     seed: Seed = 1
     # what simulates the task (docs/environments.md)
@@ -87,7 +96,6 @@ class MainConfig(RunConfig):
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
     gym: GymConfig = field(default_factory=GymConfig)
-    q_agent: QAgentConfig = field(default_factory=QAgentConfig)
     # exploration noise: linear from stddev_max ...
     stddev_max: Annotated[float, Between(0, 100)] = 1.0
     # ... to stddev_min (clamped to stddev_max) ...
@@ -177,6 +185,7 @@ class MainConfig(RunConfig):
             self.bc_policy = ""
         self.stddev_min = min(self.stddev_max, self.stddev_min)
         self._validate()
+        self._check_agent()
 
     def _validate(self) -> None:
         for name in ("pretrain_num_epoch", "add_bc_loss"):
@@ -190,17 +199,6 @@ class MainConfig(RunConfig):
                 f"replay_buffer_size: {self.replay_buffer_size}, expected at least "
                 f"num_warm_up_episode {self.num_warm_up_episode} and preload_num_data "
                 f"{self.preload_num_data}, which warm-up fills the replay with"
-            )
-        dynamic = self.add_bc_loss and self.q_agent.bc_loss_dynamic
-        if dynamic and not (self.pretrain_num_epoch or self.load_pretrained_agent):
-            raise ValueError(
-                "q_agent.bc_loss_dynamic: 1 compares with a pretrained agent, expected "
-                "pretrain_num_epoch of at least 1 or load_pretrained_agent"
-            )
-        if self.q_agent.norm_state and self.preload_num_data == 0:
-            raise ValueError(
-                "q_agent.norm_state: 1 takes mean and std from demonstrations, expected "
-                "preload_num_data of at least 1 and preload_datapath"
             )
         if self.mix_rl_rate < 1 and self.preload_num_data == 0 and self.freeze_bc_replay:
             raise ValueError(
@@ -217,12 +215,53 @@ class MainConfig(RunConfig):
                 "num_warm_up_episode: 0 leaves the replay empty; expected at least 1, or "
                 "demonstrations (preload_num_data, preload_datapath)"
             )
-        if self.q_agent.norm_state and not self.use_state:
-            raise ValueError("q_agent.norm_state: 1, expected 0 with use_state 0")
         if not self.use_state and "+" in self.rl_camera:
             raise ValueError(
                 f"rl_camera: '{self.rl_camera}': pixel agents see one camera; expected one name"
             )
+
+    def _check_agent(self) -> None:
+        """The agent reads what the run shows it, and can do what the run asks for."""
+        row = self.agent_kind
+        if ("state" if self.use_state else "camera") not in row.reads:
+            raise ValueError(f"agent: {self.agent} does not go with use_state {self.use_state}")
+        for name in () if row.rft else ("pretrain_num_epoch", "add_bc_loss"):
+            if getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}, expected 0: the agent {self.agent} has no "
+                    "such phase or loss"
+                )
+        facts = RunFacts(
+            use_state=bool(self.use_state),
+            demonstrations=self.preload_num_data > 0,
+            pretrained=bool(self.pretrain_num_epoch or self.load_pretrained_agent),
+            add_bc_loss=bool(self.add_bc_loss),
+        )
+        try:
+            self.agent_cfg.check(facts)
+        except ValueError as error:
+            raise ValueError(f"{row.section}.{error}") from None
+
+    @classmethod
+    def sections(cls) -> dict[str, Section]:
+        """One per row of ``rl.registry.AGENTS``."""
+        return {kind: Section(row.section, row.config) for kind, row in AGENTS.items()}
+
+    @classmethod
+    def kind_of(cls, values: Mapping[str, Any]) -> str:
+        """The row that ``agent`` chooses."""
+        kind = values.get("agent")
+        return kind if isinstance(kind, str) and kind in AGENTS else DEFAULT_AGENT
+
+    @property
+    def agent_kind(self) -> AgentKind:
+        """The row of ``rl.registry.AGENTS``."""
+        return AGENTS[self.KIND]
+
+    @property
+    def agent_cfg(self) -> AgentConfig:
+        """The agent's section."""
+        return self.own_section
 
     @property
     def rl_cameras(self) -> list[str]:

@@ -34,7 +34,7 @@ from common_utils.ranges import Above, AtLeast, AtMost, Below, Between, Multiple
 from common_utils.run_config import field_types
 from common_utils.specs import BC_ACTION, ArraySpec, Batch, EnvSpec
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
-from rl.q_agent import QAgent
+from rl.agent import Agent
 from tests.fuzz.case import Outcome, Verdict, brief, judge_message
 from tools import (
     collect_oracle,
@@ -74,6 +74,8 @@ TRAINING = ("train_rl", "train_bc") * 3 + ("train_rl_mw", "train_bc_mw")
 LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
 # of the machine or of files, not of the configuration
 LEFT_ALONE = ("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite")
+# chosen before the fields are drawn
+CHOSEN = ("policy_type", "agent", "use_state", "dataset.use_state")
 TEXTS = ["", "word", "a+b", "+", "~", "~nobody/x", "no such folder/x.hdf5", "/", "été", "[x]", "1"]
 NONSENSE = ["-1", "0", "1e9", "1000000000000000000", "1e30", ".nan", ".inf", "-.inf", "word", "[]"]
 
@@ -197,7 +199,7 @@ def draw(program: str, rng: random.Random) -> Draw:
     known = {
         k: v
         for k, v in field_types(config_class).items()
-        if k not in LEFT_ALONE and k not in ("policy_type", "use_state", "dataset.use_state")
+        if k not in LEFT_ALONE and k not in CHOSEN
     }
     args += quick(args) if program in TRAINING else []
     names = rng.sample(sorted(known), min(len(known), rng.randint(1, 8)))
@@ -343,7 +345,7 @@ def _random(spec: ArraySpec, num: int, rng: torch.Generator) -> torch.Tensor:
 
 def _build_agent(cfg: train_rl.MainConfig) -> bool:
     size = cfg.rl_image_size or 96
-    cfg.q_agent.device = "cpu"
+    cfg.agent_cfg.device = "cpu"
     spec = EnvSpec(
         "particle",
         "none",
@@ -356,7 +358,7 @@ def _build_agent(cfg: train_rl.MainConfig) -> bool:
         horizon=cfg.episode_length,
         cameras=(cfg.rl_camera,),
     )
-    wanted = "ibrl" in cfg.q_agent.act_method + cfg.q_agent.bootstrap_method
+    wanted = cfg.agent_cfg.bc_fields
     policies = [StateBcPolicy((5 * cfg.state_stack,), 2)] if wanted else []
     if _is_large(check_agent(cfg, spec, len(policies)), cfg.batch_size):
         return False
@@ -368,7 +370,7 @@ def _build_agent(cfg: train_rl.MainConfig) -> bool:
     return True
 
 
-def _update(agent: QAgent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
+def _update(agent: Agent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
     rng = torch.Generator().manual_seed(0)
     obs, after = (
         {k: _random(spec.observations[k], 2, rng) for k in agent.input_keys} for _ in range(2)

@@ -12,7 +12,7 @@ from typing import Any
 import train_bc
 import train_rl
 from common_utils import run_config
-from common_utils.config_kinds import every_kind
+from common_utils.config_kinds import chosen
 from common_utils.run_config import field_types
 from tests.bc.ibc_data import write_particle
 from tests.fuzz import configs
@@ -66,7 +66,7 @@ def _drawn(rng: random.Random) -> configs.Draw:
     kind = base.get("policy_type", "")
     sections = ("ebm.", "mse.", "mdn.")
     own = {k: v for k, v in base.items() if not k.startswith(sections) or k.startswith(kind)}
-    config_class = every_kind(configs.PROGRAMS[program])[kind]
+    config_class = chosen(configs.PROGRAMS[program], own)
     known = {k: v for k, v in field_types(config_class).items() if k not in (*own, *NOT_RUN)}
     args = [f"--{k}={v}" for k, v in own.items()]
     for name in rng.sample(sorted(known), 2):

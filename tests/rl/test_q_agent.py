@@ -155,7 +155,7 @@ def test_state_normalisation() -> None:
     agent = state_agent(norm_state=1).eval()
     obs = observe(5, 1)
     raw = agent.act(obs, eval_mode=True)
-    agent.fit_state_norm(torch.randn(500, S) * 3 + 2)
+    agent.fit({"state": torch.randn(250, S) * 3 + 2} for _ in range(2))
     assert not torch.allclose(agent.act(obs, eval_mode=True), raw)
     mean, std = agent.state_norm.mean, agent.state_norm.std
     plain = state_agent(norm_state=0).eval()
@@ -164,8 +164,9 @@ def test_state_normalisation() -> None:
     torch.testing.assert_close(plain.act(scaled, eval_mode=True), agent.act(obs, eval_mode=True))
     agent.train().update(make_batch(8), 0.1, True)  # statistics are data, not learned
     assert torch.equal(agent.state_norm.mean, mean)
-    with pytest.raises(RuntimeError, match="norm_state"):
-        plain.fit_state_norm(torch.randn(5, S))
+    before = plain.act(obs, eval_mode=True)
+    plain.fit(iter([{"state": torch.randn(5, S)}]))  # without the option it takes none
+    assert torch.equal(plain.act(obs, eval_mode=True), before)
 
 
 # ------------------------------------------------------------------- resume
@@ -265,7 +266,7 @@ def test_the_reference_is_a_frozen_independent_copy(pixels: bool) -> None:
 
 def test_the_reference_takes_the_normaliser_along() -> None:
     agent = state_agent(norm_state=1)
-    agent.fit_state_norm(torch.randn(100, S) * 2 + 1)
+    agent.fit([{"state": torch.randn(100, S) * 2 + 1}])
     ref = agent.reference_copy()
     assert torch.equal(ref.state_norm.mean, agent.state_norm.mean)
     assert torch.equal(ref.state_norm.std, agent.state_norm.std)
