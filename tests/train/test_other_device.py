@@ -170,5 +170,7 @@ def test_a_state_whose_generator_is_damaged_is_refused_by_name(tmp_path: Path) -
     state = load_state(path)
     state.tree["agent"]["rng"] = torch.zeros(5, dtype=torch.uint8)
     save_state(run / "state", 8, state.tree, {"replay": Copied(path / "parts" / "replay")})
-    with pytest.raises(StateError, match="step_000000008_1: is no state of such a run.*5 numbers"):
+    damaged = latest_state(run / "state")
+    assert damaged is not None and damaged != path
+    with pytest.raises(StateError, match=f"{damaged.name}: is no state of such a run.*5 numbers"):
         train_rl.run(rl_config(run, 16, 1, "cpu"))
