@@ -29,6 +29,7 @@ MOST_VIRTUAL = 4  # virtual datasets of virtual datasets; one of itself ends the
 SMALL_BYTES = 64 * 2**20
 # ... and beyond it at most so many times that (deflate packs 1032 to 1 at best)
 MOST_UNPACKED = 2000
+PACKING_BYTES = 1024  # that filters add to a chunk which they cannot make smaller, at most
 
 Item: TypeAlias = "h5py.Group | h5py.Dataset | h5py.Datatype"
 
@@ -190,9 +191,28 @@ def _check(dset: h5py.Dataset, depth: int) -> Size:
         size = Size(unpacked, unpacked)
     else:  # a chunk is unpacked whole, and may be larger than the array
         chunk = math.prod(dset.chunks) * dset.dtype.itemsize
-        size = Size(max(unpacked, chunk), min(int(dset.id.get_storage_size()), held))
+        stored = int(dset.id.get_storage_size())
+        _check_packing(dset, chunk, stored)
+        size = Size(max(unpacked, chunk), min(stored, held))
     size.check(described)
     return size
+
+
+def _check_packing(dset: h5py.Dataset, chunk: int, stored: int) -> None:
+    """Raise Refused where unpacking a chunk of ``chunk`` bytes could give very much more.
+
+    The library unpacks whatever the packed bytes hold before it looks at the size declared.
+    """
+    plan = dset.id.get_create_plist()
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if twice := next((code for code in filters if filters.count(code) > 1), None):
+        raise Refused(f"is packed more than once by the same filter ({twice}), made to fill memory")
+    most = int(dset.id.get_num_chunks()) * (chunk + chunk // 100 + PACKING_BYTES)
+    if stored > most:
+        raise Refused(
+            f"stores {format_bytes(stored)}, but its chunks hold at most {format_bytes(most)} "
+            "unpacked (damaged, or made to fill memory?)"
+        )
 
 
 def _check_virtual(dset: h5py.Dataset, depth: int) -> int:

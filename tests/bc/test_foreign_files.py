@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import h5py
@@ -774,6 +775,37 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path, bomb, capsys):
             opened(path, max_ram_gb=max_ram_gb, **options)
     assert inspect_dataset.main([str(path), "--out", str(tmp_path / "sheet.png")]) == 1
     assert "would take" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("times", "message"), [(1, "chunks hold at most"), (2, "more than once")])
+def test_packed_bytes_that_give_more_than_is_declared_are_refused(tmp_path, times, message):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    data = bytes(2**27)
+    for _ in range(times):
+        data = zlib.compress(data, 9)
+    with h5py.File(path, "r+") as file:
+        shape, kind = file[KEY].shape, h5py.h5t.STD_U8LE
+        del file[KEY]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk(shape)
+        for _ in range(times):
+            plan.set_deflate(9)
+        space = h5py.h5s.create_simple(shape)
+        made = h5py.h5d.create(file.id, KEY.encode(), kind, space, dcpl=plan)
+        made.write_direct_chunk((0, 0, 0, 0), data)
+    assert len(data) < 2**18
+    for max_ram_gb in (8.0, 0.0):
+        with pytest.raises(DatasetError, match=f"{CAMERA}_image': .*{message}"):
+            opened(path, max_ram_gb=max_ram_gb)
+    assert any(message in text for text in inspect_dataset.inspect(path).problems)
+
+
+def test_numbers_that_cannot_be_packed_smaller_are_read(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    frames = stored(path)
+    replace_images(path, lambda obs, name: obs.create_dataset(
+        name, data=frames, chunks=(1, 1, 2, 2), compression="gzip", fletcher32=True))  # fmt: skip
+    np.testing.assert_array_equal(all_frames(opened(path)), frames)
 
 
 def test_one_small_dataset_under_many_names(tmp_path):
