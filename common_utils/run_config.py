@@ -99,7 +99,7 @@ def parse(config_class: type[T], args: Sequence[str] | None = None) -> T:
 def parse_args(config_class: type[T], args: Sequence[str]) -> T:
     """Config from these options alone; raises ConfigError."""
     given, path, tree = _sources(config_class, args)
-    own = config_kinds.chosen(config_class, {**flatten(tree), **given})
+    own = _chosen(config_class, given, path, tree)
     _refuse_other_kinds(own, given)
     known, source = field_types(own), "command line"
     # each source is checked alone first, so that an error names the right one
@@ -127,6 +127,20 @@ def _sources(
     return given, expand_home(path), read_yaml(expand_home(path))
 
 
+def _chosen(
+    config_class: Any, given: Mapping[str, Any], path: str | None, tree: Mapping[str, Any]
+) -> Any:
+    """The class of the kind that the options and the file choose; what is no kind is refused
+    before the sections, which would be unknown.
+    """
+    in_file = flatten(tree)
+    own = config_kinds.chosen(config_class, {**in_file, **given})
+    field = getattr(own, "CHOSEN_BY", "")
+    for values, source in ((given, "command line"), (in_file, str(path))):
+        _checked(own, deflatten({k: v for k, v in values.items() if k == field}), source)
+    return own
+
+
 def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
     """A file may hold sections of other kinds (old ones hold all); an option is asked for."""
     others = config_kinds.other_sections(config_class)
@@ -142,7 +156,7 @@ def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
 def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
     """Config from a YAML file, with the same strictness; raises ConfigError."""
     tree = read_yaml(path)
-    own = config_kinds.chosen(config_class, flatten(tree))
+    own = _chosen(config_class, {}, str(path), tree)
     _checked(own, tree, str(path))
     located = deflatten(_with_paths(flatten(tree), field_types(own), beside(path)))
     return _checked(own, located, str(path), build=True)
@@ -463,9 +477,9 @@ def help_text(config_class: Any, args: Sequence[str] = ()) -> str:
     """
     lines = [f"usage: {Path(sys.argv[0]).name} [--config_path FILE.yaml] [--option value ...]", ""]
     kinds = config_kinds.every_kind(config_class)
+    given, path, tree = _sources(config_class, args)
+    config_class = _chosen(config_class, given, path, tree)
     if len(kinds) > 1:
-        given, _, tree = _sources(config_class, args)
-        config_class = config_kinds.chosen(config_class, {**flatten(tree), **given})
         field, own = config_class.CHOSEN_BY, config_class.KIND
         others = ", ".join(kind for kind in kinds if kind != own)
         lines += [f"Options with {field} {own}; others with {field} {others}:", ""]

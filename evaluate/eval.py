@@ -40,9 +40,9 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
 }
-# The section of cfg.yaml that decides, the first of these that is there (both kinds have datasets);
-# runs of the original programs have the same.
-SECTIONS = {"rl": "q_agent", "bc": "dataset"}
+# What of cfg.yaml decides, the first of these that is there (both kinds have datasets). Runs of the
+# original programs, and of when there was one agent, have the section q_agent and no agent.
+MARKS = {"rl": ("agent", "q_agent"), "bc": ("dataset",)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,19 +103,20 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
 
 
 def kind_of(weight: Path, mode: str | None) -> str:
-    """Which of :data:`LOADERS` reads ``weight``: by the sections of the cfg.yaml beside it.
+    """Which of :data:`LOADERS` reads ``weight``: by the cfg.yaml beside it.
 
-    mode: the user's choice, needed only where no section decides.
+    mode: the user's choice, needed only where that does not decide.
     Raises ConfigError where the two differ, and where neither decides.
     """
     require_weights(weight, "--weight")
     path = weight.parent / run_config.CFG_NAME
     tree = run_config.read_yaml(path)
-    kind = next((kind for kind, section in SECTIONS.items() if section in tree), mode)
+    kind = next((kind for kind, marks in MARKS.items() if tree.keys() & set(marks)), mode)
     if kind is None:
         raise ConfigError(
-            f"{path}: cannot decide between BC and RL weights; expected the section "
-            f"{SECTIONS['bc']} (BC) or {SECTIONS['rl']} (RL), or the option --mode"
+            f"{path}: cannot decide between BC and RL weights; expected "
+            f"{' or '.join(MARKS['bc'])} (BC), {' or '.join(MARKS['rl'])} (RL), "
+            "or the option --mode"
         )
     if mode not in (None, kind):
         raise ConfigError(

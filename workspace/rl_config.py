@@ -34,12 +34,12 @@ from env.suites import Suite
 from rl.agent import AgentConfig, RunFacts
 from rl.registry import AGENTS, DEFAULT_AGENT, AgentKind
 
-# What may differ between a run and its resumption without changing what was done so far.
+# What may differ between a run and its resumption without changing what was done so far; so may
+# the device of the agent.
 RESUMABLE_CHANGES = (
     "resume",
     "save_dir",
     "num_train_step",
-    "q_agent.device",
     "use_wb",
     "mp_eval",
     "num_eval_worker",
@@ -57,9 +57,9 @@ class MainConfig(Kinded, RunConfig):
     The agent's own fields are a section of its kind's (``rl.registry``): ``--q_agent.lr``.
     """
 
-    CHOSEN_BY: ClassVar[str] = "agent"
     # of earlier versions' cfg.yaml, with what they must have been for the run to be the same
     RETIRED = (("overlap_env", 0),)
+    CHOSEN_BY: ClassVar[str] = "agent"
 
     # which agent: q_agent is that of IBRL, RLPD and RFT
     agent: str = DEFAULT_AGENT
@@ -224,7 +224,10 @@ class MainConfig(Kinded, RunConfig):
         """The agent reads what the run shows it, and can do what the run asks for."""
         row = self.agent_kind
         if ("state" if self.use_state else "camera") not in row.reads:
-            raise ValueError(f"agent: {self.agent} does not go with use_state {self.use_state}")
+            raise ValueError(
+                f"agent: {self.agent} reads {row.reads[0]}: expected use_state "
+                f"{int(row.reads[0] == 'state')}, got {self.use_state}"
+            )
         for name in () if row.rft else ("pretrain_num_epoch", "add_bc_loss"):
             if getattr(self, name) > 0:
                 raise ValueError(
