@@ -1,6 +1,11 @@
 """What an update, an action and a BC step cost, for every released configuration.
 
     python -m benchmarks.update [--case NAME] [--repeat N] [--json FILE]
+    python -m benchmarks.update --compare eager,plain,auto
+
+The second alternates variants and prints how much faster each is than the first: eager is the
+published program, written plainly (``benchmarks.eager``), plain our own with torch's operations
+alone, auto what runs use. A ratio holds on the machine where it was measured, and only there.
 
 Agents and policies are built from ``release/cfgs`` and fed random batches of the sizes that the
 tasks give, so that neither simulator nor data are needed. Batches carry the BC action of the
@@ -9,7 +14,9 @@ next observation, as those of the replay do; acting includes the BC policy.
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,9 +31,11 @@ from torch import nn
 from bc.explicit.base import ExplicitPolicy
 from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
-from benchmarks import common
+from benchmarks import common, compare
+from benchmarks.eager import EagerAgent, plainly
 from common_utils import run_config
 from common_utils.errors import run_program
+from common_utils.ibrl_utils import eval_mode
 from common_utils.options import numeric
 from common_utils.ranges import Positive
 from common_utils.specs import Batch, Obs
@@ -53,6 +62,7 @@ REFERENCE = {
 JAX_REFERENCE = {"robomimic_rl/can_state_ibrl": (203.1, 283.8), "small_state": (13.2, 21.0)}
 BC_REFERENCE = {"robomimic_bc/can": 4118.0, "robomimic_bc/can_state": 61.0}
 METAWORLD_BC = "metaworld/train_bc_mw"
+RL_CALLS = ("critic update", "critic + actor update", "act")
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def make_batch(agent: QAgent, obs: Callable[[int], Obs], n: int) -> Batch:
     )
 
 
-def bench_agent(report: common.Report, case: str, timing: dict[str, Any]) -> None:
+def agent_calls(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
     """Critic update, critic and actor update, act of one RL configuration."""
     cfg = config_of(case)
     torch.manual_seed(0)
@@ -162,23 +172,20 @@ def bench_agent(report: common.Report, case: str, timing: dict[str, Any]) -> Non
     batch = make_batch(agent, obs, cfg.batch_size)
     extra: dict[str, Any] = {}
     if cfg.add_bc_loss:
-        extra = {"bc_batch": batch, "ref_agent": agent.reference_copy()}
-    reference = REFERENCE.get(case, (None, None, None))
-    jax = JAX_REFERENCE.get(case, (None, None))
-    for actor, name in ((False, "critic update"), (True, "critic + actor update")):
-        update = partial(agent.update, batch, 0.1, actor, **extra)
-        t = common.measure(update, **timing)
-        report.add_timing(f"{case}: {name}", t, reference[int(actor)])
-        if jax[0] is not None:
-            report.add(f"{case}: {name}, RLPD in JAX", "cpu_time", t.cpu_ms, "ms", jax[int(actor)])
-    agent.eval()
+        ref_agent = agent.reference_copy()
+        extra = {"bc_batch": batch, "ref_agent": plainly(ref_agent) if eager else ref_agent}
     one = {k: v[0] for k, v in obs(1).items()}
-    report.add_timing(
-        f"{case}: act", common.measure(lambda: agent.act(one, stddev=0.1), **timing), reference[2]
-    )
+    what: Any = EagerAgent(agent) if eager else agent
+
+    def act() -> None:
+        with eval_mode(what.agent if eager else what):
+            what.act(one, stddev=0.1)
+
+    updates = (partial(what.update, batch, 0.1, actor, **extra) for actor in (False, True))
+    return dict(zip(RL_CALLS, (*updates, act), strict=True))
 
 
-def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
+def bc_calls(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
     """One gradient step of a BC configuration: loss, backward, clip, Adam."""
     cfg = bc_config_of(case)
     torch.manual_seed(0)
@@ -186,14 +193,15 @@ def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
     prop = (sizes.prop * cfg.dataset.prop_stack,)
     shape = (sizes.state * cfg.dataset.state_stack,) if cfg.dataset.use_state else IMAGE
     cfg.obs_shape, cfg.prop_shape, cfg.action_dim = list(shape), list(prop), sizes.action
-    policy = build_policy(cfg)
+    policy: Any = build_policy(cfg)
     if cfg.dataset.use_state:
         obs = {"state": torch.randn(n, *shape)}
     else:
         image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
         obs = {cfg.dataset.rl_camera: image, "prop": torch.randn(n, *prop)}
     batch = Namespace(obs=obs, action={"action": 2 * torch.rand(n, sizes.action) - 1})
-    opt = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    policy = plainly(policy) if eager else policy
+    opt = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=None if eager else True)
 
     def step() -> None:
         opt.zero_grad(set_to_none=True)
@@ -201,7 +209,24 @@ def bench_bc(report: common.Report, case: str, timing: dict[str, Any]) -> None:
         nn.utils.clip_grad_norm_(policy.parameters(), cfg.grad_clip)
         opt.step()
 
-    report.add_timing(f"{case}: step", common.measure(step, **timing), BC_REFERENCE.get(case))
+    return {"step": step}
+
+
+def calls_of(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
+    """What is measured of a case; ``eager``: as the original program computes it."""
+    return (agent_calls if case in rl_cases() else bc_calls)(case, eager)
+
+
+def bench(report: common.Report, case: str, timing: dict[str, Any]) -> None:
+    """Every call of a case, beside the figures from other machines where there are any."""
+    references = dict(zip(RL_CALLS, REFERENCE.get(case, ()), strict=False))
+    references |= {"step": BC_REFERENCE[case]} if case in BC_REFERENCE else {}
+    jax = dict(zip(RL_CALLS, JAX_REFERENCE.get(case, ()), strict=False))
+    for name, call in calls_of(case).items():
+        t = common.measure(call, **timing)
+        report.add_timing(f"{case}: {name}", t, references.get(name))
+        if name in jax:
+            report.add(f"{case}: {name}, RLPD in JAX", "cpu_time", t.cpu_ms, "ms", jax[name])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -213,21 +238,46 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--repeat", type=numeric(Positive), help="repeats whose median is taken (default 5)"
     )
+    parser.add_argument(
+        "--compare", metavar="A,B,...", type=_variants,
+        help=f"alternate these and print ratios to the first: {', '.join(compare.VARIANTS)}",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    cases = rl_cases() + bc_cases()
+    if args.case:
+        cases = [c for c in cases if any(fnmatch.fnmatch(c, f"*{p}*") for p in args.case)]
+        if not cases:
+            parser.error(f"--case: none of {rl_cases() + bc_cases()} matches {args.case}")
+    report = common.start(args)
+    if args.compare:
+        return _compare(args, cases, argv)
     timing = common.timing_options(args)
     if args.repeat is not None:
         timing["repeats"] = args.repeat
-    jobs = [(c, bench_agent) for c in rl_cases()] + [(c, bench_bc) for c in bc_cases()]
-    if args.case:
-        jobs = [j for j in jobs if any(fnmatch.fnmatch(j[0], f"*{p}*") for p in args.case)]
-        if not jobs:
-            parser.error(f"--case: none of {rl_cases() + bc_cases()} matches {args.case}")
-    report = common.start(args)
     isa = kernels.isa() if kernels is not None else "not built"
     print(f"matrix products: {gemm_backend()}; fused kernels: {isa}; batch 256 unless configured")
-    for case, bench in jobs:
+    for case in cases:
         bench(report, case, timing)
         report.write(args.json)  # after each case: a long run that is cut off keeps what it has
+
+
+def _variants(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [n for n in names if n not in compare.VARIANTS]:
+        known = ", ".join(compare.VARIANTS)
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}', expected some of {known}")
+    return names
+
+
+def _compare(args: argparse.Namespace, cases: list[str], argv: list[str] | None) -> None:
+    turns = args.repeat or (1 if args.quick else 5)
+    command = shlex.join(["python", "-m", "benchmarks.update", *(argv or sys.argv[1:])])
+    rows: list[compare.Compared] = []
+    for case in cases:
+        found = compare.compare(case, args.compare, calls_of, turns, args.threads)
+        compare.show(found)
+        rows += found
+        compare.write(args.json, rows, args.threads, command)
 
 
 if __name__ == "__main__":

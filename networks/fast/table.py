@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-BACKENDS = ("cpu", "onednn", "plain")
+BACKENDS: tuple[str, ...] = ("cpu", "onednn", "plain")
 
 
 @dataclass(frozen=True)

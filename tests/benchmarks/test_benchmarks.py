@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bc.normalized import NormalizedPolicy
 from benchmarks import ibc, update
+from benchmarks.eager import EagerAgent
+from common_utils.ibrl_utils import eval_mode
+from networks import fast
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"case", "metric", "value", "unit", "threads", "reference", "ratio"}
@@ -58,6 +62,85 @@ def test_update(tmp_path: Path) -> None:
         assert records[f"small_state: {case}", "cpu_time"]["reference"] == reference
     in_jax = records["small_state: critic update, RLPD in JAX", "cpu_time"]
     assert in_jax["value"] == records["small_state: critic update", "cpu_time"]["value"]
+
+
+CASES = (
+    "small_state",
+    "robomimic_rl/can_state_rft",
+    "robomimic_rl/can_rft",
+    "metaworld/ibrl_basic",
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_eager_program_computes_what_the_agent_does(case: str) -> None:
+    cfg = update.config_of(case)
+    cfg.q_agent.actor.dropout = cfg.q_agent.state_actor.dropout = 0  # masks are drawn differently
+    if case == "robomimic_rl/can_state_rft":
+        cfg.q_agent.bc_loss_dynamic = 1
+        cfg.q_agent.act_method = "ibrl_soft"
+    torch.manual_seed(0)
+    agent, obs = update.make_agent(case, cfg)
+    batch = update.make_batch(agent, obs, 8)
+    if batch.next_bc_action is not None:
+        batch.next_bc_action.copy_(agent.propose(batch.next_obs))
+    rft = {}
+    if cfg.add_bc_loss:
+        ref_agent, _ = update.make_agent(case, cfg)
+        rft = {"bc_batch": batch, "ref_agent": ref_agent}
+    eager = EagerAgent(agent)
+    one = {k: v[0] for k, v in obs(1).items()}
+    with eval_mode(agent), eval_mode(eager.agent):
+        torch.testing.assert_close(
+            agent.act(one, stddev=0.1), eager.act(one, 0.1), atol=1e-5, rtol=0
+        )
+    # Adam's first steps are as long for gradients of rounding errors as for any other
+    for tolerance in (2e-5, 1e-3, 1e-3):
+        start = torch.get_rng_state()
+        ours = agent.update(batch, 0.1, True, **rft)
+        torch.set_rng_state(start)
+        theirs = eager.update(batch, 0.1, True, **rft)
+        assert set(theirs) <= set(ours)
+        for name, value in theirs.items():
+            assert value == pytest.approx(float(ours[name]), rel=tolerance, abs=1e-5), name
+
+
+def test_the_eager_program_is_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in ("robomimic_rl/can_rft", "metaworld/ibrl_basic"):
+        update.calls_of(case)  # built with our operations
+        calls = update.calls_of(case, eager=True)
+
+        def none(*args: object) -> None:
+            raise AssertionError("an operation of networks.fast")
+
+        monkeypatch.setattr(fast.ops, "call", none)
+        monkeypatch.setattr(fast.ops, "who", none)
+        calls["act"]()
+        monkeypatch.undo()
+
+
+def test_comparisons_alternate_and_name_the_machine(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.json"
+    args = ["--compare", "eager,auto", "--case", "small_state", "--quick", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.update", *args, str(file)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["cpu"] and found["command"].startswith("python -m benchmarks.update --compare")
+    rows = found["rows"]
+    assert [r["variant"] for r in rows] == ["eager", "auto"] * 3
+    for r in rows:
+        first = next(x for x in rows if x["call"] == r["call"])
+        assert r["ratio"] == pytest.approx(first["cpu_ms"] / r["cpu_ms"])
+        assert 0 < r["cpu_ms_least"] <= r["cpu_ms"] <= r["cpu_ms_most"]
+
+
+def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        update.main(["--compare", "eager,fast"])
+    assert "'fast', expected some of eager, plain" in capsys.readouterr().err
 
 
 def test_loop(tmp_path: Path) -> None:

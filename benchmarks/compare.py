@@ -1,0 +1,204 @@
+"""Variants of the same calls, alternated in one run, and how much faster each is than the first.
+
+Each variant is a process of its own, since how memory is kept and who multiplies matrices are
+settings of a process. They take turns: one call of one of them runs at a time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from benchmarks.common import cpu_name
+from common_utils.atomic import atomic_json
+from networks import fast
+from networks.fast import table
+
+# case, whether written as the original is -> name -> a call to measure
+MakeCalls = Callable[[str, bool], dict[str, Callable[[], Any]]]
+LEAST_SECONDS = 0.2  # of one turn
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the same calls.
+
+    eager: as the original program does (``benchmarks.eager``).
+    backends: of ``networks.fast``; None: all of them.
+    env: variables of its process.
+    """
+
+    eager: bool = False
+    backends: tuple[str, ...] | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "eager": Variant(eager=True, backends=("plain",), env={"IBRL_MALLOC": "system"}),
+    "plain": Variant(backends=("plain",)),
+    "mkl": Variant(env={"IBRL_GEMM": "mkl"}),
+    "onednn": Variant(env={"IBRL_GEMM": "onednn"}),
+    "auto": Variant(env={"IBRL_GEMM": "auto"}),
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One variant of one call: process CPU and wall milliseconds, over all turns.
+
+    ratio: the first variant's median CPU time divided by this one's.
+    """
+
+    case: str
+    call: str
+    variant: str
+    cpu_ms: float
+    cpu_ms_least: float
+    cpu_ms_most: float
+    wall_ms: float
+    ratio: float
+    turns: int
+
+
+class _Player:
+    """A variant's process."""
+
+    def __init__(self, variant: str, make: MakeCalls, case: str, threads: int) -> None:
+        context = mp.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        args = (theirs, variant, make, case, threads)
+        self.process = context.Process(target=_play, args=args, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.names: list[str] = self._answer()
+
+    def turn(self, name: str) -> tuple[float, float]:
+        """CPU and wall milliseconds of a call."""
+        self.pipe.send(name)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("a variant's process died") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _play(pipe: Connection, variant: str, make: MakeCalls, case: str, threads: int) -> None:
+    chosen = VARIANTS[variant]
+    os.environ.update(chosen.env)
+    if chosen.backends is not None:
+        table.BACKENDS = chosen.backends
+    try:
+        fast.set_up(threads)
+        torch.manual_seed(0)
+        calls = make(case, chosen.eager)
+        pipe.send(list(calls))
+        while True:
+            pipe.send(_time(calls[pipe.recv()]))
+    except EOFError:  # closed: the end
+        return
+    except Exception as error:
+        pipe.send(error)
+
+
+def _time(call: Callable[[], Any]) -> tuple[float, float]:
+    cpu, wall, calls = time.process_time(), time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - wall < LEAST_SECONDS:
+        call()
+        calls += 1
+    return (
+        1e3 * (time.process_time() - cpu) / calls,
+        1e3 * (time.perf_counter() - wall) / calls,
+    )
+
+
+def compare(
+    case: str, variants: Sequence[str], make: MakeCalls, turns: int, threads: int
+) -> list[Compared]:
+    """Every call of ``case`` by every variant, ``turns`` times in turn."""
+    players: dict[str, _Player] = {}
+    try:
+        for name in variants:
+            players[name] = _Player(name, make, case, threads)
+        found = []
+        for call in players[variants[0]].names:
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+            for _ in range(turns + 1):  # the first warms up
+                for name in variants:
+                    times[name].append(players[name].turn(call))
+            found += _compared(case, call, times)
+        return found
+    finally:
+        for player in players.values():
+            player.close()
+
+
+def _compared(case: str, call: str, times: dict[str, list[tuple[float, float]]]) -> list[Compared]:
+    cpu = {name: [t[0] for t in turns[1:]] for name, turns in times.items()}
+    first = statistics.median(next(iter(cpu.values())))
+    return [
+        Compared(
+            case=case,
+            call=call,
+            variant=name,
+            cpu_ms=(median := statistics.median(mine)),
+            cpu_ms_least=min(mine),
+            cpu_ms_most=max(mine),
+            wall_ms=statistics.median(t[1] for t in times[name][1:]),
+            ratio=first / median,
+            turns=len(mine),
+        )
+        for name, mine in cpu.items()
+    ]
+
+
+def show(rows: Sequence[Compared]) -> None:
+    """A line per variant of each call."""
+    for r in rows:
+        what = f"{r.case}: {r.call}"
+        print(
+            f"{what:<52} {r.variant:<7} {r.cpu_ms:>9.2f} ms ({r.cpu_ms_least:.2f} to "
+            f"{r.cpu_ms_most:.2f})  {r.ratio:.2f} x",
+            flush=True,
+        )
+
+
+def write(path: str | None, rows: Sequence[Compared], threads: int, command: str) -> None:
+    """As JSON, with the CPU, the software and the command."""
+    if path is None:
+        return
+    atomic_json(
+        {
+            "cpu": cpu_name(),
+            "cpus": os.cpu_count(),
+            "threads": threads,
+            "torch": torch.__version__,
+            "command": command,
+            "unit": "ms of process CPU time, median over turns",
+            "rows": [vars(r) for r in rows],
+        },
+        path,
+    )
+
+
+def file_name() -> str:
+    """Of this CPU model's results: ``amd_epyc.json``."""
+    return re.sub(r"[^a-z0-9]+", "_", cpu_name().lower()).strip("_") + ".json"
