@@ -263,8 +263,8 @@ class Workspace(ResumableRun):
             for variant in self.agent.eval_variants():
                 with variant.acting:
                     other = protocol.score(self.evaluate(games))
-                extra[f"score/{variant.name}_score"] = other
-                extra[f"score_diff/{variant.name}-{variant.usual}"] = other - score
+                extra[variant.score] = other
+                extra[variant.difference] = other - score
             self.headline["score"] = score
         else:  # the newest counts as the best
             score = float(self.global_step)

@@ -79,9 +79,9 @@ class Networks(NamedTuple):
 class EvalVariant(NamedTuple):
     """Another way in which an agent is evaluated, in the same episodes."""
 
-    # logged as score/{name}_score and score_diff/{name}-{usual}
-    name: str
-    usual: str
+    # the keys that its score, and what it scores more than the usual way, are logged under
+    score: str
+    difference: str
     # inside this the agent acts that way
     acting: AbstractContextManager[None]
 

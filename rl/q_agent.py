@@ -162,7 +162,8 @@ class QAgent(rft.Regularised):
         """A soft agent is also evaluated choosing greedily."""
         if self.act_method != "ibrl_soft":
             return []
-        return [EvalVariant("greedy", "soft", self.override_act_method("ibrl"))]
+        greedy = self.override_act_method("ibrl")
+        return [EvalVariant("score/greedy_score", "score_diff/greedy-soft", greedy)]
 
     # ------------------------------------------------------------------ acting
 
