@@ -69,8 +69,7 @@ class QAgent(rft.Regularised):
     ) -> None:
         super().__init__(cfg.device, cfg.num_bc_samples, seed)
         self._shapes = (use_state, tuple(obs_shape), tuple(prop_shape), action_dim, rl_camera)
-        self.use_state = bool(use_state)
-        self.rl_camera = rl_camera
+        self.use_state, self.rl_camera = bool(use_state), rl_camera
         self.cfg = cfg
         self.action_dim = action_dim
         self.act_method: str = cfg.act_method
