@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +26,13 @@ class UserError(Exception):
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
     """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
-    what the file system or the memory refuses. ``~`` in its options is the home folder.
+    what the file system or the memory refuses. ``~`` in its options is the home folder, names of
+    files may hold any character, and what the console cannot show is printed as ``\\xe9``.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
+    _use_utf8()
+    _print_every_character()
     sys.argv[1:] = expand_home_in_options(sys.argv[1:])
     try:
         return main(*args) or 0
@@ -50,6 +55,22 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
         else:
             raise
         return USER_ERROR
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: TensorBoard and
+    others take names of files for UTF-8 text. Python does the same by itself, unless forbidden.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # for worker processes too
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _print_every_character() -> None:
+    """A console of another encoding gets escapes, where print would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -228,7 +228,10 @@ class RunLogger:
         else:
             notes += self._cut_back(resume_step, saved or {})
         append = "a" if resume_step is not None else "w"
-        self._text = open(self.log_path, append, buffering=1, encoding="utf-8")
+        # lines may name files whose names are no text
+        self._text = open(
+            self.log_path, append, buffering=1, encoding="utf-8", errors="backslashreplace"
+        )
         self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
         for note in notes:
             self.print(note)

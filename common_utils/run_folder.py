@@ -57,9 +57,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 def output_folder(
     path: str, field: str = "save_dir", expected: str = "the folder of the run"
 ) -> Path:
-    """Where a program writes; ConfigError, naming the field, for no name at all and for a file."""
+    """Where a program writes; ConfigError, naming the field, for no name at all, for a name that
+    is no UTF-8 text (TensorBoard cannot write there) and for a file."""
     if not path.strip():
         raise ConfigError(f"{field}: '{path}', expected {expected}")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{field}: {path!a} is not UTF-8, expected {expected}") from None
     if os.path.exists(path) and not os.path.isdir(path):  # no errors for impossible names
         raise ConfigError(f"{field}: '{path}' is a file, expected a folder")
     return Path(path)
