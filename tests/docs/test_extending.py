@@ -25,6 +25,7 @@ ROOMS = ("bc", "common_utils", "env", "evaluate", "networks", "rl", "workspace",
 # files that each kind of addition needs, the new one first
 FILES = {
     "A BC policy": ["bc/explicit/linear_policy.py", "bc/registry.py"],
+    "An agent": ["rl/shooting_agent.py", "rl/registry.py"],
     "A suite": ["env/point_mass.py", "env/suites.py", "env/experts.py"],
     "A kernel": ["networks/fast/batched.py", "networks/fast/table.py"],
 }
@@ -50,7 +51,7 @@ for words in json.load(open(sys.argv[1])):
         code = done.code
     if code:
         sys.exit(f"{words}: exit status {code}")
-    if "train_rl.py" in words:
+    if "train_rl.py" in words and "shooting" not in words:
         assert len(calls) - before >= 10, "the kernel was hardly used"
 """
 
@@ -149,7 +150,7 @@ def test_the_examples_keep_the_house_rules(tree: Path) -> None:
 
 
 def test_everything_on_the_page_runs(tree: Path) -> None:
-    todo = [c for heading in ("A suite", "A BC policy") for c in commands(heading)]
+    todo = [c for heading in ("A suite", "A BC policy", "An agent") for c in commands(heading)]
     (tree / "todo.json").write_text(json.dumps([*todo, SCRIPTS]))
     done = run(tree, "-c", DRIVER, "todo.json")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -162,3 +163,5 @@ def test_everything_on_the_page_runs(tree: Path) -> None:
     assert second < first
     last = read_metrics(tree / "exps/point_rl/metrics.jsonl")[-1]
     assert last["train/critic_loss"] > 0 and 0 <= last["score/score"] <= 1
+    last = read_metrics(tree / "exps/shooting/metrics.jsonl")[-1]
+    assert last["step"] == 60 and 0 < last["actor/bootstrap_bc"] < 1

@@ -162,7 +162,7 @@ def test_it_trains_resumes_and_plays(
     env.close()
     assert isinstance(agent, toy_agent.ToyAgent) and agent.num_bc_action == 2
     capsys.readouterr()
-    args = ["--mode", "rl", "--weight", str(whole / "latest.pt"), "--num_game", "1", "--mp", "0"]
+    args = ["--weight", str(whole / "latest.pt"), "--num_game", "1", "--mp", "0"]
     assert evaluation.main([*args, "--device", "cpu"]) == 0
     assert "success" in capsys.readouterr().out
 
@@ -271,3 +271,11 @@ def test_weights_of_another_agent_are_refused(
         error = capsys.readouterr().err
         assert f"error: load_pretrained_agent: '{more['load_pretrained_agent']}' does not" in error
         assert "ToyAgent" in error and "Traceback" not in error
+
+
+def test_a_soft_agent_is_also_evaluated_choosing_greedily(bc_policy: Path, tmp_path: Path) -> None:
+    more = {"q_agent.act_method": "ibrl_soft", "bc_policy": bc_policy, "num_eval_episode": 2}
+    assert main(train_rl, q_agent_options(tmp_path, 20, **more)) == 0
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    difference = last["score/greedy_score"] - last["score/score"]
+    assert last["score_diff/greedy-soft"] == pytest.approx(difference)
