@@ -48,6 +48,7 @@ ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 STATE_DIR = "state"
 LOCK_NAME = ".lock"
+SHOWN_CHANGES = 8  # of a config, in a message
 _WEIGHTS = re.compile(r".*\.pt|data[0-9]+\.h5")
 _WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # of those, by a run
 # file systems that know no locks
@@ -256,9 +257,11 @@ class RunFolder:
             allowed = {*may_change, *moved}
             changed = [line for line in changed if line.split(":")[0] not in allowed]
             if changed:
+                more = f"; ... ({len(changed)} in all)" if len(changed) > SHOWN_CHANGES else ""
                 raise ConfigError(
                     f"resume: the config is not that of the run in {self.path}:\n  "
-                    + "\n  ".join(changed)
+                    + "; ".join(changed[:SHOWN_CHANGES])
+                    + more
                 )
         if self.resume and self.state is None and saved is not None:
             print(f"resume: no saved state in {self.path}; starting from the beginning")

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,18 @@ def test_a_run_killed_before_its_first_state_starts_over(
     a_run(tmp_path, resume=True)
     assert "starting from the beginning" in capsys.readouterr().out
     assert latest_state(tmp_path / "state") is not None
+
+
+def test_a_config_that_differs_everywhere_is_refused_in_three_lines(tmp_path: Path) -> None:
+    fields = [(f"option{number}", int, 0) for number in range(20)]
+    wide = make_dataclass("wide", fields, bases=(Config,), namespace={"__module__": __name__})
+    with open_folder(tmp_path) as folder:
+        folder.open_log(wide(save_dir=str(tmp_path)), ()).close()
+    other = {name: 1 for name, *_ in fields}
+    with pytest.raises(ConfigError, match=r"option0: 0 -> 1; .*\(20 in all\)") as error:
+        with open_folder(tmp_path, resume=True) as folder:
+            folder.open_log(wide(save_dir=str(tmp_path), **other), ())
+    assert len(str(error.value).splitlines()) <= 3
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
