@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ SMALL_BYTES = 64 * 2**20
 MOST_UNPACKED = 2000
 PACKING_BYTES = 1024  # that filters add to a chunk which they cannot make smaller, at most
 
+SCANNED_BYTES = 16 * 2**20
+_HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
+
 Item: TypeAlias = "h5py.Group | h5py.Dataset | h5py.Datatype"
 
 
@@ -39,8 +43,45 @@ class Refused(ValueError):
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
-    """``path`` for reading. The file is read through a descriptor (see :func:`descriptor`)."""
-    return h5py.File(path, "r", driver="sec2")
+    """``path`` for reading. The file is read through a descriptor (see :func:`descriptor`).
+
+    Raises OSError where it is no HDF5 file, and where reading it would never end.
+    """
+    file = h5py.File(path, "r", driver="sec2")
+    try:
+        _check_heaps(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_heaps(file: h5py.File) -> None:
+    """Raise OSError for a damaged heap of texts: the library would go round and round in it.
+
+    Heaps begin with a signature. They are looked for where they are mostly written, at both ends.
+    """
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        return
+    handle = descriptor(file)
+    size = os.fstat(handle).st_size
+    for begin in {0, max(0, size - SCANNED_BYTES)}:
+        data = os.pread(handle, SCANNED_BYTES, begin)
+        for found in _HEAP.finditer(data):
+            if not _ends(data[found.end() : found.start() + int.from_bytes(found[1], "little")]):
+                raise OSError(f"the heap of texts at byte {begin + found.start()} is damaged")
+
+
+def _ends(objects: bytes) -> bool:
+    """Whether a heap's objects, one after another, lead to its end."""
+    at, head = 0, 16  # bytes: number, references, nothing, size
+    while at + head <= len(objects):
+        free = objects[at : at + 2] == b"\0\0"
+        size = int.from_bytes(objects[at + 8 : at + head], "little")
+        at += size if free else head + (size + 7) // 8 * 8
+        if free and not size:
+            return False
+    return True
 
 
 def descriptor(item: h5py.Group | h5py.Dataset) -> int:

@@ -63,12 +63,17 @@ def recorded_world(xml: str) -> Element:
     world = root.find("worldbody")
     if world is None:
         raise EnvError("the recorded model has no worldbody")
+    bodies: set[str] = set()
     for element in world.iter():
+        name = element.get("name", "")
         if "file" in element.attrib:
             raise EnvError(
-                f"the recorded model's {element.tag} '{element.get('name', '')}' names a file, "
-                "which is refused"
+                f"the recorded model's {element.tag} '{name[:60]}' names a file, which is refused"
             )
+        if element.tag == "body" and name:
+            if name in bodies:
+                raise EnvError(f"the recorded model has two bodies of the name '{name[:60]}'")
+            bodies.add(name)
     return world
 
 

@@ -170,6 +170,11 @@ class RecordedScene:
         taken: list[str] = []
         differences = self._camera_differences(world)
         shaped = variable_body(self._env)
+        if shaped and all(body.get("name") != shaped for body in world.iter("body")):
+            differences.append(
+                f"the recording has no body '{shaped}', whose shape differs between episodes: it "
+                "is the simulation's own"
+            )
         for body in world.iter("body"):
             name = body.get("name", "")
             if name.startswith(ROBOT_PREFIXES):

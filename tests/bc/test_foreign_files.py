@@ -777,6 +777,20 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path, bomb, capsys):
     assert "would take" in capsys.readouterr().out
 
 
+def test_a_damaged_heap_of_texts_is_refused(tmp_path):
+    """HDF5 itself would go round and round in it."""
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env"] = "x" * 3
+    data = bytearray(path.read_bytes())
+    size = data.index(b"GCOL") + 16 + 8  # of the first text
+    assert 0 < int.from_bytes(data[size : size + 8], "little") < 1000
+    data[size + 1] += 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="d.hdf5' cannot be read as HDF5 .*heap of texts"):
+        opened(path)
+
+
 @pytest.mark.parametrize(("times", "message"), [(1, "chunks hold at most"), (2, "more than once")])
 def test_packed_bytes_that_give_more_than_is_declared_are_refused(tmp_path, times, message):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))

@@ -75,6 +75,7 @@ HOSTILE = {
     "not a number": (give("size", "nan 1 1"), "'nan 1 1' where finite numbers belong"),
     "infinity": (give("mass", "1e999"), "'1e999' where finite numbers belong"),
     "negative": (give("size", "-1 1 1"), "body 'cube_main' does not compile"),
+    "a body twice": (put("world", '<body name="cube_main"/>'), "two bodies of the name 'cube_main"),
     "more shapes": (put("cube", '<geom size="0.1"/>'), "cube_main has 3 shapes, the model 2"),
     "half a place": (lambda r: r.find("worldbody/body").set("pos", "1 2"), "for 3 numbers"),
     "half a camera": (lambda r: r.find("worldbody/camera").set("pos", "1"), "for 3 numbers"),
@@ -98,6 +99,14 @@ def test_hostile_models_are_refused(lift: tuple[RecordedScene, str, Any], name: 
     with pytest.raises(EnvError) as refusal:
         scene.adopt(ElementTree.tostring(root, encoding="unicode"))
     assert message in str(refusal.value) and len(str(refusal.value).splitlines()) <= 3
+
+
+def test_a_recording_without_the_thing_that_varies_says_so(
+    lift: tuple[RecordedScene, str, Any],
+) -> None:
+    scene, xml, _ = lift
+    taken, differences = scene.adopt(xml.replace("cube_main", "cube_other"))
+    assert taken == [] and any("no body 'cube_main'" in text for text in differences)
 
 
 BOMB = "<!DOCTYPE m [" + "".join(
