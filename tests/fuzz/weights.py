@@ -142,7 +142,7 @@ def _drop(rng: random.Random, own: dict[Any, Any], key: str) -> None:
 
 
 def _swap(rng: random.Random, own: dict[Any, Any], key: str) -> None:
-    own[key] = own[rng.choice(list(own))]
+    own[key] = own[rng.choice([other for other in original() if other in own])]
 
 
 CHANGES: tuple[Callable[[random.Random, dict[Any, Any], str], None], ...] = (
@@ -152,10 +152,11 @@ CHANGES: tuple[Callable[[random.Random, dict[Any, Any], str], None], ...] = (
 
 def _changed(rng: random.Random) -> Trial:
     """A file that torch wrote, of something else."""
-    own: dict[Any, Any] = dict(original())
+    first = original()
+    own: dict[Any, Any] = dict(first)
     said = []
     for _ in range(rng.choice([1, 1, 2])):
-        key = rng.choice([key for key in own if isinstance(own[key], torch.Tensor)])
+        key = rng.choice([key for key in first if own.get(key) is first[key]])  # untouched so far
         change = rng.choice(CHANGES)
         change(rng, own, key)
         said.append(f"{change.__name__[1:]} {key}")
