@@ -154,8 +154,10 @@ def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
 
 
 def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
-    """Config from a YAML file, with the same strictness; raises ConfigError."""
+    """The config that a run wrote, with the same strictness; raises ConfigError."""
     tree = read_yaml(path)
+    if not tree:  # a run has written all its fields
+        raise ConfigError(f"{path}: holds no fields (empty, or cut off)")
     own = _chosen(config_class, {}, str(path), tree)
     _checked(own, tree, str(path))
     located = deflatten(_with_paths(flatten(tree), field_types(own), beside(path)))

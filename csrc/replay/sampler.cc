@@ -84,6 +84,7 @@ void Team::start() {
 }
 
 void Team::stop() {
+  const std::lock_guard<std::mutex> busy(busy_);  // after the loop that is under way
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
@@ -173,6 +174,7 @@ Sampler::Sampler(std::vector<std::shared_ptr<Replay>> replays, int depth, int nu
 Sampler::~Sampler() { terminate(); }
 
 void Sampler::terminate() {
+  const std::lock_guard<std::mutex> ending(ending_);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
@@ -188,6 +190,7 @@ void Sampler::after_fork_in_child() {
     new (&r->call_mutex) std::mutex;
     new (&r->data_mutex) std::shared_mutex;  // a thread that is gone may have held it
   }
+  new (&ending_) std::mutex;
   new (&mutex_) std::mutex;
   new (&wake_) std::condition_variable;
   new (&done_) std::condition_variable;

@@ -128,6 +128,7 @@ class Sampler {
   std::shared_ptr<Pool> pool_;
   Team team_;
 
+  std::mutex ending_;  // one terminate() at a time: a thread can be joined once
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::deque<JobPtr> ahead_;  // in the order they will be asked for

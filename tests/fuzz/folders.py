@@ -272,6 +272,8 @@ def _folder(d: Draft) -> None:
     folder = d.path.parent
     if folder == d.run:
         folder = d.run / "state"
+    if not os.path.lexists(folder):
+        return
     _remove(folder)
     if d.rng.random() < 0.6:
         _make(d.rng, folder)

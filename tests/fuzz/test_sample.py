@@ -18,7 +18,15 @@ from tests.fuzz.case import Case, Trial, Verdict, judge_message
 from tests.fuzz.runner import generators, run_kind
 
 KINDS = generators()
-CASES = {"weights": 250, "configs": 200, "runs": 20, "hdf5": 120, "folders": 20}
+CASES = {
+    "weights": 250,
+    "configs": 200,
+    "runs": 20,
+    "hdf5": 120,
+    "folders": 20,
+    "xml": 150,
+    "bindings": 400,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -245,6 +245,7 @@ def test_a_moved_run_goes_on_where_it_may(tmp_path: Path) -> None:
         (lambda p: (p.unlink(), os.mkfifo(p)), "holds a state, but no cfg.yaml"),
         (lambda p: p.write_text("lr: [unfinished"), "not valid YAML"),
         (lambda p: p.write_text("lrr: 1\n"), "lrr: unknown field"),
+        (lambda p: p.write_text(""), "cfg.yaml: holds no fields (empty, or cut off)"),
     ],
 )
 def test_a_damaged_config_is_named(harm: object, said: str, tmp_path: Path) -> None:

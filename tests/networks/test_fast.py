@@ -14,6 +14,7 @@ from common_utils.errors import UserError
 from networks import fast
 from networks.fast import onednn, process
 from networks.fast.cpu import module
+from networks.fast.layer import Layer
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.spatial import SpatialEmb
 from rl.critic import MultiFcQ, MultiFcQConfig
@@ -175,6 +176,38 @@ def test_nan_and_infinity_come_through() -> None:
     assert torch.equal(fast.norm_relu(x).isnan(), F.relu(x).isnan())
     assert fast.norm_relu(x)[1, 1] == float("inf")
     assert bool(fast.norm_relu(x, layer_norm(3))[0].isnan().all())
+
+
+W, X3 = torch.zeros(8, 4), torch.zeros(2, 3, 8)
+MISFITS = {
+    "norm": lambda: fast.norm_relu(X3, nn.LayerNorm(16)),
+    "norm's weight": lambda: fast.norm_relu(X3, odd_norm()),
+    "bias": lambda: fast.norm_relu(X3, bias=torch.zeros(2, 5)),
+    "members of a bias": lambda: fast.norm_relu(X3, bias=torch.zeros(3, 8)),
+    "spatial norm": lambda: fast.spatial_embed(X3, X3, nn.LayerNorm(16), torch.zeros(1, 3, 8)),
+    "spatial action": lambda: fast.spatial_embed(
+        X3, torch.zeros(2, 3, 7), nn.LayerNorm(8), torch.zeros(1, 3, 8)
+    ),
+    "perceptron": lambda: fast.perceptron(torch.zeros(2, 3), [Layer(W, None)]),
+    "perceptron's norm": lambda: fast.perceptron(
+        torch.zeros(2, 4), [Layer(W, None, nn.LayerNorm(4))]
+    ),
+    "perceptron's bias": lambda: fast.perceptron(torch.zeros(2, 4), [Layer(W, torch.zeros(5))]),
+    "targets": lambda: fast.soft_update([torch.zeros(64)], [torch.zeros(8, 3)], 0.5),
+}
+
+
+def odd_norm() -> nn.LayerNorm:
+    norm = nn.LayerNorm(8)
+    norm.weight = nn.Parameter(torch.ones(5))
+    return norm
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_operands_that_do_not_fit_are_refused_as_by_torch(what: str) -> None:
+    """The kernels take addresses: they would read beyond an array that is too small."""
+    with pytest.raises(RuntimeError), torch.no_grad():
+        MISFITS[what]()
 
 
 def test_fast_sequential_is_sequential() -> None:

@@ -427,6 +427,30 @@ def test_evicted_memory_is_returned_or_reused() -> None:
     assert replay.num_add() == 60
 
 
+def test_ending_twice_at_once_while_another_thread_samples() -> None:
+    """Two threads joined the same one, or waited for helpers that had left."""
+    code = """
+import numpy as np, threading
+from common_utils import rela
+e = rela.episode_from_arrays({"x": np.zeros((50, 40_000), np.float32)},
+    {"a": np.zeros((50, 1), np.float32)}, np.zeros(50, np.float32),
+    terminated=True, truncated=False, nstep=1, gamma=0.9)
+for number in range(60):
+    replay = rela.SingleStepTransitionReplay(1, 1, 3, 1, 2, num_threads=4)
+    replay.add(e)
+    replay.sample(16, None)
+    calls = [replay.terminate, replay.terminate, lambda: replay.sample(16, None), replay.terminate]
+    threads = [threading.Thread(target=call) for call in calls]
+    for t in threads: t.start()
+    for t in threads: t.join()
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
 def test_python_goes_on_while_another_thread_samples() -> None:
     """sample() gives up the interpreter lock: no deadlock, and other threads make progress."""
     replay = make(prefetch=2, num_threads=2)

@@ -90,10 +90,17 @@ def _norm_relu(
 def takes_norm_relu(
     x: torch.Tensor, norm: nn.LayerNorm | None, bias: torch.Tensor | None, p: float
 ) -> bool:
-    gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
-    if norm is not None and (gamma is None or beta is None):
+    if x.numel() == 0 or x.dim() == 0 or p >= 1.0:
         return False
-    return p < 1.0 and x.numel() > 0 and module.fits(x, bias, gamma, beta)
+    if norm is not None and not module.norm_fits(norm, x.size(-1)):
+        return False
+    if bias is not None:  # one row per member
+        if x.dim() < 2 or bias.dim() != 2 or bias.size(0) != x.size(0):
+            return False
+        if bias.size(1) not in (1, x.size(-1)):
+            return False
+    gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+    return module.fits(x, bias, gamma, beta)
 
 
 def norm_relu(
@@ -183,7 +190,16 @@ def _spatial(
 def takes_spatial_embed(
     shared: torch.Tensor, action: torch.Tensor, norm: nn.LayerNorm, weight: torch.Tensor
 ) -> bool:
-    return shared.numel() > 0 and module.fits(shared, action, norm.weight, norm.bias, weight)
+    if shared.dim() != 3 or action.dim() != 3 or shared.numel() == 0:
+        return False
+    batch, rows, width = shared.shape
+    if action.size(0) != batch or action.size(2) != width or action.numel() == 0:
+        return False
+    if weight.shape != (1, rows, width) or not weight.is_contiguous():
+        return False
+    return module.norm_fits(norm, width) and module.fits(
+        shared, action, norm.weight, norm.bias, weight
+    )
 
 
 def spatial_embed(

@@ -27,13 +27,27 @@ def takes_perceptron(
         return False
     if not (module.fits(x) and module.own_gemm()):
         return False
+    num, inputs = layers[0].num, x.size(1)
+    if members is not None and not all(0 <= m < num for m in members):
+        return False
     for layer in layers:
-        if layer.p >= 1.0 or (layer.norm is not None and layer.params[3] is None):
+        if layer.p >= 1.0 or not _sizes_fit(layer, num, inputs):
             return False
+        inputs = layer.sizes[1]
         for t in layer.params:
             if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
                 return False
     return True
+
+
+def _sizes_fit(layer: Layer, num: int, inputs: int) -> bool:
+    """Whether a layer is of ``num`` members that take so many inputs, and its parts fit it."""
+    if layer.weight.dim() not in (2, 3) or layer.num != num:
+        return False
+    (rows, outputs), bias = layer.sizes, layer.params[1]
+    if rows != inputs or (bias is not None and bias.numel() not in (num, num * outputs)):
+        return False
+    return layer.norm is None or module.norm_fits(layer.norm, outputs)
 
 
 class _Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from networks.fast.onednn import gemm_mode
 
@@ -24,6 +25,15 @@ def fits(*tensors: torch.Tensor | None) -> bool:
     return kernels is not None and all(
         t is None or (t.is_cpu and t.dtype is torch.float32) for t in tensors
     )
+
+
+def norm_fits(norm: nn.LayerNorm, width: int) -> bool:
+    """Whether its parameters are there, and ``width`` numbers each in one piece."""
+    gamma, beta = norm.weight, norm.bias
+    if gamma is None or beta is None or norm.normalized_shape != (width,):
+        return False
+    whole = gamma.is_contiguous() and beta.is_contiguous()
+    return whole and gamma.shape == beta.shape == (width,)
 
 
 def own_gemm() -> bool:

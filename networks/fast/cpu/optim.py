@@ -55,6 +55,8 @@ def adam(group: dict[str, Any], rows: Sequence[Row]) -> None:
 def takes_soft_update(
     net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau: float
 ) -> bool:
+    if len(net) != len(target) or any(n.shape != t.shape for n, t in zip(net, target, strict=True)):
+        return False
     return module.fits(*net, *target) and all(t.is_contiguous() for t in (*net, *target))
 
 
