@@ -21,6 +21,7 @@ Element = ElementTree.Element
 # robosuite's largest scene has 100,000 characters, 700 elements, 16 levels
 MAX_CHARACTERS = 4_000_000
 MAX_ELEMENTS = 20_000
+MAX_TAGS = 3 * MAX_ELEMENTS  # of beginnings, ends and comments
 MAX_DEPTH = 100
 # numbers of a scene are metres, kilograms, parts of quaternions
 MAX_NUMBER = 1e6
@@ -55,6 +56,8 @@ def recorded_world(xml: str) -> Element:
     for text in ("<!DOCTYPE", "<!ENTITY"):
         if text in xml:
             raise EnvError(f"the recorded model holds '{text}', which is refused")
+    if xml.count("<") > MAX_TAGS:  # before they are built
+        raise EnvError(f"the recorded model has more than {MAX_TAGS:,} tags")
     try:
         root = ElementTree.fromstring(xml)
     except (ElementTree.ParseError, ValueError) as error:

@@ -120,12 +120,14 @@ BOMB = "<!DOCTYPE m [" + "".join(
         (f"{BOMB}]><mujoco><worldbody>&e11;</worldbody></mujoco>", "holds '<!DOCTYPE'"),
         ('<!DOCTYPE m SYSTEM "file:///etc/passwd"><mujoco/>', "holds '<!DOCTYPE'"),
         ("<" + "a" * MAX_CHARACTERS, "characters, expected up to"),
-        ("<a>" * 200_000, "is not XML"),
-        ("<a>" * 200_000 + "</a>" * 200_000, "levels"),
+        ("<a>" * 20_000, "is not XML"),
+        ("<a>" * 10_000 + "</a>" * 10_000, "levels"),
+        ("<a>" + "<b/>" * 500_000 + "</a>", "more than 60,000 tags"),
+        ("<a>" + "<b/>" * 30_000 + "</a>", "more than 20,000 elements"),
         ("<mujoco/>", "has no worldbody"),
         ("\ud800<mujoco/>", "is not XML"),
     ],
-    ids=["entities", "external", "long", "torn", "deep", "empty", "surrogate"],
+    ids=["entities", "external", "long", "torn", "deep", "tags", "wide", "empty", "surrogate"],
 )
 def test_texts_that_are_no_model(xml: str, message: str) -> None:
     with pytest.raises(EnvError, match=message):
