@@ -52,12 +52,12 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
         work = [(group, self._with_gradient(group)) for group in self.param_groups]
-        kernels = [table.find("adam", group, rows) for group, rows in work]
-        if closure is not None or None in kernels:
+        found = [table.find("adam", group, rows) for group, rows in work]
+        if closure is not None or None in found:
             return super().step(closure)
-        for kernel, (group, rows) in zip(kernels, work, strict=True):
-            if kernel is not None:  # none is None: checked above
-                kernel.run(group, rows)
+        for backend, (group, rows) in zip(found, work, strict=True):
+            if backend is not None:  # none is None: checked above
+                backend[1].run(group, rows)
         return None
 
     def _with_gradient(self, group: dict[str, Any]) -> list[tuple[Any, Any, Any]]:

@@ -221,10 +221,10 @@ class QAgent(rft.Regularised):
         """One of the RL and the BC actions, by the target critic's values of them."""
         rl_action = self._act_rl(feats, how)
         candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
-        members = self.critic_target.draw_members(how.host_rng)
-        q = self._target_q(feats, candidates, members)
+        q = self._target_q(feats, candidates, self.critic_target.draw_members(how.host_rng))
         action, index = select_candidate(candidates, q, generator=how.rng, **rule)
-        self._append_stats(act_metrics(candidates, q, index, how.eval_mode, **rule))
+        if self.stats is not None:
+            self._append_stats(act_metrics(candidates, q, index, how.eval_mode, **rule))
         return action
 
     def _candidates(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from networks.fast.layer import Layer
-from networks.fast.table import call, who
+from networks.fast.table import call, find
 
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,14 +104,18 @@ def _chain(todo: list[nn.Module], start: int) -> tuple[list[Layer], int]:
 def sequential(modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """What ``nn.Sequential(*modules)(x)`` gives, with as many layers per pass as possible."""
     todo = [m for m in modules if not (isinstance(m, nn.Dropout) and not (m.training and m.p > 0))]
-    i = 0
+    i = part_by_part = 0
     while i < len(todo):
-        chain, end = _chain(todo, i)
-        # a back end's perceptron pays off as a whole only; else part by part
-        if chain and who("perceptron", rows := x.reshape(-1, x.size(-1)), chain, None) != "plain":
-            y = perceptron(rows, chain)
-            x, i = y.view(*x.shape[:-1], y.size(-1)), end
-            continue
+        chain, end = _chain(todo, i) if i >= part_by_part else ([], i)
+        if chain:
+            operands = (x.reshape(-1, x.size(-1)), chain, None)
+            found = find("perceptron", *operands)
+            # a back end's perceptron pays off as a whole only; else part by part
+            if found is not None and found[0] != "plain":
+                y = found[1].run(*operands)
+                x, i = y.view(*x.shape[:-1], y.size(-1)), end
+                continue
+            part_by_part = end
         j, norm, p = i, None, 0.0
         m: Any = todo[j]
         if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1:

@@ -36,11 +36,11 @@ def rows() -> dict[str, list[tuple[str, Kernel]]]:
     return found
 
 
-def find(operation: str, *args: Any) -> Kernel | None:
-    """The first back end's kernel that takes these operands."""
-    for _, kernel in rows().get(operation, ()):
-        if kernel.takes(*args):
-            return kernel
+def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
+    """The first back end that takes these operands, and its kernel."""
+    for found in rows().get(operation, ()):
+        if found[1].takes(*args):
+            return found
     return None
 
 

@@ -114,7 +114,7 @@ def test_the_eager_program_is_torch_alone(monkeypatch: pytest.MonkeyPatch) -> No
             raise AssertionError("an operation of networks.fast")
 
         monkeypatch.setattr(fast.ops, "call", none)
-        monkeypatch.setattr(fast.ops, "who", none)
+        monkeypatch.setattr(fast.ops, "find", none)
         calls["act"]()
         monkeypatch.undo()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from common_utils import kernels
 from networks import fast
-from networks.fast.cpu import module
+from networks.fast import table
+from networks.fast.cpu import mlp, module
 from networks.mlp import MLP, Linear
 from rl.critic import MultiFcQ, MultiFcQConfig
 
@@ -192,3 +193,68 @@ def test_a_second_derivative_is_refused() -> None:
     (dx,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
+
+
+def test_weights_that_were_replaced_moved_or_changed_are_those_that_count() -> None:
+    """Operands that were named before are used again, for the same weights only."""
+    net = network((6, 12, 12, 3), True, "linear").eval()
+    x = torch.randn(5, 6)
+
+    def check() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(net(x), nn.Sequential(*net)(x), rtol=1e-4, atol=1e-5)
+
+    def replace() -> None:
+        net[0].weight = nn.Parameter(torch.randn(12, 6))
+        net[1].bias = nn.Parameter(torch.randn(12))
+
+    def move() -> None:
+        net[3].weight.data = torch.randn(12, 12)
+        net.double().float()
+
+    def load() -> None:
+        net.load_state_dict({k: torch.randn_like(v) for k, v in net.state_dict().items()})
+
+    def widen() -> None:  # in the memory that is freed, if the allocator likes
+        net[4], net[6] = nn.LayerNorm(24), Linear(24, 3)
+        net[3] = Linear(12, 24)
+
+    def change_eps() -> None:
+        net[4].eps = 0.5
+
+    def drop_bias() -> None:
+        net[0].bias = None
+
+    check()
+    for change in (replace, move, load, widen, change_eps, drop_bias):
+        before = net(x)
+        change()
+        check()
+        assert not torch.allclose(net(x), before), change.__name__
+
+
+def test_named_operands_are_used_again_but_not_with_dropout() -> None:
+    net = network((6, 12, 3), False, "linear")
+    x = torch.randn(400, 6)
+    assert torch.equal(net(x), net(x))
+    missed = mlp._known.cache_info().misses
+    assert torch.equal(net(x), net(x)) and mlp._known.cache_info().misses == missed
+    dropping = MLP(net[0], nn.Dropout(0.5), nn.ReLU(), net[2])
+    assert not torch.equal(dropping(x), dropping(x))  # each call with a mask of its own
+
+
+def test_back_ends_are_asked_once_per_perceptron(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    name, kernel = table.rows()["perceptron"][0]
+
+    def takes(x: torch.Tensor, layers: Sequence[fast.Layer], members: Sequence[int] | None) -> bool:
+        asked.append(len(layers))
+        return kernel.takes(x, layers, members)
+
+    rows = [(name, table.Kernel(takes, kernel.run)), *table.rows()["perceptron"][1:]]
+    monkeypatch.setitem(table.rows(), "perceptron", rows)
+    net = network((6, 12, 12, 3), True, "tanh")
+    net(torch.randn(5, 6))
+    assert asked == [3]
+    net.double()(torch.randn(5, 6).double())  # refused: then part by part
+    assert asked == [3, 3]

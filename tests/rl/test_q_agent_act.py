@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common_utils.specs import BC_ACTION, Obs
+from rl import q_agent
 from rl.q_agent import QAgent
 from tests.rl import naive
 from tests.rl.agents import (
@@ -298,6 +299,20 @@ class Meter:
 
     def append(self, key: str, value: torch.Tensor) -> None:
         self.values.setdefault(key, []).append(float(value))
+
+
+def test_nothing_is_computed_for_a_report_that_nobody_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    metrics = q_agent.act_metrics
+    monkeypatch.setattr(q_agent, "act_metrics", lambda *a, **k: calls.append(1) or metrics(*a, **k))
+    agent = ibrl_agent()
+    agent.act(observe(3, 1))
+    assert not calls
+    agent.set_stats(Meter())
+    agent.act(observe(3, 1))
+    assert calls == [1]
 
 
 def test_acting_reports_what_it_chose() -> None:

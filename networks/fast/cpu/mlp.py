@@ -8,6 +8,7 @@ AMD not halved, and without a tensor, a dispatch and an autograd node per operat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,24 +79,50 @@ class _Plan:
 
 
 def _operands(layer: Layer) -> Any:
-    w, b, gamma, beta = layer.params
-    in_dim, out_dim = layer.sizes
-    keep, scale, seed = drop_args(layer.p) if layer.p else (0, 1.0, 0)
+    where = tuple([0 if t is None else t.data_ptr() for t in layer.params])
+    bias = layer.params[1]
+    per_member = 0 if bias is None else bias.size(-1)
+    eps = 0.0 if layer.norm is None else layer.norm.eps
+    if layer.p:  # with a seed of its own in each call
+        return _named(where, layer.weight.shape, per_member, eps, layer.hidden, drop_args(layer.p))
+    return _known(where, layer.weight.shape, per_member, eps, layer.hidden)
+
+
+def _named(
+    where: tuple[int, ...],
+    shape: torch.Size,
+    per_member: int,
+    eps: float,
+    hidden: bool,
+    drop: tuple[int, float, int] = (0, 1.0, 0),
+) -> Any:
+    """A layer as the kernels know it. ``where``: addresses of ``Layer.params``; ``shape``: of the
+    weight; ``per_member``: numbers that a member has in the bias.
+    """
+    transposed = len(shape) == 2
+    inputs, outputs = (shape[1], shape[0]) if transposed else (shape[1], shape[2])
+    weight, bias, gamma, beta = where
+    keep, scale, seed = drop
     return kernels().MlpLayer(
-        inputs=in_dim,
-        outputs=out_dim,
-        w=address(w),
-        transposed=layer.weight.dim() == 2,
-        bias=address(b),
-        bias_per_unit=b is not None and b.size(-1) == out_dim,
-        gamma=address(gamma),
-        beta=address(beta),
-        eps=0.0 if layer.norm is None else layer.norm.eps,
+        inputs=inputs,
+        outputs=outputs,
+        w=weight,
+        transposed=transposed,
+        bias=bias,
+        bias_per_unit=per_member == outputs,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
         keep=keep,
         scale=scale,
         seed=seed,
-        hidden=layer.hidden,
+        hidden=hidden,
     )
+
+
+# To name the operands of a small layer takes longer than to compute it. The key has all that there
+# is to name, so that weights which are moved, replaced or freed are never mistaken for others.
+_known = lru_cache(maxsize=1024)(_named)
 
 
 class _Mlp(torch.autograd.Function):
