@@ -32,23 +32,34 @@ def takes_perceptron(
     if members is not None and not all(0 <= m < num for m in members):
         return False
     for layer in layers:
-        if layer.p >= 1.0 or not _sizes_fit(layer, num, inputs):
+        shapes = tuple([None if t is None else t.shape for t in layer.params])
+        normed = None if layer.norm is None else layer.norm.normalized_shape
+        inputs = _outputs(shapes, normed, num, inputs)
+        if layer.p >= 1.0 or inputs == 0:
             return False
-        inputs = layer.sizes[1]
         for t in layer.params:
             if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
                 return False
     return True
 
 
-def _sizes_fit(layer: Layer, num: int, inputs: int) -> bool:
-    """Whether a layer is of ``num`` members that take so many inputs, and its parts fit it."""
-    if layer.weight.dim() not in (2, 3) or layer.num != num:
-        return False
-    (rows, outputs), bias = layer.sizes, layer.params[1]
-    if rows != inputs or (bias is not None and bias.numel() not in (num, num * outputs)):
-        return False
-    return layer.norm is None or module.norm_fits(layer.norm, outputs)
+@lru_cache(maxsize=1024)  # looking at shapes takes longer than a small layer
+def _outputs(
+    shapes: tuple[torch.Size | None, ...], normed: tuple[int, ...] | None, num: int, inputs: int
+) -> int:
+    """Outputs of a layer whose params have these shapes; 0 unless it is of ``num`` members that
+    take so many inputs, and its parts fit it.
+    """
+    weight, bias, gamma, beta = shapes
+    if weight is None or len(weight) not in (2, 3):
+        return 0
+    members, rows, outputs = weight if len(weight) == 3 else (1, weight[1], weight[0])
+    if members != num or rows != inputs:
+        return 0
+    if bias is not None and bias.numel() not in (num, num * outputs):
+        return 0
+    fits = normed is None or normed == gamma == beta == (outputs,)
+    return outputs if fits else 0
 
 
 class _Plan:
