@@ -447,9 +447,9 @@ def _operation(rng: random.Random) -> Trial:
         results = []
         for backend in (None, "plain"):
             args = _operands(random.Random(seed), name)
-            kernel = table.find(name, *args) if backend is None else PLAIN[name]
+            found = table.find(name, *args) if backend is None else (backend, PLAIN[name])
             try:
-                results.append(_result(name, args, kernel))
+                results.append(_result(name, args, found and found[1]))
             except (*REFUSALS, NotImplementedError) as error:
                 results.append(error)
         fast, plain = results
