@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +18,7 @@ from common_utils.atomic import atomic_write, make_folder
 from common_utils.errors import UserError
 from common_utils.finite import NonFiniteError
 from common_utils.progress import console
+from common_utils.wandb_run import ID_FILE
 
 Number = float | int | torch.Tensor
 
@@ -193,7 +193,8 @@ class RunLogger:
 
     ``train.log``: everything printed with :meth:`print`, and the error if the run fails.
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
-    :meth:`log`, flushed at once. ``tb/``: TensorBoard. W&B if ``use_wb``.
+    :meth:`log`, flushed at once. ``tb/``: TensorBoard. ``wandb_run``: a started
+    ``wandb.Run`` for the same numbers, which is finished with the log.
 
     ``resume_step``: the step of the saved state to continue from; None starts new files.
     ``saved``: that state's :meth:`state_dict`. Later entries, of a run that was killed after it,
@@ -204,12 +205,8 @@ class RunLogger:
     def __init__(
         self,
         save_dir: str | os.PathLike[str],
-        use_wb: bool | int = False,
-        config: Mapping[str, Any] | None = None,
         *,
-        project: str = "",
-        name: str = "",
-        group: str = "",
+        wandb_run: Any = None,
         resume_step: int | None = None,
         saved: Mapping[str, Any] | None = None,
         quiet: bool = False,
@@ -242,14 +239,16 @@ class RunLogger:
         by_step = resume_step is not None and "files" not in (saved or {})
         purge = resume_step + 1 if resume_step is not None and by_step else None
         self._tensorboard = SummaryWriter(str(self.save_dir / records.EVENTS), purge_step=purge)
-        self._wandb = (
-            self._start_wandb(config, project, name, group, resume_step) if use_wb else None
-        )
+        self._wandb = wandb_run
+        if wandb_run is not None:
+            with atomic_write(self.save_dir / ID_FILE, "w") as handle:
+                handle.write(f"{wandb_run.id}\n")
 
     def _make_room(self) -> list[str]:
         """Set aside what has a log's name and is none; says so."""
         notes = []
-        for path in (self.metrics_path, self.log_path, self.save_dir / records.EVENTS):
+        files = (self.metrics_path, self.log_path, self.save_dir / ID_FILE)
+        for path in (*files, self.save_dir / records.EVENTS):
             folder = path.name == records.EVENTS
             fits = path.is_dir() if folder else path.is_file()
             if os.path.lexists(path) and not (fits and os.access(path, os.W_OK)):
@@ -261,32 +260,6 @@ class RunLogger:
         wall = saved.get("wall")
         until = float(wall) if isinstance(wall, (int, float)) else math.inf
         return records.cut_back(self.save_dir, saved.get("files"), step, until)
-
-    def _start_wandb(
-        self,
-        config: Mapping[str, Any] | None,
-        project: str,
-        name: str,
-        group: str,
-        resume_step: int | None,
-    ) -> Any:
-        import wandb
-
-        id_file = self.save_dir / "wandb_id.txt"
-        run_id = uuid.uuid4().hex[:8]
-        if resume_step is not None and id_file.is_file():
-            run_id = id_file.read_text(errors="replace").strip() or run_id
-        with atomic_write(id_file, "w") as handle:
-            handle.write(run_id + "\n")
-        return wandb.init(
-            project=project or "ibrl",
-            name=name or self.save_dir.name,
-            group=group or None,
-            dir=str(self.save_dir),
-            config=dict(config or {}),
-            id=run_id,
-            resume=None if os.environ.get("WANDB_MODE") == "offline" else "allow",
-        )
 
     @property
     def wall(self) -> float:

@@ -43,6 +43,7 @@ from common_utils.run_state import (
     save_state,
     tidy,
 )
+from common_utils.wandb_run import ID_FILE, start_wandb
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -265,6 +266,7 @@ class RunFolder:
                 )
         if self.resume and self.state is None and saved is not None:
             print(f"resume: no saved state in {self.path}; starting from the beginning")
+        wandb_run = self._start_wandb(cfg) if cfg.use_wb else None
         self._begun = True
         if self.overwrite:
             self._wipe()
@@ -274,13 +276,19 @@ class RunFolder:
         state = self.state
         return RunLogger(
             self.path,
-            cfg.use_wb,
+            wandb_run=wandb_run,
+            resume_step=state.step if state is not None else None,
+            saved=state.tree.get("log") if state is not None else None,
+        )
+
+    def _start_wandb(self, cfg: RunConfig) -> Any:
+        return start_wandb(
+            self.path,
             run_config.to_dict(cfg),
             project=cfg.wb_project,
             name=cfg.run_name,
             group=cfg.group,
-            resume_step=state.step if state is not None else None,
-            saved=state.tree.get("log") if state is not None else None,
+            resume=self.state is not None,
         )
 
     def _moved_inputs(self, saved: RunConfig, cfg: RunConfig) -> list[str]:
@@ -324,7 +332,7 @@ class RunFolder:
     def _wipe(self) -> None:
         """Remove the run that is replaced, its states first: half of it is no run to resume."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
-        others = (records.METRICS, records.EVENTS, "train.log", "wandb_id.txt", CFG_NAME)
+        others = (records.METRICS, records.EVENTS, "train.log", ID_FILE, CFG_NAME)
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

@@ -582,7 +582,7 @@ def test_rl_preloads_channels_last_as_channels_first(tmp_path, size, stack, chan
         }  # fmt: skip
         args = [f"--{key}={value}" for key, value in options.items()]
         work = train_rl.Workspace(run_config.parse_args(train_rl.MainConfig, args))
-        with RunLogger(work.save_dir, False, {}) as work.log:
+        with RunLogger(work.save_dir) as work.log:
             add_demos_to_replay(work)
         batches.append(work.replay.sample(8, "cpu"))
         text = (work.save_dir / "train.log").read_text()

@@ -133,28 +133,6 @@ def test_resume_drops_what_came_after_the_saved_state(tmp_path: Path) -> None:
     assert len(read_metrics(log.metrics_path)) == 1
 
 
-def test_wandb_offline(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from common_utils.logger import RunLogger\n"
-        "for resume in (None, 1):\n"
-        "    with RunLogger(sys.argv[1], 1, {'seed': 1}, project='p', name='n', group='g',\n"
-        "                   resume_step=resume) as log:\n"
-        "        log.log(1 if resume is None else 2, {'score': 0.5})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) >= 1
-    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-
-
 def test_progress_prints_rate_limited_lines_when_piped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

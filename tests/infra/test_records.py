@@ -97,7 +97,7 @@ def test_reading_passes_over_what_is_no_record_and_names_it(tmp_path: Path) -> N
         assert [r["x"] for r in read_metrics(path)] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "wandb_id.txt"])
 @pytest.mark.parametrize("resume_step", [None, 3])
 def test_a_folder_in_the_place_of_a_log_is_set_aside(
     name: str, resume_step: int | None, tmp_path: Path

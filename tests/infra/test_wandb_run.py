@@ -1,0 +1,81 @@
+"""Weights & Biases by its real package, which has neither a login nor a network here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common_utils.records import read_metrics
+from common_utils.run_config import ConfigError
+from common_utils.wandb_run import ID_FILE, _saved_id, start_wandb
+from tests.runs import REPO
+
+PROGRAM = """
+import sys
+from common_utils.errors import run_program
+from common_utils.run_config import RunConfig
+from common_utils.run_folder import RunFolder
+def main():
+    for step in (1, 2):
+        cfg = RunConfig(use_wb=1, save_dir=sys.argv[1])
+        with RunFolder(cfg.save_dir, resume=step == 2, overwrite=False) as folder:
+            with folder.open_log(cfg, ()) as log:
+                log.log(step, {"score": 0.5})
+                folder.save(step, {"log": log.state_dict()})
+sys.exit(run_program(main))
+"""
+
+
+def program(folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    variables |= {"HOME": str(folder.parent), "PYTHONPATH": str(REPO), **more}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)], cwd=REPO, env=variables,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+
+def test_offline_needs_no_account(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = program(run, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr
+    name = (run / ID_FILE).read_text().strip()
+    assert list(run.glob(f"wandb/offline-run-*/*{name}.wandb"))
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}],
+    ids=["no login", "no network"],
+)
+def test_without_login_or_network_a_line_says_what_to_do(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    done = program(tmp_path / "run", WANDB_INIT_TIMEOUT="0.5", **variables)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert line.startswith("error: use_wb: 1, but Weights & Biases cannot be used (")
+    assert "wandb login" in line and "WANDB_MODE=offline" in line and "--use_wb 0" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb cannot be imported.*pip install wandb"):
+        start_wandb(tmp_path, {})
+
+
+def test_a_damaged_id_is_no_id(tmp_path: Path) -> None:
+    path = tmp_path / ID_FILE
+    assert _saved_id(tmp_path) == ""
+    for content, found in ((b"ab12-x\n", "ab12-x"), (b"a/b", ""), (b"\xff", ""), (b"x" * 2000, "")):
+        path.write_bytes(content)
+        assert _saved_id(tmp_path) == found
+    path.unlink()
+    path.mkdir()
+    assert _saved_id(tmp_path) == ""
