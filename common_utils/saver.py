@@ -62,11 +62,14 @@ class TopkSaver:
     def save(self, state_dict: Mapping[str, Any], perf: float, save_latest: bool = True) -> bool:
         """Offer weights with their score; True if they took a slot.
 
-        NonFiniteError for a score of NaN and for weights that are not finite.
+        NonFiniteError for a score and for weights that are not finite.
         """
         perf = float(perf)
-        if math.isnan(perf):
-            raise NonFiniteError(f"'{self.save_dir}': the score is NaN, no weights are written")
+        if not math.isfinite(perf):
+            raise NonFiniteError(
+                f"'{self.save_dir}': the score is {perf}, expected a finite number; no weights "
+                "are written"
+            )
         if save_latest:
             save_weights(state_dict, self.latest_path)
         if len(self.perfs) < self.topk:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_utils.finite import check_action, check_observed
 from common_utils.run_config import resolve_device
 from env.core import Env, ObsDict
 
@@ -19,7 +20,7 @@ class OriginalApi:
 
     Observations are tensors on ``device``; ``image_obs`` holds the big images, uint8
     [3, H, W] per camera. Episodes are seeded ``seed, seed + 1, ...`` unless ``reset`` is
-    given one.
+    given one. NonFiniteError for an action, an observation or a reward that is not finite.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class OriginalApi:
         self.device = resolve_device(device)
         self._rename = dict(rename)
         self._next_seed = seed
+        self._seed, self._steps = seed, 0  # of the present episode
 
     @property
     def spec(self) -> Any:
@@ -66,7 +68,9 @@ class OriginalApi:
         """Start an episode."""
         if seed is None:
             seed, self._next_seed = self._next_seed, self._next_seed + 1
+        self._seed, self._steps = seed, 0
         obs, info = self.env.reset(seed=seed)
+        check_observed(self.env.spec.task, seed, 0, obs)
         return self._tensors(obs), self._images(info)
 
     def step(
@@ -77,7 +81,10 @@ class OriginalApi:
         actions = np.atleast_2d(np.asarray(array, np.float32))
         total, success, terminal = 0.0, False, False
         for single in actions:
+            check_action(single, self._seed, self._steps)
             obs, reward, terminated, truncated, info = self.env.step(single)
+            self._steps += 1
+            check_observed(self.env.spec.task, self._seed, self._steps, obs, reward)
             total += reward
             success = success or bool(info["success"])
             terminal = terminated or truncated

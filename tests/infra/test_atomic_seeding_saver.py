@@ -165,8 +165,10 @@ def test_saver_resumes_with_its_scores(tmp_path: Path) -> None:
     assert max(again.perfs) == 0.6
     with pytest.raises(ValueError, match="topk"):
         TopkSaver(tmp_path, 3).load_state_dict(saver.state_dict())
-    with pytest.raises(NonFiniteError, match="the score is NaN"):
-        saver.save({}, float("nan"))
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(NonFiniteError, match=f"the score is {bad}, expected a finite number"):
+            saver.save({}, bad)
+    assert saver.perfs == [0.4, 0.6]
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:

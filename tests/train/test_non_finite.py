@@ -22,7 +22,8 @@ from common_utils.finite import NonFiniteError, non_finite_entry
 from common_utils.records import read_metrics
 from common_utils.run_state import StateError, latest_state
 from env.config import EnvConfig
-from env.factory import env_args
+from env.factory import env_args, make_env
+from env.original_api import OriginalApi
 from tests.infra.test_finite import spoil
 
 HERE = Path(__file__).parent
@@ -238,3 +239,24 @@ def test_a_nan_reward_in_an_evaluation_of_bc(tmp_path, demos, monkeypatch, mp_ev
             bc(run, demos, *play)
     check_finite_files(run)
     assert bc(run, demos, *play, "--resume", "1").epoch == 2
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        ("reward:5:2", "step 2: the reward is nan"),
+        ("obs:5:1", "step 1: observation 'state' is inf"),
+    ],
+)
+def test_the_original_tuples_are_finite(
+    fault: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", fault)
+    env = OriginalApi(make_env(TASK), device="cpu", rename={}, seed=5)
+    env.reset()
+    with pytest.raises(NonFiniteError, match=f"episode of seed 5, {said}"):
+        env.step(np.zeros((3, 2), np.float32))
+    env.reset()  # of seed 6, without the fault
+    with pytest.raises(NonFiniteError, match="at step 0 of the episode of seed 6"):
+        env.step(np.full(2, np.nan, np.float32))
+    env.close()
