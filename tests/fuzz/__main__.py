@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.fuzz", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=2.0, help="all kinds together")
     parser.add_argument("--kind", choices=sorted(kinds), action="append", help="default: all")
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="of each kind, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", type=int, default=None, help="repeat the case of this number")
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     tallies: list[Tally] = []
     for module in chosen:
         seconds = args.minutes * 60 / len(chosen)
-        tallies.append(run_kind(module, args.seed, first=args.first, seconds=seconds))
+        limits = {"first": args.first, "cases": args.cases, "seconds": seconds}
+        tallies.append(run_kind(module, args.seed, **limits))
         show(tallies[-1])
         if args.out is not None:
             atomic_json(report(tallies, args.first), args.out)
@@ -62,7 +64,8 @@ def repeat(modules: list[ModuleType], seed: int, number: int) -> int:
 
 def show(tally: Tally) -> None:
     counts = ", ".join(f"{tally.counts[verdict]} {verdict.value}" for verdict in Verdict)
-    print(f"{tally.kind}: {tally.cases} cases in {tally.seconds:.0f} s: {counts}", flush=True)
+    more = "".join(f", {number} {name}" for name, number in tally.numbers.items())
+    print(f"{tally.kind}: {tally.cases} cases in {tally.seconds:.0f} s: {counts}{more}", flush=True)
     for fault in tally.faults[:20]:
         print(f"  {fault.verdict} {fault.number}: {fault.name}: {fault.detail[:600]}", flush=True)
 

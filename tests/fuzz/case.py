@@ -18,7 +18,7 @@ import random
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -45,10 +45,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict, and what was said or went wrong."""
+    """The verdict, what was said or went wrong, and what else is to be summed up of all cases."""
 
     verdict: Verdict
     detail: str = ""
+    numbers: dict[str, int] = field(default_factory=dict)
 
 
 class Case(Protocol):

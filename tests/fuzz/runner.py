@@ -50,6 +50,7 @@ class Tally:
     seconds: float = 0.0
     counts: Counter[Verdict] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
+    numbers: Counter[str] = field(default_factory=Counter)  # what else cases count
 
     @property
     def cases(self) -> int:
@@ -57,13 +58,14 @@ class Tally:
 
     def add(self, number: int, name: str, outcome: Outcome) -> None:
         self.counts[outcome.verdict] += 1
+        self.numbers.update(outcome.numbers)
         if outcome.verdict.is_fault:
             self.faults.append(Fault(number, name, outcome.verdict.value, outcome.detail))
 
     def as_json(self) -> dict[str, Any]:
         counts = {verdict.value: self.counts[verdict] for verdict in Verdict}
         return {
-            "kind": self.kind, "seed": self.seed, "cases": self.cases, **counts,
+            "kind": self.kind, "seed": self.seed, "cases": self.cases, **self.numbers, **counts,
             "seconds": round(self.seconds, 1),
             "faults": [vars(fault) for fault in self.faults[:KEPT_FAULTS]],
         }  # fmt: skip
@@ -151,7 +153,8 @@ def _outcomes(reading: int, pid: int) -> Iterator[tuple[str, Outcome]]:
         for line in lines:
             message = json.loads(line)
             if "outcome" in message:
-                yield str(name), Outcome(Verdict(message["outcome"]), message["detail"])
+                verdict, detail = Verdict(message["outcome"]), message["detail"]
+                yield str(name), Outcome(verdict, detail, message["numbers"])
                 name = None
             else:
                 name = message["name"]
@@ -193,7 +196,10 @@ def _one(module: ModuleType, seed: int, number: int, out: IO[str]) -> None:
     case = case_of(module, seed, number)
     print(json.dumps({"name": case.name}), file=out, flush=True)
     outcome = _guarded(case)
-    message = {"outcome": outcome.verdict.value, "detail": outcome.detail[:2000]}
+    message = {
+        "outcome": outcome.verdict.value, "detail": outcome.detail[:2000],
+        "numbers": outcome.numbers,
+    }  # fmt: skip
     print(json.dumps(message), file=out, flush=True)
     gc.collect(0)
 
