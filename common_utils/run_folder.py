@@ -40,6 +40,7 @@ from common_utils.run_state import (
     StateError,
     latest_state,
     load_latest,
+    remove_states,
     save_state,
     tidy,
 )
@@ -336,7 +337,7 @@ class RunFolder:
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                (remove_states if name == STATE_DIR else shutil.rmtree)(path)
             else:
                 path.unlink(missing_ok=True)
 

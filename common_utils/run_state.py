@@ -140,6 +140,15 @@ def _is_proven(path: Path) -> bool:
     return True
 
 
+def remove_states(root: str | os.PathLike[str]) -> None:
+    """Remove ``root`` with all states under it, the newest first. A crash on the way leaves every
+    other one whole, and what :func:`tidy` removes.
+    """
+    for path in _complete_states(Path(root)):
+        _remove(path)
+    shutil.rmtree(root)
+
+
 def _remove(state: Path) -> None:
     # renamed first, so that a crash while deleting never leaves a thinned-out state
     trash = state.parent / f"{_TEMP}trash_{os.getpid()}_{uuid.uuid4().hex[:8]}"

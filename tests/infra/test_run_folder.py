@@ -8,15 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common_utils.resources import ResourceError
 from common_utils.run_config import ConfigError, RunConfig
 from common_utils.run_folder import RunFolder
-from common_utils.run_state import StateError, latest_state
+from common_utils.run_state import StateError, latest_state, verify_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +72,30 @@ def test_a_run_without_its_state_is_not_wiped(
     with pytest.raises(ConfigError, match="no saved state" if resume else "holds a run"):
         a_run(run, resume=resume)
     assert contents(run) == before
+
+
+def test_a_run_that_dies_while_it_replaces_another_leaves_no_half_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next resume would go on from the state before it, and leave the half for ever."""
+    unlink = os.unlink
+    for deleted in range(4):  # files of two states
+        run = tmp_path / str(deleted)
+        a_run(run)
+        a_run(run, step=5, resume=True)
+        calls = iter(range(deleted))
+
+        def dying(*args: Any, calls: Iterator[int] = calls, **kwargs: Any) -> None:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            unlink(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "unlink", dying)
+            patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # the lock's
+            a_run(run, step=5, overwrite=True)
+        left = [p for p in (run / "state").iterdir() if p.name.startswith("step_")]
+        assert [verify_state(path) for path in left] == [3] * (deleted < 2)
 
 
 def test_a_run_killed_before_its_first_state_starts_over(
