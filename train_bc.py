@@ -4,7 +4,7 @@
 
 Per step: a batch drawn uniformly over all demonstrated steps, squared error of the action,
 clipped gradient, Adam. After each epoch the policy plays ``num_eval_episode`` games and the
-best weights are kept. ``cfg.yaml`` beside the weights is enough to rebuild the policy
+best weights are kept. ``cfg.yaml`` next to the weights is enough to rebuild the policy
 (:func:`load_policy`) and its environment (:func:`load_model`), wherever the folder is moved.
 ``--resume 1`` continues an interrupted run, on CPU bit for bit.
 """
@@ -258,7 +258,7 @@ def run(cfg: MainConfig) -> Workspace:
                 if folder.state is not None:
                     work.resume(folder.state)
                 else:
-                    work.save_state()  # from now on what the run writes has a state beside it
+                    work.save_state()  # from now on whatever the run writes has a state with it
                 work.train()
         finally:
             work.close()

@@ -134,7 +134,7 @@ class Workspace(ResumableRun):
         self.replay.new_episode(self.obs, self._record(obs, info))
 
     def _observe(self, obs: dict[str, np.ndarray], reward: float = 0.0) -> Obs:
-        """Observation as tensors, with the BC policies' proposals beside it (computed once)."""
+        """Observation as tensors, with the BC policies' proposals (computed once)."""
         seed, step = self._episode_seed, self.episode_len
         check_observed(self.env.spec.task, seed, step, obs, reward)
         out = {k: torch.from_numpy(v) for k, v in obs.items()}
@@ -381,7 +381,7 @@ def _start(work: Workspace, state: RunState | None) -> None:
     if state is not None:
         work.resume(state)
     else:
-        work.save_state()  # from now on whatever the run writes has a state beside it
+        work.save_state()  # from now on whatever the run writes has a state with it
     if not work.prepared:
         with work.folder.preparing():
             prepare(work)

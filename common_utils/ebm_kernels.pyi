@@ -5,6 +5,7 @@ none; ``networks/ibc/fused.py`` is the only caller. Widths are padded to a multi
 class Network:
     def __init__(
         self,
+        *,
         build: str,
         kind: int,
         width: int,
@@ -21,6 +22,7 @@ class Network:
     def saved_bytes(self, batch: int, num: int) -> int: ...
     def forward(
         self,
+        *,
         batch: int,
         num: int,
         first: int,
@@ -33,6 +35,7 @@ class Network:
     ) -> None: ...
     def backward(
         self,
+        *,
         batch: int,
         num: int,
         first: int,

@@ -1,4 +1,4 @@
-"""The original program's environment tuples, over any environment of ours."""
+"""The original program's environment tuples, over any environment of this framework."""
 
 from __future__ import annotations
 

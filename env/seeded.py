@@ -18,7 +18,7 @@ class SeededEnv(Env):
     _seed: int | None = None
     _actions: list[list[float]]
     _running = False
-    # largest magnitude of an action's entries (infinite where they are no shares of a range)
+    # largest magnitude of an action's entries (infinite where they are not fractions of a range)
     _action_limit = 1.0
     # while an episode is played again: leave out what only costs time (images of steps
     # that are in no stack of the last observation)

@@ -170,7 +170,7 @@ class Agent(nn.Module, ABC):
         """
 
     def eval_variants(self) -> list[EvalVariant]:
-        """Ways to act that are evaluated beside the usual one."""
+        """Ways to act that are evaluated in addition to the usual one."""
         return []
 
     def policy_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

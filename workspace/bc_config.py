@@ -78,7 +78,7 @@ class MainConfig(Kinded, RunConfig):
     mp_eval: Flag = 0
     # how many
     num_eval_worker: Workers = 2
-    # also write epoch{N}.pt every so many epochs (-1: never)
+    # also write epoch{N}.pt every save_per epochs (-1: never)
     save_per: Annotated[int, AtLeast(-1)] = -1
     # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
     trust_module: str = ""

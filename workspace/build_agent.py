@@ -193,7 +193,7 @@ def load_model(
 
     Args:
         weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` and copies of
-            its BC policies lie beside it (the folder may have been moved).
+            its BC policies are next to it (the folder may have been moved).
         device: auto, cpu or cuda.
         trust_module: module(s) that the run's config may have imported (docs/security.md).
 

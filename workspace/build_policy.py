@@ -158,7 +158,7 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = ()) -> MainConfig:
-    """The config of the run that made ``weight_file``: its cfg.yaml lies beside it.
+    """The config of the run that made ``weight_file``: its cfg.yaml is next to it.
 
     Raises ConfigError where its environment names a module that ``trust_module`` does not.
     """
@@ -204,7 +204,7 @@ def load_model(
     """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
 
     Args:
-        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` lies beside it
+        weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` is next to it
             (the folder may have been moved).
         device: auto, cpu or cuda.
         trust_module: module(s) that the run's config may have imported (docs/security.md).

@@ -114,7 +114,7 @@ def _convolutions(policy: BasePolicy) -> int:
 def agent_footprint(
     cfg: RlConfig, spec: EnvSpec, num_bc_policies: int, scale: float = 1.0
 ) -> Footprint:
-    """What training the agent takes, at least, beside its replay and its BC policies.
+    """What training the agent takes, at least, besides its replay and its BC policies.
 
     ``scale``: of images, in place of those of ``spec``.
     """

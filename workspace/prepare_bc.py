@@ -56,7 +56,7 @@ def open_pool(cfg: MainConfig, data: RobomimicDataset, policy: BasePolicy) -> Ev
         return None
     try:
         if not cfg.env.suite or not cfg.env.task:
-            recorded = f"was recorded in '{data.suite}', which is no suite of ours"
+            recorded = f"was recorded in '{data.suite}', which is not one of the suites"
             silent = "does not say which environment it was recorded in"
             raise EnvError(
                 f"'{cfg.dataset.path}' {recorded if data.suite else silent} "

@@ -195,7 +195,7 @@ def add_demos_to_replay(run: Run) -> None:
     steps, failed = sum(len(d) for d in demos), len(demos) - found.num_success
     run.log.print(
         f"{len(demos)} demonstrations, {steps} steps, each ends at {found.ends_at}"
-        + (f"; {failed} of them are no successes, and not imitated" if failed else "")
+        + (f"; {failed} of them are not successes and are not imitated" if failed else "")
         + f"; from {cfg.preload_datapath}"
     )
 
@@ -267,7 +267,7 @@ def _warm_up(run: Run) -> None:
             progress.update(run.replay.size(), success=run.replay.num_success)
             run.stop_if_asked()
     run.obs = {}
-    # what follows is the agent's own doing: its times and scores start afresh
+    # what follows is the agent's own doing: its times and scores start from zero
     run.watch.seconds = {"warm-up": time.perf_counter() - started}
     run.log.meters.summary()
 

@@ -1,4 +1,4 @@
-"""What both trainers' runs do alike: save their state, report at intervals, stop, go on."""
+"""What both trainers' runs do alike: save their state, report at intervals, stop, continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ResumableRun(ABC):
     """Base of the trainers' workspaces.
 
     reported: False while the present step's evaluation is due or being played. A state that says
-        so goes on with that evaluation.
+        so continues with that evaluation.
     """
 
     log: RunLogger

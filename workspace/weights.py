@@ -17,7 +17,7 @@ import torch
 from common_utils.made_by import how_to_train
 from common_utils.run_config import ConfigError
 
-# what parameters and buffers are made of; complex, quantised and 8-bit kinds are none of them
+# what parameters and buffers are made of; not complex, quantised or 8-bit float
 DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
@@ -32,7 +32,7 @@ def require_weights(path: str | Path, what: str) -> None:
             f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
         )
     if Path(path).exists() and not Path(path).is_file():
-        raise ConfigError(f"{what}: '{path}' is no ordinary file (a pipe or device)")
+        raise ConfigError(f"{what}: '{path}' is not an ordinary file (a pipe or device)")
     if not Path(path).is_file():
         raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
 
@@ -40,8 +40,8 @@ def require_weights(path: str | Path, what: str) -> None:
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """A bare state_dict from a .pt file, on the CPU, read safely.
 
-    Raises ConfigError, in up to three lines, for what is no weight file, holds anything but dense
-    tensors with names, claims more numbers than it has, or holds NaN or infinity.
+    Raises ConfigError, in up to three lines, for what is not a weight file, holds anything but
+    dense tensors with names, claims more numbers than it has, or holds NaN or infinity.
     """
     require_weights(path, what)
     where = f"{what}: '{path}'"
@@ -51,7 +51,7 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
             warnings.simplefilter("ignore")  # torch's are for those who write files
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-        raise ConfigError(f"{where} is no readable weight file: {_reason(error)}") from None
+        raise ConfigError(f"{where} is not a readable weight file: {_reason(error)}") from None
     if not isinstance(weights, dict):
         raise ConfigError(f"{where} holds a {type(weights).__name__}, expected a state_dict")
     for key, value in weights.items():
@@ -77,7 +77,7 @@ def _check_archive(path: str | Path) -> None:
 def _reason(error: Exception) -> str:
     """Why a file does not load, in our words: torch's advise to load it unsafely."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"beside tensors it names '{found[1]}', which is code and is not run"
+        return f"besides tensors it names '{found[1]}', which is code and is not run"
     if type(error) is ValueError:
         return str(error)
     return f"damaged, cut off, or of another kind ({type(error).__name__})"
@@ -90,7 +90,7 @@ def _fault(key: object, value: object) -> str:
     if not isinstance(value, torch.Tensor):
         return f"'{key}' is a {type(value).__name__}, expected a tensor"
     if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return f"'{key}' is no dense tensor ({value.layout}, {value.device.type})"
+        return f"'{key}' is not a dense tensor ({value.layout}, {value.device.type})"
     if value.dtype not in DTYPES:
         return f"'{key}' holds {_name(value.dtype)}, expected real numbers"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

@@ -109,7 +109,7 @@ class DiscontinuousOracle(PushOracle):
 
     Args:
         tolerance: the first target counts as visited within this distance.
-        wait: stand still for so many steps before continuing.
+        wait: number of steps to stand still before continuing.
     """
 
     def __init__(self, noise_std: float = 0.0, tolerance: float = 0.04, wait: int = 0) -> None:

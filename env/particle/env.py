@@ -29,7 +29,9 @@ def n_dim_of(task: str) -> int:
     """PARTICLE -> 2, PARTICLE_16d -> 16 (also Particle-v0, the original's registered id)."""
     match = re.fullmatch(r"particle(?:_(\d+)d)?(?:-v0)?", task.lower())
     if match is None or match.group(1) == "0":
-        raise EnvError(f"task '{task}' is no particle task; expected PARTICLE or PARTICLE_{{N}}d")
+        raise EnvError(
+            f"task '{task}' is not a particle task; expected PARTICLE or PARTICLE_{{N}}d"
+        )
     return int(match.group(1) or 2)
 
 

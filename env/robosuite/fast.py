@@ -34,7 +34,7 @@ def _functions() -> dict[str, int]:
         }
         if all(addresses.values()):
             return addresses
-    raise OSError(f"no libmujoco beside {mujoco.__file__}")
+    raise OSError(f"no libmujoco next to {mujoco.__file__}")
 
 
 class FastLoop:

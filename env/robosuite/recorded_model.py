@@ -48,7 +48,7 @@ WORDS = ("name", "type")
 
 
 def recorded_world(xml: str) -> Element:
-    """The worldbody of a recorded model. Raises EnvError for what is no model, or is refused."""
+    """The worldbody of a recorded model. Raises EnvError for what is not a model, or is refused."""
     if len(xml) > MAX_CHARACTERS:
         raise EnvError(
             f"the recorded model has {len(xml):,} characters, expected up to {MAX_CHARACTERS:,}"
@@ -136,7 +136,7 @@ def _taken(element: Element) -> dict[str, str]:
 
 
 def numbers(text: str, count: int = 0) -> np.ndarray:
-    """The numbers in ``text``, float64, so many (0: any). Raises EnvError for anything else."""
+    """``count`` numbers (0: any) in ``text``, float64. Raises EnvError for anything else."""
     try:
         values = [float(x) for x in text.split()]
     except ValueError as error:

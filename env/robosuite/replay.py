@@ -162,7 +162,7 @@ class RecordedScene:
         """Take over what ``xml`` says of things other than robots.
 
         Returns the names of what was changed, and sentences on what differs from this version
-        and cannot be taken over. Raises EnvError when ``xml`` is no model, or one that holds
+        and cannot be taken over. Raises EnvError when ``xml`` is not a model, or one that holds
         more than a scene (env/robosuite/recorded_model.py).
         """
         self.reset()

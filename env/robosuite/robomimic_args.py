@@ -35,7 +35,7 @@ OSC_POSE: dict[str, Any] = {
 }
 
 
-# what a controller must share with ours for its actions to mean the same
+# what a controller must have in common with this one for its actions to mean the same
 MEANING = ("type", "output_max", "output_min", "kp", "damping_ratio", "impedance_mode")
 
 

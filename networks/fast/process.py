@@ -39,7 +39,7 @@ _threads = 0
 
 
 def use_threads(num: int) -> None:
-    """Run the C++ kernels on so many threads; 0, the default: as many as torch's operations.
+    """Run the C++ kernels on ``num`` threads; 0, the default: as many as torch's operations.
 
     Results are the same bits with any number. To give small networks two cores set this to 2 and
     leave torch at one thread: between operations torch's OpenMP threads keep spinning on the core
@@ -59,7 +59,7 @@ def threads() -> int:
 def set_up(torch_threads: int = 0, kernel_threads: int = 0) -> None:
     """What every program that trains or evaluates does first; 0 threads: leave torch's.
 
-    Raises UserError for an environment variable of ours with another value than its choices.
+    Raises UserError for one of the IBRL_* environment variables with an unexpected value.
     """
     gemm_mode()
     keep_freed_memory()

@@ -24,7 +24,7 @@ try:
 except ImportError:  # not built: everything works, slower
     ebm_kernels = None  # type: ignore[assignment]
 
-# A matrix of more units does not fit in the cache beside the rows: torch's own products are better
+# A larger matrix does not fit in the cache together with the rows, and torch's products are better
 MAX_WIDTH = 512
 _KINDS: dict[Kind, int] = {"MLPDropout": 0, "ResNetOrig": 1, "ResNetPreActivation": 2}
 

@@ -165,8 +165,8 @@ def test_a_config_that_is_no_ordinary_file(
 def test_weights_that_are_no_ordinary_file(tmp_path: Path, kind: str) -> None:
     weight = checkpoint(tmp_path)
     not_ordinary(weight, kind)
-    said = {"text": "no readable weight file", "circle": "no file", "folder": "is a folder"}
-    refused(weight, said.get(kind, "is no ordinary file"))
+    said = {"text": "not a readable weight file", "circle": "no file", "folder": "is a folder"}
+    refused(weight, said.get(kind, "is not an ordinary file"))
 
 
 # -------------------------------------------------------------------------------- weights
@@ -254,8 +254,8 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
         changed(to=torch.zeros(4, 3).to(torch.float8_e4m3fn)),
         "holds float8_e4m3fn, expected real numbers",
     ),
-    "sparse": (changed(to=torch.eye(4, 3).to_sparse()), "is no dense tensor"),
-    "nowhere": (changed(to=torch.zeros(4, 3, device="meta")), "is no dense tensor"),
+    "sparse": (changed(to=torch.eye(4, 3).to_sparse()), "is not a dense tensor"),
+    "nowhere": (changed(to=torch.zeros(4, 3, device="meta")), "is not a dense tensor"),
     "endless": (changed(to=torch.zeros(1).expand(10**12)), "but the file holds less"),
     "not a number": (changed(to=torch.full((4, 3), torch.nan)), "holds NaN or infinity"),
     "infinity": (changed(to=torch.full((4, 3), -torch.inf)), "holds NaN or infinity"),
@@ -264,18 +264,18 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "other names": (lambda own: bytes_of({f"x.{k}": v for k, v in own.items()}), "not expected x."),
     "many names": (grown, "not expected more.0, more.1, more.2 and 497 more"),
     "code": (lambda own: bytes_of({"a": Evil()}), "which is code and is not run"),
-    "plain pickle": (lambda own: pickle.dumps(Evil()), "is no readable weight file"),
+    "plain pickle": (lambda own: pickle.dumps(Evil()), "is not a readable weight file"),
     "compressed": (lambda own: compressed(bytes_of(own)), "its records are compressed"),
     "another bit": (
         lambda own: bytes_of(own).replace(*flipped(own)),
         "the checksum of its record 'archive/data/0' does not match",
     ),
-    "cut off": (lambda own: bytes_of(own)[:-200], "is no readable weight file"),
-    "empty": (lambda own: b"", "is no readable weight file"),
-    "text": (lambda own: b"hello", "is no readable weight file"),
+    "cut off": (lambda own: bytes_of(own)[:-200], "is not a readable weight file"),
+    "empty": (lambda own: b"", "is not a readable weight file"),
+    "text": (lambda own: b"hello", "is not a readable weight file"),
     "script": (
         lambda own: scripted(),
-        "is no readable weight file",
+        "is not a readable weight file",
     ),
 }
 

@@ -47,8 +47,8 @@ def takes_perceptron(
 def _outputs(
     shapes: tuple[torch.Size | None, ...], normed: tuple[int, ...] | None, num: int, inputs: int
 ) -> int:
-    """Outputs of a layer whose params have these shapes; 0 unless it is of ``num`` members that
-    take so many inputs, and its parts fit it.
+    """Outputs of a layer whose params have these shapes; 0 unless it has ``num`` members of
+    ``inputs`` inputs, and parts of matching sizes.
     """
     weight, bias, gamma, beta = shapes
     if weight is None or len(weight) not in (2, 3):
@@ -63,7 +63,7 @@ def _outputs(
 
 
 class _Plan:
-    """What a call needs beside tensors: the perceptrons as the kernels know them."""
+    """What a call needs besides tensors: the perceptrons as the kernels know them."""
 
     def __init__(self, x: torch.Tensor, members: list[int], layers: Sequence[Layer]) -> None:
         self.rows, self.members = x.size(0), members
