@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from common_utils.paths import expand_home_in_options
 
 USER_ERROR = 2
 INTERRUPTED = 130  # as shells count a process that SIGINT ended
+NOBODY_READS = 141  # and one that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -27,13 +29,26 @@ class UserError(Exception):
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
     """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
     what the file system or the memory refuses. ``~`` in its options is the home folder, names of
-    files may hold any character, and what the console cannot show is printed as ``\\xe9``.
+    files may hold any character, and what the console cannot show is printed as ``\\xe9``. Where
+    nobody reads the output any more, it ends without a word.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
     _use_utf8()
     _print_every_character()
     sys.argv[1:] = expand_home_in_options(sys.argv[1:])
+    try:
+        status = _run(main, *args)
+        print(end="", flush=True)  # here, where its failure can be met
+    except BrokenPipeError:
+        if not _silence_unread_output():
+            raise
+        return NOBODY_READS
+    return status
+
+
+def _run(main: Callable[..., int | None], *args: Any) -> int:
+    """Its status, after one line about what is no fault of the program."""
     try:
         return main(*args) or 0
     except UserError as error:
@@ -71,6 +86,21 @@ def _print_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _silence_unread_output() -> bool:
+    """Whether a reader of the output has left, as ``| head`` does. What is still buffered, and
+    else would raise as Python ends, goes nowhere.
+    """
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, select.POLLOUT)
+    unread = [stream for stream, event in poll.poll(0) if event & select.POLLERR]
+    for stream in unread:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream)
+        os.close(nowhere)
+    return bool(unread)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ from common_utils.errors import UserError, run_program
 def main():
     print(sys.argv[1])
     raise UserError(sys.argv[1])
+sys.exit(run_program(main))
+"""
+PRINTS = """
+import sys
+from common_utils.errors import run_program
+def main():
+    for _ in range(int(sys.argv[1])):
+        print("a line")
 sys.exit(run_program(main))
 """
 
@@ -83,3 +92,30 @@ def test_a_folder_whose_name_is_no_text_is_refused(
     assert run_program(main) == 2
     err = capsys.readouterr().err
     assert f"save_dir: '{tmp_path}/caf\\udce9' is not UTF-8, expected the folder" in err
+
+
+@pytest.mark.parametrize("unbuffered, lines", [("", 0), ("", 1), ("1", 1), ("", 200_000)])
+def test_a_reader_that_leaves_ends_a_program_without_a_word(unbuffered: str, lines: int) -> None:
+    """As ``| head`` does, before or after what is printed fills a buffer."""
+    program = ["-c", PRINTS, str(lines)] if lines else ["train_bc.py", "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, *program],
+        cwd=REPO,
+        env=env() | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=100,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_closed_pipe_of_its_own_stays_a_bug() -> None:
+    with pytest.raises(BrokenPipeError):
+        run_program(closed_pipe)
+
+
+def closed_pipe() -> None:
+    raise BrokenPipeError
