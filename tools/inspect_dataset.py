@@ -253,6 +253,10 @@ def _one_key(file: DemoFile, name: str, key: str, report: Report) -> None:
             f"{list(stats.shape)}", name
         )  # fmt: skip
     if dset.ndim == 0 or dset.dtype.kind not in "fiub":
+        if key.startswith("obs/"):
+            report.problem(
+                f"{key}: expected numbers [T, ...], got {dset.dtype}{list(dset.shape)}", name
+            )
         return
     if len(dset) != length:
         report.problem(f"{key} has {len(dset)} steps, actions {length}", name)

@@ -103,6 +103,15 @@ def test_problems_name_the_demonstration(tmp_path, fault, capsys):
     assert "problem" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["agentview_image", "object"])
+@pytest.mark.parametrize("value", [np.full((7, 3), b"x"), np.float32(1)], ids=["bytes", "scalar"])
+def test_observations_that_are_no_numbers(tmp_path, key, value):
+    path = write_robomimic(tmp_path / "d.hdf5")
+    edit(path, f"data/demo_0/obs/{key}", value)
+    found = [text for text in problems(path) if f"obs/{key}: expected numbers [T, ...]" in text]
+    assert found and problems(path)[found[0]] == ["demo_0"]
+
+
 def test_problems_of_the_whole_file(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5")
     with h5py.File(path, "r+") as file:
