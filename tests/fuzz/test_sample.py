@@ -20,13 +20,13 @@ from tests.fuzz.runner import generators, run_kind
 # kills are in test_kills.py: they need a process without threads
 KINDS = {kind: module for kind, module in generators().items() if kind != "kills"}
 CASES = {
-    "weights": 250,
-    "configs": 200,
-    "runs": 20,
-    "hdf5": 120,
+    "weights": 120,
+    "configs": 80,
+    "runs": 12,
+    "hdf5": 80,
     "folders": 20,
-    "xml": 150,
-    "bindings": 400,
+    "xml": 80,
+    "bindings": 200,
 }
 
 
@@ -83,8 +83,8 @@ EXPECTED = {
 
 
 def test_what_becomes_of_a_case_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "TIME_LIMIT", 0.3)
-    monkeypatch.setattr(runner, "GRACE", 0.7)
+    monkeypatch.setattr(runner, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(runner, "GRACE", 1.5)
 
     def cases(_: random.Random) -> Iterator[Case]:
         yield Trial("x", chosen[0], names=("x.yaml",))
