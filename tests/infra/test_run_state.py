@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +368,14 @@ def test_sigkill_while_writing_never_costs_more_than_the_write(tmp_path: Path) -
         assert len(_names(tmp_path)) <= 2
         for left in tmp_path.iterdir():
             run_state.shutil.rmtree(left)
+
+
+@pytest.fixture(autouse=True)
+def hangups_count() -> Iterator[None]:
+    """Also where the tests themselves run under nohup, which their programs would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def whole_bc(tmp_path_factory: pytest.TempPathFactory, demos: Path) -> Path:
     run = tmp_path_factory.mktemp("bc") / "run"
     bc(run, demos, *GAMES)
     return run
+
+
+@pytest.fixture(autouse=True)
+def hangups_count() -> Iterator[None]:
+    """Also where the tests themselves run under nohup, which their programs would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def records(run: Path) -> list[dict[str, float]]:
