@@ -24,7 +24,8 @@ from typing import IO, Any
 import tests.fuzz
 from tests.fuzz.case import Case, Outcome, Verdict, brief, generator_of
 
-TIME_LIMIT = 20.0  # s, one case
+CPU_LIMIT = 20.0  # s of the processor's time, one case
+TIME_LIMIT = 90.0  # s, one case: a busy machine is slow, and no case waits for so long
 GRACE = 5.0  # s, in which a child that was interrupted may still answer
 MEMORY_LIMIT = 3 * 2**30  # bytes of address space beyond what the parent has
 CASES_PER_CHILD = 400
@@ -183,6 +184,7 @@ def _child(
         _limit_memory()
         _be_quiet()
         signal.signal(signal.SIGALRM, _too_slow)
+        signal.signal(signal.SIGPROF, _too_slow)
         with open(writing, "w", encoding="utf-8") as out:
             for number in range(first, last):
                 if time.monotonic() >= deadline:
@@ -205,16 +207,23 @@ def _one(module: ModuleType, seed: int, number: int, out: IO[str]) -> None:
 
 
 def _guarded(case: Case) -> Outcome:
-    """The case under an alarm; what escapes it is a fault of it."""
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    """The case under two alarms; what escapes it is a fault of it."""
+    _set_alarms(TIME_LIMIT, CPU_LIMIT)
     try:
         return case.run()
     except TooSlow as error:
-        return Outcome(Verdict.HANG, f"over {TIME_LIMIT:g} s: {brief(error)}")
+        limits = f"over {CPU_LIMIT:g} s of CPU or {TIME_LIMIT:g} s"
+        return Outcome(Verdict.HANG, f"{limits}: {brief(error)}")
     except BaseException as error:
         return Outcome(Verdict.TRACEBACK, brief(error))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarms(0, 0)
+
+
+def _set_alarms(time_limit: float, cpu_limit: float) -> None:
+    """Interrupt after so many seconds, or seconds of this process's CPU time; 0: never."""
+    signal.setitimer(signal.ITIMER_REAL, time_limit)
+    signal.setitimer(signal.ITIMER_PROF, cpu_limit)
 
 
 def _too_slow(*_: object) -> None:
