@@ -9,9 +9,10 @@ Of stacked pictures the newest frame is taken; some programs store it first, som
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import h5py
 import numpy as np
@@ -62,6 +63,21 @@ def layout_of(
     likely = [x for x in options if x.likelihood == best]
     if len(likely) == 1 and (best > 0 or likely[0].stack == 1):
         return likely[0]
+    return None
+
+
+def declared_size(env_args: Mapping[str, Any], camera: str) -> tuple[int, int] | None:
+    """(height, width) of a camera's pictures as env_args declare them."""
+    kwargs = env_args.get("env_kwargs") or {}
+    if side := kwargs.get("rl_image_size"):
+        return side, side
+    height, width = kwargs.get("camera_heights"), kwargs.get("camera_widths")
+    if isinstance(height, list) and isinstance(width, list):  # one for each camera
+        cameras = list(kwargs.get("camera_names", []))
+        sizes = dict(zip(cameras, zip(height, width, strict=False), strict=False))
+        return sizes.get(camera)
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
     return None
 
 

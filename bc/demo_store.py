@@ -1,0 +1,263 @@
+"""The storage of demonstration files: opening them, and reading what lies in them, of any meaning.
+
+Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
+A damaged HDF5 file makes h5py raise almost anything, so every access to it is guarded; what may
+lead out of the file, or be larger than it looks, goes through ``common_utils.h5_read``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from common_utils import h5_read
+from common_utils.env_args import shown
+from common_utils.errors import UserError
+from common_utils.made_by import how_to_make
+from common_utils.resources import available_memory, format_bytes
+
+Store = TypeVar("Store", bound="DemoStore")
+
+
+class DatasetError(UserError):
+    """A demonstration file is missing, damaged, or not what the configuration asks for."""
+
+
+# What h5py was seen to raise on files with damaged bytes.
+H5_FAULTS = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
+    ArithmeticError, AttributeError,
+)  # fmt: skip
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    """The names, or the first of them and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+class DemoStore:
+    """An open HDF5 file with a group for each demonstration; reads single arrays, checked.
+
+    Attributes: ``names`` (demonstrations: ``demo_*``, then those of other names, each naturally
+    sorted), ``notes`` (sentences on what of ``data`` has other names).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not str(path):
+            raise DatasetError("dataset.path is empty: give an HDF5 file of demonstrations")
+        if not self.path.is_file():
+            raise DatasetError(
+                f"demonstration file '{path}' does not exist; to make it: {how_to_make(path)}"
+            )
+        try:
+            self._file = h5_read.open_file(self.path)
+        except OSError as err:
+            raise DatasetError(
+                f"'{path}' cannot be read as HDF5 (damaged, cut off, or still being written?): "
+                f"{err}; to make it again: {how_to_make(path)}"
+            ) from err
+        try:
+            with self._guard(None, "data"):
+                data = h5_read.find(self._file, "data")
+                if not isinstance(data, h5py.Group):
+                    raise self.error(None, "data", "no group 'data'; expected the robomimic layout")
+                self._data = data
+                self.names, self.notes = self._demonstrations()
+        except BaseException:
+            self._file.close()
+            raise
+        self._groups: dict[str, h5py.Group] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._stored: set[int] = set()  # the datasets among them; a file may give one many names
+        self._size = h5_read.Size(0, 0)  # of all that was checked
+        self._since_room = 0
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._file.close()
+
+    def __enter__(self: Store) -> Store:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def error(self, name: str | None, key: str, what: str) -> DatasetError:
+        """A DatasetError that says where the fault is."""
+        where = f"'{self.path}'" + (f", {name}" if name else "") + f", '{key}'"
+        return DatasetError(f"{where}: {what}")
+
+    @contextmanager
+    def _guard(self, name: str | None, key: str) -> Iterator[None]:
+        """Turn what h5py raises on damaged bytes into a DatasetError that says where."""
+        try:
+            yield
+        except h5_read.Refused as err:
+            raise self.error(name, key, str(err)) from err
+        except H5_FAULTS as err:
+            raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
+
+    def _demonstrations(self) -> tuple[list[str], list[str]]:
+        """Names in reading order, and notes on every entry that is not called ``demo*``."""
+        found = h5_read.names(self._data)
+        named = [n for n in found if n.startswith("demo")]
+        others: dict[bool, list[str]] = {True: [], False: []}
+        for name in sorted(set(found) - set(named), key=_natural):
+            others[self._has_actions(name)].append(name)
+        notes = []
+        if others[True] and named:
+            notes.append(
+                f"{len(others[True])} demonstrations are not called demo_*: {_few(others[True])}; "
+                f"they are read after the {len(named)} that are"
+            )
+        if others[False]:
+            notes.append(f"no demonstration, since without 'actions': {_few(others[False])}")
+        if not named and not others[True]:
+            raise self.error(
+                None, "data", "no demonstration in it, which is a group 'demo_*' or any other with "
+                f"'actions'; it holds {_few(others[False]) or 'nothing'}"
+            )  # fmt: skip
+        return sorted(named, key=_natural) + others[True], notes
+
+    def _has_actions(self, name: str) -> bool:
+        try:
+            return h5_read.find(self._data, f"{name}/actions") is not None
+        except h5_read.Refused:
+            return False
+
+    @property
+    def data(self) -> h5py.Group:
+        """The group of all demonstrations."""
+        return self._data
+
+    @property
+    def root(self) -> h5py.File:
+        """The file itself, for what this class does not read."""
+        return self._file
+
+    def group(self, name: str) -> h5py.Group:
+        """One demonstration's group."""
+        if name in self._groups:
+            return self._groups[name]
+        with self._guard(name, "actions"):
+            found = h5_read.find(self._data, name)
+            if not isinstance(found, h5py.Group):
+                raise self.error(None, name, "missing or not a group; expected a demonstration")
+            if h5_read.file_number(found) == h5_read.file_number(self._file):
+                self._groups[name] = found  # another file would stay open with its group
+        return found
+
+    def find(self, name: str | None, key: str) -> h5_read.Item | None:
+        """What lies at ``key`` of a demonstration (of the file, without a name), or None."""
+        group = self._file if name is None else self.group(name)
+        with self._guard(name, key):
+            return h5_read.find(group, key)
+
+    def obs_keys(self, name: str) -> list[str]:
+        """The names of a demonstration's observations, sorted; none in raw recordings."""
+        found = self.find(name, "obs")
+        with self._guard(name, "obs"):
+            return h5_read.names(found) if isinstance(found, h5py.Group) else []
+
+    def check_all(self, name: str) -> None:
+        """Raise DatasetError unless all datasets of a demonstration can be read."""
+        with self._guard(name, "datasets"):
+            items = list(h5_read.datasets(self.group(name)))
+        for key, found in items:
+            with self._guard(name, key):
+                if isinstance(found, Exception):
+                    raise found
+                self.dataset(name, key)
+
+    def attribute(self, name: str | None, key: str, attr: str) -> Any:
+        """An attribute of what lies at ``key`` ("" the demonstration itself); None without it."""
+        item = self.find(name, key)
+        with self._guard(name, attr):
+            return None if item is None else item.attrs.get(attr)
+
+    def text(self, name: str, attr: str) -> str:
+        """A demonstration's attribute that is text; "" without it."""
+        value = self.attribute(name, "", attr)
+        if isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if value is not None and not isinstance(value, str):
+            raise self.error(name, attr, f"expected an attribute that is text, got {shown(value)}")
+        return value or ""
+
+    def dataset(self, name: str, key: str) -> h5py.Dataset:
+        """One dataset, whose storage and size are checked, and nothing else."""
+        found = self.find(name, key)
+        if not isinstance(found, h5py.Dataset):
+            have = ", ".join(self.obs_keys(name)) or "no observations"
+            raise self.error(name, key, f"missing; the demonstration's 'obs' holds: {have}")
+        if (name, key) not in self._checked:
+            with self._guard(name, key):
+                self._check_size(found)
+            self._checked.add((name, key))
+        return found
+
+    def array(self, name: str, key: str) -> np.ndarray:
+        """One dataset as it is stored, of any kind and shape."""
+        dset = self.dataset(name, key)
+        self._room(name, key, dset.size * dset.dtype.itemsize)
+        return self._read(dset, name, key)
+
+    def _check_size(self, dset: h5py.Dataset) -> None:
+        size, known = h5_read.check(dset), hash(dset.id) in self._stored
+        stored = self._size.stored + (0 if known else size.stored)
+        self._size = h5_read.Size(self._size.unpacked + size.unpacked, stored)
+        self._size.check("together with the datasets before it this one")
+        self._stored.add(hash(dset.id))
+
+    def _room(self, name: str, key: str, size: int) -> None:
+        """Raise DatasetError where ``size`` bytes do not fit into memory, nothing being taken."""
+        self._since_room += size
+        if self._since_room < h5_read.SMALL_BYTES:  # asking takes time
+            return
+        self._since_room, free = 0, available_memory()
+        if size > free:
+            raise self.error(
+                name, key, f"takes {format_bytes(size)} of memory, {format_bytes(free)} are free"
+            )
+
+    def numbers(self, name: str, key: str, ndim: int, kinds: str = "fiu") -> np.ndarray:
+        """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``.
+
+        kinds: numpy's letters of the dtypes that count as numbers.
+        """
+        dset = self.dataset(name, key)
+        if dset.ndim != ndim:
+            raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
+        if dset.dtype.kind not in kinds:
+            raise self.error(name, key, f"expected numbers, got {dset.dtype}")
+        # as stored, as float64, as float32
+        self._room(name, key, dset.size * (dset.dtype.itemsize + 8 + 4))
+        return self._finite(name, key, self._read(dset, name, key).astype(np.float64))
+
+    def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
+        with np.errstate(all="ignore"):  # what overflows float32 is reported as infinity
+            array = self.numbers(name, key, ndim).astype(np.float32)
+        return self._finite(name, key, array)
+
+    def _finite(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise self.error(name, key, f"holds NaN or infinity, first at step {row}")
+        return array
+
+    def _read(self, dset: h5py.Dataset, name: str, key: str, rows: Any = ()) -> np.ndarray:
+        with self._guard(name, key):
+            return dset[rows]
