@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from common_utils.atomic import atomic_json
+from common_utils.errors import run_program
 
 BACKENDS = ("egl", "osmesa")
 APT_LINE = "apt-get install -y libosmesa6 libegl1 libgl1"
@@ -103,5 +104,10 @@ def load_triton_before_mesa(rendering: bool = False) -> None:
             importlib.import_module("triton._C.libtriton")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the back end."""
     print(best_backend())
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -8,7 +8,11 @@ how a block turns, so that both are the published ones.
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+
+from common_utils.atomic import atomic_write
+from common_utils.errors import run_program
 
 ASSETS = Path(__file__).parent / "assets"
 Vertices = list[tuple[float, float, float]]
@@ -102,8 +106,9 @@ MESHES = {
 def main() -> None:
     """Write every mesh."""
     for name, (vertices, faces) in MESHES.items():
-        (ASSETS / name).write_text(obj_text(vertices, faces))
+        with atomic_write(ASSETS / name, "w") as file:
+            file.write(obj_text(vertices, faces))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

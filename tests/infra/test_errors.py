@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from env.core import EnvError
 from evaluate.rollout import EvalError
 from rl.replay import ReplayError
 
-REPO = Path(__file__).resolve().parents[2]
 CLASSES = [
     ConfigError, DatasetError, EnvError, EvalError, NonFiniteError, ReplayError, ResourceError,
     SpecError, StateError,
@@ -83,17 +81,3 @@ def test_exhausted_memory_is_one_line(capsys):
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def test_every_entry_script_is_run_by_run_program():
-    """Workers, a probe and what stands alone (no import of ours) are no programs for people."""
-    alone = {"env/worker.py", "common_utils/gl.py", "env/block_pushing/make_assets.py"}
-    left = []
-    for path in sorted(REPO.rglob("*.py")):
-        name = path.relative_to(REPO).as_posix()
-        if name.startswith((".", "tests/")) or name in alone:
-            continue
-        _, main, entry = path.read_text().partition('if __name__ == "__main__":')
-        if main and "sys.exit(run_program(" not in entry:
-            left.append(name)
-    assert left == []
