@@ -7,7 +7,7 @@ import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from common_utils.ranges import Infinite, allowed, in_words
+from common_utils.ranges import Infinite, allowed, fits_float32, in_words
 
 _FLAG = "0/1 switch"
 Flag = Annotated[int, _FLAG]
@@ -38,7 +38,10 @@ def expectation(kind: Any) -> str:
 
 
 class Mismatch(Exception):
-    """The value does not fit the type (turned into a ConfigError with the field's name)."""
+    """The value does not fit the type (turned into a ConfigError with the field's name).
+
+    Its text, if any, follows the expectation.
+    """
 
 
 def coerce(value: Any, kind: Any) -> Any:
@@ -57,12 +60,13 @@ def coerce(value: Any, kind: Any) -> Any:
             raise Mismatch
         return value
     if origin in (Union, types.UnionType):
+        reason = ""
         for option in args:
             try:
                 return coerce(value, option)
-            except Mismatch:
-                continue
-        raise Mismatch
+            except Mismatch as mismatch:
+                reason = reason or str(mismatch)
+        raise Mismatch(reason)
     if origin in (list, tuple):
         return _coerce_sequence(value, origin, args)
     if origin is dict or kind is dict:
@@ -117,7 +121,9 @@ def _coerce_number(value: Any, kind: type[int] | type[float]) -> int | float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
         raise Mismatch
     if kind is float:
-        return float(value)
+        if not fits_float32(value):
+            raise Mismatch(" that float32 holds (0, or 1.2e-38 to 3.4e+38 in size)")
+        return float(value) + 0.0  # the sum turns -0.0, which has no meaning of its own, into 0.0
     if not float(value).is_integer() or abs(value) > MAX_INTEGER:
         raise Mismatch
     return int(value)  # 2e5 is an integer as well

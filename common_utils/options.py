@@ -21,10 +21,11 @@ def numeric(kind: Any) -> Callable[[str], Any]:
         try:
             value = float(text) if kind is float or not _is_integer(text) else int(text)
             return coerce(value, kind)
-        except (Mismatch, ValueError):
+        except (Mismatch, ValueError) as error:
             shown = text if len(text) <= 60 else f"{text[:57]}..."
+            reason = error if isinstance(error, Mismatch) else ""
             raise argparse.ArgumentTypeError(
-                f"expected {expectation(kind)}, got '{shown}'"
+                f"expected {expectation(kind)}{reason}, got '{shown}'"
             ) from None
 
     return read

@@ -2,21 +2,47 @@
 
 ``run_config`` checks them for every program, says them in ``--help`` and names the field of a
 value that is outside. A field may have several (``AtLeast(0), Below(1)``). NaN is always refused
-and infinity unless ``Infinite()`` is among them.
+and infinity unless ``Infinite()`` is among them. Networks and replays compute in float32, so a
+float must be within its limits as float32 as well: 0.99999999999 is not below 1 there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
+
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Positive numbers of full precision in float32: about 1.2e-38 to 3.4e+38."""
+
+
+def as_float32(value: float) -> float:
+    """``value`` as float32 computes with it: beyond the largest infinite, below the smallest 0."""
+    rounded = ctypes.c_float(value).value
+    return rounded if abs(rounded) >= SMALLEST else 0.0
+
+
+def fits_float32(value: float) -> bool:
+    """Whether float32 neither overflows nor underflows (infinity itself is not looked at here)."""
+    return value == 0 or SMALLEST <= abs(as_float32(value)) <= LARGEST
+
+
+def _exact(value: float) -> float:
+    return value
 
 
 class Limit:
     """What a number must satisfy."""
 
     def allows(self, value: Any) -> bool:
-        """Whether ``value`` (of the field's type, not NaN) satisfies it."""
+        """Whether ``value`` (of the field's type, not NaN) satisfies it, floats also as float32."""
+        return self._holds(value, _exact) and (
+            not isinstance(value, float) or self._holds(value, as_float32)
+        )
+
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        """Whether it is satisfied with the value and the ends of the range read by ``read``."""
         raise NotImplementedError
 
 
@@ -26,8 +52,8 @@ class AtLeast(Limit):
 
     low: float
 
-    def allows(self, value: Any) -> bool:
-        return bool(value >= self.low)
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        return read(value) >= read(self.low)
 
 
 @dataclass(frozen=True)
@@ -36,8 +62,8 @@ class Above(Limit):
 
     low: float
 
-    def allows(self, value: Any) -> bool:
-        return bool(value > self.low)
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        return read(value) > read(self.low)
 
 
 @dataclass(frozen=True)
@@ -46,8 +72,8 @@ class AtMost(Limit):
 
     high: float
 
-    def allows(self, value: Any) -> bool:
-        return bool(value <= self.high)
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        return read(value) <= read(self.high)
 
 
 @dataclass(frozen=True)
@@ -56,8 +82,8 @@ class Below(Limit):
 
     high: float
 
-    def allows(self, value: Any) -> bool:
-        return bool(value < self.high)
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        return read(value) < read(self.high)
 
 
 @dataclass(frozen=True)
@@ -67,8 +93,8 @@ class Between(Limit):
     low: float
     high: float
 
-    def allows(self, value: Any) -> bool:
-        return bool(self.low <= value <= self.high)
+    def _holds(self, value: Any, read: Callable[[float], float]) -> bool:
+        return read(self.low) <= read(value) <= read(self.high)
 
 
 @dataclass(frozen=True)

@@ -330,9 +330,10 @@ def _check_section(
             continue
         try:
             out[key] = coerce(value, kind)
-        except Mismatch:
+        except Mismatch as mismatch:
+            wanted = f"{expectation(kind)}{mismatch}"
             raise ConfigError(
-                f"{source}: {name}: expected {expectation(kind)}, got {_shortened(value)}"
+                f"{source}: {name}: expected {wanted}, got {_shortened(value)}"
             ) from None
     return out
 

@@ -33,12 +33,12 @@ from common_utils.run_config import ConfigError, check, help_text, load, parse_a
     "kind, words, good, bad",
     [
         (Annotated[int, AtLeast(1)], "an integer of at least 1", [1, 2e5, "3"], [0, -1, 1.5]),
-        (Annotated[float, Above(0)], "a number above 0", [1e-300, 1], [0, -0.0, -1]),
+        (Annotated[float, Above(0)], "a number above 0", [1e-37, 1], [0, -0.0, -1, 1e-300]),
         (Annotated[float, AtMost(2)], "a number of at most 2", [2, -5], [2.1]),
         (Annotated[float, Below(2)], "a number below 2", [1.9, -5], [2]),
         (Annotated[float, Between(-1, 0.5)], "a number within [-1, 0.5]", [-1, 0.5], [0.6, -2]),
         (Annotated[float, Above(0), AtMost(1)], "a number within (0, 1]", [0.1, 1], [0, 1.1]),
-        (Dropout, "a number within [0, 1)", [0, 0.5], [1, -1]),
+        (Dropout, "a number within [0, 1)", [0, 0.5], [1, -1, 0.99999999999]),
         (AllOr, "-1 or an integer of at least 1", [-1, 1], [0, -2]),
         (Annotated[int, OneOf(0, 1, 2)], "one of 0, 1, 2", [0, 2], [3, -1, 0.5]),
         (Annotated[int, AtLeast(4), MultipleOf(4)], "an integer of at least 4, a multiple of 4",
@@ -75,6 +75,29 @@ def test_nothing_but_infinite_allows_infinity_and_nothing_nan() -> None:
     assert coerce(5, kind) == 5.0
 
 
+@pytest.mark.parametrize("value", [1e-300, -1e-300, 1e-320, 1e-45, 1e-39, 1e39, -1e39, "1e-300"])
+@pytest.mark.parametrize("kind", [float, Share, Annotated[float, AtLeast(0)], float | None])
+def test_what_float32_does_not_hold_is_refused(value: Any, kind: Any) -> None:
+    with pytest.raises(Mismatch):
+        coerce(value, kind)
+
+
+def test_ends_of_ranges_are_compared_as_float32() -> None:
+    # 1e-12 and 0.1 are no float32 numbers
+    kind = Annotated[float, Between(1e-12, 0.1)]
+    assert coerce(1e-12, kind) == 1e-12 and coerce(0.1, kind) == 0.1
+    for value in (0.1 + 1e-12, 1e-12 - 1e-24):
+        with pytest.raises(Mismatch):
+            coerce(value, kind)
+    with pytest.raises(Mismatch):  # rounded to 0.1
+        coerce(0.1 + 1e-10, Annotated[float, Above(0.1)])
+
+
+def test_minus_zero_is_zero() -> None:
+    for kind in (float, Share, Annotated[float, AtLeast(0)], float | None):
+        assert math.copysign(1, coerce(-0.0, kind)) == 1
+
+
 @dataclass
 class Net:
     depth: Layers = 2  # layers
@@ -99,6 +122,9 @@ class Main:
     [
         (["--net.depth", "0"], "net.depth: expected an integer within [1, 256], got 0"),
         (["--net.rate", ".nan"], "net.rate: expected a number within [0, 1), got nan"),
+        (["--net.rate", "1e-300"], "net.rate: expected a number within [0, 1) that float32 holds "
+         "(0, or 1.2e-38 to 3.4e+38 in size), got '1e-300'"),
+        (["--net.rate", "0.99999999999"], "net.rate: expected a number within [0, 1), got 0.999"),
         (["--net.rate", "1e999"], "net.rate: expected a number within [0, 1), got '1e999'"),
         (["--seed", "-1"], "seed: expected an integer within [0, 4294967292], got -1"),
         (["--seed", "9" * 5000], "seed: cannot read "),
@@ -106,7 +132,7 @@ class Main:
         (["--net.depth", "3"], "command line: net.depth: 3, expected an even number"),
         (["--net.depth", "6", "--net.rate", "0.1"], "command line: net: deep networks take no"),
     ],
-)
+)  # fmt: skip
 def test_the_field_is_named(args: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_args(Main, args)
