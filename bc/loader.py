@@ -103,7 +103,7 @@ class DemoFile(DemoStore):
             raise self.error(
                 name, "ended", f"is {shown(ended)}, expected {TERMINATED} or {TRUNCATED}"
             )
-        if success is not None and (np.ndim(success) or success not in (0, 1)):
+        if success is not None and not _is_flag(success):
             raise self.error(name, "success", f"is {shown(success)}, expected true or false")
         return ended, None if success is None else bool(success)
 
@@ -266,3 +266,9 @@ class DemoFile(DemoStore):
             )
         with self._guard(name, key):
             return Pictures(dset, layout, self._file)
+
+
+def _is_flag(value: object) -> bool:
+    """Whether an attribute is true or false, or 1 or 0 in any numeric type."""
+    number = np.asarray(value)
+    return number.ndim == 0 and number.dtype.kind in "biuf" and number in (0, 1)

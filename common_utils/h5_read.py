@@ -33,6 +33,7 @@ MOST_UNPACKED = 2000
 PACKING_BYTES = 1024  # that filters add to a chunk which they cannot make smaller, at most
 
 SCANNED_BYTES = 16 * 2**20
+HEAP_HEAD = 16  # bytes: signature, version, length
 _HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
 
 Item: TypeAlias = "h5py.Group | h5py.Dataset | h5py.Datatype"
@@ -68,12 +69,15 @@ def _check_heaps(file: h5py.File) -> None:
     for begin in {0, max(0, size - SCANNED_BYTES)}:
         data = os.pread(handle, SCANNED_BYTES, begin)
         for found in _HEAP.finditer(data):
-            if not _ends(data[found.end() : found.start() + int.from_bytes(found[1], "little")]):
-                raise OSError(f"the heap of texts at byte {begin + found.start()} is damaged")
+            place, length = begin + found.start(), int.from_bytes(found[1], "little")
+            if place + length > size:
+                continue  # the library itself reports that the file is too short
+            if not _ends(os.pread(handle, length, place)[HEAP_HEAD:]):
+                raise OSError(f"the heap of texts at byte {place} is damaged")
 
 
 def _ends(objects: bytes) -> bool:
-    """Whether a heap's objects, one after another, lead to its end."""
+    """Whether a heap's objects, one after another, lead to its end and not beyond."""
     at, head = 0, 16  # bytes: number, references, nothing, size
     while at + head <= len(objects):
         free = objects[at : at + 2] == b"\0\0"
@@ -81,7 +85,7 @@ def _ends(objects: bytes) -> bool:
         at += size if free else head + (size + 7) // 8 * 8
         if free and not size:
             return False
-    return True
+    return at <= len(objects)
 
 
 def descriptor(item: h5py.Group | h5py.Dataset) -> int:

@@ -23,6 +23,7 @@ DTYPES = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 )
 SHOWN = 3  # names that a message lists
+DOS_FOLDER = 0x10  # of a record's external attributes
 
 
 def require_weights(path: str | Path, what: str) -> None:
@@ -68,10 +69,13 @@ def _check_archive(path: str | Path) -> None:
         records = archive.infolist()
         if any(r.compress_type != zipfile.ZIP_STORED for r in records):
             raise ValueError("its records are compressed, which torch never does")
+        if folders := [r.filename for r in records if r.is_dir() or r.external_attr & DOS_FOLDER]:
+            # torch reads nothing of a folder, and takes whatever is in memory for its numbers
+            raise ValueError(f"damaged: its record {folders[0][:60]!r} is marked as a folder")
         if sum(r.file_size for r in records) > Path(path).stat().st_size:
             raise ValueError("its records overlap")
         if damaged := archive.testzip():  # torch writes checksums, and does not compare them
-            raise ValueError(f"damaged: the checksum of its record '{damaged[:60]}' does not match")
+            raise ValueError(f"damaged: the checksum of its record {damaged[:60]!r} does not match")
 
 
 def _reason(error: Exception) -> str:
@@ -88,15 +92,15 @@ def _fault(key: object, value: object) -> str:
     if not isinstance(key, str):
         return f"holds the key {str(key)[:60]!r} ({type(key).__name__}), expected names"
     if not isinstance(value, torch.Tensor):
-        return f"'{key}' is a {type(value).__name__}, expected a tensor"
+        return f"'{_one_line(key)}' is a {type(value).__name__}, expected a tensor"
     if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return f"'{key}' is not a dense tensor ({value.layout}, {value.device.type})"
+        return f"'{_one_line(key)}' is not a dense tensor ({value.layout}, {value.device.type})"
     if value.dtype not in DTYPES:
-        return f"'{key}' holds {_name(value.dtype)}, expected real numbers"
+        return f"'{_one_line(key)}' holds {_name(value.dtype)}, expected real numbers"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        return f"'{key}' claims shape {list(value.shape)}, but the file holds less"
+        return f"'{_one_line(key)}' claims shape {list(value.shape)}, but the file holds less"
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        return f"'{key}' holds NaN or infinity: the run that wrote it had diverged"
+        return f"'{_one_line(key)}' holds NaN or infinity: the run that wrote it had diverged"
     return ""
 
 
@@ -147,6 +151,11 @@ def _same_kind(loaded: torch.Tensor, own: torch.Tensor) -> bool:
 
 
 def _listed(title: str, names: Iterable[str]) -> list[str]:
-    found = [name[:120] for name in names]
+    found = [_one_line(name) for name in names]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return [f"{title} {', '.join(found[:SHOWN])}{more}"] if found else []
+
+
+def _one_line(name: str) -> str:
+    """A name from a file, as one line of a message."""
+    return name[:120].encode("unicode_escape").decode()

@@ -777,7 +777,8 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path, bomb, capsys):
     assert "would take" in capsys.readouterr().out
 
 
-def test_a_damaged_heap_of_texts_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", ["one more", "beyond the end", "around"])
+def test_a_damaged_heap_of_texts_is_refused(tmp_path, damage):
     """HDF5 itself would go round and round in it."""
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
     with h5py.File(path, "r+") as file:
@@ -785,7 +786,11 @@ def test_a_damaged_heap_of_texts_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     size = data.index(b"GCOL") + 16 + 8  # of the first text
     assert 0 < int.from_bytes(data[size : size + 8], "little") < 1000
-    data[size + 1] += 1
+    if damage == "one more":
+        data[size + 1] += 1
+    else:
+        width = 4 if damage == "beyond the end" else 8
+        data[size : size + width] = b"\xff" * width
     path.write_bytes(data)
     with pytest.raises(DatasetError, match="d.hdf5' cannot be read as HDF5 .*heap of texts"):
         opened(path)

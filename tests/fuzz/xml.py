@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import random
@@ -241,7 +242,7 @@ def _twice(rng: random.Random, root: Element) -> str:
     child = rng.choice([place, *place])
     if child is root:
         return "nothing"
-    place.append(ElementTree.fromstring(ElementTree.tostring(child)))
+    place.append(copy.deepcopy(child))  # its characters may not be XML's
     return f"{child.tag} in {place.tag} once more"
 
 

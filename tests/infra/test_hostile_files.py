@@ -270,6 +270,11 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
         lambda own: bytes_of(own).replace(*flipped(own)),
         "the checksum of its record 'archive/data/0' does not match",
     ),
+    "a folder for a record": (
+        lambda own: with_attribute(bytes_of(own), "archive/data/0", 0x10),
+        "its record 'archive/data/0' is marked as a folder",
+    ),
+    "lines in a name": (lambda own: bytes_of({"a\nb\nc\nd": torch.zeros(1)}), r"a\nb\nc\nd"),
     "cut off": (lambda own: bytes_of(own)[:-200], "is not a readable weight file"),
     "empty": (lambda own: b"", "is not a readable weight file"),
     "text": (lambda own: b"hello", "is not a readable weight file"),
@@ -278,6 +283,15 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
         "is not a readable weight file",
     ),
 }
+
+
+def with_attribute(archive: bytes, record: str, value: int) -> bytes:
+    """The archive with the external attributes of a record changed in its directory of records."""
+    data = bytearray(archive)
+    entry = data.rindex(record.encode()) - 46
+    assert data[entry : entry + 4] == b"PK\1\2"
+    data[entry + 38] = value
+    return bytes(data)
 
 
 def scripted() -> bytes:
