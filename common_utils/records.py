@@ -78,8 +78,8 @@ def position(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _event_files(save_dir: Path) -> list[Path]:
-    folder = save_dir / EVENTS
-    return sorted(folder.glob(f"{_EVENT_FILE}*")) if folder.is_dir() else []
+    """Ordinary files only: opening a pipe would wait for its writer."""
+    return sorted(path for path in (save_dir / EVENTS).glob(f"{_EVENT_FILE}*") if path.is_file())
 
 
 def remove_events(save_dir: str | os.PathLike[str]) -> None:

@@ -197,7 +197,7 @@ def _value(d: Draft) -> None:
     """Another value in what is JSON or YAML; elsewhere bytes."""
     try:
         d.path.write_text(_other_value(d.rng, d.path.name, d.path.read_text()))
-    except ValueError:  # the first damage left nothing to parse
+    except (ValueError, RecursionError):  # the first damage left nothing to parse
         _bytes(d)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_a_file_that_lost_its_end_keeps_the_rest(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     assert cut_back(tmp_path, where, 2) == []
     assert steps(tmp_path) == [(1, 1)]
+
+
+def test_a_pipe_among_the_events_is_left_alone(tmp_path: Path) -> None:
+    """Opening it would wait for a writer for ever."""
+    (tmp_path / "tb").mkdir()
+    pipe = tmp_path / "tb" / "events.out.tfevents.1.host.2.0"
+    os.mkfifo(pipe)
+    where = position(tmp_path)
+    assert where["events"] == {}
+    assert cut_back(tmp_path, where, 0) == [] and pipe.exists()
 
 
 def test_reading_passes_over_what_is_no_record_and_names_it(tmp_path: Path) -> None:
