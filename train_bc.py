@@ -23,6 +23,7 @@ from bc.dataset import RobomimicDataset
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress
+from common_utils.resources import check_fits
 from common_utils.run_config import resolve_device
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop
@@ -42,6 +43,7 @@ from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
+from workspace.disk_needs import disk_needs
 from workspace.network_memory import check_policy
 from workspace.prepare_bc import build_optimizer, open_pool, say_what_runs, set_weights
 from workspace.resumable import ResumableRun
@@ -80,6 +82,7 @@ class Workspace(ResumableRun):
         self.device = resolve_device(cfg.device)
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
+        check_fits({}, disk_needs(self.policy, self.protocol.topk), cfg.save_dir)
         if not resumed:
             set_weights(self.policy, cfg, data)
         self.policy.to(self.device)

@@ -57,7 +57,7 @@ from workspace.build_agent import (
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
 from workspace.network_memory import check_agent
-from workspace.prepare_rl import build_replay, check_memory, memory_needs, prepare
+from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, prepare
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 
@@ -95,7 +95,7 @@ class Workspace(ResumableRun):
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: Agent | None = None
         # before anything is allocated or written
-        self.memory = check_memory(cfg, memory_needs(cfg, self.env.spec, self.agent))
+        self.memory = check_memory(cfg, self.env.spec, self.agent)
         saved_env_args = env_args(self.train_env_cfg) if saves else None
         self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
 
@@ -111,7 +111,7 @@ class Workspace(ResumableRun):
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
         self.train_seconds = 0.0
-        self.saver = TopkSaver(self.save_dir, topk=1)
+        self.saver = TopkSaver(self.save_dir, topk=KEPT_WEIGHTS)
         self.headline: dict[str, float] = {}
         # num_proc 0 plays in this process; started at the first evaluation
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0

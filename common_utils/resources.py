@@ -122,7 +122,8 @@ def check_fits(
         parts = ", ".join(f"{k} {format_bytes(n.bytes)}" for k, n in full.items())
         lines.append(f"{kind}: {parts}; {format_bytes(free)} available")
         if total > free * (1 - headroom):
-            raise ResourceError(_too_big(kind, parts, total, free, full))
+            more = "; free some, or choose another folder" if kind.startswith("disk") else ""
+            raise ResourceError(_too_big(kind, parts, total, free, full) + more)
     return lines
 
 

@@ -50,6 +50,7 @@ ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 STATE_DIR = "state"
 LOCK_NAME = ".lock"
+LOG_NAME = "train.log"  # what the run prints
 SHOWN_CHANGES = 8  # of a config, in a message
 _WEIGHTS = re.compile(r".*\.pt|data[0-9]+\.h5")
 _WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # of those, by a run
@@ -204,10 +205,10 @@ class RunFolder:
     def _held(self) -> list[str]:
         """Names of what a fresh start would overwrite."""
         names = [p.name for p in self.path.iterdir() if _WEIGHTS.fullmatch(p.name)]
-        for name in (CFG_NAME, records.METRICS):
+        for name in (CFG_NAME, records.METRICS, LOG_NAME):
             if os.path.lexists(self.path / name):
                 names.append(name)
-        for name in (STATE_DIR, records.EVENTS):
+        for name in (STATE_DIR, records.EVENTS, KEPT_DIR):
             folder = self.path / name
             if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
                 names.append(name)
@@ -333,7 +334,7 @@ class RunFolder:
     def _wipe(self) -> None:
         """Remove the run that is replaced, its states first: half of it is no run to resume."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
-        others = (records.METRICS, records.EVENTS, "train.log", ID_FILE, CFG_NAME)
+        others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, CFG_NAME)
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

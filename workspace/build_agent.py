@@ -32,7 +32,7 @@ def check_files(cfg: MainConfig) -> None:
     if cfg.preload_num_data > 0 and not cfg.preload_datapath:
         raise DatasetError(
             f"preload_datapath: empty, but preload_num_data is {cfg.preload_num_data}; give an "
-            f"HDF5 file of demonstrations; to make one: {how_to_make('')}"
+            f"HDF5 file of demonstrations of {cfg.suite}, or set preload_num_data to 0"
         )
     if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).is_file():
         raise DatasetError(

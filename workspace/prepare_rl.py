@@ -37,8 +37,11 @@ from evaluate.rollout import EvalResult
 from rl.agent import Agent
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
+from workspace.disk_needs import disk_needs
 from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
+
+KEPT_WEIGHTS = 1  # of the best
 
 
 class Run(Protocol):
@@ -104,15 +107,15 @@ def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need
     return needs
 
 
-def check_memory(cfg: MainConfig, needs: dict[str, Need]) -> list[str]:
+def check_memory(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> list[str]:
     """What the run will take, in words; ResourceError if memory or disk cannot hold it."""
-    total = sum(need.bytes for need in needs.values())
-    # the state holds the replay; while one is written the one before it stays
-    state = {"state": Need(2 * total, "replay_buffer_size")}
+    needs = memory_needs(cfg, spec, agent)
+    replay = Need(sum(need.bytes for need in needs.values()), "replay_buffer_size")
+    disk = disk_needs(agent, KEPT_WEIGHTS, replay)
     if cfg.replay_storage == "ram":
-        return check_fits(needs, state, cfg.save_dir)
+        return check_fits(needs, disk, cfg.save_dir)
     storage_folder(cfg.replay_storage)
-    return check_fits({}, needs, cfg.replay_storage) + check_fits({}, state, cfg.save_dir)
+    return check_fits({}, needs, cfg.replay_storage) + check_fits({}, disk, cfg.save_dir)
 
 
 def storage_folder(path: str) -> Path:

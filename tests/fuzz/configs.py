@@ -49,7 +49,7 @@ from tools import (
 from workspace.build_agent import build_agent
 from workspace.build_policy import build_policy
 from workspace.network_memory import Footprint, check_agent, check_policy
-from workspace.prepare_rl import build_replay, check_memory, memory_needs
+from workspace.prepare_rl import build_replay, check_memory
 
 KIND = "configs"
 # every program with a config class
@@ -364,7 +364,7 @@ def _build_agent(cfg: train_rl.MainConfig) -> bool:
         return False
     torch.manual_seed(cfg.seed)
     agent = build_agent(cfg, spec, [policy.eval() for policy in policies])
-    check_memory(cfg, memory_needs(cfg, spec, agent))
+    check_memory(cfg, spec, agent)
     build_replay(cfg, spec, agent, None)
     _update(agent, cfg, spec)
     return True

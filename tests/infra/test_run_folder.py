@@ -56,8 +56,21 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert "state/step_000000003/COMPLETE" in before and ".lock" not in before
 
 
+LEFT = [["cfg.yaml", "model0.pt"], ["metrics.jsonl"], ["latest.pt"]]
+
+
+@pytest.mark.parametrize("left", ["train.log", "bc_policy"])
+def test_logs_and_policies_without_a_config_are_a_run_too(left: str, tmp_path: Path) -> None:
+    path = tmp_path / left
+    path.write_text("x") if left == "train.log" else (path.mkdir(), (path / "0.pt").touch())
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f"holds a run \\({left}\\)"):
+        a_run(tmp_path)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("left", [["cfg.yaml", "model0.pt"], ["metrics.jsonl"], ["latest.pt"]])
+@pytest.mark.parametrize("left", LEFT)
 def test_a_run_without_its_state_is_not_wiped(
     left: list[str], resume: bool, tmp_path: Path
 ) -> None:
