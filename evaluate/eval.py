@@ -40,15 +40,15 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
 }
-# What of cfg.yaml decides, the first of these that is there (both kinds have datasets). Runs of the
-# original programs, and of when there was one agent, have the section q_agent and no agent.
+# The first of these keys found in cfg.yaml decides (both kinds have datasets). Runs of the original
+# programs, and those from when there was one agent, have a section q_agent and no agent.
 MARKS = {"rl": ("agent", "q_agent"), "bc": ("dataset",)}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Options(prog="python -m evaluate.eval", description="Evaluate checkpoints.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weight", help="weight file (.pt); its cfg.yaml lies beside it")
+    what.add_argument("--weight", help="weight file (.pt); its cfg.yaml must be next to it")
     what.add_argument("--folder", help="evaluate every .pt file below this folder")
     parser.add_argument(
         "--include", nargs="*", default=[], help="with --folder: paths must contain all of these"
@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
     """Weight files below ``folder`` whose path contains all of ``include``.
 
-    Only those with a cfg.yaml beside them (resumable state is no checkpoint), and no copies
-    that runs keep of others' weights. Raises ConfigError when there is none.
+    Only those with a cfg.yaml next to them (resumable state is not a checkpoint), and not the
+    copies of other runs' weights that runs keep. Raises ConfigError if there are none.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -98,15 +98,15 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
     ]
     if not found:
         wanted = f" whose path contains {' and '.join(include)}" if include else ""
-        raise ConfigError(f"--folder: no .pt file with a cfg.yaml beside it in '{folder}'{wanted}")
+        raise ConfigError(f"--folder: no .pt file with a cfg.yaml next to it in '{folder}'{wanted}")
     return found
 
 
 def kind_of(weight: Path, mode: str | None) -> str:
-    """Which of :data:`LOADERS` reads ``weight``: by the cfg.yaml beside it.
+    """Which of :data:`LOADERS` reads ``weight``, according to the cfg.yaml next to it.
 
-    mode: the user's choice, needed only where that does not decide.
-    Raises ConfigError where the two differ, and where neither decides.
+    mode: the user's choice, needed only if that does not decide.
+    Raises ConfigError if the two differ or if neither decides.
     """
     require_weights(weight, "--weight")
     path = weight.parent / run_config.CFG_NAME
@@ -131,7 +131,7 @@ class Evaluator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.protocol = Protocol()  # of the checkpoint that was evaluated last
+        self.protocol = Protocol()  # that of the checkpoint evaluated last
         self._pool: EvalPool | None = None
 
     def _pool_for(self, params: dict[str, Any]) -> EvalPool:
@@ -157,7 +157,7 @@ class Evaluator:
         return merge(results)
 
     def _play(self, params: dict[str, Any], agent: Any, seed: int) -> EvalResult:
-        """One evaluation; in workers that stay, where there are several."""
+        """One evaluation; if there are several, workers are kept between them."""
         args = self.args
         options = {
             "one_by_one": bool(args.one_by_one),
@@ -176,7 +176,7 @@ class Evaluator:
 
 
 def merge(results: Sequence[EvalResult]) -> EvalResult:
-    """Several evaluations of one checkpoint as one, in the given order."""
+    """Merge several evaluations of one checkpoint, in the given order."""
 
     def joined(field: str) -> np.ndarray:
         return np.concatenate([getattr(r, field) for r in results])
@@ -190,8 +190,8 @@ def merge(results: Sequence[EvalResult]) -> EvalResult:
 
 
 def table(results: dict[Path, EvalResult], root: Path, protocol: Protocol) -> str:
-    """Table of a folder, ranked by the protocol's score (success, or the return on D4RL), its
-    average, its maximum, and the maximum success per episode seed."""
+    """Print the checkpoints of a folder, ranked by the protocol's score (success, or the return on
+    D4RL), with the average, the maximum, and the maximum success per episode seed."""
     ranked = sorted(results.items(), key=lambda item: -protocol.score(item[1]))
     names = {path: str(path.relative_to(root)) for path in results}
     width = max(len(name) for name in names.values())
@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
     for path in find_weights(args.folder, args.include):
         try:
             results[path] = evaluator.evaluate(path)
-        except UserError as error:  # the table still shows the others
+        except UserError as error:  # the table still has the others
             failed += 1
             print(f"error: {path}: {error}", file=sys.stderr)
             continue

@@ -34,17 +34,17 @@ from evaluate.rollout import (
     run_eval,
 )
 
-# seconds of waiting for workers between two looks at whether to go on
+# seconds to wait for workers before checking again whether to continue
 PAUSE_EVERY = 0.5
 
 
 def _nothing() -> None:
-    """A pause in which nothing is to be done."""
+    """A pause that does nothing."""
 
 
 @dataclass
 class _Game:
-    """What one busy worker plays."""
+    """The game that a busy worker plays."""
 
     seed: int
     generator: torch.Generator | None
@@ -59,7 +59,7 @@ class _Worker(WorkerProcess):
         self.game: _Game | None = None
 
     def take(self, action: np.ndarray) -> None:
-        """Have it take a step of its game; NonFiniteError where the action is no such thing."""
+        """Send an action to the worker; NonFiniteError if the action is not finite."""
         assert self.game is not None
         check_action(action, self.game.seed, self.game.length)
         self.game.length += 1
@@ -106,11 +106,11 @@ class EvalPool:
 
     @property
     def spec(self) -> EnvSpec:
-        """The environments' spec (starts them if need be)."""
+        """The environments' spec (starts them if necessary)."""
         if self.num_proc == 0:
             return self._local_env().spec
         self._start()
-        assert self._spec is not None  # _start returns only with it
+        assert self._spec is not None  # _start has set it
         return self._spec
 
     def _local_env(self) -> Env:
@@ -137,7 +137,7 @@ class EvalPool:
             raise
 
     def _ready(self, workers: list[_Worker]) -> list[_Worker]:
-        """Those with a message, waiting for the first; EvalError when one is overdue."""
+        """Workers with a message, waiting for the first; EvalError if one is overdue."""
         by_conn = {w.conn: w for w in workers}
         ready: list[_Worker] = []
         while not ready:
@@ -168,7 +168,7 @@ class EvalPool:
         from single ones in the last bits; ``one_by_one`` evaluates each alone, so that scores
         equal those of ``run_eval`` exactly. Agents with ``stochastic_eval`` are always evaluated
         one by one, each game with its own generator. ``record`` needs ``num_proc`` 0. ``pause`` is
-        called between steps; an exception of it ends the evaluation.
+        called between steps; if it raises, the evaluation ends.
 
         Raises EvalError for a dead, hung or failing worker; no process is left behind.
         """
@@ -270,7 +270,7 @@ def run_eval_mp(
     record: str | Path | None = None,
     verbose: bool = False,
 ) -> EvalResult:
-    """One evaluation, in worker processes that end with it.
+    """One evaluation in worker processes, which end afterwards.
 
     Args:
         env_params: ``asdict(EnvConfig)``, as ``load_model`` returns it (never changed).

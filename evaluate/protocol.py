@@ -1,8 +1,8 @@
 """How each suite is evaluated: which episodes are played, when, and what counts.
 
 The published protocols differ; this table is the one place that says how. Both trainers,
-``evaluate.eval`` and the tools ask it, and compare no suite's name themselves. The number of
-episodes is the run's own (``num_eval_episode``, ``num_final_episode``).
+``evaluate.eval`` and the tools use it, and never compare suite names themselves. The number of
+episodes is set by the run (``num_eval_episode``, ``num_final_episode``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Games(NamedTuple):
 
 
 def _fresh(epoch: int, num: int) -> int:
-    """Every evaluation plays episodes of its own, from 1 on."""
+    """Every evaluation plays its own episodes, from 1 on."""
     return epoch * num + 1
 
 
@@ -41,7 +41,7 @@ class Protocol:
     """How runs on one suite are evaluated.
 
     by_return: the score, by which checkpoints are compared, is the mean return, not the share
-        of successes. Episodes then go on after success, and so do demonstrations.
+        of successes. Episodes then continue after success, and so do demonstrations.
     topk: best checkpoints that a BC run keeps.
     first_seed: of a BC run's evaluation, by epoch (from 0) and number of episodes.
     long_every: epochs between the long evaluations of a BC run's newest weights (the last
@@ -59,11 +59,11 @@ class Protocol:
     rl_by_step: bool = False
 
     def score(self, result: EvalResult) -> float:
-        """What checkpoints are compared by."""
+        """The number by which checkpoints are compared."""
         return result.mean_score if self.by_return else result.success_rate
 
     def report(self, result: EvalResult) -> dict[str, float]:
-        """What is logged of an evaluation: its score and everything that was measured."""
+        """What is logged for an evaluation: its score and everything that was measured."""
         return {
             "score/score": self.score(result),
             "score/success": result.success_rate,
@@ -78,7 +78,7 @@ class Protocol:
         return Games(self.first_seed(epoch, num), num)
 
     def long_after_epoch(self, epoch: int, num_epoch: int, num: int) -> Games | None:
-        """The long evaluation of the newest weights after ``epoch``, where one is due."""
+        """The long evaluation of the newest weights after ``epoch``, if one is due."""
         number = epoch + 1
         if not num or not self.long_every:
             return None
@@ -102,7 +102,7 @@ class Protocol:
 
 _IMPLICIT_BC = Protocol(first_seed=_same)
 
-# of those suites that are not evaluated by the defaults of Protocol
+# suites that are not evaluated by the defaults of Protocol
 PROTOCOLS = {
     "metaworld": Protocol(topk=3, first_seed=_scattered, long_every=0, rl_by_step=True),
     "particle": _IMPLICIT_BC,

@@ -1,4 +1,4 @@
-"""Playing evaluation episodes in this process.
+"""Plays evaluation episodes in this process.
 
 An episode depends only on its seed: game i of an evaluation is ``env.reset(seed=seed + i)``,
 and an agent that draws random numbers in eval mode (``agent.stochastic_eval``) gets a
@@ -46,7 +46,7 @@ class Episode(NamedTuple):
 class EvalResult:
     """Outcomes of N games, sorted by seed: float64, bool, int64, int64, each [N].
 
-    ``metrics`` holds what else the task measures, by name, float64 [N] each.
+    ``metrics`` holds the task's other measurements by name, float64 [N] each.
     """
 
     scores: np.ndarray
@@ -57,7 +57,7 @@ class EvalResult:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EvalResult:
-        """From single outcomes in any order."""
+        """Collect single outcomes, given in any order."""
         ordered = sorted(episodes, key=lambda e: e.seed)
         return cls(
             scores=np.array([e.score for e in ordered], np.float64),
@@ -96,7 +96,8 @@ class EvalResult:
 class PolicyRunner:
     """Asks an agent for actions, one observation or several at a time.
 
-    One that draws random numbers in eval mode (``stochastic_eval``) gets a generator per episode.
+    An agent that draws random numbers in eval mode (``stochastic_eval``) gets a generator per
+    episode.
     """
 
     def __init__(self, agent: Player, *, eval_mode: bool = True) -> None:
@@ -156,7 +157,7 @@ def play_episode(
 ) -> Episode:
     """One game; annotated frames are appended to ``frames`` when given.
 
-    ``pause`` is called before every step; an exception of it ends the game.
+    ``pause`` is called before every step; if it raises, the game ends.
     Raises NonFiniteError for an action, reward or observation that is not finite.
     """
     generator, task = runner.generator(seed), env.spec.task
@@ -201,7 +202,7 @@ def run_eval(
         eval_mode: passed to ``agent.act``; False plays the exploring agent.
         record: folder for one MP4 per game (needs an environment that can render).
         verbose: print one line per game.
-        pause: called between steps; an exception of it ends the evaluation.
+        pause: called between steps; if it raises, the evaluation ends.
     """
     check_games(num_game, seed)
     runner = PolicyRunner(agent, eval_mode=eval_mode)

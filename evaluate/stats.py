@@ -21,7 +21,7 @@ class Rate:
 
 
 def wilson(successes: int, num: int, confidence: float = 0.95) -> Rate:
-    """Wilson score interval of ``successes`` out of ``num`` (holds at 0 % and 100 % too).
+    """Wilson score interval of ``successes`` out of ``num`` (also valid at 0 % and 100 %).
 
     Source: Wilson 1927; the interval recommended for small n by Brown, Cai, DasGupta 2001.
     Raises ValueError unless 0 <= successes <= num, num > 0 and 0 < confidence < 1.

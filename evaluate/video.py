@@ -31,10 +31,10 @@ def annotate(frame: np.ndarray, text: str, success: bool = False) -> np.ndarray:
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: int = 20) -> Path:
-    """Write H.264 MP4 that browsers play; ``frames`` uint8 [H, W, 3], all of one size.
+    """Write an H.264 MP4 that browsers play; ``frames`` uint8 [H, W, 3], all the same size.
 
     Odd heights or widths lose their last row or column (H.264 needs even ones). Atomic.
-    Raises ValueError for no frames or frames of another kind.
+    Raises ValueError if there are no frames, or for frames of another kind.
     """
     import imageio.v2 as imageio
 

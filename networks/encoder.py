@@ -79,7 +79,7 @@ class ResNet96EncoderConfig:
 
 
 class SmallImageError(ValueError):
-    """Images are too small for an encoder; says their size and the least one."""
+    """Images are too small for an encoder; the message has their size and the smallest one."""
 
     def __init__(self, obs_shape: Sequence[int], least: int) -> None:
         height, width = obs_shape[1:]
@@ -90,8 +90,8 @@ def scale_image(obs: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
     """0..255 -> [-0.5, 0.5] float.
 
     Float images on the CPU are checked not to be scaled already (ValueError when their maximum
-    is 5 or less); uint8 needs no check, and on a GPU looking would stall the queue.
-    channels_last: lay the result out so, on the CPU.
+    is 5 or less); uint8 needs no check, and on a GPU a check would stall the queue.
+    channels_last: use this memory layout for the result, on the CPU.
     """
     layout = torch.contiguous_format
     if channels_last and obs.device.type == "cpu":
@@ -126,7 +126,7 @@ class _ConvEncoder(nn.Module):
     def _measure(self, obs_shape: Sequence[int]) -> None:
         """Find the output size with one dry run (eval mode: no running statistics move).
 
-        Raises SmallImageError where nothing is left of an image to be normalised.
+        Raises SmallImageError if nothing is left of an image to be normalised.
         """
         if len(obs_shape) != 3:
             raise ValueError(f"image observations are [C, H, W], got {tuple(obs_shape)}")

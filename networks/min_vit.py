@@ -8,7 +8,7 @@ from torch import nn
 
 from networks.mlp import Linear
 
-# of which each stem makes a patch
+# pixels from which each stem makes a patch
 LEAST_SIZE = {"embed1": 8, "embed2": 16}
 
 
@@ -30,7 +30,7 @@ class PatchEmbed2(nn.Module):
 
     def __init__(self, in_channels: int, embed_dim: int, image_size: int, use_norm: bool) -> None:
         super().__init__()
-        # always four entries, so that official keys (embed.0, embed.1, embed.3) fit
+        # always four entries, so that official keys (embed.0, embed.1, embed.3) match
         self.embed = nn.Sequential(
             nn.Conv2d(in_channels, embed_dim, kernel_size=8, stride=4),
             nn.GroupNorm(embed_dim, embed_dim) if use_norm else nn.Identity(),

@@ -49,6 +49,6 @@ class GaussianMixture:
 
     @torch.no_grad()
     def greedy(self) -> torch.Tensor:
-        """The component's centre at which the whole mixture is densest, [B, A]."""
+        """The component centre at which the mixture's density is highest, [B, A]."""
         best = self.log_probs(self.loc).argmax(-1)
         return self.loc[torch.arange(len(best), device=best.device), best]

@@ -1,6 +1,6 @@
-"""Perceptrons: one, or the members of an ensemble side by side.
+"""Perceptrons: a single one, or the members of an ensemble.
 
-What they compute stands here; ``networks.fast`` decides who computes it.
+This file defines what they compute; ``networks.fast`` chooses the back end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from networks import fast
 
 
 class Linear(nn.Linear):
-    """nn.Linear on the fastest matrix product."""
+    """nn.Linear with the fastest matrix product."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out]."""
@@ -27,14 +27,14 @@ class Linear(nn.Linear):
 
 
 class MLP(nn.Sequential):
-    """nn.Sequential of Linear, LayerNorm, Dropout, ReLU and others, a layer in one pass."""
+    """nn.Sequential of Linear, LayerNorm, Dropout, ReLU and others, one pass per layer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """x [..., in] -> [..., out]: what nn.Sequential gives."""
+        """x [..., in] -> [..., out], as nn.Sequential gives."""
         return fast.sequential(self, x)
 
     def after_first(self, x: torch.Tensor) -> torch.Tensor:
-        """The same without the first module, for an input that has its output already."""
+        """The same without the first module, for an input that is already its output."""
         return fast.sequential(list(self)[1:], x)
 
 
@@ -80,7 +80,7 @@ class _MultiLinear(nn.Module):
 
 
 class EnsembleMLP(nn.Sequential):
-    """Perceptrons side by side: _MultiLinear, (LayerNorm), (Dropout), ReLU, ..., _MultiLinear.
+    """An ensemble of perceptrons: _MultiLinear, (LayerNorm), (Dropout), ReLU, ..., _MultiLinear.
 
     The LayerNorms are shared by the members. ``repeated``: layers after the first take the first
     layer's last ``repeated`` inputs (the action) in addition to the previous layer's outputs.
@@ -97,7 +97,7 @@ class EnsembleMLP(nn.Sequential):
             self._layers[-1].append(m)
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, in] -> [num, rows, out], in torch's own operations: the definition."""
+        """x [rows, in] -> [num, rows, out], in plain torch operations: the definition."""
         appended = x[:, x.size(1) - self.repeated :]
         for i, layer in enumerate(self._layers):
             if i > 0 and self.repeated:
@@ -130,7 +130,7 @@ class EnsembleMLP(nn.Sequential):
         return fast.min_member(x, self.layers())
 
     def layers(self) -> list[fast.Layer]:
-        """The layers as ``networks.fast`` takes them."""
+        """The layers in the form that ``networks.fast`` takes."""
         out = []
         for modules in self._layers:
             linear, norm, p = modules[0], None, 0.0

@@ -23,7 +23,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, data: torch.Tensor, min_std: float = 0.02) -> None:
-        """Take mean and standard deviation of data [N, dim], the latter at least ``min_std``.
+        """Set mean and standard deviation from data [N, dim], the latter to at least ``min_std``.
 
         The minimum keeps dimensions that hardly move in the data from being scaled up too far.
         Raises SpecError when the data are empty, of another width or not finite.
@@ -44,24 +44,24 @@ class Normalizer(nn.Module):
 
 # tf-agents' floor of divisors: the rounding unit of float32
 MIN_SCALE = 1.1920929e-07
-# what moves less than this share of its own size (or of 1) does not move
+# a dimension that varies by less than this share of its size (or of 1) counts as constant
 STILL = 1e-5
 
 Floor = Literal["safe", "published"]
-"""What a dimension that does not move in the data is divided by: its own size (at least 1), so
-that a value it never had stays a small number, or :data:`MIN_SCALE`, as published.
+"""The divisor of a dimension that is constant in the data: its own size (at least 1), so that a
+new value stays a small number, or :data:`MIN_SCALE`, as published.
 """
 
 
 def still_dims(offset: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-    """Bool [dim]: which dimensions (almost) do not move, by centre and spread, [dim] each."""
+    """Bool [dim]: which dimensions are (almost) constant, by centre and spread, [dim] each."""
     return spread <= STILL * offset.abs().clamp(min=1)
 
 
 def divisors(
     offset: torch.Tensor, scale: torch.Tensor, still: torch.Tensor, floor: Floor
 ) -> torch.Tensor:
-    """``scale`` [dim], with the floor's choice where a dimension is ``still``."""
+    """``scale`` [dim], with the floor's divisor for dimensions that are ``still``."""
     scale = scale.clamp(min=MIN_SCALE)
     return scale if floor == "published" else torch.where(still, offset.abs().clamp(min=1), scale)
 
@@ -69,8 +69,8 @@ def divisors(
 class AffineNormalizer(nn.Module):
     """normalize(x) = (x - offset) / scale per dimension; the identity until fitted or loaded.
 
-    The observation and action normaliser of Implicit BC: unlike :class:`Normalizer` it goes
-    both ways, and its floor is for dimensions that do not move in the data alone (:data:`Floor`).
+    The observation and action normaliser of Implicit BC: unlike :class:`Normalizer` it works both
+    ways, and its floor applies only to dimensions that are constant in the data (:data:`Floor`).
     """
 
     offset: torch.Tensor
@@ -86,14 +86,14 @@ class AffineNormalizer(nn.Module):
     ) -> list[int]:
         """Mean and population standard deviation of data [N, dim]; its square root if asked.
 
-        Returns the dimensions that do not move. Raises SpecError when the data are empty, of
+        Returns the dimensions that are constant. Raises SpecError when the data are empty, of
         another width or not finite.
         """
         data = self._checked(data)
         return self.set(data.mean(0), data.std(0, correction=0), sqrt_std=sqrt_std, floor=floor)
 
     def fit_min_max(self, data: torch.Tensor, *, floor: Floor = "safe") -> list[int]:
-        """The range of data [N, dim] becomes [-1, 1]; otherwise as :meth:`fit_standard`."""
+        """Map the range of data [N, dim] to [-1, 1]; otherwise as :meth:`fit_standard`."""
         data = self._checked(data)
         low, high = data.amin(0), data.amax(0)
         return self.set((low + high) / 2, (high - low) / 2, floor=floor)
@@ -116,7 +116,7 @@ class AffineNormalizer(nn.Module):
         sqrt_std: bool = False,
         floor: Floor = "safe",
     ) -> list[int]:
-        """Centre and divide by these, [dim] each; returns the dimensions that do not move."""
+        """Centre and divide by these, [dim] each; returns the dimensions that are constant."""
         still = still_dims(offset, spread)
         scale = divisors(offset, spread.sqrt() if sqrt_std else spread, still, floor)
         self.offset.copy_(offset)

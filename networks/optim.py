@@ -25,9 +25,9 @@ _WARMUP_DIM, _WARMUP_STEPS = 32, 4000
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam, with the same state, by a kernel where one takes it.
+    """torch.optim.Adam with the same state, computed by a kernel if one accepts it.
 
-    Equal to torch's fused step but for the last bits. Weight decay, amsgrad and the other options
+    Equal to torch's fused step except for the last bits. Weight decay, amsgrad and other options
     keep their defaults.
     """
 
@@ -56,7 +56,7 @@ class Adam(torch.optim.Adam):
         if closure is not None or None in found:
             return super().step(closure)
         for backend, (group, rows) in zip(found, work, strict=True):
-            if backend is not None:  # none is None: checked above
+            if backend is not None:  # no gradient is None: checked above
                 backend[1].run(group, rows)
         return None
 

@@ -14,7 +14,7 @@ def spatial_embed(
 ) -> torch.Tensor:
     """sum over rows of relu(norm(shared + own)) * weight, for each of N candidates.
 
-    shared [B, rows, emb] (what the candidates have in common), own [B, N, emb],
+    shared [B, rows, emb] (the candidates' common part), own [B, N, emb],
     weight [1, rows, emb] -> [B, N, emb]. In one line of torch, with a tensor [B, N, rows, emb]
     in between: (relu(norm(shared[:, None] + own[:, :, None])) * weight[:, None]).sum(2)
     """
@@ -44,7 +44,7 @@ class SpatialEmb(nn.Module):
         assert isinstance(proj, Linear) and isinstance(norm, nn.LayerNorm)
         num_patch = feat.size(1)
         shared = proj.part(feat.transpose(1, 2), 0)
-        own = proj.bias.expand(feat.size(0), -1)  # what all rows have in common
+        own = proj.bias.expand(feat.size(0), -1)  # the part that all rows have in common
         if self.prop_dim > 0:
             assert prop is not None  # the owner checks its observation dict
             own = proj.part(prop, num_patch, proj.bias)

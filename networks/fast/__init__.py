@@ -1,10 +1,11 @@
-"""The hot operations of networks and who computes them.
+"""The hot operations of networks and the back ends that compute them.
 
-``ops`` has the operations, ``table`` who computes them: C++ kernels (``cpu``), oneDNN's matrix
+``ops`` has the operations, ``table`` chooses the back end: C++ kernels (``cpu``), oneDNN's matrix
 products (``onednn``) or plain torch (``plain``). ``process`` has settings of the whole process.
 
-Switches (environment): ``IBRL_GEMM`` = auto, mkl or onednn says who multiplies float32 matrices
-on the CPU (``onednn.gemm_backend``); ``IBRL_MALLOC`` = keep or system (``process``).
+Environment variables: ``IBRL_GEMM`` = auto, mkl or onednn chooses the library that multiplies
+float32 matrices on the CPU (``onednn.gemm_backend``); ``IBRL_MALLOC`` = keep or system
+(``process``).
 """
 
 from networks.fast.layer import Layer

@@ -1,4 +1,4 @@
-"""A layer of a perceptron, single or of an ensemble, as the operations take it."""
+"""A layer of one perceptron or of an ensemble, as passed to the operations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class Layer:
-    """A linear layer; if hidden, relu(dropout(norm(. + bias), p)) after it.
+    """A linear layer; if hidden, followed by relu(dropout(norm(. + bias), p)).
 
-    weight [M, in, out], or nn.Linear's [out, in] (a single member); bias None, or with one number
-    per member or one per unit; norm's parameters are shared by the members.
+    weight [M, in, out], or nn.Linear's [out, in] (a single member); bias None, or one number per
+    member or per unit; norm's parameters are shared by the members.
     """
 
     __slots__ = ("hidden", "norm", "p", "params", "weight")
@@ -46,6 +46,6 @@ class Layer:
         if weight.dim() == 2:
             weight = weight.t().unsqueeze(0)
         bias = None if bias is None else bias.reshape(weight.size(0), -1)
-        if run == slice(0, weight.size(0)):  # all of it: its gradient is not copied either
+        if run == slice(0, weight.size(0)):  # the whole weight: this avoids copying its gradient
             return weight, bias
         return weight[run], None if bias is None else bias[run]

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from common_utils.errors import UserError
 from networks.fast.table import Kernel
 
-# Products with a side below these are bound by memory, and oneDNN's preparations cost more than
-# it gains.
+# Products with a side below these are bound by memory, and oneDNN's preparation costs more than it
+# gains.
 _MIN_GEMM_ROWS = 16
 _MIN_GEMM_WIDTH = 64
 

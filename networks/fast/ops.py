@@ -1,6 +1,6 @@
 """The hot operations of networks. The fastest back end computes each (``fast.table``).
 
-What the fast forms save is passes over memory: a normalised, rectified layer is one pass instead
+The fast forms save passes over memory: a normalised, rectified layer is one pass instead
 of four, a perceptron is one call, and the spatial embedding never stores its [B, rows, emb]
 intermediate results. Their gradients cannot be differentiated again.
 """
@@ -77,7 +77,7 @@ def soft_update(net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau
 
 
 def _chain(todo: list[nn.Module], start: int) -> tuple[list[Layer], int]:
-    """Layers from todo[start] on that make one perceptron, and where they end."""
+    """Layers from todo[start] on that form one perceptron, and where they end."""
     layers: list[Layer] = []
     i = start
     while i < len(todo) and isinstance(linear := todo[i], nn.Linear):
@@ -91,7 +91,7 @@ def _chain(todo: list[nn.Module], start: int) -> tuple[list[Layer], int]:
         if j < len(todo) and isinstance(todo[j], nn.ReLU):
             layers.append(Layer(linear.weight, linear.bias, norm, p))
             i = j + 1
-        elif j == i + 1:  # nothing that belongs to it: the chain's last layer
+        elif j == i + 1:  # nothing follows that belongs to it: the chain's last layer
             if layers:
                 layers.append(Layer(linear.weight, linear.bias, hidden=False))
                 i = j
@@ -102,7 +102,7 @@ def _chain(todo: list[nn.Module], start: int) -> tuple[list[Layer], int]:
 
 
 def sequential(modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """What ``nn.Sequential(*modules)(x)`` gives, with as many layers per pass as possible."""
+    """Computes ``nn.Sequential(*modules)(x)`` with as many layers per pass as possible."""
     todo = [m for m in modules if not (isinstance(m, nn.Dropout) and not (m.training and m.p > 0))]
     i = part_by_part = 0
     while i < len(todo):
@@ -110,7 +110,7 @@ def sequential(modules: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
         if chain:
             operands = (x.reshape(-1, x.size(-1)), chain, None)
             found = find("perceptron", *operands)
-            # a back end's perceptron pays off as a whole only; else part by part
+            # a back end's perceptron pays off only as a whole; else part by part
             if found is not None and found[0] != "plain":
                 y = found[1].run(*operands)
                 x, i = y.view(*x.shape[:-1], y.size(-1)), end

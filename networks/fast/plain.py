@@ -1,4 +1,4 @@
-"""Every operation in torch's own: what the other back ends are tested against.
+"""Every operation in plain torch, against which the other back ends are tested.
 
 Runs on any device and dtype. An operation made of others leaves each part to the back
 end that computes it fastest.
@@ -47,7 +47,7 @@ def perceptron(
 
 
 def _runs(members: Sequence[int]) -> list[slice]:
-    """Members as slices of neighbours: to take a slice of the weights copies nothing."""
+    """Members as slices of neighbours, because slicing the weights copies nothing."""
     runs: list[slice] = []
     for m in members:
         if runs and runs[-1].stop == m:
@@ -89,7 +89,7 @@ def _always(*args: Any) -> bool:
     return True
 
 
-# Adam has no row: where no kernel takes it, torch.optim.Adam's own step runs (networks.optim)
+# Adam has no entry: if no kernel takes it, torch.optim.Adam's own step runs (networks.optim)
 OPERATIONS = {
     f.__name__: Kernel(_always, f)
     for f in (

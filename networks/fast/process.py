@@ -17,7 +17,7 @@ from networks.fast.onednn import gemm_mode
 def keep_freed_memory() -> bool:
     """Have glibc keep big freed blocks for reuse instead of returning them to the system.
 
-    Tensors above 32 MB are otherwise mapped again, page by page, at every operation; that is
+    Tensors above 32 MB are otherwise mapped again, page by page, at every operation, which takes
     a third to a half of the time of an update from pixels. The process then keeps its peak
     memory until it ends. Returns whether it was done: not with ``IBRL_MALLOC=system``, nor with
     another C library.
@@ -41,9 +41,9 @@ _threads = 0
 def use_threads(num: int) -> None:
     """Run the C++ kernels on ``num`` threads; 0, the default: as many as torch's operations.
 
-    Results are the same bits with any number. To give small networks two cores set this to 2 and
-    leave torch at one thread: between operations torch's OpenMP threads keep spinning on the core
-    that the kernels' thread wants (measured: slower than one thread).
+    Results are the same, bit for bit, with any number. To give small networks two cores, set this
+    to 2 and leave torch at one thread: between operations torch's OpenMP threads keep spinning on
+    the core that the kernels' thread needs (measured: slower than one thread).
     """
     if num < 0:
         raise ValueError(f"threads: {num}, expected 0 or more")
@@ -52,12 +52,12 @@ def use_threads(num: int) -> None:
 
 
 def threads() -> int:
-    """On how many threads the C++ kernels run."""
+    """The number of threads that the C++ kernels run on."""
     return _threads or torch.get_num_threads()
 
 
 def set_up(torch_threads: int = 0, kernel_threads: int = 0) -> None:
-    """What every program that trains or evaluates does first; 0 threads: leave torch's.
+    """The setup that every program which trains or evaluates does first; 0 threads: leave torch's.
 
     Raises UserError for one of the IBRL_* environment variables with an unexpected value.
     """

@@ -1,8 +1,8 @@
-"""Who computes which operation: a row per operation, a column per back end.
+"""Which back end computes which operation: a row per operation, a column per back end.
 
 A back end is a module of this package with a dictionary ``OPERATIONS``: operation -> Kernel. A
-call goes to the first back end, in the order of :data:`BACKENDS`, that takes these operands. The
-last, ``plain``, has every operation and takes everything. A new back end (CUDA, say) is one file
+call goes to the first back end, in the order of :data:`BACKENDS`, that accepts the operands. The
+last, ``plain``, has every operation and accepts everything. A new back end (CUDA, say) is one file
 and its name here; it needs none of the others.
 """
 
@@ -19,7 +19,7 @@ BACKENDS: tuple[str, ...] = ("cpu", "onednn", "plain")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One back end's form of an operation; both functions have the operation's arguments."""
+    """One back end's form of an operation; both functions take the operation's arguments."""
 
     takes: Callable[..., bool]
     run: Callable[..., Any]
@@ -27,7 +27,7 @@ class Kernel:
 
 @lru_cache(maxsize=1)
 def rows() -> dict[str, list[tuple[str, Kernel]]]:
-    """Operation -> (back end, its kernel), in the order in which they are asked."""
+    """Operation -> (back end, its kernel), in the order in which they are tried."""
     found: dict[str, list[tuple[str, Kernel]]] = {}
     for backend in BACKENDS:
         module = importlib.import_module(f"networks.fast.{backend}")
@@ -37,7 +37,7 @@ def rows() -> dict[str, list[tuple[str, Kernel]]]:
 
 
 def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
-    """The first back end that takes these operands, and its kernel."""
+    """The first back end that accepts these operands, and its kernel."""
     for found in rows().get(operation, ()):
         if found[1].takes(*args):
             return found
@@ -45,7 +45,7 @@ def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
 
 
 def call(operation: str, *args: Any) -> Any:
-    """The operation's result, by the first back end that takes these operands."""
+    """The operation's result, by the first back end that accepts these operands."""
     for _, kernel in rows()[operation]:
         if kernel.takes(*args):
             return kernel.run(*args)

@@ -1,18 +1,18 @@
 """Fast evaluation of an :class:`networks.ibc.mlp.MLPEBM` on the CPU: values and gradients.
 
-What is saved against plain torch, all of it exact up to rounding:
+What it saves compared with plain torch, all of it exact up to rounding:
 
 * the last dense layer of a pre-activation ResNet has only linear layers after it: the output
   unit is multiplied into it once per call, W_L^T w, instead of W_L into every row;
-* chains need df/da alone: no graph, no gradients of weights, masks instead of activations;
+* chains need only df/da: no graph, no gradients of weights, masks instead of activations;
 * f is a scalar per row, so df/d(layer) for one row gives everything: the gradient of any loss
   of the logits *and of df/da* (gradient penalty) needs one backward pass, one tangent pass and
   one product per weight matrix. ReLU networks have no second derivative almost everywhere.
 
 ``precision`` "bfloat16" multiplies matrices in bfloat16 with float32 sums; the first layer, the
-residual stream, the output unit and all gradients of parameters stay float32. "bfloat16x3" makes
-three such products of factors in two parts (what torch calls float32 matmul precision "high"):
-errors of about 3e-6 of a layer's norm, twice float32's speed; without tile registers it is float32.
+residual stream, the output unit and all gradients of parameters stay float32. "bfloat16x3" splits
+factors in two parts and makes three such products (torch's float32 matmul precision "high"): errors
+of about 3e-6 of a layer's norm, twice float32's speed; without tile registers it is float32.
 
 The passes are C++ (:mod:`networks.ibc.fused`) for networks that fit in the cache, else torch
 operations (:mod:`networks.ibc.passes`); ``IBC_KERNELS`` (environment) = auto, off or the name of
@@ -59,7 +59,7 @@ def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
 class Prepared:
     """A network's weights prepared for many evaluations: make one per chain or per action.
 
-    It does not follow later changes of the network. Unsupported networks are called directly.
+    Later changes to the network have no effect on it. Unsupported networks are called directly.
     """
 
     def __init__(self, net: MLPEBM, precision: Precision = "float32") -> None:
@@ -86,7 +86,7 @@ class Prepared:
         with torch.no_grad():
             w, ready = self._ready
             f, grad = ready.forward(w.first(encoded), actions, True)
-        assert grad is not None  # asked for
+        assert grad is not None  # requested above
         return f, grad
 
 
@@ -174,7 +174,7 @@ def fast_score_and_action_grad(
 ) -> tuple[Tensor, Tensor]:
     """f [B, N] and df/da [B, N, A], both differentiable (once) by the weights and ``encoded``.
 
-    What a loss with a gradient penalty needs, at the price of little more than :func:`fast_score`.
+    A loss with a gradient penalty needs both; this costs little more than :func:`fast_score`.
     """
     _checked(precision)
     actions = actions.detach()

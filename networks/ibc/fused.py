@@ -24,7 +24,7 @@ try:
 except ImportError:  # not built: everything works, slower
     ebm_kernels = None  # type: ignore[assignment]
 
-# A larger matrix does not fit in the cache together with the rows, and torch's products are better
+# A larger matrix does not fit in the cache together with the rows, and torch's products are faster
 MAX_WIDTH = 512
 _KINDS: dict[Kind, int] = {"MLPDropout": 0, "ResNetOrig": 1, "ResNetPreActivation": 2}
 
@@ -44,13 +44,13 @@ def kernels_mode() -> str:
 
 
 def choose(precision: str, width: int, layers: int) -> str | None:
-    """The best build of this CPU for a network; None: use torch.
+    """The best build for a network on this CPU; None: use torch.
 
     ``IBC_KERNELS`` (environment) = auto, off, or the name of a build.
     """
     mode = kernels_mode()
     if precision == "bfloat16x3" and precision not in [p for _, p in _builds()]:
-        precision = "float32"  # no tile registers: nothing to be gained
+        precision = "float32"  # no tile registers: nothing to gain
     names = [name for name, p in _builds() if p == precision and mode in ("auto", name)]
     if not names or layers < 1 or width > MAX_WIDTH:
         return None
@@ -59,7 +59,7 @@ def choose(precision: str, width: int, layers: int) -> str | None:
 
 @dataclass
 class Saved:
-    """What a backward pass needs of a forward pass; on tile registers it is computed again."""
+    """What a backward pass needs from a forward pass; on tile registers it is computed again."""
 
     first: Tensor
     memory: Tensor | None = None
@@ -110,7 +110,7 @@ class FusedNet:
     def forward_saving(
         self, first: Tensor, actions: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor | None, Saved]:
-        """The same, and what :meth:`gradients` needs."""
+        """f as above, and what :meth:`gradients` needs."""
         return self._forward(first, actions, with_grad, True)
 
     def _forward(
@@ -173,13 +173,13 @@ class FusedNet:
 
 
 def _pack(layers: Tensor, build: str) -> tuple[Tensor, Tensor]:
-    """[L, out, in] -> for the forward and the backward pass, as ``build`` reads them."""
+    """[L, out, in] -> packed for the forward and for the backward pass, as ``build`` reads them."""
     count, width, _ = layers.shape
     if build in ("amx", "amx_x3"):
         parts = [layers.to(torch.bfloat16)]
-        if build == "amx_x3":  # and what rounding left
+        if build == "amx_x3":  # and the remainder of rounding
             parts.append((layers - parts[0].float()).to(torch.bfloat16))
-        matrices = torch.stack(parts, 1).flatten(0, 1)  # of a layer one after the other
+        matrices = torch.stack(parts, 1).flatten(0, 1)  # the parts of a layer follow each other
         # the forward pass has it as the second factor, the backward pass as the first
         tiles = matrices.view(-1, width // 32, 32, width // 16, 16)
         return _panels(matrices, 2), tiles.permute(0, 3, 1, 4, 2).contiguous()

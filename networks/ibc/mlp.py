@@ -3,7 +3,7 @@
 * :class:`MLPEBM`: f(o, a), **minus** the energy of the paper (higher is better);
 * :class:`MLPMSE`: explicit regression; :class:`MLPMDN`: a mixture of Gaussians.
 
-All three are one trunk (:class:`MLPConfig`) and linear heads. Observations are float32 [B, D]
+All three have one trunk (:class:`MLPConfig`) and linear heads. Observations are float32 [B, D]
 (history flattened, oldest first) and actions float32 [..., A], both normalised by the policy.
 Only twice differentiable operations are used: the gradient penalty differentiates df/da.
 """
@@ -30,7 +30,7 @@ class MLPConfig:
 
     # units of a hidden layer
     width: Width = 512
-    # hidden layers; a residual block counts two (the first projection comes on top)
+    # hidden layers; a residual block counts as two (plus the first projection)
     depth: Annotated[int, Between(0, 256)] = 2
     # dropout rate
     rate: Dropout = 0.1
@@ -77,7 +77,7 @@ class Dense(nn.Linear):
         nn.init.normal_(self.bias, std=INIT_STD)
 
     def sigma(self) -> torch.Tensor | None:
-        """What the kernel is divided by, a scalar; None is 1."""
+        """The divisor of the kernel, a scalar; None is 1."""
         return None
 
 
@@ -96,7 +96,7 @@ class SpectralNormDense(Dense):
         self.register_buffer("u", torch.randn(1, out_features))
 
     def sigma(self) -> torch.Tensor:
-        u = self.u.clone()  # the graph keeps it, while the buffer moves on
+        u = self.u.clone()  # the graph keeps this copy, while the buffer changes
         v = _unit(u @ self.weight)
         u = _unit(v @ self.weight.t())
         if self.training:
@@ -109,7 +109,7 @@ class SpectralNormDense(Dense):
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """x over its Euclidean norm, with TensorFlow's guard against 0 / 0."""
+    """x divided by its Euclidean norm, with TensorFlow's guard against 0 / 0."""
     return x * x.square().sum().clamp(min=1e-12).rsqrt()
 
 
@@ -235,7 +235,7 @@ class MLPEBM(nn.Module):
     def encode(self, obs: torch.Tensor) -> torch.Tensor:
         """The observation's share of the first layer, obs [B, D] -> [B, width].
 
-        W_o o + b; with spectral norm W_o o, as :meth:`first_layer` still has to divide it. No
+        W_o o + b; with spectral norm W_o o, because :meth:`first_layer` still has to divide it. No
         power iteration is done here: that belongs to :meth:`score`, once per call.
         """
         check_last_dim("obs", obs, self.obs_dim, 2)
@@ -280,8 +280,8 @@ class MLPMSE(nn.Module):
 class MDNHead(nn.Module):
     """Features [B, width] -> a mixture of K Gaussians over actions [B, A].
 
-    In training mode the distribution of the loss; in eval mode the one that is acted from, with
-    the test temperature and every scale raised to ``test_variance_exponent``. As in the original,
+    In training mode this is the distribution of the loss; in eval mode that of actions, with the
+    test temperature and every scale raised to ``test_variance_exponent``. As in the original,
     exp() of the head called ``logvar`` is the scale (standard deviation), not the variance.
     """
 

@@ -18,10 +18,10 @@ Kind = Literal["MLPDropout", "ResNetOrig", "ResNetPreActivation"]
 
 @dataclass(frozen=True)
 class Weights:
-    """An MLPEBM as the fast forms see it; differentiable functions of the parameters.
+    """An MLPEBM in the form of the fast passes; differentiable functions of the parameters.
 
     With x = encoded + w_a a, L layers and h_0..h_L their inputs and the last one's output,
-    f = head . h_L + head_stream . s + const; s is the residual stream where the head sees it.
+    f = head . h_L + head_stream . s + const; s is the residual stream at the head.
     """
 
     kind: Kind
@@ -41,12 +41,12 @@ class Weights:
         return encoded / self.sigma + self.first_bias
 
     def tensors(self) -> list[Tensor | None]:
-        """All that a gradient is computed for."""
+        """All tensors that a gradient is computed for."""
         return [self.w_a, self.head, self.head_stream, self.const, *self.layers, *self.biases]
 
     @staticmethod
     def of_tensors(kind: Kind, tensors: Sequence[Tensor | None]) -> Weights:
-        """The weights whose :meth:`tensors` these are, without a graph."""
+        """The weights with these :meth:`tensors`, without a graph."""
         w_a, head, head_stream, const, *rest = tensors
         assert w_a is not None and head is not None and const is not None  # see tensors()
         found = [t for t in rest if t is not None]
@@ -56,7 +56,7 @@ class Weights:
 
 
 def supported(net: MLPEBM) -> bool:
-    """Whether the fast forms know this network: ReLU, no norm, no dropout, float32 on the CPU."""
+    """Whether the fast passes support the network: ReLU, no norm or dropout, float32 on the CPU."""
     cfg = net.cfg
     weight = net.energy.weight
     if cfg.activation != "relu" or cfg.normalizer is not None:
@@ -119,7 +119,7 @@ class TorchNet:
     def forward_saving(
         self, first: Tensor, actions: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor | None, Pass]:
-        """The same, and what :meth:`gradients` needs."""
+        """f as above, and what :meth:`gradients` needs."""
         run = Pass(self.w, self.dtype)
         f = run.forward(first, actions)
         return f, run.action_grad(actions.shape) if with_grad else None, run
@@ -218,7 +218,7 @@ class Pass:
         return _masked(g.to(self.dtype), self.inputs[last])
 
     def _relu(self, x: Tensor) -> Tensor:
-        # a copy: the stream lives on
+        # a copy: the stream is still needed
         return F.relu(x) if self.dtype is torch.float32 else x.to(self.dtype).relu_()
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,10 +1,10 @@
 """Networks of Implicit Behavioral Cloning over images (Florence et al., CoRL 2021, appendix).
 
 :class:`PixelEBM` encodes the images once and scores many actions against the code ("late
-fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies. Every one takes
-``images`` [B, T, C, H, W], **oldest frame first**, uint8 0..255 or float32 0..1, resizes and
-normalises them itself (:class:`FrameStack`). conv_maxpool runs channels-last: on a CPU twice as
-fast as channels-first when encoding, and 1.4 times in a training step.
+fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies. Each takes
+``images`` [B, T, C, H, W], **oldest frame first**, uint8 0..255 or float32 0..1, and resizes and
+normalises them itself (:class:`FrameStack`). conv_maxpool runs channels-last: on a CPU this is
+twice as fast as channels-first when encoding, and 1.4 times as fast in a training step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ StackOrder = Literal["scrambled", "channels"]
 
 @dataclass
 class ImageConfig:
-    """What is done to the camera's frames, and the encoder's arithmetic."""
+    """How the camera's frames are prepared, and the encoder's arithmetic."""
 
     # rows that the frames are resized to
     target_height: Annotated[int, Between(1, 2048)] = 180
@@ -51,7 +51,7 @@ class ImageConfig:
 
 @dataclass
 class EncoderConfig:
-    """What is done to the frames, and the image encoder."""
+    """How the frames are prepared, and the image encoder."""
 
     image: ImageConfig = field(default_factory=ImageConfig)
     # image encoder: conv_maxpool (256 features) or spatial_attention (2 * num_heads)
@@ -109,9 +109,9 @@ class ConvMDNConfig(EncoderConfig, MDNConfig):
 def stack_frames(images: torch.Tensor, order: StackOrder) -> torch.Tensor:
     """[B, T, C, H, W] -> one image [B, T * C, H, W] in channels-last memory.
 
-    It joins frames that are there, oldest first as published; which ones these are is decided by
-    ``common_utils.stacking``. In both orders channel k holds colour k % C. Raises ValueError for
-    an unknown order.
+    It joins the given frames, oldest first as published; ``common_utils.stacking`` decides which
+    frames these are. In both orders channel k holds colour k % C. Raises ValueError for an
+    unknown order.
     """
     batch, frames, colours, height, width = images.shape
     if order == "scrambled":
@@ -129,7 +129,7 @@ class FrameStack(nn.Module):
 
     uint8 becomes 0..1; the frames are stacked, resized bilinearly without anti-aliasing
     (half-pixel centres) and normalised per colour with the buffers ``mean`` and ``std`` [C] (of
-    0..1 values; 0 and 1 until somebody sets them). Normalising comes last because it commutes
+    0..1 values; 0 and 1 until they are set). Normalising comes last because it commutes
     with the rest and there are fewer pixels left.
     """
 
@@ -171,7 +171,7 @@ class CoordConv(nn.Module):
 
 
 class Conv(nn.Conv2d):
-    """A same-size convolution as Keras starts it: Glorot uniform kernel, zero bias."""
+    """A same-size convolution, initialised as in Keras: Glorot uniform kernel, zero bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
@@ -184,7 +184,7 @@ class Conv(nn.Conv2d):
 
 
 class ConvMaxpoolEncoder(nn.Module):
-    """Four times convolution, relu, 2x2 max pooling; then the mean over pixels.
+    """Convolution, relu and 2x2 max pooling, four times; then the mean over pixels.
 
     float32 [B, C, H, W] -> [B, 256]; H and W at least 16. ValueError for smaller images.
     """
@@ -302,7 +302,7 @@ def run_encoder(
     encoder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, cfg: ImageConfig
 ) -> torch.Tensor:
     """``encoder(x)`` with convolutions in the configured precision; the result is float32."""
-    if cfg.conv_precision == "float32" or x.device.type == "meta":  # which has shapes alone
+    if cfg.conv_precision == "float32" or x.device.type == "meta":  # meta tensors have only shapes
         return encoder(x)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         return encoder(x)

@@ -35,7 +35,7 @@ class _NormRelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        x, bias, gamma, _, _ = ctx.saved_tensors  # alive, as ctx.operands needs them
+        x, bias, gamma, _, _ = ctx.saved_tensors  # kept alive for ctx.operands
         dy = dy.contiguous()
         dx = torch.empty_like(x)
         dbias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[1] else None
@@ -61,7 +61,7 @@ def _norm_relu(
     eps: float,
     drop: tuple[int, float, int],
 ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
-    """-> y, what the backward pass needs of it, and the operands as the kernels know them."""
+    """-> y, what the backward pass needs, and the operands in the kernels' form."""
     width = x.size(-1)
     groups = 1 if bias is None else bias.size(0)
     rows = x.numel() // width // groups
@@ -136,7 +136,7 @@ class _Spatial(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> Any:
-        shared, action, _, _, weight, _ = ctx.saved_tensors  # alive, as ctx.operands needs them
+        shared, action, _, _, weight, _ = ctx.saved_tensors  # kept alive for ctx.operands
         _, rows, width = shared.shape
         dz = dz.contiguous()
         dshared = torch.empty_like(shared) if ctx.needs_input_grad[0] else None
@@ -165,7 +165,7 @@ def _spatial(
     weight: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """-> z, what the backward pass needs of it, and the operands as the kernels know them."""
+    """-> z, what the backward pass needs, and the operands in the kernels' form."""
     batch, rows, width = shared.shape
     num = action.size(1)
     z = torch.empty(batch, num, width)

@@ -1,8 +1,8 @@
 """Whole perceptrons, single or in an ensemble, forward and backward in one call each.
 
-The C++ kernels (csrc/kernels) take the layers of one member after the other, so that
-activations stay in the cache, with matrix products of their own: as fast as MKL's on Intel, on
-AMD not halved, and without a tensor, a dispatch and an autograd node per operation.
+The C++ kernels (csrc/kernels) compute the layers of one member after another, so that
+activations stay in the cache. They have their own matrix products, which are as fast as MKL's on
+Intel, do not run at half speed on AMD, and need no tensor, dispatch or autograd node per operation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _outputs(
 
 
 class _Plan:
-    """What a call needs besides tensors: the perceptrons as the kernels know them."""
+    """What a call needs in addition to tensors: the perceptrons in the kernels' form."""
 
     def __init__(self, x: torch.Tensor, members: list[int], layers: Sequence[Layer]) -> None:
         self.rows, self.members = x.size(0), members
@@ -94,7 +94,7 @@ def _operands(layer: Layer) -> Any:
     bias = layer.params[1]
     per_member = 0 if bias is None else bias.size(-1)
     eps = 0.0 if layer.norm is None else layer.norm.eps
-    if layer.p:  # with a seed of its own in each call
+    if layer.p:  # each call has its own seed
         return _named(where, layer.weight.shape, per_member, eps, layer.hidden, drop_args(layer.p))
     return _known(where, layer.weight.shape, per_member, eps, layer.hidden)
 
@@ -107,8 +107,8 @@ def _named(
     hidden: bool,
     drop: tuple[int, float, int] = (0, 1.0, 0),
 ) -> Any:
-    """A layer as the kernels know it. ``where``: addresses of ``Layer.params``; ``shape``: of the
-    weight; ``per_member``: numbers that a member has in the bias.
+    """A layer in the kernels' form. ``where``: addresses of ``Layer.params``; ``shape``: that of
+    the weight; ``per_member``: how many numbers of the bias belong to a member.
     """
     transposed = len(shape) == 2
     inputs, outputs = (shape[1], shape[0]) if transposed else (shape[1], shape[2])
@@ -131,8 +131,8 @@ def _named(
     )
 
 
-# To name the operands of a small layer takes longer than to compute it. The key has all that there
-# is to name, so that weights which are moved, replaced or freed are never mistaken for others.
+# Describing the operands of a small layer takes longer than computing it. The key contains all of
+# the description, so that weights which are moved, replaced or freed are never mistaken for others.
 _known = lru_cache(maxsize=1024)(_named)
 
 
@@ -167,7 +167,7 @@ class _Mlp(torch.autograd.Function):
 
 
 def _layer_grads(grads: Sequence[torch.Tensor | None]) -> list[Any]:
-    """Four tensors of each layer, in the order of ``Layer.params``, as the kernels know them."""
+    """Four tensors per layer, in the order of ``Layer.params``, in the kernels' form."""
     at = [address(g) for g in grads]
     return [
         kernels().MlpLayerGrad(dw=at[i], dbias=at[i + 1], dgamma=at[i + 2], dbeta=at[i + 3])
@@ -178,7 +178,7 @@ def _layer_grads(grads: Sequence[torch.Tensor | None]) -> list[Any]:
 def _once(*grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """Gradients that raise an error when they are differentiated again.
 
-    (torch's ``once_differentiable`` does that only where the incoming gradient has a graph; a
+    (torch's ``once_differentiable`` does that only if the incoming gradient has a graph; a
     gradient penalty on the whole network would silently get zeros.)
     """
     if not torch.is_grad_enabled():
@@ -198,7 +198,7 @@ def _new_grad(plan: _Plan, i: int, param: torch.Tensor | None, wanted: bool) -> 
 
 
 class _MinMember(torch.autograd.Function):
-    """The smallest member's value per row, [rows]; its gradient reaches that member alone."""
+    """The smallest member's value per row, [rows]; its gradient reaches only that member."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, plan: _Plan) -> torch.Tensor:
@@ -229,7 +229,7 @@ class _MinMember(torch.autograd.Function):
 def perceptron(
     x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None
 ) -> torch.Tensor:
-    """See ``networks.fast.ops``; dropout is drawn as its ``norm_relu`` draws it."""
+    """See ``networks.fast.ops``; dropout masks are drawn as in ``norm_relu`` there."""
     x = x.contiguous()
     members = range(layers[0].num) if members is None else members
     plan = _Plan(x, list(members), layers)
@@ -240,7 +240,7 @@ def perceptron(
 
 
 def takes_min_member(x: torch.Tensor, layers: Sequence[Layer]) -> bool:
-    """The shortcut is for the gradient of x alone: frozen layers, no dropout."""
+    """The shortcut gives only the gradient of x: it needs frozen layers and no dropout."""
     if not x.requires_grad or any(layer.p > 0.0 for layer in layers):
         return False
     if any(t is not None and t.requires_grad for layer in layers for t in layer.params):
@@ -249,6 +249,6 @@ def takes_min_member(x: torch.Tensor, layers: Sequence[Layer]) -> bool:
 
 
 def min_member(x: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """See ``networks.fast.ops``; each row's gradient goes through its smallest member alone."""
+    """See ``networks.fast.ops``; each row's gradient goes through its smallest member only."""
     x = x.contiguous()
     return _MinMember.apply(x, _Plan(x, list(range(layers[0].num)), layers))

@@ -1,4 +1,4 @@
-"""The C++ module of kernels (csrc/kernels), what it takes, and how."""
+"""The C++ module of kernels (csrc/kernels), and which operands it accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:  # not built: everything works, slower
 
 
 def loaded() -> Any:
-    """The module, where an operation has asked before whether it is there."""
+    """The module, for operations that have already checked that it is there."""
     return kernels
 
 
@@ -28,7 +28,7 @@ def fits(*tensors: torch.Tensor | None) -> bool:
 
 
 def norm_fits(norm: nn.LayerNorm, width: int) -> bool:
-    """Whether its parameters are there, and ``width`` numbers each in one piece."""
+    """Whether its parameters exist, each with ``width`` contiguous numbers."""
     gamma, beta = norm.weight, norm.bias
     if gamma is None or beta is None or norm.normalized_shape != (width,):
         return False
@@ -37,7 +37,7 @@ def norm_fits(norm: nn.LayerNorm, width: int) -> bool:
 
 
 def own_gemm() -> bool:
-    """Whether perceptrons run by the kernels' own matrix products.
+    """Whether perceptrons use the kernels' own matrix products.
 
     Yes unless ``IBRL_GEMM`` names another library, or the CPU has no AVX2 or better for them.
     """
@@ -45,19 +45,19 @@ def own_gemm() -> bool:
 
 
 def address(t: torch.Tensor | None) -> int:
-    """What the kernels take for a tensor; 0 for None."""
+    """The address of a tensor for the kernels; 0 for None."""
     return 0 if t is None else t.data_ptr()
 
 
 def needs_graph(*tensors: torch.Tensor | None) -> bool:
-    """Whether an operation on these has to be recorded for a backward pass."""
+    """Whether an operation on these must be recorded for a backward pass."""
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
 
 
 def drop_args(p: float) -> tuple[int, float, int]:
-    """Dropout as the kernels take it: how many of 2**32 survive, their scale, the seed."""
+    """Dropout in the kernels' form: how many of 2**32 survive, their scale, the seed."""
     if p <= 0.0:
         return 0, 1.0, 0
     seed = int(torch.randint(2**62, ()))

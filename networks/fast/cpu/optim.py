@@ -18,7 +18,7 @@ Row = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 def takes_adam(group: dict[str, Any], rows: Sequence[Row]) -> bool:
     """State in torch's form, one step count for all, contiguous float32 on the CPU."""
     for p, grad, state in rows:
-        if not state:  # torch makes it, in its own form
+        if not state:  # torch creates it in its own form
             return False
         if not module.fits(p, grad) or not (p.is_contiguous() and grad.is_contiguous()):
             return False
