@@ -1,11 +1,11 @@
-"""A real IBRL run in about a minute: straight through, and killed and resumed; both must agree.
+"""Do a short IBRL run without interruption, then killed and resumed, and compare the two.
 
     python tools/ci_train_resume.py [--out exp/ci] [--seed N]
 
-Demonstrations, BC and IBRL come from the quickstart's configs with a tiny budget, through the
-documented commands. The second run is ended by SIGKILL at a random moment after its first
-checkpoint and resumed with ``--resume 1``; its weights and metrics must then equal those of the
-first bit for bit. Exit status 0 if they do.
+This takes about a minute. Demonstrations, BC and IBRL use the quickstart's configs with a tiny
+budget, through the documented commands. SIGKILL ends the second run at a random moment after its
+first checkpoint, and ``--resume 1`` resumes it; its weights and metrics must then equal those of
+the first run bit for bit. Exit status 0 if they do.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def differences(a: Path, b: Path) -> list[str]:
         found += [f"{name}: {k}" for k in x if k not in y or not torch.equal(x[k], y[k])]
     logs = [read_metrics(run / "metrics.jsonl") for run in (a, b)]
     if [r["step"] for r in logs[0]] != [r["step"] for r in logs[1]]:
-        found.append("metrics.jsonl: other steps")
+        found.append("metrics.jsonl: different steps")
     for x, y in zip(*logs, strict=False):
         found += [
             f"metrics.jsonl, step {x['step']}: {k}: {x.get(k)} against {y.get(k)}"
@@ -94,9 +94,9 @@ def is_time(key: str) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Options(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "exp" / "ci", help="made anew")
+    parser.add_argument("--out", type=Path, default=ROOT / "exp" / "ci", help="created afresh")
     parser.add_argument(
-        "--seed", type=numeric(Seed), default=None, help="of the moment of the kill"
+        "--seed", type=numeric(Seed), default=None, help="seed of the time of the kill"
     )
     args = parser.parse_args(argv)
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed

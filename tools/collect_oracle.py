@@ -1,13 +1,13 @@
-"""Demonstrations of the particle, of block pushing and of suites of your own by their experts.
+"""Collect demonstrations from the experts of the particle, block pushing and your own suites.
 
     python -m tools.collect_oracle --task PUSH --num 2000 --replicas 10 --out release/data/ibc/push
     python -m tools.collect_oracle --task PARTICLE_2d --num 2000 --out release/data/ibc/particle_2d
 
-writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1].
+Writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``, actions in [-1, 1].
 ``--suite`` names the suite of any other task (docs/extending.md). The defaults are those of the
 published datasets: failed episodes are kept, and each episode ends with a boundary row (the
-terminal observation and the oracle's action there, which was not played). An interrupted run
-continues when the same command is run again. The file depends only on the options, not on the
+terminal observation and the oracle's action there, which was not played). To continue an
+interrupted run, run the same command again. The file depends only on the options, not on the
 replicas or interruptions.
 """
 
@@ -42,9 +42,9 @@ from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
 from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
 
-# a time limit that is never reached: the task's own one counts
+# a time limit that is never reached: the task has its own
 NO_LIMIT = 10**6
-FIRST, MID, LAST = 0, 1, 2  # of a row in its episode, as in the published recordings
+FIRST, MID, LAST = 0, 1, 2  # a row's place in its episode, as in the published recordings
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Kind:
     """What differs between the suites whose oracles are collected.
 
     options: fields of MainConfig that only this suite takes.
-    by_reward: episodes with a reward count as achieved too. The particle's success asks for the
-        second goal at the end, its reward for both goals in either order: by it the original
-        keeps episodes of ``random_order``.
+    by_reward: episodes with a reward count as achieved too. The particle's success requires the
+        second goal at the end; its reward requires both goals in either order, and the original
+        keeps ``random_order`` episodes by reward.
     """
 
     suite: str
@@ -62,13 +62,13 @@ class Kind:
     by_reward: bool = False
 
 
-# those whose tasks have names of their own, so that no --suite is needed
+# the suites that can be recognised by the task's name, without --suite
 PARTICLE = Kind("particle", ("wait_at_first_goal", "random_order", "hide_velocity"), True)
 BLOCKS = Kind("block_pushing", ("wait", "use_image_obs", "shared_memory"))
 
 
 def kind_of(task: str, suite: str = "") -> Kind:
-    """The suite that is named, or else that of the task's name."""
+    """The named suite; without a name, the one that the task's name implies."""
     if suite:
         known = {kind.suite: kind for kind in (PARTICLE, BLOCKS)}
         return known.get(suite, Kind(suite, ()))
@@ -77,7 +77,7 @@ def kind_of(task: str, suite: str = "") -> Kind:
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines an episode and what is stored of it; plain data."""
+    """Plain data that determines an episode and how much of it is stored."""
 
     MAKER: ClassVar[str] = "tools.collect_oracle:make_recorder"
 
@@ -133,11 +133,11 @@ class Recorder:
         if "state" not in self.spec.observations:
             raise EnvError(
                 f"suite '{self.spec.suite}' delivers {', '.join(self.spec.observations)}; "
-                "expected 'state', which demonstrations of experts hold"
+                "expected 'state', which expert demonstrations need"
             )
 
     def attempt(self, job: Job) -> Outcome:
-        """Play one episode and store it, unless it failed and only successes are wanted."""
+        """Play one episode; store it unless it failed and only successes are kept."""
         settings, recording = self.settings, Recording()
         frames: list[np.ndarray] = []
         filming = job.number < settings.num_videos
@@ -190,7 +190,7 @@ class Recorder:
 
 
 def make_recorder(settings: Mapping[str, Any]) -> Recorder:
-    """The recorder of a worker process, from the settings it is sent."""
+    """The recorder of a worker process, built from the settings it receives."""
     return Recorder(Settings(**settings))
 
 
@@ -200,7 +200,7 @@ class MainConfig:
 
     # PARTICLE_{N}d, PUSH, REACH, INSERT, PUSH_DISCONTINUOUS, PUSH_MULTIMODAL, PUSH_NORMALIZED, ...
     task: str = "PUSH"
-    # episodes in all
+    # total number of episodes
     num: Positive = 2000
     # worker processes (-1: one per core; 0: this process)
     replicas: Annotated[int, Between(-1, 256)] = -1
@@ -219,7 +219,7 @@ class MainConfig:
     boundary_rows: Flag = 1
     # distance at which a goal counts as reached (0: the task's own)
     goal_tolerance: NotNegativeNumber = 0.0
-    # particle: control steps near the first goal before going on
+    # particle: control steps to stay near the first goal before moving to the second
     wait_at_first_goal: Positive = 1
     # particle: visit the goals in a random order
     random_order: Flag = 0
@@ -234,17 +234,17 @@ class MainConfig:
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
     # block pushing: play in a running pybullet server, which shows the scene
-    # (python -m pybullet_utils.runServer); takes --replicas 0
+    # (python -m pybullet_utils.runServer); needs --replicas 0
     shared_memory: Flag = 0
-    # write an MP4 of each of the first so many episodes into OUT/videos
+    # number of episodes, from the first, whose MP4 is written into OUT/videos
     num_videos: NotNegative = 0
-    # replace an existing dataset, and what an unfinished run left
+    # replace an existing dataset and the remains of an unfinished run
     overwrite: Flag = 0
 
     def __post_init__(self) -> None:
         if self.shared_memory and self.replicas > 0:
             raise ValueError(
-                f"shared_memory: 1 has one scene to show, expected replicas 0, got {self.replicas}"
+                f"shared_memory: 1 shows a single scene, expected replicas 0, got {self.replicas}"
             )
         kind, pauses = kind_of(self.task, self.suite), self.task.upper() == "PUSH_DISCONTINUOUS"
         fits = {name: name in kind.options for name in (*PARTICLE.options, *BLOCKS.options)}
@@ -253,13 +253,13 @@ class MainConfig:
         for name, fit in fits.items():
             if not fit and getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} is no option of task {self.task}, expected "
+                    f"{name}: {getattr(self, name)} does not apply to task {self.task}, expected "
                     f"{defaults[name]!r}"
                 )
 
     @property
     def oracle_options(self) -> dict[str, Any]:
-        """What the oracle is given besides the noise."""
+        """The oracle's options, apart from the noise."""
         options = {
             "wait_at_first_goal": self.wait_at_first_goal,
             "random_order": bool(self.random_order),
@@ -303,7 +303,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
     env_cfg, usual = asdict(settings.env_cfg()), asdict(EnvConfig())
     kwargs = {k: v for k, v in env_cfg.items() if v != usual[k]}
     for name in ("suite", "task", "episode_length", "shared_memory"):
-        kwargs.pop(name, None)  # given elsewhere, or without effect
+        kwargs.pop(name, None)  # stored elsewhere, or without effect
     expert = {
         "noise": cfg.noise,
         "options": cfg.oracle_options,
@@ -333,7 +333,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
 def collect(cfg: MainConfig) -> Path:
     """Collect ``num`` episodes, continuing an unfinished run; returns the dataset file.
 
-    Raises what ``DemoRun.record`` raises, ConfigError without a folder, and EnvError for an
+    Raises the errors of ``DemoRun.record``, ConfigError without a folder, and EnvError for an
     unknown task or a missing simulator.
     """
     output_folder(cfg.out, "out", "a folder, such as release/data/ibc/push")

@@ -1,16 +1,16 @@
-"""Minari datasets in this project's layout, for ``train_bc.py`` and IBRL.
+"""Convert Minari datasets to this project's layout, for ``train_bc.py`` and IBRL.
 
     minari download D4RL/door/human-v2
     python -m tools.convert_minari --dataset D4RL/door/human-v2 \\
         --out release/data/d4rl/door-human-v0
 
-writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Nothing is downloaded: the
-dataset must lie in Minari's folder (``--root``). Actions are mapped from their bounds to [-1, 1];
-the observation after the last action is dropped. Datasets of Adroit and of the Franka kitchen
-become D4RL's tasks of this project (suite d4rl, ``env/d4rl.py``), the kitchen's 59 numbers and
-goals D4RL's 60; all others keep their environment (suite gymnasium) and take their state from
-``--state_key``. Rewards stay as they were recorded; how each episode ended, and the numbers of its
-infos, are kept for what makes it a success (``gym.success_key``).
+Writes ``dataset.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Nothing is downloaded: the
+dataset must be in Minari's folder (``--root``). Actions are mapped from their bounds to [-1, 1];
+the observation after the last action is dropped. Datasets of Adroit and the Franka kitchen become
+tasks of the suite d4rl (``env/d4rl.py``); the kitchen's 59 numbers and its goals become D4RL's 60
+numbers. All others keep their environment (suite gymnasium) and take their state from
+``--state_key``. Rewards stay as recorded. How each episode ended and the numbers in its infos are
+kept, since success may be read from them (``gym.success_key``).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KITCHEN = "FrankaKitchen"
 
 @dataclass
 class MainConfig:
-    """What to convert, and where to."""
+    """What to convert, and where to write it."""
 
     # id of the Minari dataset, such as D4RL/door/human-v2
     dataset: str = ""
@@ -55,13 +55,13 @@ class MainConfig:
     out: str = ""
     # Minari's folder ("": MINARI_DATASETS_PATH, or ~/.minari/datasets)
     root: str = ""
-    # the first so many episodes (-1: all)
+    # number of episodes, from the first (-1: all)
     num: AllOr = -1
     # observation key(s) of the state, joined by "+" ("": observations are one vector)
     state_key: str = ""
     # 1: actions outside their bounds are clipped, as Adroit and the kitchen do; 0: refused
     clip_actions: Flag = 0
-    # module(s) that the dataset may name and so have imported, joined by "+" (docs/security.md)
+    # module(s) that the dataset may import by name, joined by "+" (docs/security.md)
     trust_module: str = ""
     # replace an existing dataset.hdf5
     overwrite: Flag = 0
@@ -80,7 +80,7 @@ def local_datasets(folder: Path) -> list[str]:
 
 
 def open_dataset(cfg: MainConfig) -> MinariDataset:
-    """The local dataset; ConfigError, with the command that downloads it, where it is absent."""
+    """The local dataset. If it is absent, ConfigError gives the command that downloads it."""
     folder = datasets_folder(cfg.root)
     if not cfg.dataset:
         raise ConfigError("dataset: '', expected an id, such as D4RL/door/human-v2")
@@ -101,15 +101,16 @@ def open_dataset(cfg: MainConfig) -> MinariDataset:
         ) from error
     try:
         return minari.MinariDataset(path)
-    except Exception as error:  # whatever a damaged dataset makes minari or h5py raise
+    except Exception as error:  # a damaged dataset can make minari or h5py raise anything
         raise ConfigError(
             f"dataset: '{cfg.dataset}' in {folder} cannot be read: {error!r}"
         ) from error
 
 
 def check_named_modules(cfg: MainConfig, metadata: Path) -> None:
-    """Minari makes the environment of a dataset that does not state its spaces, from whatever
-    module the dataset names. Raises ConfigError unless it is a registered or a trusted one.
+    """Raise ConfigError if Minari would import a module that is neither registered nor trusted.
+
+    For a dataset that does not state its spaces, Minari makes the environment that it names.
     """
     try:
         found = json.loads(metadata.read_text(encoding="utf-8"))
@@ -126,14 +127,14 @@ def check_named_modules(cfg: MainConfig, metadata: Path) -> None:
     for module in modules:
         if not is_trusted(module, cfg.trust_module):
             raise ConfigError(
-                f"dataset: '{cfg.dataset}' does not state its spaces, and for them names the "
+                f"dataset: '{cfg.dataset}' does not state its spaces but names the "
                 f"module '{module}', which would be imported and run; if you trust it: "
                 f"--trust_module {module}"
             )
 
 
 def d4rl_task(env_id: str, kwargs: Mapping[str, Any], dataset_id: str) -> str | None:
-    """The task of suite d4rl that an environment of gymnasium is, None for none of them."""
+    """The task of suite d4rl that matches a gymnasium environment, or None."""
     base = re.sub(r"-v\d+$", "", env_id)
     fitting = [n for n, t in TASKS.items() if re.sub(r"-v\d+$", "", t.env_id) == base]
     if base == KITCHEN:
@@ -156,7 +157,7 @@ class Converter:
         self.cfg, self.data = cfg, data
         spec = data.env_spec
         if spec is None:
-            raise ConfigError(f"dataset: '{cfg.dataset}' does not say which environment it is of")
+            raise ConfigError(f"dataset: '{cfg.dataset}' does not name its environment")
         self.task = d4rl_task(spec.id, spec.kwargs, cfg.dataset)
         self.kitchen = spec.id.startswith(KITCHEN)
         self.env_args = {
@@ -165,7 +166,7 @@ class Converter:
             "minari_dataset": cfg.dataset,
         }
         self._low, self._high = self._action_bounds()
-        # episode -> its clipped steps, and how far the worst of all lay outside
+        # clipped steps by episode; the largest ratio of an action to its bounds
         self.clipped: dict[int, int] = {}
         self.worst = 0.0
 
@@ -207,12 +208,12 @@ class Converter:
 
     @staticmethod
     def _infos(episode: Any) -> dict[str, np.ndarray]:
-        """The numbers of each step's info, by key: what success may be read from."""
+        """The numbers in each step's info, by key; success may be read from them."""
         steps, found = len(episode.rewards), {}
         for key, value in (episode.infos or {}).items():
             array = np.asarray(value)
             if array.ndim == 1 and array.dtype.kind in "fiub" and "/" not in key:
-                array = array[1:] if len(array) == steps + 1 else array  # the reset's comes first
+                array = array[1:] if len(array) == steps + 1 else array  # drop the reset's info
                 if len(array) == steps and np.isfinite(array).all():
                     found[key] = array
         return found
@@ -224,7 +225,7 @@ class Converter:
         actions = np.asarray(episode.actions, np.float64)
         actions = actions.reshape(len(actions), -1)
         if not len(actions):
-            raise self._error(episode, "actions", "there are none")
+            raise self._error(episode, "actions", "empty")
         actions = 2 * (actions - self._low) / (self._high - self._low) - 1
         worst = float(np.abs(actions).max())
         if worst > 1 + 1e-5 and not self.cfg.clip_actions:
@@ -294,7 +295,7 @@ def convert(cfg: MainConfig) -> Path:
     if converter.clipped:
         print(
             f"note: {sum(converter.clipped.values())} actions of {len(converter.clipped)} episodes "
-            f"reached beyond their bounds (up to {converter.worst:.4g} times) and were clipped"
+            f"exceeded their bounds (up to {converter.worst:.4g} times) and were clipped"
         )
     steps = sum(len(r) for r in recordings)
     print(f"{path}: {len(recordings)} episodes, {steps} steps of {converter.env_args['env_name']}")

@@ -1,15 +1,15 @@
-"""Coordinate regression (Implicit Behavioral Cloning, Figure 4): from an image with one coloured
-square, tell where it is, having seen 10 or 30 images.
+"""Coordinate regression (Implicit Behavioral Cloning, Figure 4): locate the one coloured square
+in an image, after training on 10 or 30 images.
 
     python -m tools.coordinate_regression --out release/results/ibc
 
-writes ``coordinate_regression.json`` and ``coordinate_regression.png`` there: errors in pixels on
-held-out images, inside and outside the convex hull of the training points. Policies are trained
-by ``train_bc.py`` on generated files of one image per step, the square's centre being the
-action. Run again, an interrupted command continues with what is missing.
+Writes ``coordinate_regression.json`` and ``coordinate_regression.png`` there: errors in pixels on
+held-out images, inside and outside the convex hull of the training points. ``train_bc.py`` trains
+the policies on generated files with one image per step; the action is the square's centre. An
+interrupted command continues when it is run again.
 
-The publication has no program for this task; the images, networks and numbers of steps here are
-ours. Three policies:
+The paper's authors published no program for this task; we chose the images, networks and numbers
+of steps. Three policies:
 
 * ``ibc``: the energy model with the encoder ``spatial_attention``, uniform counter-examples over
   the whole image, derivative-free optimisation;
@@ -52,7 +52,7 @@ TEST_SEED = 10**6
 
 _ENCODER = {"encoder": "spatial_attention", "filters": 32, "num_blocks": 3, "num_heads": 16}
 _TRUNK = {"layers": "MLPDropout", "width": 128, "depth": 2, "rate": 0.0}
-# what differs between the policies, in train_bc's configuration
+# how the policies differ in train_bc's configuration
 POLICIES: dict[str, dict[str, Any]] = {
     "mse_convmlp": {"policy_type": "mse", "mse": {"pixel": _TRUNK}},
     "mse": {"policy_type": "mse", "mse": {"pixel": _TRUNK | _ENCODER}},
@@ -63,7 +63,7 @@ POLICIES: dict[str, dict[str, Any]] = {
             "num_counter_examples": 256,
             "fraction_langevin_samples": 0.0,
             "grad_penalty": {"add_grad_penalty": 0},
-            # the whole image, however little of it the training points cover
+            # cover the whole image, even where there are no training points
             "uniform_boundary_buffer": 100.0,
             "scalar_box": 0,
             "num_action_samples": 2048,
@@ -77,7 +77,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class MainConfig:
-    """The experiment; its outcome depends on all but ``out``."""
+    """The experiment; its outcome depends on every field except ``out``."""
 
     # training points
     num_points: list[Annotated[int, AtLeast(3)]] = field(default_factory=lambda: [10, 30])
@@ -87,13 +87,13 @@ class MainConfig:
     num_seeds: Positive = 1
     # held-out points, the same for all
     num_test: Positive = 400
-    # pixels of the pictures' sides
+    # width and height of the images in pixels
     image_size: Annotated[int, Between(16, 4096)] = 64
     # gradient steps
     steps: Positive = 300
-    # pictures per step
+    # images per step
     batch_size: BatchSize = 10
-    # first step size of Adam; it falls to a twentieth
+    # Adam's initial step size; it falls to a twentieth
     lr: PositiveNumber = 1e-3
     # folder of the results
     out: str = "release/results/ibc"
@@ -214,7 +214,7 @@ def held_out(cfg: MainConfig) -> np.ndarray:
 
 
 def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
-    """All runs, the file of results being written after each; returns them."""
+    """Do all runs and return their results; the file is written after each run."""
     out = output_folder(cfg.out, "out", "a folder")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{NAME}.json"
@@ -237,14 +237,14 @@ def experiment(cfg: MainConfig) -> list[dict[str, Any]]:
 
 
 def _check_points(cfg: MainConfig) -> None:
-    """Points on one line have no hull to be inside of: said before anything is trained."""
+    """Refuse points on one line, whose hull is empty, before anything is trained."""
     for seed in range(cfg.num_seeds):
         for num in cfg.num_points:
             seen = points(num, seed, cfg.image_size)
             if np.linalg.matrix_rank(seen - seen[0]) < 2:
                 raise ConfigError(
                     f"num_points: the {num} points of seed {seed} at image_size {cfg.image_size} "
-                    "lie on a line, expected a triangle at least; take more points"
+                    "lie on a line, expected at least a triangle; use more points"
                 )
 
 

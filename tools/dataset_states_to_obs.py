@@ -1,4 +1,4 @@
-"""Raw recordings of robosuite or robomimic -> demonstrations that BC and IBRL read.
+"""Turn raw recordings of robosuite or robomimic into demonstrations that BC and IBRL read.
 
     python -m tools.dataset_states_to_obs --dataset demo.hdf5 \
         --output_folder release/data/robomimic/can \
@@ -6,9 +6,9 @@
 
 Loads every recorded state into the current simulation, reads observations, renders images
 (``--image_size``) and stores them resized (``--obs_size``), recomputes rewards and checks them
-against the file's. Writes ``processed_data{obs_size}.hdf5`` and ``env_cfg.json``. What differs
-from the recording (robosuite's version, the model, controllers, rewards) is printed and kept with
-each demonstration as the attribute "notes". An interrupted run continues when the same
+against the file's. Writes ``processed_data{obs_size}.hdf5`` and ``env_cfg.json``. Differences
+from the recording (robosuite's version, the model, controllers, rewards) are printed and stored
+with each demonstration as the attribute "notes". An interrupted run continues when the same
 command is run again.
 """
 
@@ -46,7 +46,7 @@ DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
 
 @dataclass(frozen=True)
 class ReplayRun(DemoRun):
-    """A recording run whose attempts are the demonstrations of a file: as many as there are."""
+    """A recording run with one attempt per demonstration of a file."""
 
     def _jobs(self, parts: Parts) -> Iterator[Job]:
         return itertools.takewhile(lambda job: job.number < self.num, super()._jobs(parts))
@@ -64,10 +64,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=numeric(AllOr), default=-1, help="only the first n demonstrations")
     p.add_argument("--camera_names", nargs="*", default=DEFAULT_CAMERAS, help="none: states only")
     p.add_argument(
-        "--image_size", type=numeric(PictureSize), default=224, help="rendered at (%(default)s)"
+        "--image_size",
+        type=numeric(PictureSize),
+        default=224,
+        help="pixels at which images are rendered (%(default)s)",
     )
     p.add_argument(
-        "--obs_size", type=numeric(PictureSize), default=96, help="stored at (%(default)s)"
+        "--obs_size",
+        type=numeric(PictureSize),
+        default=96,
+        help="pixels at which images are stored (%(default)s)",
     )
     p.add_argument("--render_quality", choices=("faithful", "fast"), default="faithful")
     p.add_argument("--shaped", default=0, **switch, help="shaped instead of sparse rewards")
@@ -83,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--on_mismatch",
         choices=("error", "report"),
         default="error",
-        help="when recorded rewards are not those of the recorded states",
+        help="what to do when recorded rewards do not match the recorded states",
     )
     p.add_argument("--video", default=0, **switch, help="also write demo_N_CAMERA.mp4")
     p.add_argument("--tensor", default=0, **switch, help="also write demo_N.pt")
@@ -99,11 +105,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise ConfigError for what cannot be done."""
+    """Raise ConfigError for options that cannot be carried out."""
     if options.copy_rewards:
         raise ConfigError(
             "copy_rewards: 1, expected 0: rewards are recomputed from the states and checked "
-            "against the file's, copying would hide a mismatch"
+            "against the file's; copying would hide a mismatch"
         )
     if options.n == 0 or options.n < -1:
         raise ConfigError(f"n: {options.n}, expected -1 (all) or at least 1")
@@ -115,7 +121,9 @@ def check_options(options: argparse.Namespace) -> None:
     if options.video and not options.camera_names:
         raise ConfigError("video: 1 needs a camera in camera_names")
     if not (options.save_hdf5 or options.video or options.tensor):
-        raise ConfigError("save_hdf5: 0, with neither video nor tensor nothing would be written")
+        raise ConfigError(
+            "save_hdf5: 0, expected 1: without video or tensor nothing would be written"
+        )
 
 
 def plan(options: argparse.Namespace) -> ReplayRun:
@@ -160,7 +168,7 @@ def plan(options: argparse.Namespace) -> ReplayRun:
 
 
 def print_notes(path: Path) -> None:
-    """What the demonstrations' notes say, each once, and how well single actions fit."""
+    """Print each of the demonstrations' notes once, and how well single actions fit."""
     notes: dict[str, list[str]] = {}
     taken: dict[str, int] = {}
     errors = []
@@ -182,7 +190,7 @@ def print_notes(path: Path) -> None:
 
 
 def save_extras(path: Path, video: bool, tensor: bool) -> None:
-    """``demo_N_CAMERA.mp4`` and ``demo_N.pt`` beside the dataset."""
+    """Write ``demo_N_CAMERA.mp4`` and ``demo_N.pt`` next to the dataset."""
     with h5py.File(path, "r") as file:
         for name, demo in file["data"].items():
             arrays = {key: dset[()] for key, dset in demo["obs"].items()}
@@ -202,7 +210,7 @@ def save_extras(path: Path, video: bool, tensor: bool) -> None:
 
 
 def convert(options: argparse.Namespace) -> Path:
-    """Replay and write; the dataset's path (which is gone again with ``save_hdf5`` 0)."""
+    """Replay and write; returns the dataset's path (the file is removed with ``save_hdf5`` 0)."""
     check_options(options)
     run = plan(options)
     with kept_reported(run.kept):

@@ -1,4 +1,4 @@
-"""Scripted robosuite episodes: what ``tools.recording`` plays for ``generate_demos`` and
+"""Scripted robosuite episodes, which ``tools.recording`` plays for ``generate_demos`` and
 ``expert_report``."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tools.recording import Job, Outcome, store_part
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how an attempt goes and what is stored of it; plain data."""
+    """Plain data that determines an attempt and how much of it is stored."""
 
     MAKER: ClassVar[str] = "tools.demo_recorder:make_recorder"
 
@@ -44,7 +44,7 @@ class Settings:
         return Recorder(self)
 
     def env_args(self) -> dict[str, Any]:
-        """robomimic's description of the environment, with what made the demonstrations."""
+        """robomimic's description of the environment, plus the expert's settings."""
         args = robomimic_env_args(self.task, self.cameras, self.obs_size)
         if self.cameras:
             args["env_kwargs"]["render_quality"] = self.render_quality
@@ -73,7 +73,7 @@ class Recorder:
         self.spec = self.env.spec
 
     def attempt(self, job: Job) -> Outcome:
-        """Play one episode and, where it succeeds, store it. Raises EnvError on a full disk."""
+        """Play one episode and store it if it succeeds. Raises EnvError on a full disk."""
         recording = Recording()
         env, cameras = self.env, self.settings.cameras
         obs, info = env.reset(seed=job.env_seed)
@@ -106,5 +106,5 @@ class Recorder:
 
 
 def make_recorder(settings: Mapping[str, Any]) -> Recorder:
-    """What a worker process makes of the settings it is sent."""
+    """The recorder of a worker process, built from the settings it receives."""
     return Recorder(Settings(**settings))

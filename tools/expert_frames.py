@@ -1,10 +1,10 @@
-"""A strip of images of an episode played by a scripted robosuite expert, to look at.
+"""Draw a strip of images from an episode played by a scripted robosuite expert.
 
     python -m tools.expert_frames --task ToolHang --seed 1 --noise 0.1 --out strip.png
 
-writes a PNG: ``--frames`` images from the first step to the last, which has a green border
-when the task is solved; all others are red. ``--failure 1`` instead shows the first
-episode that fails, from ``--seed`` on (raise the noise until there is one). Needs OpenGL.
+Writes a PNG: ``--frames`` images from the first step to the last. The last has a green border
+if the task is solved; all others have a red one. ``--failure 1`` instead shows the first
+episode that fails, counting from ``--seed`` (raise the noise until there is one). Needs OpenGL.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from env.robosuite.sim import TASKS, make_sim, reset_sim, step_sim
 COLLISION_GROUP = 0  # hidden collision shapes
 DRAWN = 224  # pixels at which images are drawn
 BORDER = 3
-ATTEMPTS = 50  # episodes in which a failure is looked for
+ATTEMPTS = 50  # episodes to try before giving up
 COLOURS = {False: (200, 40, 40), True: (40, 160, 60)}
 
 
@@ -43,20 +43,20 @@ class MainConfig:
 
     # one of the tasks with an expert
     task: str = "Lift"
-    # of the episode: the environment's and the expert's
+    # seed of the environment and the expert
     seed: NotNegative = 1
     # standard deviation of action noise
     noise: ActionNoise = 0.1
     # time limit in control steps (-1: the task's)
     episode_length: Annotated[EpisodeLength, Or(-1)] = -1
-    # show the first failure from seed on, instead of the first success
+    # show the first failure at or after the seed, instead of the first success
     failure: Flag = 0
-    # control steps that follow a success
+    # control steps to play after a success
     after: NotNegative = 0
     camera: str = "agentview"
-    # pictures in the strip
+    # images in the strip
     frames: Annotated[int, Between(2, 1000)] = 8
-    # pixels of each
+    # width and height of each image in pixels
     size: Annotated[int, Between(16, 4096)] = 128
     # the PNG to write
     out: str = ""
@@ -77,7 +77,7 @@ def play(cfg: MainConfig, sim: Any, seed: int) -> tuple[bool, list[np.ndarray], 
         success = step_sim(sim, expert.act())
         poses.append(sim.sim.data.qpos.copy())
     for _ in range(cfg.after if success else 0):
-        success = step_sim(sim, expert.act())  # whether it still is
+        success = step_sim(sim, expert.act())  # it may have been undone
         poses.append(sim.sim.data.qpos.copy())
     return success, poses, expert.phase
 
@@ -91,7 +91,7 @@ def picture(cfg: MainConfig, sim: Any, renderer: Renderer, pose: np.ndarray) -> 
 
 
 def strip(cfg: MainConfig) -> Path:
-    """Write the strip; the file. Raises ConfigError when no such episode is found."""
+    """Write the strip and return its path. Raises ConfigError when no such episode is found."""
     if not cfg.out:
         raise ConfigError("out: '', expected a PNG file")
     sim = make_sim(cfg.task)
@@ -101,7 +101,7 @@ def strip(cfg: MainConfig) -> Path:
             break
     else:
         wanted = "fails" if cfg.failure else "succeeds"
-        raise ConfigError(f"none of {ATTEMPTS} episodes from seed {cfg.seed} on {wanted}")
+        raise ConfigError(f"none of {ATTEMPTS} episodes starting at seed {cfg.seed} {wanted}")
     renderer = Renderer(sim.sim.model._model, DRAWN, DRAWN, "faithful", (COLLISION_GROUP,))
     steps = np.linspace(0, len(poses) - 1, cfg.frames).round().astype(int)
     shown = [picture(cfg, sim, renderer, poses[step]) for step in steps]
@@ -123,7 +123,7 @@ def strip(cfg: MainConfig) -> Path:
 
 
 def main() -> int:
-    """Entry point; exit status 0, 2 without an episode, a camera or OpenGL."""
+    """Entry point; exit status 0, or 2 without an episode, a camera or OpenGL."""
     cfg = run_config.parse(MainConfig)
     strip(cfg)
     return 0

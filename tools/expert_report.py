@@ -1,10 +1,10 @@
-"""How often the scripted robosuite experts succeed, over fresh seeds.
+"""Measure how often the scripted robosuite experts succeed, over fresh seeds.
 
     python -m tools.expert_report --tasks Lift,PickPlaceCan,NutAssemblySquare --num 100 \
         --noise 0.1 --seed 1 --out release/results/robosuite/experts.json
 
-prints a line per task and, with ``--out``, adds each to that JSON file as soon as it is known,
-in place of an earlier one of the same task and noise. States only; needs no OpenGL.
+Prints a line per task and, with ``--out``, adds each result to that JSON file as soon as it is
+known, replacing an earlier one for the same task and noise. States only; needs no OpenGL.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tools.results import earlier_results
 
 @dataclass
 class MainConfig:
-    """Which experts, and how long."""
+    """Which experts to play, and for how long."""
 
     # tasks, joined by commas
     tasks: str = "Lift,PickPlaceCan,NutAssemblySquare"
@@ -44,7 +44,7 @@ class MainConfig:
     num: Positive = 100
     # standard deviation of action noise
     noise: ActionNoise = 0.1
-    # metres by which waypoints in free space vary (-1: what goes with the noise)
+    # metres by which waypoints in free space vary (-1: chosen to match the noise)
     jitter: Annotated[Jitter, Or(-1)] = -1.0
     # source of all randomness
     seed: NotNegative = 1
@@ -68,7 +68,7 @@ class MainConfig:
 
 
 def measure(cfg: MainConfig, task: str) -> dict[str, Any]:
-    """Play ``num`` episodes; the record of them, as it is stored."""
+    """Play ``num`` episodes; returns the record that is stored."""
     limit = TASKS[task].horizon if cfg.episode_length == -1 else cfg.episode_length
     settings = Settings(task, cfg.noise, cfg.jitter, limit)
     jobs = [
@@ -119,7 +119,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def store(record: dict[str, Any], command: str, path: Path) -> None:
-    """Put ``record`` into the list of records in ``path``. Raises ConfigError for another file."""
+    """Put ``record`` into the list in ``path``. Raises ConfigError for a file of another kind."""
     records = earlier_results(path, "out", "experts")
     keys = ("task", "noise", "jitter", "episode_length")
     records = [r for r in records if any(r.get(k) != record[k] for k in keys)]

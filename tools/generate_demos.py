@@ -1,12 +1,12 @@
-"""Demonstrations of robosuite tasks by scripted experts, in robomimic's layout.
+"""Record demonstrations of robosuite tasks by scripted experts, in robomimic's layout.
 
     python -m tools.generate_demos --task PickPlaceCan --num 200 --noise 0.1 --seed 1 \
         --out release/data/robomimic/can
 
-writes ``processed_data96.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Only successful
+Writes ``processed_data96.hdf5`` and ``env_cfg.json`` into the folder ``--out``. Only successful
 episodes are kept. ``--cameras "[]"`` stores states only, and needs no OpenGL. An interrupted run
 continues when the same command is run again: finished episodes are kept in
-``OUT/.parts``. The file depends on the options alone, not on the workers or interruptions.
+``OUT/.parts``. The file depends only on the options, not on the workers or interruptions.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class MainConfig:
     task: str = "PickPlaceCan"
     # successful episodes to record
     num: Positive = 200
-    # standard deviation of Gaussian noise on the executed (and recorded) actions, which reach
+    # standard deviation of Gaussian noise on the executed (and recorded) actions, which range
     # from -1 to 1
     noise: ActionNoise = 0.1
-    # metres by which waypoints in free space vary (-1: what goes with the noise, 0.015 at 0.1)
+    # metres by which waypoints in free space vary (-1: to match the noise, 0.015 at 0.1)
     jitter: Annotated[Jitter, Or(-1)] = -1.0
     # source of all randomness
     seed: NotNegative = 1
@@ -58,9 +58,9 @@ class MainConfig:
     out: str = ""
     # cameras to store; [] stores states only
     cameras: list[str] = field(default_factory=lambda: ["agentview", "robot0_eye_in_hand"])
-    # pixels at which pictures are drawn
+    # pixels at which images are drawn
     image_size: PictureSize = 224
-    # pixels of the stored pictures
+    # pixels of the stored images
     obs_size: PictureSize = 96
     # faithful or fast (docs/environments.md)
     render_quality: Literal["faithful", "fast"] = "faithful"
@@ -70,7 +70,7 @@ class MainConfig:
     workers: Annotated[int, Between(-1, 256)] = -1
     # give up when more than this share of at least 20 episodes fails
     max_failure_rate: Share = 0.95
-    # replace an existing dataset, and what an unfinished run left
+    # replace an existing dataset and the remains of an unfinished run
     overwrite: Flag = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class MainConfig:
 
     @property
     def settings(self) -> Settings:
-        """What decides how attempts go."""
+        """The settings that determine each attempt."""
         return Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)})
 
     @property
@@ -124,7 +124,7 @@ def _run(cfg: MainConfig) -> DemoRun:
 def generate(cfg: MainConfig) -> Path:
     """Record ``num`` successes, continuing an unfinished run; returns the dataset file.
 
-    Raises what ``DemoRun.record`` raises, and ConfigError without a folder.
+    Raises the errors of ``DemoRun.record``, and ConfigError without a folder.
     """
     output_folder(cfg.out, "out", "a folder, such as release/data/robomimic/can")
     _run(cfg).record()

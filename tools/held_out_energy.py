@@ -1,13 +1,12 @@
-"""Does an implicit policy give demonstrated actions a lower energy than others, where it has not
-been trained?
+"""Test whether an implicit policy gives demonstrated actions a lower energy than other actions
+on data it was not trained on.
 
     python -m tools.held_out_energy --weight exps/ibc/push_pixels/model0.pt \
         --data release/data/ibc/push_pixels_test/dataset.hdf5 --out release/results/ibc/pixels
 
 For steps of demonstrations that the policy has not seen, the demonstrated action is ranked among
 uniformly drawn ones by the energy (Implicit BC, equation 1; lower is better). Writes
-``OUT.json`` and ``OUT.png`` (the training loss of the run beside the weights, the ranks, the
-energies).
+``OUT.json`` and ``OUT.png`` (the training loss of the weights' run, the ranks, the energies).
 """
 
 from __future__ import annotations
@@ -62,12 +61,12 @@ def logits_of(
 
 
 def measure(logits: np.ndarray) -> dict[str, float]:
-    """What [M, num + 1] logits, the demonstrated action's last, say about the M steps.
+    """Statistics of M steps from logits [M, num + 1], the demonstrated action's last.
 
     rank: share of the other actions with an energy at most the demonstrated one's (0 is best, 0.5
     chance); below_mean: share of steps where the demonstrated action's energy is below the mean;
     first: share where it is the lowest; margin: mean energy of the others minus its own;
-    info_nce, and chance, the loss of a network that knows nothing.
+    info_nce: the loss; chance: the loss of an untrained network.
     """
     true, others = logits[:, -1:], logits[:, :-1]
     return {
@@ -81,7 +80,7 @@ def measure(logits: np.ndarray) -> dict[str, float]:
 
 
 def held_out(cfg: train_bc.MainConfig, path: str) -> RobomimicDataset:
-    """The demonstrations of another file, as the run read its own."""
+    """The demonstrations of another file, read with the run's own settings."""
     if Path(path).resolve() == Path(cfg.dataset.path).resolve():
         raise ConfigError(f"--data: '{path}' is what the policy was trained on")
     data = RobomimicDataset(replace(cfg.dataset, path=path, num_data=-1))
@@ -122,7 +121,7 @@ def _check_inputs(policy: EbmPolicy, data: RobomimicDataset, path: str) -> None:
 
 
 def loss_curve(weight: Path) -> tuple[list[int], list[float]]:
-    """Steps and mean losses logged by the run beside the weights (empty without a log)."""
+    """Steps and mean losses logged by the weights' run (empty without a log)."""
     path = weight.parent / "metrics.jsonl"
     records = read_metrics(path) if path.is_file() else []
     records = [r for r in records if "train/loss" in r]
@@ -132,10 +131,10 @@ def loss_curve(weight: Path) -> tuple[list[int], list[float]]:
 def evaluate(
     weight: Path, path: str, num: int, steps: int, seed: int, trust_module: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The measurement of one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
+    """Measure one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
     policy, cfg = train_bc.load_policy(weight, trust_module=trust_module)
     if not isinstance(policy, EbmPolicy) or policy.cfg.autoregressive:
-        raise ConfigError(f"--weight: '{weight}' is no energy-based policy over whole actions")
+        raise ConfigError(f"--weight: '{weight}' is not an energy-based policy over whole actions")
     data = held_out(cfg, path)
     try:
         _check_inputs(policy, data, path)
@@ -192,17 +191,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = Options(
         prog="python -m tools.held_out_energy", description="Rank held-out actions by energy."
     )
-    parser.add_argument("--weight", required=True, help="a policy's weights; cfg.yaml beside it")
+    parser.add_argument(
+        "--weight", required=True, help="a policy's weights, with cfg.yaml next to them"
+    )
     parser.add_argument("--data", required=True, help="HDF5 file of held-out demonstrations")
     parser.add_argument(
         "--num", type=numeric(Annotated[int, Between(1, 2**20)]), default=256,
         help="uniform actions per step",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=numeric(Positive), default=500, help="held-out steps, at most"
+        "--steps", type=numeric(Positive), default=500, help="maximum number of held-out steps"
     )
     parser.add_argument(
-        "--seed", type=numeric(Seed), default=0, help="of the steps and the actions"
+        "--seed", type=numeric(Seed), default=0, help="seed of the steps and the actions"
     )
     parser.add_argument("--out", default="held_out_energy", help="OUT.json and OUT.png")
     add_trust_option(parser)

@@ -1,12 +1,12 @@
-"""IBRL bootstrapped by an implicit policy, beside IBRL as published.
+"""IBRL bootstrapped by an implicit policy, compared with IBRL as published.
 
     python -m tools.implicit_ibrl --policy ebm --seed 1       # or mse, mdn; every seed
 
-One command makes one run: demonstrations of an unsteady demonstrator (the same ones for all),
+One command makes one run: demonstrations of an unsteady demonstrator (the same for all runs),
 a BC policy on them (squared error, a mixture of Gaussians, or energy-based), IBRL bootstrapped
-by it, and its evaluation. Interrupted, it continues where it was. Each run leaves
-``{policy}_seed{seed}/summary.json``; what is found of all runs is gathered in ``results.json``
-and ``curves.png`` after each (``--gather 1`` does only that). The configurations are
+by it, and its evaluation. An interrupted run continues where it stopped. Each run writes
+``{policy}_seed{seed}/summary.json``; the summaries of all finished runs are then gathered in
+``results.json`` and ``curves.png`` (``--gather 1`` does only that). The configurations are
 ``release/cfgs/metaworld/implicit_*.yaml``.
 """
 
@@ -44,11 +44,11 @@ POLICIES = {
 
 @dataclass
 class MainConfig:
-    """One run, or the gathering of all."""
+    """One run, or the gathering of all runs."""
 
     # the BC policy that bootstraps
     policy: Literal["mse", "mdn", "ebm"] = "ebm"
-    # source of the randomness of BC and IBRL; the demonstrations are the same for all
+    # source of the randomness of BC and IBRL; the demonstrations are the same for all runs
     seed: Seed = 1
     # environment steps of IBRL; 0 takes the config's
     num_train_step: NotNegative = 0
@@ -58,7 +58,7 @@ class MainConfig:
     num_eval_episode: Positive = 50
     # folder of all runs
     save_dir: str = "exp/implicit_ibrl"
-    # 1: run nothing, gather what is there
+    # 1: run nothing, only gather the finished runs
     gather: Flag = 0
 
     @property
@@ -68,11 +68,11 @@ class MainConfig:
 
 
 def rl_config(cfg: MainConfig) -> train_rl.MainConfig:
-    """IBRL's configuration, with what the options say."""
+    """IBRL's configuration with the options applied."""
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "implicit_rl.yaml")
     config.num_train_step = cfg.num_train_step or config.num_train_step
     if cfg.policy == "mse":
-        config.agent_cfg.num_bc_samples = 1  # all its proposals would be the same
+        config.agent_cfg.num_bc_samples = 1  # its proposals would all be the same
     elif cfg.num_bc_samples:
         config.agent_cfg.num_bc_samples = cfg.num_bc_samples
     return config
@@ -130,7 +130,9 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 def _summary(path: Path) -> dict[str, Any]:
     run = read_json(path, "save_dir")
     if run.get("policy") not in POLICIES or "success" not in run:
-        raise ConfigError(f"save_dir: '{path}' is no summary of a run; remove it to gather others")
+        raise ConfigError(
+            f"save_dir: '{path}' is not a summary of a run; remove it to gather the others"
+        )
     return run
 
 
@@ -142,7 +144,7 @@ def mean_curve(runs: list[dict[str, Any]], key: str) -> tuple[list[int], np.ndar
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Success against environment steps: mean and range over the seeds, BC's as a dotted line."""
+    """Success against environment steps: mean and range over the seeds; BC is a dotted line."""
     import matplotlib
 
     matplotlib.use("Agg")

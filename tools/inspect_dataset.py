@@ -1,13 +1,13 @@
-"""What a demonstration file holds, what is wrong with it, and what its images look like.
+"""Report what a demonstration file holds and what is wrong with it, and draw its images.
 
     python -m tools.inspect_dataset release/data/robomimic/can/processed_data96.hdf5 \
         [--out sheet.png] [--demos 6] [--frames 8]
 
 Prints demonstrations, lengths, returns, attributes, and every key with its shape and range, then
-the problems found; writes a contact sheet of the images beside the file (one row per
-demonstration and camera, time from left to right; where that folder is read-only it says so). Raw
-recordings (robomimic, robosuite) are read too. Exit status: 0, 1 when problems were found, 2 when
-the file cannot be read or the sheet asked for cannot be written.
+the problems found. Writes a contact sheet of the images next to the file (one row per
+demonstration and camera, time from left to right), or reports that the folder is read-only. Raw
+recordings (robomimic, robosuite) are read too. Exit status: 0, or 1 when problems were found, or 2
+when the file cannot be read or a requested sheet cannot be written.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from env.config import EnvConfig
 from env.factory import success_rule
 from env.suites import SUITES
 
-# images are large: ranges come from so many frames of each demonstration
+# images are large: ranges come from this many frames of each demonstration
 FRAMES_READ = 3
-# a problem that many demonstrations share is reported once, with so many of their names
+# a problem that many demonstrations share is reported once, with this many of their names
 NAMES_SHOWN = 4
 MOST_NAMES = 2**16  # in a mask
 
 
 @dataclass
 class KeyStats:
-    """One dataset of the demonstrations: ``shape`` of a step, range over all that was read."""
+    """One dataset of the demonstrations: ``shape`` of a step, range over all values read."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -77,7 +77,7 @@ class KeyStats:
 
 @dataclass
 class Report:
-    """All that was found. ``problems``: text -> names of the demonstrations that have it."""
+    """The findings. ``problems``: text -> names of the demonstrations that have it."""
 
     path: Path
     facts: dict[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Report:
 
 
 def inspect(path: str | Path) -> Report:
-    """Read the whole file (of images a few frames each); DatasetError if it cannot be opened."""
+    """Read the whole file (only a few frames of images); DatasetError if it cannot be opened."""
     with DemoFile(path) as file:
         report = Report(Path(path), sparse=_sparse(file))
         try:
@@ -121,7 +121,7 @@ def inspect(path: str | Path) -> Report:
 
 
 def _sparse(file: DemoFile) -> bool:
-    """Whether the file's suite makes a reward of 1 its success."""
+    """Whether a reward of 1 means success in the file's suite."""
     known = file.suite in SUITES
     return known and isinstance(success_rule(EnvConfig(suite=file.suite)), SparseReward)
 
@@ -157,13 +157,13 @@ def _facts(file: DemoFile, report: Report) -> None:
     _masks(file, report)
     side = file.path.parent / "env_cfg.json"
     if side.is_file() and _json(side) != args:
-        report.problem(f"{side.name} beside the file does not say the same as its env_args")
+        report.problem(f"{side.name} next to the file differs from its env_args")
 
 
 def _masks(file: DemoFile, report: Report) -> None:
     masks = file.find(None, "mask")
     if masks is not None and not isinstance(masks, h5py.Group):
-        report.problem("mask is no group of lists of demonstrations")
+        report.problem("mask is not a group of lists of demonstrations")
         return
     for key in h5_read.names(masks) if masks is not None else ():
         try:
@@ -179,7 +179,7 @@ def _masks(file: DemoFile, report: Report) -> None:
 def _mask(masks: h5py.Group, key: str) -> list[str]:
     dset = h5_read.find(masks, key)
     if not isinstance(dset, h5py.Dataset):
-        raise h5_read.Refused("no dataset")
+        raise h5_read.Refused("not a dataset")
     h5_read.check(dset)
     if dset.ndim != 1 or dset.size > MOST_NAMES:
         raise h5_read.Refused(f"shape {list(dset.shape)}, expected a list of names")
@@ -250,7 +250,7 @@ def _one_key(file: DemoFile, name: str, key: str, report: Report) -> None:
     stats.bytes += dset.id.get_storage_size()
     if (stats.shape, stats.dtype) != (shape, str(dset.dtype)):
         report.problem(
-            f"{key} is {dset.dtype}{list(shape)} a step, elsewhere {stats.dtype}"
+            f"{key} is {dset.dtype}{list(shape)} per step, elsewhere {stats.dtype}"
             f"{list(stats.shape)}", name
         )  # fmt: skip
     if dset.ndim == 0 or dset.dtype.kind not in "fiub":
@@ -301,7 +301,7 @@ def _spread(length: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
 
 
-# ---------------------------------------------------------------- what people see
+# ---------------------------------------------------------------- output
 
 
 def _summary(values: Sequence[float]) -> str:
@@ -439,7 +439,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser().parse_args(args)
     report = inspect(options.file)
     console().print(Text(str(report.path), style="bold"), soft_wrap=True)
-    # key names must not be cut, not even where the output goes to a pipe of 80 columns
+    # key names must not be cut, even when the output is a pipe of 80 columns
     Console(width=max(110, console().width)).print(render(report))
     out = options.out or str(Path(options.file).with_suffix("")) + "_sheet.png"
     try:
@@ -448,7 +448,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         if options.out:
             raise
-        # a data folder may be read-only; that is no fault of the file
+        # a data folder may be read-only; the file is not at fault
         console().print(
             f"no contact sheet: {error}; --out FILE.png puts it elsewhere", soft_wrap=True
         )

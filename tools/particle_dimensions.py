@@ -1,14 +1,14 @@
-"""Success of explicit and implicit policies against the particle's dimensions (Implicit BC,
-Figure 6).
+"""Plot the success of explicit and implicit policies against the particle's dimensions
+(Implicit BC, Figure 6).
 
     python -m tools.particle_dimensions --save_dir exp/particle_dimensions
 
-For each number of dimensions: demonstrations by the oracle, a policy of each kind on them
-(``release/cfgs/ibc/particle/mlp_{mse,ebm_langevin}.yaml`` with the budget below), and its
-success over ``num_eval_episode`` episodes. Writes ``results.json`` and ``dimensions.png`` into
-``save_dir`` after each run. The default budget is the published one with fewer steps (1,500 of
-10,000), for some 35 minutes of one core; shorter chains end before they have crossed the box.
-An interrupted command continues when it is run again.
+For each number of dimensions, the oracle records demonstrations, a policy of each kind is trained
+on them (``release/cfgs/ibc/particle/mlp_{mse,ebm_langevin}.yaml`` with the budget below), and its
+success is measured over ``num_eval_episode`` episodes. Writes ``results.json`` and
+``dimensions.png`` into ``save_dir`` after each run. The default budget is the published one with
+fewer steps (1,500 of 10,000) and takes about 35 minutes on one core; shorter chains end before
+they have crossed the box. An interrupted command continues when it is run again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ POLICIES = {
 
 @dataclass
 class MainConfig:
-    """The sweep; its outcome depends on all but ``save_dir``."""
+    """The sweep; its outcome depends on every field except ``save_dir``."""
 
     # dimensions of the particle
     dims: list[Annotated[int, Between(1, 1024)]] = field(default_factory=lambda: [1, 2, 4, 8, 16])
@@ -61,13 +61,13 @@ class MainConfig:
     mse_steps: Positive = 5000
     # gradient steps of the implicit policy ...
     ebm_steps: Positive = 1500
-    # ... on batches of so many demonstrated steps ...
+    # ... on batches of this many demonstrated steps ...
     ebm_batch_size: BatchSize = 512
-    # ... with chains of so many steps in training and when acting ...
+    # ... with chains of this many steps in training and when acting ...
     ebm_iterations: Annotated[int, Between(1, 10000)] = 100
     # ... computed in this arithmetic
     precision: Precision = "bfloat16"
-    # the step size falls to this share of its first value
+    # the step size falls to this fraction of its initial value
     final_lr: Annotated[float, Above(0), Below(1)] = 0.86
     # episodes of the evaluation: seeds 0, 1, ...
     num_eval_episode: Positive = 50
@@ -84,7 +84,7 @@ class MainConfig:
 
     @property
     def budget(self) -> dict[str, Any]:
-        """What the result of a single run depends on, besides dimensions, policy and seed."""
+        """The settings that a run's result depends on, besides dimensions, policy and seed."""
         left_out = ("dims", "policies", "seeds", "save_dir")
         return {k: v for k, v in asdict(self).items() if k not in left_out}
 
@@ -92,7 +92,7 @@ class MainConfig:
 def make_demos(cfg: MainConfig, dim: int) -> Path:
     """The oracle's episodes in ``dim`` dimensions."""
     folder = Path(cfg.save_dir) / "demos" / f"particle_{dim}d"
-    # does nothing where they are, and refuses others than these
+    # does nothing if they exist, and refuses to replace others
     return collect_oracle.collect(
         collect_oracle.MainConfig(
             task=f"PARTICLE_{dim}d", num=cfg.num_demos, replicas=0, out=str(folder)
@@ -114,12 +114,12 @@ def run_config_of(cfg: MainConfig, policy: str, dim: int, seed: int, data: Path)
         config.batch_size, ebm.precision = cfg.ebm_batch_size, cfg.precision
         ebm.langevin.num_iterations = cfg.ebm_iterations
     config.save_dir = str(Path(cfg.save_dir) / f"{policy}_{dim}d_seed{seed}")
-    config.resume = 1  # if it was begun before
+    config.resume = 1  # if it was started before
     return config
 
 
 def measure(cfg: MainConfig, policy: str, dim: int, seed: int) -> dict[str, Any]:
-    """Train (or continue training) one policy; its success."""
+    """Train (or continue training) one policy and measure its success."""
     config = run_config_of(cfg, policy, dim, seed, make_demos(cfg, dim))
     start = time.process_time()
     work = train_bc.run(config)
@@ -136,7 +136,7 @@ def measure(cfg: MainConfig, policy: str, dim: int, seed: int) -> dict[str, Any]
 
 
 def sweep(cfg: MainConfig) -> list[dict[str, Any]]:
-    """All runs that are missing, results.json and dimensions.png being written after each."""
+    """Do all missing runs; results.json and dimensions.png are written after each."""
     out = output_folder(cfg.save_dir)
     out.mkdir(parents=True, exist_ok=True)
     results = earlier_results(

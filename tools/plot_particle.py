@@ -1,13 +1,13 @@
-"""Images of the particle: its trajectories, and an implicit policy's energy over the actions.
+"""Draw the particle's trajectories, and an implicit policy's energy over the actions.
 
     python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --num 4 --out plots
     python -m tools.plot_particle --weight exps/ibc/particle/model0.pt --energy --out plots
     python -m tools.plot_particle --task PARTICLE_16d --num 2 --out plots      # the oracle
 
-``trajectories.png``: in two dimensions the plane with the whole 200 Hz path, else every
-coordinate over time; goals, their tolerance, and the set-points. ``energy.png``: at several
-moments of an episode the energy (Implicit BC, equation 1; lower is better) over the plane of
-two action dimensions, all others as the policy chose them.
+``trajectories.png``: in two dimensions the plane with the whole 200 Hz path, otherwise every
+coordinate over time; goals, their tolerance, and the set-points. ``energy.png``: the energy
+(Implicit BC, equation 1; lower is better) at several steps of an episode, over the plane of
+two action dimensions; the others keep the values that the policy chose.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Played(NamedTuple):
 
 
 def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
-    """An episode of the policy (an agent as evaluations know it), or of the oracle."""
+    """Play an episode with the policy (an agent as in evaluations), or with the oracle."""
     from evaluate.rollout import PolicyRunner, evaluating
 
     obs, _ = env.reset(seed=seed)
@@ -200,24 +200,26 @@ def _save(figure: Any, path: Path) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = Options(prog="python -m tools.plot_particle", description="Pictures of the particle.")
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--weight", help="a policy's weight file; its cfg.yaml lies beside it")
+    who.add_argument("--weight", help="a policy's weight file, with its cfg.yaml next to it")
     who.add_argument("--task", help="PARTICLE_{N}d, played by the oracle")
     parser.add_argument("--num", type=numeric(Positive), default=4, help="episodes")
     parser.add_argument("--seed", type=numeric(Seed), default=0, help="seed of the first episode")
-    parser.add_argument("--energy", action="store_true", help="also energy.png, of the first one")
+    parser.add_argument(
+        "--energy", action="store_true", help="also draw energy.png, of the first episode"
+    )
     parser.add_argument(
         "--steps",
         type=numeric(NotNegative),
         nargs="+",
         default=[0, 10, 20, 30],
-        help="moments of energy.png",
+        help="steps shown in energy.png",
     )
     parser.add_argument(
         "--dims",
         type=numeric(NotNegative),
         nargs=2,
         default=[0, 1],
-        help="action dimensions of energy.png",
+        help="action dimensions shown in energy.png",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default=".", help="folder of the PNG files")
@@ -240,12 +242,12 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
     if args.energy and not _has_one_energy(policy):
         raise ConfigError("--energy: needs --weight of an implicit (EBM) policy")
     if args.energy and env.spec.action_dim < 2:
-        raise ConfigError("--energy: draws two action dimensions, the task has one")
+        raise ConfigError("--energy: draws two action dimensions, but the task has one")
     return env, policy
 
 
 def _has_one_energy(policy: Any) -> bool:
-    """Whether whole actions are scored, not dimension after dimension."""
+    """Whether whole actions are scored, rather than one dimension after another."""
     from bc.ibc.ebm_policy import EbmPolicy
 
     return isinstance(policy, EbmPolicy) and not policy.cfg.autoregressive

@@ -1,12 +1,12 @@
-"""Learning curves over runs and seeds, from their ``metrics.jsonl``, as a PNG.
+"""Plot learning curves over runs and seeds, from their ``metrics.jsonl``, as a PNG.
 
     python tools/plot_runs.py exps/rl/can_* [--key score/score] [--out curves.png]
     python -m tools.plot_runs exps/rl       # every run directly in that folder
 
 Runs whose names differ only in their seed (``can_ibrl_seed1``, ``can_ibrl_seed2``) form one
-group. Each group is drawn with the mean and the interquartile mean over its runs, and a band
+group. The plot shows the mean and the interquartile mean over each group's runs, and a band
 from a percentile bootstrap that resamples runs (Agarwal et al. 2021, "Deep RL at the edge of
-the statistical precipice"; with ``--task-from`` the runs of a group are stratified by task).
+the statistical precipice"; ``--task-from`` stratifies the runs of a group by task).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def group_name(run: str) -> str:
 
 
 def expand(folders: Sequence[Path]) -> list[Path]:
-    """Run folders as given; a folder of runs is replaced by those in it, in name order."""
+    """Run folders as given; a folder of runs is replaced by its runs, in name order."""
     runs: list[Path] = []
     for folder in folders:
         inside = sorted(p.parent for p in folder.glob("*/metrics.jsonl"))
@@ -94,7 +94,7 @@ def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
 def iqm(values: np.ndarray) -> np.ndarray:
     """Interquartile mean over the first axis [N, ...]: the mean of the middle half.
 
-    With N not divisible by 4 the outermost of the kept values count in part, so that exactly
+    If N is not divisible by 4, the outermost of the kept values count in part, so that exactly
     half of the weight is kept (for N < 3 it is the mean).
     """
     n = values.shape[0]
@@ -125,7 +125,7 @@ def stratified_bootstrap(
 
 
 def aggregate(curves: Sequence[Curve], repeats: int, confidence: float, seed: int = 0) -> Band:
-    """Common steps are those of all curves up to the end of the shortest; between its own
+    """Combine curves at the steps of all of them, up to the end of the shortest. Between its own
     measurements a curve is interpolated linearly."""
     start = max(c.steps[0] for c in curves)
     end = min(c.steps[-1] for c in curves)
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("learning_curves.png"), help="%(default)s")
     p.add_argument("--title", default="")
     p.add_argument(
-        "--smooth", type=numeric(Positive), default=1, help="running mean over that many points"
+        "--smooth", type=numeric(Positive), default=1, help="running mean over this many points"
     )
     p.add_argument("--confidence", type=numeric(BETWEEN_0_AND_1), default=0.95, help="%(default)s")
     p.add_argument(

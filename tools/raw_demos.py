@@ -1,9 +1,9 @@
-"""Raw robosuite and robomimic recordings (states and actions): read, replayed, checked.
+"""Read, replay and check raw robosuite and robomimic recordings (states and actions).
 
 ``dataset_states_to_obs`` and ``robomimic_dataset_conversion`` use it. Recordings of older
-versions are played in the current simulation; every difference is reported: the version,
-sizes and cameras of the recorded model, controller settings, actions out of range, observations
-and rewards that come out differently, and actions that do not lead from state to state.
+versions are played in the current simulation, and every difference is reported: the version,
+sizes and cameras of the recorded model, controller settings, actions out of range, different
+observations and rewards, and actions that do not lead from one state to the next.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from env.robosuite.robomimic_args import controller_differences, model_xml, robo
 from env.robosuite.sim import import_robosuite, recorded_task, sim_state, step_sim, task_named
 from tools.recording import Job, Outcome, store_part
 
-STEPS_TRIED = 20  # single actions played per demonstration, to see whether they fit the states
+STEPS_TRIED = 20  # single actions played per demonstration, to check that they fit the states
 # share of an arm's movement in a step: a larger mean error is reported
 FITTING = 0.5
-OBS_TOLERANCE = 1e-3  # metres, and parts of a quaternion
+OBS_TOLERANCE = 1e-3  # metres, and components of a quaternion
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a file says it was recorded; ``notes`` are sentences on what differs here."""
+    """How a file was recorded; ``notes`` are sentences on what differs here."""
 
     task: str
     version: str
@@ -126,7 +126,7 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
     xml = file.text(name, "model_file")
     if "<" not in xml:
         xml = ""
-        notes.append("the model is not in the file: sizes of things are those of the simulation")
+        notes.append("the model is not in the file: objects have the simulation's sizes")
     obs = {
         key: file.numbers(name, f"obs/{key}", 2)
         for key in file.obs_keys(name)
@@ -145,7 +145,7 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
 
 
 def print_each_note(notes: Mapping[str, Sequence[str]]) -> None:
-    """Print sentences (note -> names of the demonstrations it is about), each once."""
+    """Print each note once, with the names of the demonstrations it is about."""
     for note, names in notes.items():
         who = ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
         console().print(f"note: {note} [{who}]", soft_wrap=True, markup=False)
@@ -170,7 +170,7 @@ class ReplaySettings:
     timeout: float = 3600.0
 
     def env_args(self, source: Source) -> dict[str, Any]:
-        """robomimic's description of the written file, with where it comes from."""
+        """robomimic's description of the written file, and its origin."""
         args = robomimic_env_args(source.task, self.cameras, self.obs_size, delta=source.delta)
         if self.cameras:
             args["env_kwargs"]["render_quality"] = self.render_quality
@@ -184,12 +184,12 @@ class ReplaySettings:
 
 
 def make_replayer(settings: Mapping[str, Any]) -> Replayer:
-    """The replayer of a worker process, from the settings it is sent."""
+    """The replayer of a worker process, built from the settings it receives."""
     return Replayer(ReplaySettings(**settings))
 
 
 class Replayer:
-    """Replays the demonstrations of one file; job number i is the i-th of them."""
+    """Replays the demonstrations of one file; job number i is the i-th demonstration."""
 
     def __init__(self, settings: ReplaySettings) -> None:
         self.settings = settings
@@ -212,7 +212,7 @@ class Replayer:
         self.spec = self.env.spec
 
     def attempt(self, job: Job) -> Outcome:
-        """Replay one demonstration and store it; EnvError where it does not fit."""
+        """Replay one demonstration and store it; EnvError if it does not fit."""
         try:
             demo, recording, attrs = self.replay(self._file.names[job.number])
         except DatasetError as error:  # workers pass EnvErrors on unchanged
@@ -221,7 +221,7 @@ class Replayer:
         return Outcome(max(recording.rewards) >= 1, len(recording), demo.name, kept=True)
 
     def replay(self, name: str) -> tuple[RawDemo, Recording, dict[str, Any]]:
-        """The demonstration, what is recorded of it now, and the attributes to store."""
+        """The demonstration, its new recording, and the attributes to store."""
         demo = read_demo(self._file, name, self.source)
         taken, differences = self._adopt(demo)
         notes = [*demo.notes, *differences]
@@ -229,7 +229,7 @@ class Replayer:
         if self.source.delta and self.source.world_frame:
             turned = to_base_frame(sim, demo.actions)
             if not np.allclose(turned, demo.actions):
-                notes.append("actions are turned from the world's axes to those of robots' bases")
+                notes.append("actions are rotated from the world's axes to the robots' bases")
             demo = RawDemo(**{**demo.__dict__, "actions": turned})
         recording, fresh_rewards = self._observe(demo)
         if demo.rewards is not None:
@@ -260,11 +260,11 @@ class Replayer:
             raise self._file.error(demo.name, "model_file", str(error)) from error
 
     def _observe(self, demo: RawDemo) -> tuple[Recording, np.ndarray]:
-        """Observations in the recorded states; rewards [T] of the states that follow, as they
-        are right after a step, and as they are in the restored state itself."""
+        """Observations in the recorded states; rewards [T] of the states that follow, both
+        right after a step and in the restored state itself."""
         recording, live, fresh = Recording(), [], []
         for t, state in enumerate(demo.states):
-            # a reset shows the state itself, a step the poses of its last physics step but one
+            # a reset shows the state itself; a step shows the poses before its last physics step
             after_step = t > 0 or state[0] > 0
             try:
                 obs, reward = self.env.observe_state(state, live=after_step)

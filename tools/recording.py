@@ -1,4 +1,4 @@
-"""Recording runs: episodes played by worker processes, kept one by one, merged into a dataset.
+"""Recording runs: worker processes play episodes, which are stored singly and then merged.
 
 ``generate_demos``, ``collect_oracle`` and ``expert_report`` use it. An attempt is one episode;
 its outcome depends only on the settings and its two seeds, not on the process that plays
@@ -58,9 +58,9 @@ class Outcome:
     success: bool
     length: int
     phase: str
-    # whether a recording of it was stored, where that was wanted
+    # whether its recording was stored
     kept: bool = False
-    # what was done of the task (Expert.achieved), where its expert says
+    # parts of the task that were done (Expert.achieved), if its expert reports them
     achieved: tuple[str, ...] = ()
 
 
@@ -70,7 +70,7 @@ class Recorder(Protocol):
     spec: EnvSpec
 
     def attempt(self, job: Job) -> Outcome:
-        """Play one episode and store it if wanted. Raises EnvError on a full disk."""
+        """Play one episode and store it if required. Raises EnvError on a full disk."""
         ...
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Recorder(Protocol):
 
 
 class Settings(Protocol):
-    """A dataclass of plain data that decides how an attempt goes and what is stored of it."""
+    """A dataclass of plain data that determines an attempt and how much of it is stored."""
 
     # "module:function" that builds the recorder from asdict(settings), in a worker
     MAKER: ClassVar[str]
@@ -101,7 +101,7 @@ def store_part(
     attrs: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the attempt's part file, whole or not at all; ``arrays`` go beside its actions."""
+    """Write the attempt's part file atomically; ``arrays`` are stored next to its actions."""
     with disk_reported(job.part), atomic_h5(job.part) as file:
         demo = file.create_group(PART_GROUP)
         write_demo(demo, recording, cameras, attrs)
@@ -110,7 +110,7 @@ def store_part(
 
 
 class disk_reported:
-    """Context in which a full disk raises EnvError saying so, with the file's name."""
+    """Context in which a full disk raises an EnvError that names the file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -191,7 +191,7 @@ class Parts:
         return self.folder / f"{number:06d}.hdf5"
 
     def add(self, number: int, success: bool) -> None:
-        """Attempt ``number`` is over (its recording, if any, is stored already)."""
+        """Note that attempt ``number`` is over (its recording, if any, is already stored)."""
         if success:
             self.won.add(number)
         else:
@@ -213,7 +213,7 @@ class Parts:
             number += 1
 
     def chosen(self, num: int) -> list[int] | None:
-        """The first ``num`` successes by number, once no earlier attempt is open."""
+        """The first ``num`` successes by number, once all earlier attempts are over."""
         wins = sorted(self.won)[:num]
         if len(wins) < num:
             return None
@@ -253,9 +253,9 @@ class DemoRun:
     def record(self) -> list[int] | None:
         """Record (continuing an unfinished run), merge, and print a summary.
 
-        Returns the demonstrations' lengths, None when the dataset existed already. Raises
-        ConfigError for an existing other dataset or an expert that keeps failing, EnvError for
-        a worker that died and for a full disk; what was recorded until then is kept.
+        Returns the demonstrations' lengths, or None if the dataset already existed. Raises
+        ConfigError for a different existing dataset or an expert that keeps failing, EnvError for
+        a worker that died and for a full disk; finished recordings are kept.
         """
         if self._finished():
             console().print(f"{self.file} exists already, made with these options")
@@ -288,7 +288,7 @@ class DemoRun:
         )
 
     def _finished(self) -> bool:
-        """Whether exactly this dataset exists; ConfigError when it is another one."""
+        """Whether exactly this dataset exists; ConfigError if a different one does."""
         if not self.file.exists() or self.overwrite:
             return False
         try:
@@ -303,7 +303,7 @@ class DemoRun:
         return True
 
     def _prepare(self) -> None:
-        """The folder of parts, new or left by the same settings; ConfigError when by others."""
+        """Make the folder of parts, or reuse it; ConfigError if other settings left it."""
         folder = self.parts_folder
         if self.overwrite:
             shutil.rmtree(folder, ignore_errors=True)
@@ -321,13 +321,13 @@ class DemoRun:
         if found != wanted:
             raise ConfigError(
                 f"out: '{folder}' holds episodes of an unfinished run with other options "
-                f"({'; '.join(run_config.diff(found, wanted))}); give those to finish it, or "
+                f"({'; '.join(run_config.diff(found, wanted))}); use those to finish it, or "
                 "--overwrite 1 to start over"
             )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Two runs into one folder would play the same attempts twice."""
+        """Lock the folder: two runs in it would play the same attempts twice."""
         with open(self.parts_folder / "lock", "w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -345,7 +345,7 @@ class DemoRun:
             )
 
     def _play(self, parts: Parts) -> list[int]:
-        """Play until ``num`` successes are stored; their numbers."""
+        """Play until ``num`` successes are stored; returns their numbers."""
         chosen = parts.chosen(self.num)
         if chosen is not None:
             return chosen
@@ -368,7 +368,7 @@ class DemoRun:
         raise AssertionError("the attempts are endless")
 
     def _merge(self, parts: Parts, chosen: list[int]) -> list[int]:
-        """Write the dataset from its parts; the demonstrations' lengths."""
+        """Write the dataset from its parts; returns the demonstrations' lengths."""
         paths = [parts.path(n) for n in chosen]
         check_fits({}, {"the dataset": sum(p.stat().st_size for p in paths)}, str(self.folder))
         with disk_reported(self.file), open_demos(self.file, self.env_args) as out:
@@ -388,7 +388,7 @@ class DemoRun:
 
 @contextmanager
 def kept_reported(kept: Callable[[], str]) -> Iterator[None]:
-    """Report what an unfinished run left to continue from (``kept``; "" for nothing)."""
+    """On an interruption, report what can be continued from (``kept``; "" for nothing)."""
     try:
         yield
     except UserError as error:

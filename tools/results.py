@@ -11,7 +11,7 @@ from common_utils.run_config import ConfigError
 
 
 def read_json(path: Path, field: str) -> dict[str, Any]:
-    """An object from a JSON file; ConfigError, naming the option, for anything else."""
+    """An object from a JSON file; for anything else a ConfigError that names the option."""
     try:
         tree = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -30,8 +30,9 @@ def earlier_results(
 ) -> list[dict[str, Any]]:
     """The list ``key`` of a file that an earlier command wrote; empty without the file.
 
-    settings: what the results depend on. The file repeats it, under ``section`` if that is given.
-    ConfigError, naming the option ``field``, for other settings and for a file of another kind.
+    settings: what the results depend on, also stored in the file (under ``section``, if given).
+    Raises a ConfigError that names the option ``field`` if the settings differ or the file is of
+    another kind.
     """
     if not path.is_file():
         return []
@@ -41,7 +42,7 @@ def earlier_results(
         raise _refused(path, field, f"has no list of objects '{key}'")
     then = tree.get(section) if section else {k: tree.get(k) for k in settings or {}}
     if settings is not None and then != settings:
-        raise _refused(path, field, f"holds results of other settings, {then}; expected {settings}")
+        raise _refused(path, field, f"has results of other settings, {then}; expected {settings}")
     return results
 
 

@@ -1,4 +1,4 @@
-"""A copy of a robosuite dataset whose actions are absolute (poses) instead of relative.
+"""Copy a robosuite dataset with absolute actions (poses) instead of relative ones.
 
     python -m tools.robomimic_dataset_conversion --dataset processed_data96.hdf5 \
         --output_path absolute/processed_data96.hdf5 [--error_report report.json]
@@ -6,10 +6,9 @@
 In every recorded state the controller computes the pose that the relative action means: position
 (m) and axis-angle rotation of the hand in the world, and the unchanged gripper command. The
 relative actions stay in the file as "actions_delta". ``env_cfg.json`` is written next to it, but
-never over one that other files there share. ``--error_report`` plays both kinds of actions from
-each recording's first state and reports how far they deviate from the recorded path. Recordings of
-robosuite 1.4 keep their meaning: an exactly zero rotation keeps the previous target
-rotation.
+does not replace one that other files there share. ``--error_report`` plays both kinds of actions
+from each recording's first state and reports how far they deviate from the recorded path. As in
+robosuite 1.4, an exactly zero rotation in its recordings keeps the previous target rotation.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Converter:
         self._scene = RecordedScene(self._env)
 
     def absolute(self, demo: RawDemo) -> np.ndarray:
-        """float64 [T, A]: what the demonstration's relative actions ask for."""
+        """float64 [T, A]: the poses that the demonstration's relative actions command."""
         self._scene.reset()
         if demo.model_xml:
             self._scene.adopt(demo.model_xml)
@@ -159,7 +158,7 @@ def absolute_env_args(env_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = False) -> list[Any]:
-    """Write ``output`` (and env_cfg.json next to it); returns the reports, one a demonstration.
+    """Write ``output`` (and env_cfg.json next to it); returns one report per demonstration.
 
     Raises DatasetError for a file that cannot be converted, EnvError for a full disk.
     """
@@ -170,7 +169,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
     with DemoFile(dataset) as file:
         source = read_source(file)
         if not source.delta:
-            raise file.error(None, "data.attrs['env_args']", "the actions are absolute already")
+            raise file.error(None, "data.attrs['env_args']", "the actions are already absolute")
         if num > len(file.names):
             raise ConfigError(f"n: {num}, but '{dataset}' holds {len(file.names)} demonstrations")
         names = file.names if num < 0 else file.names[:num]

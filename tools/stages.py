@@ -1,8 +1,8 @@
 """From demonstrations to an evaluated agent: the stages of ``quickstart.py`` and
 ``tools/implicit_ibrl.py``.
 
-Each stage is an ordinary run of the program that it names, in a folder of its own. What was
-finished before is not done again, what was interrupted is continued.
+Each stage is an ordinary run of the program that it names, in its own folder. Finished stages are
+skipped, and an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations us
 
 
 def make_demos(config_path: Path, folder: Path) -> Path:
-    """Scripted demonstrations; the same ones for every seed of the stages after."""
+    """Record scripted demonstrations, the same for every seed of the later stages."""
     if not (folder / demos.FILE_NAME).exists():
         config = run_config.load(demos.MainConfig, config_path)
         config.output_path = str(folder)
@@ -33,10 +33,10 @@ def make_demos(config_path: Path, folder: Path) -> Path:
 
 
 def train_bc_policy(config_path: Path, data: Path, save_dir: Path, seed: int) -> Path:
-    """A BC policy on the demonstrations; returns its weights."""
+    """Train a BC policy on the demonstrations; returns its weights."""
     config = run_config.load(train_bc.MainConfig, config_path)
     config.dataset.path, config.seed, config.save_dir = str(data), seed, str(save_dir)
-    config.resume = 1  # if it was begun before
+    config.resume = 1  # if it was started before
     train_bc.run(config)
     return save_dir / "model0.pt"
 
@@ -44,16 +44,16 @@ def train_bc_policy(config_path: Path, data: Path, save_dir: Path, seed: int) ->
 def train_ibrl(
     config: train_rl.MainConfig, data: Path, bc_weights: Path, save_dir: Path, seed: int
 ) -> Path:
-    """IBRL as ``config`` says, bootstrapped by the BC policy; returns its best weights."""
+    """Train IBRL by ``config``, bootstrapped by the BC policy; returns its best weights."""
     config.preload_datapath, config.bc_policy = str(data), str(bc_weights)
     config.seed, config.save_dir = seed, str(save_dir)
-    config.resume = 1  # if it was begun before
+    config.resume = 1  # if it was started before
     train_rl.run(config)
     return save_dir / "model0.pt"
 
 
 class Evaluated(NamedTuple):
-    """The agent, its task, and what it and its BC policy reach in the same fresh episodes."""
+    """The agent, its task, and the results of it and its BC policy in the same new episodes."""
 
     agent: Agent
     env_cfg: EnvConfig
@@ -62,7 +62,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(weights: Path, bc_weights: Path, num_episode: int, num_proc: int) -> Evaluated:
-    """Play ``num_episode`` episodes with each, in ``num_proc`` worker processes (0: in this)."""
+    """Play ``num_episode`` episodes with each, in ``num_proc`` worker processes (0: this one)."""
     agent, env, params = train_rl.load_model(str(weights), "auto")
     env.close()
     bc_policy, _ = train_bc.load_policy(str(bc_weights), "auto")

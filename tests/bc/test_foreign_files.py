@@ -733,7 +733,7 @@ def test_a_mask_that_is_no_group(tmp_path, mask):
     with h5py.File(path, "r+") as file:
         file["mask"] = mask
     assert list(inspect_dataset.inspect(path).problems) == [
-        "mask is no group of lists of demonstrations"
+        "mask is not a group of lists of demonstrations"
     ]
 
 

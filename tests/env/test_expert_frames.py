@@ -58,7 +58,7 @@ def test_a_success_ends_in_green_and_a_failure_in_red(tmp_path, python: Callable
 
 def test_what_cannot_be_shown_is_reported(tmp_path):
     out = tmp_path / "strip.png"
-    with pytest.raises(ConfigError, match="none of 50 episodes from seed 1 on succeeds"):
+    with pytest.raises(ConfigError, match="none of 50 episodes starting at seed 1 succeeds"):
         strip(MainConfig(episode_length=1, out=str(out)))
     assert not out.exists()
     with pytest.raises(ConfigError, match="out: ''"):

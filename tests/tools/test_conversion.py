@@ -328,7 +328,7 @@ def test_absolute_actions_play_like_relative_ones(recorded, tmp_path, controller
     data = RobomimicDataset(DatasetConfig(path=str(out), use_state=1))
     assert arm_controller(data.env_args)["control_delta"] is False
     assert to_absolute(out, tmp_path / "again.hdf5") == 2
-    assert "the actions are absolute already" in capsys.readouterr().err
+    assert "the actions are already absolute" in capsys.readouterr().err
 
 
 def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_path, capsys):

@@ -163,7 +163,7 @@ def test_actions_outside_their_bounds(
     cfg.clip_actions = 1
     demo = next(iter(read(convert(cfg)).episodes()))
     assert demo.actions[2] == 1
-    note = "note: 1 actions of 1 episodes reached beyond their bounds (up to 1.5 times) and were"
+    note = "note: 1 actions of 1 episodes exceeded their bounds (up to 1.5 times) and were"
     assert note in capsys.readouterr().out
 
 

@@ -84,7 +84,7 @@ FAULTS = {
     "channels_last": (
         "data/demo_1/obs/agentview_image",
         np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8),
-        "uint8[8, 8, 3] a step, elsewhere uint8[3, 8, 8]",
+        "uint8[8, 8, 3] per step, elsewhere uint8[3, 8, 8]",
     ),
     "no_actions": ("data/demo_1/actions", None, "'actions': missing"),
     "dones": ("data/demo_1/dones", np.full(5, 3), "'dones': holds 3"),
@@ -122,7 +122,7 @@ def test_problems_of_the_whole_file(tmp_path):
     (tmp_path / "env_cfg.json").write_text(json.dumps({"env_name": "Lift"}))
     found = problems(path)
     assert found["mask train names demonstrations that are not there"] == ["demo_9"]
-    assert "env_cfg.json beside the file does not say the same as its env_args" in found
+    assert "env_cfg.json next to the file differs from its env_args" in found
     edit(path, "data/demo_2", None)
     with h5py.File(path, "r+") as file:
         file.copy("data/demo_1", "data/demo_2")
