@@ -124,7 +124,7 @@ def _sources(
     given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
     if path is None:
         return given, None, {}
-    return given, expand_home(path), read_yaml(expand_home(path))
+    return given, expand_home(path), read_yaml(expand_home(path), CONFIG_ARG)
 
 
 def _chosen(
@@ -188,12 +188,16 @@ def check(config: Any) -> None:
     from_dict(type(config), to_dict(config))
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A YAML mapping as a nested dict; raises ConfigError on anything else."""
+def read_yaml(path: str | os.PathLike[str], option: str = "") -> dict[str, Any]:
+    """A YAML mapping as a nested dict; raises ConfigError on anything else.
+
+    option: the one that named the file, if one did; for the message where there is no such file.
+    """
     try:
         text = read_small_text(path, MAX_BYTES)
     except OSError as error:
-        raise ConfigError(f"{CONFIG_ARG}: cannot read '{path}': {error.strerror}") from None
+        named = f"{option}: " if option else ""
+        raise ConfigError(f"{named}cannot read '{path}': {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     try:

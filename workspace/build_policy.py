@@ -20,6 +20,7 @@ from bc.loader import DatasetError
 from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.run_config import ConfigError, resolve_device
+from common_utils.specs import SpecError
 from env.core import Env
 from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
@@ -212,6 +213,15 @@ def load_model(
     Returns:
         (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
         builds the same environment again.
+
+    Raises SpecError where that environment does not deliver what the policy reads.
     """
     policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
-    return policy, make_env(cfg.env), asdict(cfg.env)
+    env = make_env(cfg.env)
+    try:
+        who = f"weight_file: the policy of '{weight_file}'"
+        env.spec.check_provides(policy.input_specs(), policy.action_dim, who)
+    except SpecError:
+        env.close()
+        raise
+    return policy, env, asdict(cfg.env)

@@ -157,6 +157,32 @@ def test_the_kind_is_read_from_the_run(tmp_path, capsys):
     assert status == 2 and "cfg.yaml: cannot decide between BC and RL weights; expected" in err
 
 
+@pytest.mark.parametrize("mp", ["0", "1"])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("state_stack", 2, "observation 'state' must be float32[39], but metaworld/assembly-v3"),
+        ("use_state", 0, "needs observation 'state'"),
+    ],
+)
+def test_a_config_whose_environment_does_not_fit(tmp_path, capsys, mp, field, value, message):
+    weight = bc_checkpoint(tmp_path / "run", "model0.pt")
+    cfg = run_config.load(train_bc.MainConfig, weight.parent / "cfg.yaml")
+    setattr(cfg.env, field, value)
+    cfg.env.cameras = []
+    run_config.dump(cfg, weight.parent / "cfg.yaml")
+    status, _, err = run(capsys, "--weight", str(weight), "--num_game", "1", "--mp", mp)
+    assert status == 2 and len(err.splitlines()) == 1
+    assert str(weight) in err and message in err
+
+
+def test_weights_without_their_config(tmp_path, capsys):
+    weight = bc_checkpoint(tmp_path / "run", "model0.pt")
+    (weight.parent / "cfg.yaml").unlink()
+    status, _, err = run(capsys, "--weight", str(weight))
+    assert status == 2 and f"error: cannot read '{weight.parent / 'cfg.yaml'}'" in err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

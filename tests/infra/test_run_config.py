@@ -127,7 +127,7 @@ def test_bare_switch_and_negative_numbers_and_strings_as_typed() -> None:
         (["stray"], "'stray': expected an option"),
         (["--agent.eps", "1.5"], "agent.eps: expected a probability, got 1.5"),
         (["--resume", "1"], "resume: needs save_dir"),
-        (["--config_path", "nowhere.yaml"], "cannot read 'nowhere.yaml'"),
+        (["--config_path", "nowhere.yaml"], "config_path: cannot read 'nowhere.yaml'"),
         (["--se", "3"], "--se: unknown option"),  # no abbreviations
     ],
 )
