@@ -1,6 +1,6 @@
-"""Files that are either the old version or the new one, never half of it.
+"""Writes files whole: a reader finds the old version or the new one, never half of one.
 
-Every write goes to a temporary file beside the target, is forced to disk, and is
+Every write goes to a temporary file next to the target, is forced to disk, and is
 then renamed over it. A crash leaves at most a ``.tmp-*`` file behind, which
 :func:`remove_leftovers` clears.
 """
@@ -26,8 +26,8 @@ _FULL = {
 
 
 def full_disk(error: BaseException | None) -> str:
-    """ "the disk is full" (or another limit on a file's size) where ``error`` says so, or was
-    raised because of it (torch makes a RuntimeError of it); else ""."""
+    """ "the disk is full" (or another limit that a write reached) if ``error`` or its cause says
+    so, else "". The cause is needed because torch raises a RuntimeError instead."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _FULL[error.errno]
@@ -45,7 +45,7 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made with its parents where missing, their entries forced to disk too."""
+    """Create a folder and its missing parents, and force their entries to disk; returns it."""
     path = Path(path)
     missing = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Configurations of several kinds: of the kinds' sections only the chosen one's fields exist.
+"""Configurations that come in several kinds: only the section of the chosen kind exists.
 
-``train_bc.py --policy_type mse`` has a section ``mse`` and none of the other policies'. A config
-class says which kinds there are and which one a configuration chooses (:class:`Kinded`);
-``run_config`` then reads, shows and writes the class of that kind, a subclass with its section.
+``train_bc.py --policy_type mse`` has a section ``mse`` and no section of another policy. A config
+class declares its kinds and which of them a configuration chooses (:class:`Kinded`);
+``run_config`` then reads, shows and writes that kind's class: a subclass with its section.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Section(NamedTuple):
 
 
 class Kinded:
-    """Base of a config class with kinds. It is what the kinds share: making one makes the chosen
-    kind's, a subclass.
+    """Base of a config class with kinds, which holds what they share. Constructing it makes an
+    instance of the chosen kind's subclass.
     """
 
-    # the field that chooses, with its dots
+    # dotted name of the field that chooses the kind
     CHOSEN_BY: ClassVar[str]
-    # in a kind's class: which, and what all kinds share
+    # set in the class of a kind: the kind, and the class that all kinds share
     KIND: ClassVar[str] = ""
     SHARED: ClassVar[type[Kinded] | None] = None
 
@@ -52,12 +52,12 @@ class Kinded:
 
     @classmethod
     def choices(cls) -> tuple[str, ...]:
-        """Values of the field that chooses, where it is one of this class's own."""
+        """Values of the choosing field, if this class declares it itself."""
         return tuple(cls.sections())
 
     @classmethod
     def kind_of(cls, values: Mapping[str, Any]) -> str:
-        """The kind that values (dotted name -> value, not checked yet) choose."""
+        """The kind chosen by ``values`` (dotted name -> value, not checked yet)."""
         raise NotImplementedError
 
     @property
@@ -66,7 +66,7 @@ class Kinded:
         return getattr(self, self.sections()[self.KIND].name)
 
 
-# a class is made once, so that configurations of one kind are of one class
+# each class is made once, so that all configurations of a kind have the same class
 _classes: dict[tuple[Any, ...], type[Kinded]] = {}
 
 
@@ -92,7 +92,7 @@ def _make_class(
 
 
 def every_kind(config_class: type[T]) -> dict[str, type[T]]:
-    """Kind -> its class; {"": the class itself} for one that has no kinds."""
+    """Kind -> its class; {"": the class itself} if it has no kinds."""
     if not issubclass(config_class, Kinded):
         return {"": config_class}
     shared = config_class.SHARED or config_class
@@ -101,21 +101,21 @@ def every_kind(config_class: type[T]) -> dict[str, type[T]]:
 
 
 def chosen(config_class: type[T], values: Mapping[str, Any]) -> type[T]:
-    """The class of the kind that ``values`` (dotted names) choose."""
+    """The class of the kind chosen by ``values`` (dotted name -> value)."""
     if not issubclass(config_class, Kinded):
         return config_class
     return every_kind(config_class)[config_class.kind_of(values)]
 
 
 def or_default(config_class: type[T]) -> type[T]:
-    """A kind's class itself; of what kinds share, the class that is chosen by default."""
+    """The class of a kind unchanged; for the shared class, the kind it chooses by default."""
     if issubclass(config_class, Kinded) and config_class.KIND:
         return config_class
     return chosen(config_class, {})
 
 
 def other_sections(config_class: Any) -> dict[str, list[str]]:
-    """Of a kind's class, the sections that other kinds have: name -> those kinds."""
+    """The sections that only other kinds have: name -> those kinds."""
     out: dict[str, list[str]] = {}
     if issubclass(config_class, Kinded):
         sections = config_class.sections()

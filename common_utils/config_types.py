@@ -1,4 +1,4 @@
-"""Values of config fields: whether one fits its type, and a description of what would fit."""
+"""Checks the values of config fields against their types, and describes what a type accepts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _coerce_limited(value: Any, kind: Any, limits: tuple[Any, ...]) -> Any:
     return out
 
 
-# YAML 1.1 reads 1e-4 (no dot) as a string; configs have always written it so
+# YAML 1.1 reads 1e-4 (no dot) as a string; configs have always used this form
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -111,7 +111,7 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
     raise Mismatch
 
 
-# beyond this a float does not hold every integer
+# above this, a float cannot represent every integer
 MAX_INTEGER = 2**53
 
 
@@ -126,11 +126,11 @@ def _coerce_number(value: Any, kind: type[int] | type[float]) -> int | float:
         return float(value) + 0.0  # the sum turns -0.0, which has no meaning of its own, into 0.0
     if not float(value).is_integer() or abs(value) > MAX_INTEGER:
         raise Mismatch
-    return int(value)  # 2e5 is an integer as well
+    return int(value)  # 2e5 counts as an integer
 
 
 def _is_finite(value: int | float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer too large for a float
         return False

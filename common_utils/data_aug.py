@@ -10,7 +10,7 @@ class RandomShiftsAug(nn.Module):
     """Replicate-pad by ``pad`` pixels and crop back at a random place, one per image.
 
     images [B, C, H, W] of any dtype -> the same shape and dtype. All channels of an image
-    shift alike. Shifts are drawn as the original does (``torch.randint`` of float32
+    get the same shift. Shifts are drawn as the original does (``torch.randint`` of float32
     [B, 1, 1, 2], x before y), so the same torch seed gives the same shifts.
     """
 

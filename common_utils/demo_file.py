@@ -1,15 +1,15 @@
-"""The demonstration file: robomimic's HDF5 layout, the one layout of this framework.
+"""The demonstration file: robomimic's HDF5 layout, the only one that this framework uses.
 
     data.attrs["env_args"]        JSON {"env_name", "env_kwargs"}, also in env_cfg.json next to it
     data/demo_{i}/actions         float [T, A]
-    data/demo_{i}/rewards         float64 [T] (float32 where a replay wrote it, as published)
+    data/demo_{i}/rewards         float64 [T] (float32 in files written from a replay, as published)
     data/demo_{i}/dones           int64 [T], 1 at the end
-    data/demo_{i}/states          float [T, D], the simulator's, where it was recorded
-    data/demo_{i}/infos/{key}     float [T], what else the environment said after each step
-    data/demo_{i}.attrs["ended"]  "terminated" or "truncated", where it was recorded
+    data/demo_{i}/states          float [T, D], the simulator's, if recorded
+    data/demo_{i}/infos/{key}     float [T], other numbers that the environment reported per step
+    data/demo_{i}.attrs["ended"]  "terminated" or "truncated", if recorded
     data/demo_{i}/obs/{key}       prop, state: float [T, ...]
     data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
-    data/demo_{i}/obs/{...}.attrs["stack"]   k, of an observation of k > 1 steps, newest first
+    data/demo_{i}/obs/{...}.attrs["stack"]   k, if each entry stacks k > 1 steps, newest first
 
 The observation after the last action is not stored.
 """
@@ -38,15 +38,15 @@ CFG_NAME = "env_cfg.json"
 
 @dataclass
 class Recording:
-    """One episode while it is recorded, a step at a time."""
+    """An episode being recorded, one step at a time."""
 
     obs: dict[str, list[np.ndarray]] = field(default_factory=dict)
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    dones: list[int] = field(default_factory=list)  # empty: 1 at the end alone
+    dones: list[int] = field(default_factory=list)  # empty: 1 only at the end
     infos: dict[str, np.ndarray] = field(default_factory=dict)  # numbers [T] by key
-    # of those observations that hold k > 1 steps each, newest first: k
+    # k for each observation that stacks k > 1 steps, newest first
     stacks: dict[str, int] = field(default_factory=dict)
     reward_dtype: str = "float64"
 
@@ -56,7 +56,7 @@ class Recording:
     def append(
         self, obs: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray, reward: float
     ) -> None:
-        """The observation (and state) that ``action`` answered, and the reward it earned."""
+        """Add a step: the observation and state before ``action``, and the reward after it."""
         for key, value in obs.items():
             self.obs.setdefault(key, []).append(value)
         self.states.append(state)
@@ -65,7 +65,7 @@ class Recording:
 
 
 class DemoWriter:
-    """A file of demonstrations while it is written; see :func:`open_demos`."""
+    """A file of demonstrations being written; see :func:`open_demos`."""
 
     def __init__(self, file: h5py.File, env_args: Mapping[str, Any] | None) -> None:
         self.data = file.create_group("data")
@@ -76,15 +76,15 @@ class DemoWriter:
     def add(
         self, recording: Recording, cameras: Sequence[str], attrs: Mapping[str, Any] | None = None
     ) -> None:
-        """The next demonstration; ``cameras`` says which of its observations are images."""
+        """Write the next demonstration; ``cameras`` names the observations that are images."""
         demo = self.data.create_group(f"demo_{len(self.lengths)}")
         write_demo(demo, recording, cameras, attrs or {})
         self.lengths.append(len(recording))
 
     def copy(self, source: h5py.Group, name: str = "", **options: bool) -> h5py.Group:
-        """The next demonstration, from a group of another file; returns the copy.
+        """Copy the next demonstration from a group of another file; returns the copy.
 
-        It is named ``demo_{i}`` unless ``name`` says otherwise; ``options`` are those of
+        It is named ``demo_{i}`` unless ``name`` says otherwise; ``options`` are passed to
         ``h5py.Group.copy``.
         """
         name = name or f"demo_{len(self.lengths)}"
@@ -97,10 +97,10 @@ class DemoWriter:
 def open_demos(
     path: str | os.PathLike[str], env_args: Mapping[str, Any] | None
 ) -> Iterator[DemoWriter]:
-    """A file of demonstrations to write one by one; all of it appears at ``path``, or nothing.
+    """Open a file to write demonstrations one by one; it appears at ``path`` whole or not at all.
 
-    env_args: how the environment was built; None leaves it out. The writers of whole files all
-    come through here. Raises the OSError of the first write that failed.
+    env_args: how the environment was built; None leaves it out. All writers of demonstration
+    files use this function. Raises the OSError of the first write that failed.
     """
     with atomic_h5(path) as file:
         writer = DemoWriter(file, env_args)
@@ -130,11 +130,11 @@ def write_demos(
 
 
 def write_env_cfg(env_args: Mapping[str, Any], dataset: Path) -> None:
-    """Write ``env_cfg.json`` beside ``dataset``, unless it would change what others there mean.
+    """Write ``env_cfg.json`` next to ``dataset``, unless it would misdescribe other files there.
 
-    The folder's files share it. A different one is kept while other files use it, and none is
-    created where others do not carry their own description. A line says what was kept. The dataset
-    itself is not affected: its attribute ``env_args`` takes precedence over ``env_cfg.json``.
+    All files of the folder share it. A different one is kept while other files use it, and none is
+    created if other files lack their own description. A printed note says what was kept. The
+    dataset itself is not affected: its attribute ``env_args`` overrides ``env_cfg.json``.
     """
     side = dataset.parent / CFG_NAME
     found = _read_json(side)
@@ -159,14 +159,14 @@ def write_env_cfg(env_args: Mapping[str, Any], dataset: Path) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent, or damaged and so the description of nothing
+    except (OSError, ValueError):  # absent or damaged
         return None
 
 
 def _other_datasets(dataset: Path) -> list[Path]:
     files = (p for suffix in ("*.hdf5", "*.h5") for p in dataset.parent.glob(suffix))
     found = (p for p in files if p.name != dataset.name and not p.name.startswith(TEMP_MARK))
-    return sorted(p for p in found if p.is_file())  # who opens a pipe waits forever
+    return sorted(p for p in found if p.is_file())  # opening a pipe would wait forever
 
 
 def _describes_itself(path: Path) -> bool:
@@ -181,7 +181,7 @@ def _describes_itself(path: Path) -> bool:
 def write_demo(
     demo: h5py.Group, recording: Recording, cameras: Sequence[str], attrs: Mapping[str, Any]
 ) -> None:
-    """One demonstration into its (new, empty) group ``data/demo_{i}``."""
+    """Write one demonstration into its (new, empty) group ``data/demo_{i}``."""
     dones = np.array(recording.dones or [0] * (len(recording) - 1) + [1], np.int64)
     demo["actions"] = np.stack(recording.actions)
     demo["rewards"] = np.array(recording.rewards, recording.reward_dtype)

@@ -1,6 +1,6 @@
 """Energy networks (csrc/kernels/ebm_bind.cc). All arguments named like a tensor are addresses
-(``Tensor.data_ptr()``) of contiguous arrays, float32 but for packed matrices and ``saved``, 0 for
-none; ``networks/ibc/fused.py`` is the only caller. Widths are padded to a multiple of 32."""
+(``Tensor.data_ptr()``) of contiguous arrays, or 0 for none: float32, except packed matrices and
+``saved``. ``networks/ibc/fused.py`` is the only caller. Widths are padded to a multiple of 32."""
 
 class Network:
     def __init__(

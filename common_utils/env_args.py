@@ -15,12 +15,12 @@ from typing import Any
 
 
 def read_env_args(attrs: Mapping[str, Any], side: Path) -> dict[str, Any]:
-    """The environment of a file's ``data`` attributes, else of ``side`` (env_cfg.json), else {}.
+    """The environment in a file's ``data`` attributes, else in ``side`` (env_cfg.json), else {}.
 
-    Raises ValueError saying which of them is not a JSON object, or which of its fields that
-    anything here reads has the wrong type.
+    Raises ValueError naming the one that is not a JSON object, or a field that has the wrong type
+    (only fields that this framework reads are checked).
     """
-    # the attribute wins: it travels with the file, env_cfg.json may have been left behind
+    # the attribute wins: it moves with the file, while env_cfg.json may have been left behind
     if "env_args" in attrs:
         return _object(attrs["env_args"], "data.attrs['env_args']")
     if "env_info" in attrs:
@@ -66,7 +66,7 @@ def _json_object(text: Any, where: str) -> dict[str, Any]:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """``value`` and its type, in few words, for messages."""
+    """``value`` and its type, shortened for messages."""
     text = " ".join(repr(value).split())
     text = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return f"{text} ({type(value).__name__})"
@@ -161,7 +161,7 @@ def _fields(
 
 
 def suite_of(env_args: Mapping[str, Any]) -> str:
-    """ "metaworld", "robosuite", "d4rl", what the file says itself, or "" if unknown."""
+    """The suite the file names, else "d4rl", "metaworld" or "robosuite" by its fields, else ""."""
     kwargs = env_args.get("env_kwargs") or {}
     if "suite" in env_args:
         return str(env_args["suite"])
@@ -175,16 +175,16 @@ def suite_of(env_args: Mapping[str, Any]) -> str:
 
 
 def version_numbers(text: str) -> tuple[int, ...]:
-    """(1, 4) of "1.4.1"; () where there are no numbers."""
+    """(1, 4) for "1.4.1"; () if there are no numbers."""
     return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
 
 
 def arm_controller(env_args: Mapping[str, Any]) -> dict[str, Any]:
     """The (first) robot's arm controller as a flat dict, in robosuite 1.4's terms.
 
-    Of robosuite 1.5's composite form the part "right" is taken. ``control_delta`` and
-    ``input_ref_frame`` (whose axes relative actions go along: "base" or "world", which is all
-    that versions before 1.5 had) are always there.
+    From robosuite 1.5's composite form it takes the part "right". ``control_delta`` and
+    ``input_ref_frame`` are always set. The latter is the frame of relative actions: "base" or
+    "world" (the only one before 1.5).
     """
     kwargs = env_args.get("env_kwargs") or {}
     configs = kwargs.get("controller_configs") or {}

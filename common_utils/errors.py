@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and the one way in which programs report them."""
+"""Errors that the user can fix, and the one way in which programs report them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from common_utils.atomic import full_disk
 from common_utils.paths import expand_home_in_options
 
 USER_ERROR = 2
-INTERRUPTED = 130  # as shells count a process that SIGINT ended
-NOBODY_READS = 141  # and one that SIGPIPE ended
+INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+NOBODY_READS = 141  # and for one that SIGPIPE ended
 
 
 class UserError(Exception):
-    """What was given cannot be used: an option, a file, this machine.
+    """Something the user supplied cannot be used: an option, a file, this machine.
 
     The message names the file or field, what was found and what was expected. Programs print it
-    in a line or two and end with status 2; any other exception is a fault of the program and
-    shows its traceback.
+    in a line or two and end with status 2; any other exception is a bug in the program and shows
+    its traceback.
     """
 
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
-    """``main(*args)`` as a program: its exit status (None is 0), 2 after a UserError and after
-    what the file system or the memory refuses. ``~`` in its options is the home folder, names of
-    files may hold any character, and what the console cannot show is printed as ``\\xe9``. Where
-    nobody reads the output any more, it ends without a word.
+    """Run ``main(*args)`` as a program. Returns the exit status: that of ``main`` (None is 0), or
+    2 after a UserError, a file system error or exhausted memory. ``~`` in options is the home
+    folder, file names may contain any character, and characters that the console cannot show are
+    printed as ``\\xe9``. If nobody reads the output any more, the program ends silently.
 
     Every entry script ends with ``sys.exit(run_program(main))``.
     """
@@ -39,7 +39,7 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
     sys.argv[1:] = expand_home_in_options(sys.argv[1:])
     try:
         status = _run(main, *args)
-        print(end="", flush=True)  # here, where its failure can be met
+        print(end="", flush=True)  # here, where a failure can be handled
     except BrokenPipeError:
         if not _silence_unread_output():
             raise
@@ -48,7 +48,7 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
 
 
 def _run(main: Callable[..., int | None], *args: Any) -> int:
-    """Its status, after one line about what is no fault of the program."""
+    """The status of ``main``; problems that are not bugs are reported in one line."""
     try:
         return main(*args) or 0
     except UserError as error:
@@ -73,8 +73,8 @@ def _run(main: Callable[..., int | None], *args: Any) -> int:
 
 
 def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding: TensorBoard and
-    others take names of files for UTF-8 text. Python does the same by itself, unless forbidden.
+    """Restart in Python's UTF-8 mode if the locale has another encoding: TensorBoard and others
+    assume that file names are UTF-8. Python does the same by itself, unless that is disabled.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"  # for worker processes too
@@ -82,15 +82,15 @@ def _use_utf8() -> None:
 
 
 def _print_every_character() -> None:
-    """A console of another encoding gets escapes, where print would raise."""
+    """On a console with another encoding, print escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_unread_output() -> bool:
-    """Whether a reader of the output has left, as ``| head`` does. What is still buffered, and
-    else would raise as Python ends, goes nowhere.
+    """Whether a reader of the output has left, as ``| head`` does. If so, output that is still
+    buffered is discarded; otherwise it would raise as Python exits.
     """
     poll = select.poll()
     for stream in (1, 2):
@@ -104,7 +104,7 @@ def _silence_unread_output() -> bool:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for GPUs, and none for the CPU."""
+    """torch has its own exception class for GPUs, but none for the CPU."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
     exhausted = isinstance(error, MemoryError) or "OutOfMemoryError" in kinds
     return exhausted or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -1,10 +1,10 @@
-"""The one rule about NaN and infinity: what must be finite and is not stops the run.
+"""The one rule about NaN and infinity: a value that must be finite and is not stops the run.
 
 A loss, gradient norm, reward, observation, action or weight that is not finite raises
 :class:`NonFiniteError` (programs end with status 2), within one log interval at the latest and
-before anything of it is saved. What was saved before stays.
+before it is saved. Whatever was saved earlier stays.
 
-Environments' workers use this file, so it imports no torch until it is handed tensors.
+Environment workers use this file, so it imports torch only when it is given tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NonFiniteError(UserError):
 def check_observed(
     task: str, seed: int, step: int, obs: Mapping[str, np.ndarray], reward: float = 0.0
 ) -> None:
-    """What an environment returned: ``reward`` and float arrays of ``obs`` must be finite.
+    """Raise NonFiniteError unless an environment's ``reward`` and float arrays are finite.
 
     task, seed, step: for the message; ``step`` is 0 for a reset.
     """
@@ -46,7 +46,7 @@ def check_observed(
 
 
 def check_action(action: np.ndarray, seed: int, step: int, who: str = "the agent") -> None:
-    """An action (or several) that ``who`` chose, before an environment sees it.
+    """Raise NonFiniteError unless the action (or actions) that ``who`` chose is finite.
 
     seed, step: the episode's seed and the steps taken in it so far, for the message.
     """
@@ -59,10 +59,10 @@ def check_action(action: np.ndarray, seed: int, step: int, who: str = "the agent
 
 
 def check_tensors(tree: Any, what: str, when: str) -> None:
-    """All floating tensors and arrays in nested dicts, lists and tuples must be finite.
+    """Raise NonFiniteError unless all floating tensors and arrays of ``tree`` are finite.
 
-    The message names the first that is not, after ``when``, as ``what`` and the keys that lead to
-    it, joined by dots. Waits for the device once.
+    tree: nested dicts, lists and tuples. The message starts with ``when`` and names the first bad
+    entry: ``what`` and the keys that lead to it, joined by dots. Waits for the device once.
     """
     name = non_finite_entry(tree, what)
     if name:
@@ -70,14 +70,14 @@ def check_tensors(tree: Any, what: str, when: str) -> None:
 
 
 def non_finite_entry(tree: Any, what: str = "") -> str:
-    """Name of the first floating tensor or array of ``tree`` with NaN or infinity, "" for none."""
+    """Name of the first floating tensor or array of ``tree`` with NaN or infinity, else ""."""
     found = list(_flags(tree, what))
     finite = _read([flag for _, flag in found])
     return next((name for (name, _), good in zip(found, finite, strict=True) if not good), "")
 
 
 def _flags(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names of all floating entries, and whether each is finite, unread."""
+    """Name of each floating entry, and a flag on its device that says whether it is finite."""
     import torch
 
     if isinstance(tree, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Which OpenGL back end really renders here: tested by rendering, in a separate process.
+"""Finds an OpenGL back end that really renders here, by rendering in a separate process.
 
     python -m common_utils.gl        # prints egl, osmesa or disabled
 
@@ -42,7 +42,7 @@ print("rendered")
 
 
 def probe(backend: str) -> tuple[bool, str]:
-    """Render a red ball by ``backend``: (whether it worked, what was seen)."""
+    """Render a red ball with ``backend``: (whether it worked, a message)."""
     env = os.environ | {"MUJOCO_GL": backend}
     env.pop("PYOPENGL_PLATFORM", None)
     try:

@@ -1,6 +1,6 @@
-"""HDF5 files written whole or not at all, on full disks too.
+"""Writes HDF5 files whole or not at all, even on a full disk.
 
-The HDF5 library does not survive a write that fails: it reports it again and again while the
+The HDF5 library does not recover from a failed write: it reports it again and again while the
 file is closed, and may then crash the process. So it writes through an object that accepts
 everything and remembers the first error, which is raised when the library is done.
 """
@@ -19,7 +19,7 @@ from common_utils.atomic import atomic_write
 
 
 class _Writer:
-    """What h5py's "fileobj" driver needs, on a file descriptor; no call ever fails."""
+    """The file object for h5py's "fileobj" driver, on a file descriptor; no call ever fails."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._at = fd, 0
@@ -71,7 +71,7 @@ class _Writer:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             with h5py.File(writer, "w") as file:
                 yield file
         except Exception:
-            if writer.error is None:  # else what the library makes of it is no use
+            if writer.error is None:  # else this is only the library's consequence of it
                 raise
         finally:
             os.close(fd)

@@ -84,7 +84,7 @@ class TruncatedNormal:
 
     @property
     def mean(self) -> torch.Tensor:
-        """The undisturbed action, [..., A]."""
+        """The action without noise, [..., A]."""
         return self.loc
 
     @property
@@ -153,7 +153,7 @@ def require_key(obs: dict[str, torch.Tensor], key: str, who: str) -> torch.Tenso
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in eval mode, and those that were training back into it afterwards."""
+    """Put modules in eval mode; afterwards those that were training return to train mode."""
     training = [m for m in modules if m.training]
     for m in training:
         m.eval()

@@ -2,10 +2,10 @@
 
     bc_policy/origin.json     for each: the path it came from, and SHA-256 of both files
     bc_policy/0/model.pt      the weights as they were when the run began ...
-    bc_policy/0/cfg.yaml      ... and the config that tells what they are weights of
+    bc_policy/0/cfg.yaml      ... and the config of the network that they belong to
 
-With them the folder can be moved or copied alone, and a file that is replaced later changes
-neither evaluations nor a resumed run.
+With these copies the folder can be moved or copied on its own, and replacing an original later
+changes neither evaluations nor a resumed run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Sums = dict[str, str]  # SHA-256 of "weights" and "config"
 class KeptWeights:
     """Weight files to read, where they came from, and what they must hold.
 
-    notes: lines about originals that are no longer what they were.
+    notes: lines about files that are damaged or have changed.
     """
 
     files: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class KeptWeights:
 
 
 def originals(paths: Sequence[str]) -> KeptWeights:
-    """The files at ``paths`` themselves; ConfigError where one, or its config, is missing."""
+    """The files at ``paths`` themselves; ConfigError if one, or its config, is missing."""
     sums = []
     for path in paths:
         found = _sums(Path(path), Path(path).parent / CFG_NAME)
@@ -51,10 +51,10 @@ def originals(paths: Sequence[str]) -> KeptWeights:
 
 
 def find(run_dir: str | os.PathLike[str]) -> KeptWeights | None:
-    """What a run keeps, checked; None if it keeps nothing (runs of earlier versions).
+    """The weights that a run keeps, checked; None if it keeps none (runs of earlier versions).
 
-    A copy that is damaged is replaced by its original if that is still the same. Raises
-    ConfigError if neither is.
+    If a copy is damaged, its original is used instead, provided that it has not changed.
+    Raises ConfigError if it has.
     """
     folder = Path(run_dir) / KEPT_DIR
     if not (folder / _ORIGIN).is_file():
@@ -86,9 +86,9 @@ def is_copy(weight_file: Path) -> bool:
 
 
 def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
-    """Copy ``weights`` into the run's folder where they are not there yet.
+    """Copy ``weights`` into the run's folder unless they are there already.
 
-    Raises ConfigError if a file is no longer what it was when it was read.
+    Raises ConfigError if a file has changed since it was read.
     """
     folder = Path(run_dir) / KEPT_DIR
     wanted = [str(folder / str(n) / _WEIGHTS) for n in range(len(weights.files))]
@@ -96,7 +96,7 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
         for copy in wanted:
             remove_leftovers(Path(copy).parent)
         return
-    new = folder.with_name(f"{folder.name}.new")  # complete before it gets its name
+    new = folder.with_name(f"{folder.name}.new")  # complete before it is renamed
     shutil.rmtree(new, ignore_errors=True)
     for number, (path, want) in enumerate(zip(weights.files, weights.sums, strict=True)):
         source, target = Path(path), new / str(number) / _WEIGHTS

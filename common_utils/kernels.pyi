@@ -1,7 +1,7 @@
 """Fused float32 kernels (csrc/kernels/bind.cc); ``networks/fast/cpu`` is the only caller.
 
 All arguments named like a tensor are addresses (``Tensor.data_ptr()``) of contiguous float32
-arrays, 0 for none. ``keep`` of 2**32 outcomes survive dropout (0: no dropout).
+arrays, 0 for none. A unit survives dropout with probability ``keep`` / 2**32 (0: no dropout).
 """
 
 class NormRelu:
@@ -78,13 +78,13 @@ class MlpLayer:
     ) -> None: ...
 
 class Mlp:
-    """Perceptrons side by side on the same rows."""
+    """Several perceptrons on the same rows."""
 
     def __init__(
         self, *, rows: int, x: int, members: list[int], layers: list[MlpLayer]
     ) -> None: ...
     def saved_size(self, *, hidden: bool) -> int:
-        """Floats that the backward pass needs; ``hidden``: for gradients of weights too."""
+        """Floats that the backward pass needs; ``hidden``: including gradients of weights."""
 
 class MlpLayerGrad:
     def __init__(self, *, dw: int, dbias: int, dgamma: int, dbeta: int) -> None: ...
@@ -100,12 +100,12 @@ def mlp_grad(
     layers: list[MlpLayerGrad],
     threads: int,
 ) -> None:
-    """layers: one each; an empty list for none."""
+    """layers: one per layer, or an empty list for no gradients of weights."""
 
 def mlp_grad_picked(
     operands: Mlp, *, saved: int, hidden: bool, pick: int, dout: int, dx: int, threads: int
 ) -> None:
-    """pick: int64 [rows], the member whose value row r's gradient is of."""
+    """pick: int64 [rows], the member whose output is differentiated in each row."""
 
 class AdamTensor:
     def __init__(
@@ -133,4 +133,4 @@ def isa() -> str:
     """The instruction set in use: base, v3 (AVX2) or v4 (AVX-512)."""
 
 def use(isa: str) -> None:
-    """Take another instruction set that this CPU has (for tests)."""
+    """Switch to another instruction set that this CPU has (for tests)."""

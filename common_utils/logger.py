@@ -1,4 +1,4 @@
-"""What a run writes down: console lines, ``train.log``, ``metrics.jsonl``, TensorBoard, W&B."""
+"""What a run records: console lines, ``train.log``, ``metrics.jsonl``, TensorBoard, W&B."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Accumulator:
         self.low, self.high = math.inf, -math.inf
         self.count = 0.0
         self.pending: list[torch.Tensor] = []
-        self.reduced: list[torch.Tensor] = []  # float64 [sum, min, max, place of the first bad]
-        self.steps: list[list[int]] = [[]]  # of reduced, and last of pending
+        self.reduced: list[torch.Tensor] = []  # float64 [sum, min, max, index of the first bad]
+        self.steps: list[list[int]] = [[]]  # of each reduced chunk, then of pending
         self.bad: tuple[int, float] | None = None  # the first bad number, and its step
 
     def append(self, value: Number, count: float, step: int) -> None:
@@ -59,7 +59,7 @@ class _Accumulator:
         if value.numel() != 1:
             raise ValueError(f"a meter takes single numbers, got a tensor {list(value.shape)}")
         if self.pending and self.pending[0].device != value.device:
-            # what a resumed run has read back is on the CPU
+            # values that a resumed run restored are on the CPU
             self.pending = [v.to(value.device) for v in self.pending]
         self.pending.append(value.detach().reshape(()))
         self.steps[-1].append(step)
@@ -71,7 +71,7 @@ class _Accumulator:
     @staticmethod
     def _reduce(values: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(values).double()
-        # NaN and infinity stay what they are in sum, min and max
+        # NaN and infinity propagate through sum, min and max
         place = stacked.isfinite().logical_not().double().argmax().double()
         return torch.stack([stacked.sum(), stacked.min(), stacked.max(), place])
 
@@ -109,7 +109,7 @@ class _Accumulator:
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         self.total, self.count = state["total"], state["count"]
         self.low, self.high = state["low"], state["high"]
-        # what is saved is finite: of its steps nobody will ask
+        # saved values are finite, so their exact steps are never needed
         self.pending = list(state["pending"])
         self.reduced = [torch.cat([part, part.new_zeros(1)]) for part in state["reduced"]]
         self.steps = [[step]] * len(self.reduced) + [[step] * len(self.pending)]
@@ -121,7 +121,7 @@ class MultiCounter:
     Tensors (scalars, any device) are kept detached and unread; the host waits for the device
     once per :meth:`summary` or :meth:`check_finite`, not once per metric.
 
-    step: the training step that what is appended belongs to; set by who trains.
+    step: the training step of the values appended next; set by the trainer.
     """
 
     def __init__(self) -> None:
@@ -149,8 +149,8 @@ class MultiCounter:
         return out
 
     def check_finite(self) -> None:
-        """NonFiniteError, naming key, step and value, if a number since the last summary is NaN
-        or infinite; of several the first."""
+        """Raise NonFiniteError if a number since the last summary is NaN or infinite. The message
+        names the key, step and value of the first."""
         host = self._read()
         found = ((key, a.first_bad(host.get(key, []))) for key, a in self._keys.items())
         bad = {key: place for key, place in found if place is not None}
@@ -189,17 +189,17 @@ def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
 
 
 class RunLogger:
-    """Writes a run's lines and numbers into ``save_dir``; use as a context manager.
+    """Writes a run's lines and numbers to ``save_dir``; use as a context manager.
 
     ``train.log``: everything printed with :meth:`print`, and the error if the run fails.
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
     :meth:`log`, flushed at once. ``tb/``: TensorBoard. ``wandb_run``: a started
-    ``wandb.Run`` for the same numbers, which is finished with the log.
+    ``wandb.Run`` for the same numbers, which is finished when the log is closed.
 
     ``resume_step``: the step of the saved state to continue from; None starts new files.
-    ``saved``: that state's :meth:`state_dict`. Later entries, of a run that was killed after it,
-    are removed. What cannot be written to (a folder of that name, a damaged file) is set aside:
-    a damaged log never prevents resuming.
+    ``saved``: that state's :meth:`state_dict`. Entries that a killed run wrote after that state
+    are removed. A log that cannot be written to (a folder of that name, a damaged file) is set
+    aside: it never prevents resuming.
     """
 
     def __init__(
@@ -225,17 +225,17 @@ class RunLogger:
         else:
             notes += self._cut_back(resume_step, saved or {})
         append = "a" if resume_step is not None else "w"
-        # lines may name files whose names are no text
+        # lines may contain file names that are not text
         self._text = open(
             self.log_path, append, buffering=1, encoding="utf-8", errors="backslashreplace"
         )
         self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
         for note in notes:
             self.print(note)
-        # imported here: it takes a second that programs without a logger need not wait for
+        # imported here, because it takes a second and many programs have no logger
         from torch.utils.tensorboard import SummaryWriter
 
-        # states of earlier versions: TensorBoard passes over what came later
+        # for states of earlier versions, TensorBoard itself skips what came later
         by_step = resume_step is not None and "files" not in (saved or {})
         purge = resume_step + 1 if resume_step is not None and by_step else None
         self._tensorboard = SummaryWriter(str(self.save_dir / records.EVENTS), purge_step=purge)
@@ -245,7 +245,7 @@ class RunLogger:
                 handle.write(f"{wandb_run.id}\n")
 
     def _make_room(self) -> list[str]:
-        """Set aside what has a log's name and is none; says so."""
+        """Set aside whatever blocks a log's name; returns notes that say so."""
         notes = []
         files = (self.metrics_path, self.log_path, self.save_dir / ID_FILE)
         for path in (*files, self.save_dir / records.EVENTS):
@@ -263,17 +263,17 @@ class RunLogger:
 
     @property
     def wall(self) -> float:
-        """Seconds of this run, those before a resume included."""
+        """Seconds that this run has taken, including those before a resume."""
         return self._wall_before + time.monotonic() - self._start
 
     def print(self, line: str = "") -> None:
-        """One line (or several) to the console and to ``train.log``."""
+        """Print one or more lines to the console and to ``train.log``."""
         if not self.quiet:
             console().print(line, markup=False, highlight=False, soft_wrap=True)
         self._text.write(line + "\n")
 
     def log(self, step: int, values: Mapping[str, Number]) -> dict[str, float]:
-        """Record numbers at a step, everywhere; returns them as floats."""
+        """Record numbers at a step in every log; returns them as floats."""
         numbers = {k: float(v) for k, v in values.items()}
         record = {k: _json_number(v) for k, v in numbers.items()}
         line = {"step": int(step), "wall": round(self.wall, 3), **record}
@@ -338,7 +338,7 @@ class RunLogger:
 
 
 def _json_number(value: float) -> float | int | None:
-    """JSON knows no NaN or infinity: null stands for both."""
+    """JSON has no NaN or infinity: both become null."""
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -1,8 +1,8 @@
-"""Which command makes a missing file: one table of the documented paths.
+"""The commands that make missing files: one table of the documented paths.
 
-A row's pattern is searched for in the path; the first that is found counts. Its command is filled
-in with the pattern's groups and with ``{folder}``, the file's folder. Words in capitals (TASK,
-FOLDER) are left to the reader. Every row has an example: a test fills it in and checks that the
+The first row whose pattern is found in the path counts. Its command is filled in with the
+pattern's groups and with ``{folder}``, the file's folder. Words in capitals (TASK, FOLDER) are
+for the reader to replace. Every row has an example: a test fills it in and checks that the
 programs and configurations exist and take the options.
 """
 
@@ -21,7 +21,7 @@ RAW_ROBOMIMIC = (
 
 
 class Row(NamedTuple):
-    """Files whose path matches are made by the command."""
+    """The command makes the files whose path matches the pattern."""
 
     pattern: str
     command: str
@@ -36,7 +36,7 @@ _SIZED = r"processed_data(?!96\.)(?P<size>\d+)\.hdf5"  # other than the usual si
 
 
 def _robomimic(folder: str, options: str, sized: str = "") -> Row:
-    """``sized``: the name says how large pictures are, which is an option."""
+    """``sized``: the option for the picture size, where the file name states it."""
     return Row(
         rf"robomimic.*/{folder}/{sized and _SIZED}[^/]*$",
         f"{_ROBOMIMIC} {options} {sized}--out {{folder}}; {RAW_ROBOMIMIC}",

@@ -1,4 +1,4 @@
-"""Keeping C libraries quiet that print what nobody asked for."""
+"""Silences C libraries that print what nobody asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Send this process's standard output and error to nowhere; exceptions still raise."""
+    """Discard this process's standard output and error; exceptions still propagate."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(fd) for fd in (1, 2)]

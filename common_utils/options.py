@@ -1,4 +1,4 @@
-"""Command lines of argparse whose numbers have ranges, as the fields of configs do.
+"""argparse command lines whose numbers have ranges, like the fields of configs.
 
 A mistake is reported in one line that names the option, its value and what was expected.
 """
@@ -15,7 +15,7 @@ from common_utils.errors import USER_ERROR
 
 
 def numeric(kind: Any) -> Callable[[str], Any]:
-    """What ``add_argument(type=)`` takes for a type of ``common_utils.ranges``, or ``Flag``."""
+    """An ``add_argument(type=)`` function for a type of ``common_utils.ranges``, or ``Flag``."""
 
     def read(text: str) -> Any:
         try:

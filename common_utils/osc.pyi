@@ -1,5 +1,5 @@
 """robosuite's control loop of fixed-base arms (csrc/osc.cc); env/robosuite/fast.py is the only
-caller. Functions and arrays are given by their addresses."""
+caller. Functions and arrays are passed as addresses."""
 
 import numpy as np
 

@@ -1,10 +1,10 @@
-"""Paths as people write them: from the home folder, or relative to where they stand.
+"""Paths as people write them: with ``~`` for the home folder, or relative.
 
-A relative path of an input file is looked up beside the configuration file it stands in, then in
-the working directory, then in the folder of the programs (where ``release/`` lies); on the command
-line in the working directory alone. What is found becomes absolute, so that the configuration that
-a run writes down means the same files from anywhere; what is not found stays as it was written, for
-the message that follows.
+A relative path in a configuration file is looked up next to that file, then in the working
+directory, then in the repository (which holds ``release/``). On the command line it is looked up in
+the working directory only. A path that is found becomes absolute, so that the configuration that a
+run saves names the same files from anywhere. A path that is not found stays as written, for the
+error message.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def is_input(kind: Any) -> bool:
 
 
 def expand_home(text: str) -> str:
-    """``~/x`` with the home folder; everything else as it is."""
+    """``~/x`` with the home folder filled in; anything else unchanged."""
     return os.path.expanduser(text) if re.match(r"~(/|$)", text) else text
 
 
 def expand_home_in_options(args: Iterable[str]) -> list[str]:
-    """The same for ``--option=~/x``, which shells leave as it is, and ``'~/x'``."""
+    """The same for ``--option=~/x``, which shells do not expand, and ``'~/x'``."""
     out = []
     for arg in args:
         option = re.match(r"--[\w.-]+=", arg)
@@ -51,7 +51,7 @@ def expand_home_in_options(args: Iterable[str]) -> list[str]:
 
 
 def split_paths(text: str, exists: Callable[[str], bool] = os.path.isfile) -> list[str]:
-    """``a.pt+b.pt`` as its paths; a "+" within the name of a file that exists is part of it."""
+    """Split ``a.pt+b.pt`` into its paths; a "+" in the name of an existing file is part of it."""
     parts, paths = text.split("+"), []
     while parts:
         lengths = range(len(parts), 0, -1)
@@ -62,7 +62,7 @@ def split_paths(text: str, exists: Callable[[str], bool] = os.path.isfile) -> li
 
 
 def locate(text: str, folders: Sequence[Path]) -> str:
-    """The file of that name as an absolute path, from the first of ``folders`` that has it."""
+    """Absolute path of the file in the first of ``folders`` that has it, else ``text`` itself."""
     text = expand_home(text)
     if not text or "\0" in text:
         return text
@@ -85,12 +85,12 @@ def locate_input(text: str, kind: Any, folders: Sequence[Path]) -> str:
 
 
 def beside(path: str | os.PathLike[str]) -> list[Path]:
-    """Where files named in the configuration file ``path`` are looked up."""
+    """The folders in which files named in the configuration file ``path`` are looked up."""
     return [Path(path).absolute().parent, Path.cwd(), REPO]
 
 
 def same_input(before: str, now: str) -> bool:
-    """Whether both name the same file, or a file of that name where the one before is gone."""
+    """Whether both name the same file or, if ``before`` is gone, a file of the same name."""
     if not os.path.isfile(now):
         return False
     if os.path.isfile(before):

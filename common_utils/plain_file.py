@@ -1,4 +1,4 @@
-"""Reading a small file of somebody else: an ordinary one (no pipe, no device), not endless."""
+"""Reads small files that cannot be trusted: regular files (no pipe or device) up to a limit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def read_small_text(path: str | os.PathLike[str], limit: int) -> str:
-    """The text (UTF-8) of an ordinary file of up to ``limit`` bytes, links followed.
+    """The UTF-8 text of a regular file of up to ``limit`` bytes; follows links.
 
-    Raises OSError where it cannot be opened, ValueError for anything else that is wrong with it.
+    Raises OSError if it cannot be opened, ValueError if anything else is wrong with it.
     """
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait forever
     fd = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

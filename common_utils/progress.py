@@ -27,7 +27,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def pace(per_second: float, step: int, total: int) -> str:
-    """A line of how fast an RL run is and how long it will take."""
+    """A line that says how fast an RL run is and how long it will take."""
     return (
         f"{per_second:.1f} environment steps per second (evaluation included): "
         f"about {format_seconds((total - step) / per_second)} left for {total} steps"
@@ -73,7 +73,7 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate, None before the first step."""
+        """An estimate, None before the first step."""
         return (self.total - self.step) / self.rate if self.rate > 0 else None
 
     def _tail(self, numbers: dict[str, float]) -> str:

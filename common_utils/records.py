@@ -1,9 +1,9 @@
 """A run's numbers on disk: ``metrics.jsonl`` and TensorBoard's files, read and cut back.
 
-A state remembers how long these files were (:func:`position`). A run that was killed later than
-its newest state is continued by cutting them back to there: by length, because several records
-may have the same step. A file that is no longer what the state has seen is cut by what its
-records say.
+A state remembers how long these files were (:func:`position`). If a run was killed after its
+newest state, resuming cuts the files back to these lengths; steps would not do, because several
+records may have the same step. A file that has been changed since the state was saved is cut by
+the steps and times in its records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EVENT_FILE = "events.out.tfevents."
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record of one line, None if it is none."""
+    """The record on one line, None if there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -34,7 +34,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Records, and the numbers of lines that are none (a torn last one is not counted)."""
+    """Records, and the numbers of other lines (a torn last line is not counted)."""
     *lines, rest = path.read_bytes().split(b"\n")
     records, bad = [], []
     for number, line in enumerate([*lines, rest] if _parse(rest) else lines, 1):
@@ -49,8 +49,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Records of a ``metrics.jsonl``, each with an integer "step".
 
-    A torn last line (killed while writing) is dropped; a warning names other lines that are no
-    records, which are passed over.
+    A torn last line (killed while writing) is dropped. Other lines that are not records are
+    skipped, and a warning names them.
     """
     records, bad = _read(Path(path))
     if bad:
@@ -63,7 +63,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def position(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """How long a run's files are now, forced to disk, for its state to remember."""
+    """The present lengths of a run's files, for its state; forces the files to disk."""
     save_dir = Path(save_dir)
     metrics = save_dir / METRICS
     where: dict[str, Any] = {"metrics": None, "events": {}}
@@ -91,10 +91,10 @@ def remove_events(save_dir: str | os.PathLike[str]) -> None:
 def cut_back(
     save_dir: str | os.PathLike[str], where: Any, step: int, wall: float = math.inf
 ) -> list[str]:
-    """Bring a run's files back to where a state of ``step``, ``wall`` seconds in, saw them.
+    """Cut a run's files back to a state saved at ``step``, ``wall`` seconds into the run.
 
-    where: the state's :func:`position`; states of earlier versions know none (None).
-    Returns lines that say what was out of order. No record from before that state is lost.
+    where: the state's :func:`position`; None for states of earlier versions.
+    Returns lines that report what was wrong. No record from before that state is lost.
     """
     save_dir = Path(save_dir)
     metrics, events = _checked(where)
@@ -103,7 +103,7 @@ def cut_back(
         return notes
     for path in _event_files(save_dir):
         size = events.get(path.name)
-        if size is None:  # begun after the state
+        if size is None:  # created after the state
             path.unlink()
         elif path.stat().st_size > size:
             os.truncate(path, size)
@@ -111,7 +111,7 @@ def cut_back(
 
 
 def _checked(where: Any) -> tuple[dict[str, int] | None, dict[str, int] | None]:
-    """What a state remembers of (metrics, events); None each where it is no such thing."""
+    """The positions of (metrics, events) that a state holds; None for each if it holds none."""
     try:
         seen, events = where["metrics"], where["events"]
         metrics = {key: int(seen[key]) for key in ("bytes", "crc32")} if seen else None
@@ -127,7 +127,7 @@ def _cut_metrics(path: Path, seen: Mapping[str, int] | None, step: int, wall: fl
         os.truncate(path, seen["bytes"])
         return []
     records, bad = _read(path)
-    # walls are written to the millisecond
+    # wall times are written to the millisecond
     kept = [r for r in records if r["step"] <= step and _wall(r) <= wall + 1e-3]
     notes = []
     if bad:
@@ -149,7 +149,7 @@ def _wall(record: Mapping[str, Any]) -> float:
 
 
 def set_aside(path: Path, copy: bool = False) -> Path:
-    """``path`` renamed (or copied) to a free name next to it, which is returned."""
+    """Rename (or copy) ``path`` to a free name next to it; returns the new path."""
     number, aside = 0, path.with_name(f"{path.name}.damaged")
     while os.path.lexists(aside):
         number += 1

@@ -106,7 +106,7 @@ class MultiStepTransitionReplay(Replay):
     """Draws whole episodes, time-major [T, N, ...] and zero padded; ``seq_len`` int32 [N]."""
 
 class JointSampler:
-    """One batch from several replays, the first one's rows first."""
+    """Draws one batch from several replays; rows of the first replay come first."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What this machine has left, containers' limits included, and whether a run fits into it."""
+"""How much memory and disk is free here, including container limits, and whether a run fits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _cgroup_dirs(root: Path, proc: Path) -> list[tuple[Path, int]]:
 
 
 def available_memory(cgroup: str = "/sys/fs/cgroup", proc: str = "/proc") -> int:
-    """Bytes of RAM this process can still take: the least of what the machine and each
+    """Bytes of RAM that this process can still use: the smallest amount that the machine and each
     enclosing control group leave (page cache that can be dropped counts as free)."""
     free = []
     for line in _lines(Path(proc) / "meminfo"):
@@ -92,7 +92,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def available_disk(path: str | os.PathLike[str]) -> int:
-    """Bytes free for us on the disk of ``path`` (which need not exist yet)."""
+    """Bytes free for this process on the disk of ``path`` (which need not exist yet)."""
     folder = Path(path).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -107,8 +107,8 @@ def check_fits(
 ) -> list[str]:
     """Lines saying what a run will take, or ResourceError if it cannot fit.
 
-    ``memory`` and ``disk``: what for -> bytes, with the config field that sets it. ``disk`` is
-    on the disk of ``path``. ``headroom`` is the fraction of what is free that stays free.
+    ``memory`` and ``disk``: purpose -> bytes, with the config field that sets them. ``disk`` is
+    needed on the disk of ``path``. ``headroom``: fraction of the free amount that must stay free.
     """
     lines = []
     for kind, needs, free in (

@@ -1,9 +1,7 @@
 """Which robomimic/robosuite observation keys make up "prop" and "state".
 
-The order is that of docs/reference/ibrl.md#environments.
-
-The order inside each tuple is the order of concatenation, and so part of every checkpoint
-trained on these vectors: never reorder an entry.
+The order inside each tuple (docs/reference/ibrl.md#environments) is the order of concatenation,
+and so part of every checkpoint trained on these vectors: never reorder an entry.
 """
 
 from __future__ import annotations
@@ -33,6 +31,6 @@ STATE_DIMS: dict[str, int] = {
     "NutAssembly": 37,
 }
 
-# environments (by how their names begin) whose state is all their observations, by name: the
+# name prefixes of environments whose state is all their observations in alphabetical order: the
 # order in which the recordings of Implicit BC are flattened
 ALPHABETICAL = ("Particle", "PARTICLE", "BlockPush", "PUSH", "REACH", "INSERT")

@@ -3,16 +3,16 @@
 ``--config_path file.yaml`` first, then dotted overrides (``--q_agent.lr 1e-3``). Unknown
 keys, wrong types and impossible combinations are refused with the field's dotted name,
 the value and what was expected. pyrallis supplies the conventions (nested dataclasses,
-one-line documentation beside each field, dotted names); values are checked here, because
+one-line documentation next to each field, dotted names); values are checked here, because
 pyrallis itself would turn ``--seed 1.5`` into 1 and ``batch_size: "12"`` into a silent 12.
 
 Rules for config dataclasses:
 
-* every field has a default and a comment beside (or above) it;
+* every field has a default and a comment next to (or above) it;
 * 0/1 switches are typed ``Flag``, closed choices ``Literal[...]``, numbers have their range in
   their type (``Annotated[int, AtLeast(1)]``, ``Width``, ``Share``: common_utils/ranges.py);
 * ``__post_init__`` or ``validate`` raise ``ValueError("field: ...")`` on impossible combinations
-  of fields and may tidy values up, but only idempotently: what is dumped must load to the same.
+  of fields and may tidy values up, but only idempotently: what is dumped must load unchanged.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CFG_NAME = "cfg.yaml"
 
 
 class ConfigError(UserError):
-    """The configuration cannot be used; the message names the field, the value, the expectation."""
+    """The configuration cannot be used; the message names field, value and what was expected."""
 
 
 @dataclass
@@ -130,8 +130,8 @@ def _sources(
 def _chosen(
     config_class: Any, given: Mapping[str, Any], path: str | None, tree: Mapping[str, Any]
 ) -> Any:
-    """The class of the kind that the options and the file choose; what is no kind is refused
-    before the sections, which would be unknown.
+    """The class of the kind that the options and the file choose. An unknown kind is refused
+    here, before its sections would be reported as unknown.
     """
     in_file = flatten(tree)
     own = config_kinds.chosen(config_class, {**in_file, **given})
@@ -142,7 +142,7 @@ def _chosen(
 
 
 def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
-    """A file may hold sections of other kinds (old ones hold all); an option is asked for."""
+    """Refuse options of other kinds. A file may hold such sections (old files hold all of them)."""
     others = config_kinds.other_sections(config_class)
     for name in given:
         if kinds := others.get(name.partition(".")[0]):
@@ -154,9 +154,9 @@ def _refuse_other_kinds(config_class: Any, given: Mapping[str, Any]) -> None:
 
 
 def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
-    """The config that a run wrote, with the same strictness; raises ConfigError."""
+    """Read the config that a run wrote, just as strictly; raises ConfigError."""
     tree = read_yaml(path)
-    if not tree:  # a run has written all its fields
+    if not tree:  # runs write all fields
         raise ConfigError(f"{path}: holds no fields (empty, or cut off)")
     own = _chosen(config_class, {}, str(path), tree)
     _checked(own, tree, str(path))
@@ -167,7 +167,7 @@ def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
 def _with_paths(
     values: Mapping[str, Any], known: Mapping[str, Any], folders: Sequence[Path]
 ) -> dict[str, Any]:
-    """Flat values with paths as :mod:`common_utils.paths` reads them."""
+    """Flat values, with paths found as in :mod:`common_utils.paths`."""
     out = dict(values)
     for name, value in values.items():
         if isinstance(value, str) and is_input(known.get(name)):
@@ -184,7 +184,7 @@ def from_dict(config_class: type[T], tree: Mapping[str, Any], source: str = "con
 
 
 def check(config: Any) -> None:
-    """ConfigError unless ``config`` could have been read as it is: for what Python code set."""
+    """Raise ConfigError unless ``config`` is one that could be read; for values set in code."""
     from_dict(type(config), to_dict(config))
 
 
@@ -202,7 +202,7 @@ def read_yaml(path: str | os.PathLike[str], option: str = "") -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     try:
         tree = parse_yaml(text)
-    except ValueError as error:  # also of a date 2001-99-99
+    except ValueError as error:  # also for a date like 2001-99-99
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -262,7 +262,7 @@ def _shortened(value: Any) -> str:
 # ---------------------------------------------------------------- types
 
 
-@functools.cache  # evaluating annotations takes most of the time of reading a config
+@functools.cache  # evaluating annotations takes most of the time needed to read a config
 def _hints(config_class: Any) -> Mapping[str, Any]:
     """Resolved annotations of the init fields (they may be strings), in declaration order."""
     hints = typing.get_type_hints(config_class, include_extras=True)
@@ -289,7 +289,7 @@ def _unknown(shown: str, name: str, known: Sequence[str], what: str) -> str:
     for option in known:
         leaves.setdefault(option.rpartition(".")[2], []).append(option)
     here = {o.rpartition(".")[2]: o for o in known if o.rpartition(".")[0] == section}
-    # a slip in the leaf, the right leaf in the wrong section, or a slip anywhere
+    # a typo in the leaf, the right leaf in the wrong section, or a typo anywhere
     close = [here[c] for c in difflib.get_close_matches(leaf, here, n=2)]
     close = close or leaves.get(leaf, [])[:3] or difflib.get_close_matches(name, known, n=2)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
@@ -307,7 +307,7 @@ def _checked(config_class: Any, tree: Mapping[str, Any], source: str, build: boo
 def _check_section(
     config_class: Any, tree: Mapping[str, Any], source: str, prefix: str, known: list[str]
 ) -> dict[str, Any]:
-    """Type-checked nested dict; raises ConfigError on unknown keys and misfits."""
+    """Type-checked nested dict; raises ConfigError on unknown keys and wrong types."""
     hints = _hints(config_class)
     out: dict[str, Any] = {}
     for key, value in tree.items():
@@ -366,7 +366,7 @@ def _build(config_class: Any, values: Mapping[str, Any], source: str, prefix: st
 
 
 def _named(message: str, fields: Mapping[str, Any], prefix: str) -> str:
-    """A section's message, with the dotted name of the field that it begins with."""
+    """A section's message; if it begins with a field, that field's dotted name is used."""
     if re.split(r"[^\w]", message, maxsplit=1)[0] in fields:
         return prefix + message
     return f"{prefix[:-1]}: {message}" if prefix else message
@@ -448,11 +448,11 @@ def _show(value: Any) -> str:
 def describe(config_class: Any) -> list[tuple[str, str, Any, str]]:
     """(dotted name, expectation, default, documentation) of every option, in order.
 
-    Of a class with kinds (``config_kinds``): of the kind that is chosen when nothing is given.
+    For a class with kinds (``config_kinds``): those of the default kind.
     """
     config_class = config_kinds.or_default(config_class)
     if len(config_kinds.every_kind(config_class)) > 1:
-        # of the fields, not of an instance: a kind need not go with the others' defaults
+        # from the fields, not an instance: a kind may conflict with the other fields' defaults
         defaults = flatten({f.name: _default(f) for f in dataclasses.fields(config_class)})
     else:
         defaults = flatten(to_dict(config_class()))
@@ -480,7 +480,7 @@ def _docs(config_class: Any, prefix: str) -> dict[str, str]:
 def help_text(config_class: Any, args: Sequence[str] = ()) -> str:
     """What ``--help`` prints: each option with its kind, default and documentation.
 
-    Of a class with kinds, the options of the kind that ``args`` choose.
+    For a class with kinds, the options of the kind that ``args`` choose.
     """
     lines = [f"usage: {Path(sys.argv[0]).name} [--config_path FILE.yaml] [--option value ...]", ""]
     kinds = config_kinds.every_kind(config_class)

@@ -1,13 +1,13 @@
-"""A run's folder: who may write to it, what is never overwritten, where a run goes on.
+"""A run's folder: who may write to it, what is never overwritten, where a run continues.
 
     with RunFolder(cfg.save_dir, resume=..., overwrite=...) as folder:
-        state = folder.state                 # what is continued, None for a fresh start
-        ...                                  # build everything that may still refuse
-        with folder.open_log(cfg, MAY_CHANGE) as log:    # from here on the folder is this run's
+        state = folder.state                 # the state to continue, None for a fresh start
+        ...                                  # build everything that may still fail
+        with folder.open_log(cfg, MAY_CHANGE) as log:    # now the folder belongs to this run
             folder.save(step, tree)
 
-The folder is locked as long as the block runs (``flock``: death releases it). Until the log is
-opened nothing in it changes, and a folder that was made for a refused run is removed again.
+The folder is locked while the block runs (``flock``: the lock ends with the process). Nothing in
+the folder changes until the log is opened. If a run is refused, a folder created for it is removed.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ ConfigType = TypeVar("ConfigType", bound=RunConfig)
 STATE_DIR = "state"
 LOCK_NAME = ".lock"
 LOG_NAME = "train.log"  # what the run prints
-SHOWN_CHANGES = 8  # of a config, in a message
+SHOWN_CHANGES = 8  # config changes listed in a message
 _WEIGHTS = re.compile(r".*\.pt|data[0-9]+\.h5")
-_WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # of those, by a run
-# file systems that know no locks
+_WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # those that runs write
+# errors of file systems without locks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def output_folder(
     path: str, field: str = "save_dir", expected: str = "the folder of the run"
 ) -> Path:
-    """Where a program writes; ConfigError, naming the field, for no name at all, for a name that
-    is no UTF-8 text (TensorBoard cannot write there) and for a file."""
+    """The folder that a program writes to. Raises ConfigError, naming the field, for an empty
+    name, a name that is not UTF-8 (TensorBoard cannot write there) and a file."""
     if not path.strip():
         raise ConfigError(f"{field}: '{path}', expected {expected}")
     try:
         path.encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{field}: {path!a} is not UTF-8, expected {expected}") from None
-    if os.path.exists(path) and not os.path.isdir(path):  # no errors for impossible names
+    if os.path.exists(path) and not os.path.isdir(path):  # these raise nothing for impossible names
         raise ConfigError(f"{field}: '{path}' is a file, expected a folder")
     return Path(path)
 
@@ -77,12 +77,12 @@ def output_folder(
 class RunFolder:
     """The folder of one run, held by this process; use as a context manager.
 
-    Entering raises ConfigError where another process holds the folder, where a fresh start
-    would overwrite a run, and where there is no state to go on from although there was one;
-    StateError when there are states and none of them can be read. What the file system refuses
-    (a full disk, no permission, a file in the way), then or in the block, is a ResourceError.
+    Entering raises ConfigError if another process holds the folder, if a fresh start would
+    overwrite a run, or if the states to continue from were removed; StateError if there are states
+    but none can be read. An error of the file system (a full disk, no permission, a file in the
+    way), on entering or in the block, becomes a ResourceError.
 
-    state: the newest good one with ``resume``, else None.
+    state: with ``resume`` the newest good state, else None.
     """
 
     def __init__(self, save_dir: str, *, resume: bool, overwrite: bool) -> None:
@@ -97,7 +97,7 @@ class RunFolder:
         self._made: list[Path] = []  # folders that did not exist before, innermost first
         self._lock: int | None = None
         self._begun = False
-        self._saved = 0  # states
+        self._saved = 0  # number of states
 
     def __enter__(self) -> RunFolder:
         try:
@@ -119,13 +119,15 @@ class RunFolder:
         if not self._begun and self._saved and self._is_held():  # refused while preparing
             self._wipe()
         self._release()
-        if isinstance(error, (OSError, RuntimeError)):  # torch makes RuntimeErrors of a full disk
+        if isinstance(
+            error, (OSError, RuntimeError)
+        ):  # torch reports a full disk as a RuntimeError
             full = full_disk(error)
             if full or isinstance(error, OSError):
                 raise ResourceError(self._refused(full or str(error))) from error
 
     def _refused(self, what: str) -> str:
-        """What to say where the file system stopped the run."""
+        """The message when the file system stopped the run."""
         message = f"save_dir '{self.path}': {what}"
         if not self._begun:
             return message
@@ -173,7 +175,7 @@ class RunFolder:
         )
 
     def _release(self) -> None:
-        """Give the folder back; one that was made for nothing goes."""
+        """Release the folder; removes it if it was created for a run that did not begin."""
         if self._lock is not None:
             if self._is_held():
                 (self.path / LOCK_NAME).unlink(missing_ok=True)
@@ -182,13 +184,13 @@ class RunFolder:
         for folder in [] if self._begun else self._made:
             try:
                 folder.rmdir()
-            except OSError:  # somebody else has put something there
+            except OSError:  # another program has put something there
                 break
 
     def _is_held(self) -> bool:
         return self._lock is not None and _is_open_at(self._lock, self.path / LOCK_NAME)
 
-    # ------------------------------------------------------- what lies there
+    # ------------------------------------------------------- what is there
 
     def _look(self) -> None:
         held = self._held()
@@ -223,7 +225,7 @@ class RunFolder:
         return made
 
     def _check_never_began(self) -> None:
-        """Without a state only a run that ended before its first one may start over."""
+        """Without a state, only a run that ended before its first one may start over."""
         if made := self._weights_and_metrics():
             raise ConfigError(
                 f"resume: '{self.path}' holds {', '.join(made)}, but no saved state to continue "
@@ -248,10 +250,10 @@ class RunFolder:
     # ---------------------------------------------------------------- beginning
 
     def open_log(self, cfg: RunConfig, may_change: Collection[str]) -> RunLogger:
-        """Check ``cfg`` against the saved run's, make room, write it down, and open the log.
+        """Check ``cfg`` against the saved run's, prepare the folder, save ``cfg``, open the log.
 
         ``may_change`` names the fields that may differ. Raises ConfigError with the differences
-        if any other does.
+        if any other field does.
         """
         saved = self.saved_config(type(cfg))
         if saved is not None:
@@ -294,7 +296,7 @@ class RunFolder:
         )
 
     def _moved_inputs(self, saved: RunConfig, cfg: RunConfig) -> list[str]:
-        """Fields that name the same input file by another path; its name where it was is gone."""
+        """Fields whose input file is the same under another path, or has moved; prints them."""
         before, now = (run_config.flatten(run_config.to_dict(c)) for c in (saved, cfg))
         names = [k for k, kind in run_config.field_types(type(cfg)).items() if is_input(kind)]
         moved = [k for k in names if before[k] != now[k] and same_input(before[k], now[k])]
@@ -307,8 +309,8 @@ class RunFolder:
     ) -> None:
         """Write the run's resumable state, atomically.
 
-        Raises StateError where the folder was taken away meanwhile: nothing is written then that
-        would look like a whole run.
+        Raises StateError if the folder was removed or replaced meanwhile. Then it writes nothing,
+        because that would look like a complete run.
         """
         if not self._is_held():
             raise StateError(
@@ -320,8 +322,8 @@ class RunFolder:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """What is refused in the block, before the run has made anything, leaves no run behind:
-        the command with its options put right must not find one that it would overwrite.
+        """A run that is refused in the block, before it has made anything, leaves nothing behind:
+        the corrected command must not find a run that it would overwrite.
         """
         try:
             yield
@@ -332,7 +334,7 @@ class RunFolder:
             raise
 
     def _wipe(self) -> None:
-        """Remove the run that is replaced, its states first: half of it is no run to resume."""
+        """Remove the run that is replaced, states first, so that a partial one is never resumed."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
         others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, CFG_NAME)
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
@@ -348,7 +350,7 @@ def _read(handle: int) -> str:
 
 
 def _is_open_at(handle: int, path: Path) -> bool:
-    """Whether the opened file is still the one of that name."""
+    """Whether the open file is still the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 MARKER = "COMPLETE"
 _TREE = "tree.pt"
 _TEMP = ".tmp_step_"
-_OLD = ".old_"  # of earlier versions: a state set aside while its successor was renamed
+_OLD = ".old_"  # earlier versions: a state set aside while its successor was renamed
 _STATE_NAME = re.compile(r"step_([0-9]{1,18})(?:_([0-9]{1,9}))?")
 _NDARRAY = "__ndarray__"
 
@@ -59,7 +59,7 @@ class SavesItself(Protocol):
 
 @dataclass(frozen=True)
 class RunState:
-    """A state read back: ``tree`` as it was given, big parts as folders."""
+    """A state that was read: ``tree`` as it was saved, big parts as folders."""
 
     step: int
     tree: dict[str, Any]
@@ -83,14 +83,13 @@ def save_state(
     parts: Mapping[str, SavesItself] | None = None,
     keep: int = 1,
 ) -> Path:
-    """Write a state of ``step`` under ``root``, beside the ``keep`` newest that can be read back.
+    """Write a state of ``step`` under ``root`` and keep the ``keep`` newest readable ones.
 
     ``tree``: nested dicts (string or int keys), lists and tuples of tensors, numpy arrays,
     int, float, bool, str, bytes, None. Raises TypeError naming the entry on anything else, and
-    NonFiniteError on a tensor or array with NaN or infinity: of a run that has diverged the states
-    from before stay.
-    States older than those kept are removed first, so disk must hold keep + 1. One process at a
-    time may write to a root (see ``run_folder``).
+    NonFiniteError on a tensor or array with NaN or infinity; the earlier states stay.
+    States older than those kept are removed first, so the disk must hold keep + 1. Only one
+    process at a time may write to a root (see ``run_folder``).
     """
     if step < 0 or keep < 1:
         raise ValueError(f"save_state: step {step} and keep {keep} must be >= 0 and >= 1")
@@ -116,14 +115,14 @@ def save_state(
 
 
 def _free_name(root: Path, step: int) -> Path:
-    """``step_N``, or the next of ``step_N_1``, ``step_N_2`` where states of that step are there."""
+    """``step_N``, or the next of ``step_N_1``, ``step_N_2`` if that step has states already."""
     names = (_STATE_NAME.fullmatch(path.name) for path in root.iterdir())
     taken = [int(name[2] or 0) for name in names if name and int(name[1]) == step]
     return root / (f"step_{step:09d}_{max(taken) + 1}" if taken else f"step_{step:09d}")
 
 
 def _remove_old_states(root: Path, keep: int) -> None:
-    """Remove what is older than the ``keep`` newest states that are proven to be readable."""
+    """Remove states older than the ``keep`` newest that are proven to be readable."""
     proven = 0
     for path in _complete_states(root):
         if proven == keep:
@@ -141,8 +140,8 @@ def _is_proven(path: Path) -> bool:
 
 
 def remove_states(root: str | os.PathLike[str]) -> None:
-    """Remove ``root`` with all states under it, the newest first. A crash on the way leaves every
-    other one whole, and what :func:`tidy` removes.
+    """Remove ``root`` and all states under it, newest first. A crash leaves the remaining states
+    whole, and leftovers that :func:`tidy` removes.
     """
     for path in _complete_states(Path(root)):
         _remove(path)
@@ -150,7 +149,7 @@ def remove_states(root: str | os.PathLike[str]) -> None:
 
 
 def _remove(state: Path) -> None:
-    # renamed first, so that a crash while deleting never leaves a thinned-out state
+    # renamed first, so that a crash while deleting never leaves part of a state
     trash = state.parent / f"{_TEMP}trash_{os.getpid()}_{uuid.uuid4().hex[:8]}"
     state.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
@@ -200,7 +199,7 @@ def _crc32(path: Path) -> int:
 
 
 def _encode(value: Any, where: str) -> Any:
-    """``value`` with arrays as tagged tensors: what a weights_only load accepts."""
+    """``value`` with arrays as tagged tensors, which a weights_only load accepts."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, (str, int)):
@@ -273,13 +272,13 @@ def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, int]]]:
 
 
 def verify_state(path: str | os.PathLike[str]) -> int:
-    """The step of a complete, undamaged state; StateError says what is wrong otherwise."""
+    """The step of a complete, undamaged state; else StateError, which says what is wrong."""
     path = Path(path)
     try:
         step, files = _manifest(path)
         for name, (size, crc) in files.items():
             _verify_file(path, name, size, crc)
-    except (OSError, ValueError) as error:  # ValueError: a file name that no system takes
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         why = getattr(error, "strerror", None) or error
         raise StateError(f"{path}: damaged: a file cannot be read: {why}") from None
     return step
@@ -319,7 +318,7 @@ def _newest(root: str | os.PathLike[str], read: Callable[[Path], T]) -> T | None
 def latest_state(root: str | os.PathLike[str]) -> Path | None:
     """The newest undamaged state under ``root``, None if there is none at all.
 
-    Damaged ones are passed over with a warning; StateError if nothing but damaged ones exist.
+    Damaged ones are skipped with a warning; StateError if all are damaged.
     """
 
     def verified(path: Path) -> Path:
@@ -335,8 +334,8 @@ def load_latest(root: str | os.PathLike[str]) -> RunState | None:
 
 
 def load_state(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunState:
-    """Read a state back, verified; raises StateError if it is incomplete or damaged, or of a run
-    that had diverged (NaN or infinity in a tensor, which is named)."""
+    """Verify and read a state. Raises StateError if it is incomplete or damaged, or if the run had
+    diverged (NaN or infinity in a tensor, which is named)."""
     path = Path(path)
     step = verify_state(path)
     try:
@@ -355,7 +354,7 @@ def load_state(path: str | os.PathLike[str], map_location: Any = "cpu") -> RunSt
 
 @contextmanager
 def fitting(state: RunState) -> Iterator[None]:
-    """In the block, what does not fit while ``state`` is put into place is a StateError."""
+    """Turns errors in the block, which restores ``state``, into a StateError."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -371,9 +370,9 @@ def fitting(state: RunState) -> Iterator[None]:
 
 
 class GracefulStop:
-    """First SIGINT, SIGTERM, SIGHUP or SIGUSR1 (of schedulers, and of a terminal that is closed):
-    ``requested`` turns True, so that the loop saves and leaves. The same one a second time acts at
-    once, as without this handler; others may come together, as at a logout.
+    """Sets ``requested`` on the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 (from schedulers, or from
+    a terminal that is closed), so that the loop saves and leaves. The same signal a second time
+    acts at once, as without this handler; different ones may arrive together, as at a logout.
 
         with GracefulStop() as stop:
             while not stop.requested: ...
@@ -382,7 +381,7 @@ class GracefulStop:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.received: int | None = None  # the first
+        self.received: int | None = None  # the first signal
         self._all: set[int] = set()
         self._previous: dict[int, Any] = {}
 
@@ -422,7 +421,7 @@ class GracefulStop:
 
 
 def _mute_lost_terminal() -> None:
-    """What is still printed must not fail where the terminal is gone."""
+    """Discard further output if the terminal is gone, so that printing does not fail."""
     for stream in (1, 2):
         try:
             termios.tcgetattr(stream)

@@ -15,7 +15,7 @@ from common_utils.finite import NonFiniteError, check_tensors
 
 
 def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """CPU copies that load anywhere; views get a storage of their own."""
+    """CPU copies that load anywhere; views get their own storage."""
     out: dict[str, Any] = {}
     for key, value in state_dict.items():
         if isinstance(value, torch.Tensor):
@@ -28,7 +28,7 @@ def portable_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_weights(state_dict: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a file of weights that loads anywhere; NonFiniteError naming one that is not finite."""
+    """Write weights that load anywhere; NonFiniteError, naming the entry, if one is not finite."""
     check_tensors(state_dict, "", f"'{path}' is not written")
     atomic_torch_save(portable_state_dict(state_dict), path)
 
@@ -62,7 +62,7 @@ class TopkSaver:
     def save(self, state_dict: Mapping[str, Any], perf: float, save_latest: bool = True) -> bool:
         """Offer weights with their score; True if they took a slot.
 
-        NonFiniteError for a score and for weights that are not finite.
+        Raises NonFiniteError if the score or a weight is not finite.
         """
         perf = float(perf)
         if not math.isfinite(perf):

@@ -41,8 +41,8 @@ def set_all_seeds(seed: int) -> None:
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """The generator itself, or, where it belongs to another kind of device (torch refuses to draw
-    there with it), a new one on ``device`` seeded from it.
+    """The generator itself or, if it belongs to another kind of device (torch refuses to draw on
+    ``device`` with it), a new one on ``device`` seeded from it.
     """
     if generator.device.type == device.type:
         return generator
@@ -50,17 +50,15 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
     return torch.Generator(device).manual_seed(seed)
 
 
-_CUDA_BYTES = 16  # of a CUDA generator's state: its seed and its position
+_CUDA_BYTES = 16  # size of a CUDA generator's state: its seed and its position
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
-    """Put a generator into a state that ``get_state`` gave: bit for bit where it is one of the
-    same kind of device.
+    """Restore a state that ``get_state`` gave, bit for bit if it is of the same kind of device.
 
-    A CPU's state says nothing to a GPU's generator, nor the other way round. Of the other kind
-    the generator is seeded with the first 63 bits of the state's SHA-256: the same state always
-    gives the same numbers, but not those of the run that saved it. ValueError for what is no
-    state of either.
+    A GPU's generator cannot use a CPU's state, nor the other way round. Then the generator is
+    seeded with the first 63 bits of the state's SHA-256: the same state always gives the same
+    numbers, but not those of the run that saved it. Raises ValueError if ``state`` is of neither.
     """
     if not other_device(generator, state):
         generator.set_state(state.cpu())
@@ -70,7 +68,7 @@ def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
 
 
 def other_device(generator: torch.Generator, state: torch.Tensor) -> str:
-    """What to say where ``state`` is of a generator on another kind of device, else ""."""
+    """A note if ``state`` is of a generator on another kind of device, else ""."""
     kinds = {_CUDA_BYTES: "a GPU", torch.Generator().get_state().numel(): "a CPU"}
     have, own = (x.numel() for x in (state, generator.get_state()))
     if state.dtype is not torch.uint8 or have not in {own, *kinds}:
@@ -136,7 +134,7 @@ def set_global_rng_state(state: Mapping[str, Any]) -> None:
 def preserve_rng() -> Iterator[None]:
     """Restores the global generators after the block, whatever it draws.
 
-    Used around evaluations, so that their number never changes training.
+    Used around evaluations, so that the number of evaluations never changes training.
     """
     state = global_rng_state()
     try:

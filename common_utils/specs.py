@@ -1,6 +1,6 @@
-"""What packages exchange, in shapes and types.
+"""Shapes and types of what the packages exchange.
 
-Observation dict (numpy or torch, one step, no batch axis unless said):
+Observation dict (numpy or torch, one step, no batch axis unless stated):
 
 ====================  =======================  =============================================
 key                   shape, dtype             meaning
@@ -33,7 +33,7 @@ BC_ACTION = "bc_action"
 
 
 class SpecError(UserError):
-    """Two things that must fit (data, checkpoint, environment, agent) do not."""
+    """Two things that must match (data, checkpoint, environment, agent) do not."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class EnvSpec:
         )
 
     def check_provides(self, needed: Mapping[str, ArraySpec], action_dim: int, who: str) -> None:
-        """Raise SpecError unless all that ``who`` needs is delivered, in that shape and dtype."""
+        """Raise SpecError unless the environment delivers what ``who`` needs, shapes and dtypes."""
         if action_dim != self.action_dim:
             raise SpecError(
                 f"{who}: action dimension {action_dim}, but {self.suite}/{self.task} takes "
@@ -176,11 +176,11 @@ class Policy(Player, Protocol):
         ...
 
     def fit(self, batches: Iterable[Any]) -> None:
-        """Take statistics from batches of demonstrations, before training."""
+        """Compute statistics from batches of demonstrations, before training."""
         ...
 
     def seed(self, seed: int) -> None:
-        """Start the generator of its own."""
+        """Seed the policy's own generator."""
         ...
 
 

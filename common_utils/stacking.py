@@ -1,9 +1,9 @@
 """Stacks of the last steps: newest first, for images, proprioception and states alike.
 
-The one rule of what a stack holds: the frames of steps t, t - 1, ..., t - stack + 1, along the
-first axis of a frame. Before the episode's start come zeros, the framework's convention, or
-copies of the first frame (the history of Implicit Behavioral Cloning). Environments stack as they
-go (:class:`ObservationStacks`), readers of whole episodes by index (:func:`gather_stack`).
+A stack holds the frames of steps t, t - 1, ..., t - stack + 1, along the first axis of a frame.
+Steps before the episode's start are zeros (the framework's convention) or copies of the first
+frame (the history of Implicit Behavioral Cloning). Environments stack step by step
+(:class:`ObservationStacks`), readers of whole episodes by index (:func:`gather_stack`).
 ``ibrl_utils.concat_obs`` is the tensor form. The C++ replay applies the same rule while it copies
 a batch (``csrc/replay/replay.cc: gather_obs``); a test compares the two.
 """
@@ -28,9 +28,9 @@ def newest_first(frames: Sequence[Frame], t: int, stack: int, before: Frame) -> 
 
 
 def stack_rows(rows: np.ndarray, starts: np.ndarray, stack: int) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`newest_first` for many steps: int64 rows [B, stack], and which lie before the start.
+    """:func:`newest_first` for many steps: int64 rows [B, stack], and which are before the start.
 
-    ``starts[b]`` is the first row of the episode of ``rows[b]``; it stands for what lies before.
+    ``starts[b]`` is the first row of the episode of ``rows[b]``; it replaces rows before it.
     """
     index = rows[:, None] - np.arange(stack)
     before = index < starts[:, None]
@@ -59,8 +59,8 @@ def gather_stack(
 ) -> np.ndarray:
     """Stacked observations of ``rows``: [B, stack * frames.shape[1], ...], newest first.
 
-    ``starts[b]`` is the first row of the episode of ``rows[b]``; what lies before it is zero,
-    or the first row again.
+    ``starts[b]`` is the first row of the episode of ``rows[b]``; rows before it are zeros, or
+    copies of the first row.
     """
     if stack == 1:
         return frames[rows]

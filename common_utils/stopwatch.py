@@ -1,4 +1,4 @@
-"""How the time of a loop is divided, by name."""
+"""Measures how the time of a loop divides into named sections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def move(self, old: str, new: str, seconds: float) -> None:
-        """Count ``seconds`` of what section ``old`` took as a section of its own."""
+        """Move ``seconds`` from section ``old`` to section ``new``."""
         if seconds > 0:
             self.seconds[old] = self.seconds.get(old, 0.0) - seconds
             self.seconds[new] = self.seconds.get(new, 0.0) + seconds

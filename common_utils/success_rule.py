@@ -1,8 +1,8 @@
 """Where a recorded episode ends and what makes it a success: each suite states its own rule.
 
-A file of demonstrations holds steps, not verdicts. Whether a reward of 1 is a success, ends the
-episode, or is what every step earns, only the suite knows (``env.factory.success_rule``); readers
-apply what it says and print :attr:`Endings.ends_at`.
+Only the suite knows (``env.factory.success_rule``) whether a reward of 1 is a success, ends the
+episode, or is what every step earns. Readers of demonstration files apply its rule and print
+:attr:`Endings.ends_at`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ AS_RECORDED = "the end of its recording"
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a file says of one episode of T steps.
+    """What a file says about one episode of T steps.
 
     rewards  float [T]
-    ended    "terminated" or "truncated" (by the time limit), "" where the file does not say
-    success  the recorder's verdict, None where there is none
+    ended    "terminated" or "truncated" (by the time limit), "" if the file does not say
+    success  the recorder's verdict, None if there is none
     infos    {key: float [T]} of the environment's info, as far as they were recorded
     """
 
@@ -45,7 +45,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Endings:
-    """``ends_at`` and ``note`` (or "") are for people: where episodes end, and what to mind."""
+    """``ends_at`` says where episodes end; ``note`` (or "") is a caveat. Both are for printing."""
 
     episodes: list[Ending]
     ends_at: str
@@ -66,18 +66,18 @@ class SuccessRule(ABC):
     def endings(self, recorded: Sequence[Recorded], horizon: int) -> Endings:
         """Where each episode ends.
 
-        horizon: the run's time limit in control steps, 0 where there is none. Raises ValueError
+        horizon: the run's time limit in control steps, 0 if there is none. Raises ValueError
         naming an episode that the suite's files must not hold.
         """
 
     @property
     def info_key(self) -> str:
-        """The key of ``Recorded.infos`` that is looked at ("": none)."""
+        """The key of ``Recorded.infos`` that the rule uses ("": none)."""
         return ""
 
 
 def _ended(episode: Recorded, horizon: int) -> str:
-    """How the recording ended; where the file does not say, the time limit ends what reached it."""
+    """How the recording ended; if the file does not say, reaching the limit means truncated."""
     if episode.ended:
         return episode.ended
     return TRUNCATED if 0 < horizon <= len(episode.rewards) else TERMINATED
@@ -92,7 +92,7 @@ def _whole(
 
 
 def _cut(recorded: Sequence[Recorded], hits: Sequence[np.ndarray], horizon: int) -> list[Ending]:
-    """Each up to its first hit, which ends it; whole and no success without one."""
+    """Each up to its first hit, which ends it as a success; without one, whole and a failure."""
     whole = _whole(recorded, horizon, lambda e: False)
     return [
         Ending(int(steps[0]) + 1, True, True) if len(steps) else end
@@ -123,10 +123,10 @@ class SparseReward(SuccessRule):
 
 @dataclass(frozen=True)
 class RewardReached(SuccessRule):
-    """A reward of at least 1 is success, in suites whose rewards may be any.
+    """A reward of at least 1 is success, in suites whose rewards may have any value.
 
-    With ``ends`` it is also the end, where rewards are 0 before it. Where each step earns 1, or
-    rewards are dense, it would cut episodes at random: they are whole.
+    With ``ends`` it also ends the episode, if rewards before it are 0. If every step earns 1, or
+    rewards are dense, that would cut episodes at random, so they stay whole.
     """
 
     who: str
@@ -152,7 +152,7 @@ class RewardReached(SuccessRule):
     def _sparse(recorded: Sequence[Recorded], hits: Sequence[np.ndarray]) -> bool:
         before = [e.rewards[: steps[0]] for e, steps in zip(recorded, hits, strict=True)
                   if len(steps)]  # fmt: skip
-        # where all have it at once it is what every step earns
+        # if all of them begin with it, every step earns it
         return any(len(b) for b in before) and not any(b.any() for b in before)
 
 
@@ -178,7 +178,7 @@ class EndedBy(SuccessRule):
 class InfoSays(SuccessRule):
     """The environment's own verdict, ``info[key]``, where it was recorded.
 
-    Where it was not, a recording is a success that ends where it ends.
+    If it was not recorded, each recording counts as a success and stays whole.
     """
 
     who: str
@@ -210,7 +210,7 @@ class InfoSays(SuccessRule):
 
 @dataclass(frozen=True)
 class AsRecorded(SuccessRule):
-    """Rewards say nothing of success: a demonstration is one unless its recorder denies it."""
+    """Rewards say nothing about success: a demonstration is one unless its recorder denies it."""
 
     who: str
 

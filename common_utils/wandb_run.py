@@ -1,4 +1,4 @@
-"""The Weights & Biases side of a run, started before anything of the run is written."""
+"""The Weights & Biases part of a run, started before the run writes anything."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def start_wandb(
     group: str = "",
     resume: bool = False,
 ) -> Any:
-    """A started ``wandb.Run``, which with ``resume`` is the one that ``save_dir`` names.
+    """A started ``wandb.Run``; with ``resume`` the one whose id is in ``save_dir``.
 
-    Raises ConfigError, with what can be done about it, where there is no package, login or
-    network (noticed after half a minute, or ``WANDB_INIT_TIMEOUT`` seconds).
+    Raises ConfigError, which says what to do, if there is no package, login or network (noticed
+    after half a minute, or ``WANDB_INIT_TIMEOUT`` seconds).
     """
     try:
         import wandb
@@ -56,7 +56,7 @@ def start_wandb(
             resume=None if os.environ.get("WANDB_MODE") == "offline" else "allow",
             settings=wandb.Settings(init_timeout=seconds, login_timeout=_SECONDS),
         )
-    except Exception as error:  # of the package, of pydantic, of time limits
+    except Exception as error:  # from the package, pydantic or a time limit
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise ConfigError(
@@ -65,7 +65,7 @@ def start_wandb(
 
 
 def _saved_id(save_dir: Path) -> str:
-    """The run's id, "" where its file holds none."""
+    """The run's id, "" if its file holds none."""
     try:
         text = read_small_text(save_dir / ID_FILE, 1000).strip()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """YAML as configurations use it: plain mappings with names for keys, of bounded size.
 
-A safe loader keeps YAML from making objects, not from exhausting memory or patience: nested
-aliases stand for more than any machine holds, nesting goes deeper than Python's stack. Here both
-are counted before anything is built.
+A safe loader keeps YAML from creating objects, but not from exhausting memory or time: nested
+aliases can stand for more than any machine holds, and nesting can exceed Python's stack. Both are
+counted here before anything is built.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 200_000  # the largest cfg.yaml has 7,000
-MAX_NODES = 20_000  # what aliases stand for counted each time
+MAX_NODES = 20_000  # what an alias stands for counts each time
 MAX_DEPTH = 50
 MAX_SCALAR = 4_000
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document; mappings have distinct strings as keys, on every level.
+    """The value of a YAML document; mappings have distinct strings as keys, at every level.
 
-    Raises ValueError, in one line, for anything else, and for more than the limits above.
+    Raises ValueError, in one line, for anything else and for anything beyond the limits above.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -45,7 +45,7 @@ def _place(mark: yaml.Mark | None) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that wants keys to be names, each given once (YAML keeps the last)."""
+    """yaml.SafeLoader that requires keys to be names, each given once (YAML keeps the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # a date that is none, an integer of too many digits
+        except ValueError as error:  # an impossible date, an integer with too many digits
             self._refuse(str(error), node)
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Nodes that ``node`` stands for, aliases followed; refuses too many, too deep, too long."""
+    """Nodes that ``node`` stands for, aliases included; refuses too many, too deep, too long."""
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels (or in itself)")
     if isinstance(node, yaml.ScalarNode):
