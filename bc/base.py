@@ -1,7 +1,7 @@
-"""The contract of all behaviour-cloning policies: what they read, act, propose, fit and lose.
+"""The contract of all behaviour-cloning policies: inputs, acting, proposing, fitting and loss.
 
 ``BasePolicy`` keeps the bookkeeping (batches, devices, generators, modes) in one place, so that
-a policy says only how it chooses actions for a batch, and what its loss is.
+a policy defines only its loss and how it chooses actions for a batch.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def batch_action(batch: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PolicyInputs:
-    """What the data say of a policy's inputs and outputs: all it takes to build one."""
+    """A policy's inputs and outputs, as the data declare them: all that building one needs."""
 
     # the stacked state [S], or the stacked images of one camera [C, H, W]
     obs_shape: tuple[int, ...]
     action_dim: int
-    # steps in obs_shape
+    # number of steps stacked in obs_shape
     stack: int = 1
-    # none: it sees states
+    # empty: the policy sees states
     cameras: tuple[str, ...] = ()
-    # the stacked proprioception [P]; () where there is none
+    # the stacked proprioception [P]; () without it
     prop_shape: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
-        """The observation it sees: "state", or the (first) camera."""
+        """The observation that the policy sees: "state", or the (first) camera."""
         return self.cameras[0] if self.cameras else "state"
 
 
@@ -50,51 +50,51 @@ class PolicyConfig:
     """Base of the policies' configurations."""
 
     def check(self, pixels: bool) -> None:
-        """ValueError that begins with the field which does not go with images (or states)."""
+        """Raise ValueError, starting with the field that images (or states) do not allow."""
 
     @property
     def rows_per_sample(self) -> int:
-        """For how many actions the network computes a demonstrated step in training."""
+        """Actions that the network evaluates for each demonstrated step in training."""
         return 1
 
     @property
     def rows_when_acting(self) -> int:
-        """For how many actions it computes an observation when acting."""
+        """Actions that the network evaluates for each observation when acting."""
         return 1
 
 
 class BasePolicy(nn.Module, ABC):
-    """What explicit and implicit policies share; implements ``common_utils.specs.Policy``.
+    """Base of explicit and implicit policies; implements ``common_utils.specs.Policy``.
 
-    A subclass states :meth:`build`, :meth:`input_specs`, :meth:`loss`, :meth:`_act` and
-    :meth:`_propose`; one that takes statistics from the data also :meth:`fit`. Whatever it draws
-    when acting comes from the generator it is given, and in training from its own
-    (:attr:`generator`). A row in ``bc.registry`` makes it a ``policy_type`` of ``train_bc.py``.
+    A subclass defines :meth:`build`, :meth:`input_specs`, :meth:`loss`, :meth:`_act` and
+    :meth:`_propose`, and :meth:`fit` if it takes statistics from the data. Its random draws come
+    from the generator passed in when acting, and from its own (:attr:`generator`) in training.
+    A row in ``bc.registry`` makes it a ``policy_type`` of ``train_bc.py``.
     """
 
     action_dim: int
-    # act draws random numbers also in eval mode, and so does propose
+    # act and propose draw random numbers even in eval mode
     stochastic_eval: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         # detached scalars of the last loss, by name, for the logs
         self.metrics: dict[str, torch.Tensor] = {}
-        # what the user should know of the last fit, one line each
+        # remarks on the last fit for the user, one line each
         self.notes: list[str] = []
         self._seed = 0
         self._rng: torch.Generator | None = None
 
-    # ------------------------------------------------------------- a policy's own part
+    # ------------------------------------------------------------- defined by each policy
 
     @classmethod
     @abstractmethod
     def build(cls, inputs: PolicyInputs, cfg: Any) -> BasePolicy:
-        """A fresh policy; ValueError that names the field of ``cfg`` which cannot be used."""
+        """A new policy; ValueError names the field of ``cfg`` that cannot be used."""
 
     @abstractmethod
     def input_specs(self) -> dict[str, ArraySpec]:
-        """The observations it reads, as an environment must deliver them (no batch axis)."""
+        """The observations that the environment must deliver (no batch axis)."""
 
     @abstractmethod
     def loss(self, batch: Any) -> torch.Tensor:
@@ -109,16 +109,16 @@ class BasePolicy(nn.Module, ABC):
         """Inputs [B, ...] -> n candidates of each row, [B, n, A] in [-1, 1]."""
 
     def network_pass(self, inputs: Obs) -> Any:
-        """The network over inputs [B, ...], without what is drawn: what takes memory."""
+        """Run the network on inputs [B, ...] without drawing; used to measure memory."""
         return self(inputs)
 
     @property
     def fit_samples(self) -> int:
-        """Demonstrated steps that :meth:`fit` wants to see (0: all)."""
+        """Demonstrated steps that :meth:`fit` needs (0: all)."""
         return 0
 
     def fit(self, batches: Iterable[Any]) -> None:
-        """Take statistics from batches of demonstrations; does nothing where none are kept."""
+        """Take statistics from batches of demonstrations; by default does nothing."""
 
     # ------------------------------------------------------------- acting
 
@@ -160,7 +160,7 @@ class BasePolicy(nn.Module, ABC):
     # ------------------------------------------------------------- random numbers
 
     def seed(self, seed: int) -> None:
-        """Start the policy's own generator (training draws, and acting without one given)."""
+        """Seed the policy's own generator (for training, and for acting without another)."""
         self._seed, self._rng = seed, None
 
     @property
@@ -172,21 +172,21 @@ class BasePolicy(nn.Module, ABC):
         return self._rng
 
     def rng_for(self, generator: torch.Generator | None) -> torch.Generator:
-        """Where draws come from: the caller's generator, on the device of the weights."""
+        """The generator to draw from (default: the policy's own), on the weights' device."""
         return self.generator if generator is None else generator_on(self._device, generator)
 
     def rng_state(self) -> dict[str, Any]:
-        """State of the own generator."""
+        """State of the policy's own generator."""
         return {"generator": self.generator.get_state()}
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`rng_state`, also of a policy on another device; an empty state, of a
-        policy that drew nothing, is none."""
+        """Inverse of :meth:`rng_state`, also for a state from another device; an empty state,
+        from a policy that draws nothing, is ignored."""
         if state:
             restore_generator(self.generator, state["generator"])
 
     def moved(self, state: dict[str, Any]) -> str:
-        """What to say where :meth:`rng_state` is of another kind of device, else ""."""
+        """The message if :meth:`rng_state` comes from another kind of device, else ""."""
         return other_device(self.generator, state["generator"]) if state else ""
 
     # ------------------------------------------------------------- bookkeeping
@@ -196,7 +196,7 @@ class BasePolicy(nn.Module, ABC):
         return next(self.parameters()).device
 
     def _read(self, obs: Obs) -> tuple[Obs, bool]:
-        """The inputs alone, on our device and batched, and whether they came batched."""
+        """The inputs only, batched and on the weights' device, and whether they came batched."""
         device = self._device
         specs = self.input_specs()
         who = type(self).__name__
@@ -210,7 +210,7 @@ class BasePolicy(nn.Module, ABC):
                     f"got {list(x.shape)}"
                 )
         if len(batched) != 1:
-            raise ValueError(f"{who}: some observations have a batch axis and some have not")
+            raise ValueError(f"{who}: some observations have a batch axis and some do not")
         if batched == {True}:
             return inputs, True
         return {k: x.unsqueeze(0) for k, x in inputs.items()}, False

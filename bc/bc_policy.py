@@ -1,4 +1,4 @@
-"""Where the original keeps its policies; the code is in ``bc.explicit.bc_policy``."""
+"""The original's module for its policies; the code is in ``bc.explicit.bc_policy``."""
 
 from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig, StateBcPolicy, StateBcPolicyConfig
 

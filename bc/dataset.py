@@ -1,8 +1,8 @@
-"""The one demonstration dataset of every suite: reads, checks, samples BC batches.
+"""The demonstration dataset of every suite: reads, checks, samples BC batches.
 
 Frames are kept once and unstacked; the stacks that policies see (newest first, zeros before
 the episode's start, see docs/reference/ibrl.md#replay) are assembled at sampling time by one
-gather. Images stay uint8, in RAM while they fit, otherwise they are read per batch.
+gather. Images stay uint8; they are kept in RAM if they fit, otherwise read for each batch.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Demo:
 
     observations  {camera: uint8 [T, 3, H, W], "prop": f32 [T, P], "state": f32 [T, S]}
     actions       float32 [T, A];  rewards float32 [T]
-    success       whether it is one, and whether it ended by itself (terminated) or by a time
-                  limit: for replays, by the suite's rule (:func:`read_demos`)
+    success       whether it succeeded; terminated: whether it ended by itself, not at a time
+                  limit. For replays the suite's rule decides both (:func:`read_demos`)
     """
 
     name: str
@@ -59,7 +59,7 @@ class Demo:
         return len(self.actions)
 
     def ended(self, ending: Ending) -> Demo:
-        """Its first ``ending.length`` steps, with that verdict."""
+        """The first ``ending.length`` steps, with the ending's verdict."""
         end = ending.length
         return replace(
             self,
@@ -79,13 +79,13 @@ class BcBatch(NamedTuple):
 
 
 def _plain(name: str) -> str:
-    """A task's name without what its spellings differ in: HandInsert = hand-insert-v3."""
+    """A task's name in a form that all spellings share: HandInsert = hand-insert-v3."""
     return re.sub(r"[^a-z0-9]|v\d+$", "", name.lower())
 
 
 @dataclass
 class _Column:
-    """One observation key over all steps: an array, or a reader where it would not fit."""
+    """One observation key over all steps: an array, or a reader if it would not fit."""
 
     frame_shape: tuple[int, ...]
     dtype: str
@@ -103,7 +103,7 @@ class RobomimicDataset:
     """Demonstrations in memory, with their own generator for BC batches.
 
     ``cfg.path`` may hold the robomimic or the Meta-World layout. Public attributes: ``cfg``,
-    ``env_args`` (dict from the file), ``notes`` (sentences on what of it needs saying),
+    ``env_args`` (dict from the file), ``notes`` (remarks on the file for the user),
     ``suite``, ``task_name``, ``robots`` (list of str), ``action_dim``, ``num_steps``,
     ``num_episodes``, ``cameras`` (tuple, empty with states), ``image_size`` (int, -1 with
     states), ``lazy`` (images read per batch).
@@ -114,7 +114,7 @@ class RobomimicDataset:
         self.cameras: tuple[str, ...] = () if cfg.use_state else tuple(cfg.rl_cameras)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
-        # sampling "epochs": the present pass, its generator's state before it, place in it
+        # sampling "epochs": the current pass, the generator's state before it, the position in it
         self._order: np.ndarray | None = None
         self._epoch_rng: dict[str, Any] = {}
         self._position = 0
@@ -177,7 +177,7 @@ class RobomimicDataset:
         elif file.has_prop(names[0]):
             self._add_vector("prop", self.cfg.prop_stack)
         self._image_bytes = self._add_cameras()
-        # half of what is free: the run has other needs
+        # half of the free memory: the run needs the rest
         self.lazy = self._image_bytes > min(self.cfg.max_ram_gb * 2**30, available_memory() / 2)
         for camera in () if self.lazy else self.cameras:
             column = self._columns[camera]
@@ -187,7 +187,7 @@ class RobomimicDataset:
                 column.array[rows] = file.images(name, camera)
 
     def _cut(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Each demonstration's rows that are in use (boundary rows are at its end)."""
+        """The rows in use of each demonstration (boundary rows are at its end)."""
         return [p[:n] for p, n in zip(parts, self._table.lengths, strict=True)]
 
     def _concat(self, key: str, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -372,9 +372,9 @@ class RobomimicDataset:
             yield Demo(name, observations, self._actions[rows], self._rewards[rows])
 
     def recorded(self, info_key: str = "") -> list[Recorded]:
-        """What the file says of each episode's end and success, in file order.
+        """Each episode's end and success as recorded in the file, in file order.
 
-        info_key: of ``data/NAME/infos``, what else is wanted where it is there ("": nothing).
+        info_key: key of ``data/NAME/infos`` to read as well if it exists ("": none).
         """
         out = []
         with DemoFile(self.cfg.path) as file:
@@ -387,10 +387,10 @@ class RobomimicDataset:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Where sampling stands: all that changes while training."""
+        """The position of sampling: all that changes while training."""
         if self._order is None:
             return {"rng": generator_state(self._rng)}
-        # a pass is its generator's state at its beginning and the position in it
+        # a pass is stored as the generator's state at its start and the position in it
         return {"rng": self._epoch_rng, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -410,7 +410,7 @@ class ReplayDemos:
 
     Images are read episode by episode, so that no second copy of the data is held. Attributes:
     ``env_args`` (dict from the file), ``num_success``, ``ends_at`` (where episodes end, in words),
-    ``notes`` (sentences on what needs saying).
+    ``notes`` (remarks for the user).
     """
 
     def __init__(self, dataset: RobomimicDataset, rule: SuccessRule, horizon: int) -> None:
@@ -446,10 +446,10 @@ def read_demos(
     spec: EnvSpec | None = None,
     keys: Sequence[str] = (),
 ) -> ReplayDemos:
-    """Demonstrations for a replay, by the options that BC reads them by.
+    """Demonstrations for a replay, read with the same options as for BC.
 
     Raises DatasetError for faulty files and for demonstrations that ``rule`` refuses; SpecError
-    where task, actions or the frames of ``keys`` do not fit ``spec``, if given.
+    if task, actions or the frames of ``keys`` do not fit a given ``spec``.
     """
     cfg = DatasetConfig(
         **vars(options or DemoOptions()),
@@ -465,7 +465,7 @@ def read_demos(
     try:
         if spec is not None:
             dataset.check_frames(spec, keys)
-        dataset.check_images_fit()  # who reads demonstrations one by one keeps them
+        dataset.check_images_fit()  # the caller keeps the demonstrations that it reads
         return ReplayDemos(dataset, rule, spec.horizon if spec is not None else 0)
     except BaseException:
         dataset.close()

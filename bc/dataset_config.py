@@ -14,7 +14,7 @@ from common_utils.stacking import StackPad
 
 @dataclass
 class DemoOptions:
-    """How the numbers of a demonstration file are taken: the options that BC and RL share."""
+    """How the numbers in a demonstration file are read: the options that BC and RL share."""
 
     max_len: AllOr = -1  # drop demonstrations longer than this many steps; -1: none
     action_low: list[float] = field(default_factory=list)  # the file's action range, mapped to
@@ -36,7 +36,7 @@ class DatasetConfig(DemoOptions):
 
     path: InputFile = ""  # HDF5 file
     rl_camera: str = "robot0_eye_in_hand"  # camera, or several joined by "+"
-    num_data: AllOr = -1  # use the first so many demonstrations; -1: all
+    num_data: AllOr = -1  # use only this many demonstrations, from the first; -1: all
     # time limit at evaluation; no demonstration may be longer
     eval_episode_len: EpisodeLength = 300
     use_state: Flag = 0  # 1: simulator states instead of images
@@ -51,7 +51,7 @@ class DatasetConfig(DemoOptions):
     sampling: Literal["replacement", "epochs"] = "replacement"  # epochs: each step once per pass
     # Meta-World: simulator steps per action, checked against the file
     action_repeat: Annotated[int, Between(1, 1000)] = 2
-    # images are kept in RAM up to this size (and half of what is free), read per batch beyond
+    # images are kept in RAM up to this size (and half of the free memory), else read per batch
     max_ram_gb: Annotated[float, AtLeast(0), Infinite()] = 8.0
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class DatasetConfig(DemoOptions):
         if self.frame_stack > 1 and self.obs_stack > 1:
             raise ValueError(
                 f"frame_stack: {self.frame_stack}, expected 1 with obs_stack {self.obs_stack}: "
-                "both are names of the same"
+                "both name the same setting"
             )
 
     @property

@@ -1,6 +1,6 @@
 """Reading demonstration files: the HDF5 layouts of robomimic and Meta-World.
 
-    data/demo_{i}/actions            float [T, A]   (any other name of a group does as well)
+    data/demo_{i}/actions            float [T, A]   (groups may have any other name)
     data/demo_{i}/rewards            float [T]
     data/demo_{i}/dones              0 or 1 [T] (optional)
     data/demo_{i}/obs/{camera}_image uint8 [T, 3*stack, H, W], upright, channels first; or
@@ -8,13 +8,13 @@
     data/demo_{i}/obs/prop           float [T, P]   (or robomimic's separate keys)
     data/demo_{i}/obs/state          float [T, S]   (or robomimic's separate keys)
                                      with an attribute "stack" k > 1: k steps, newest first
-    data/demo_{i}/infos/{key}        float [T]      what else the environment said after each step
+    data/demo_{i}/infos/{key}        float [T]      the environment's further data after each step
     data/demo_{i}.attrs["ended"]     "terminated" or "truncated"; ["success"] the recorder's verdict
-    data.attrs["env_args"] and/or env_cfg.json beside the file: how the environment was built
+    data.attrs["env_args"] and/or env_cfg.json next to the file: how the environment was built
 
-What these arrays mean is known here; opening the file and reading it, guarded against damage, is
-the work of ``bc.demo_store``. Every fault is a :class:`DatasetError` that names the file, the
-demonstration and the key.
+This module knows the meaning of these arrays; ``bc.demo_store`` opens and reads the file, guarded
+against damage. Every fault is a :class:`DatasetError` that names the file, the demonstration and
+the key.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from common_utils.made_by import RAW_ROBOMIMIC
 from common_utils.robomimic_keys import ALPHABETICAL, PROP_KEYS, STATE_KEYS
 from common_utils.success_rule import TERMINATED, TRUNCATED
 
-# datasets in other files that stay open, so that a run does not run out of descriptors
+# at most this many datasets in other files stay open, to limit a run's file descriptors
 MOST_OPEN = 128
 
 
 class DemoFile(DemoStore):
-    """An open demonstration file; its arrays by their meaning, checked and converted.
+    """An open demonstration file; delivers its arrays by meaning, checked and converted.
 
-    Attributes beside those of the store: ``env_args`` (dict, empty when the file carries none),
+    Attributes in addition to the store's: ``env_args`` (dict, empty if the file has none),
     ``env_name`` (str, may be empty), ``suite`` ("metaworld", "robosuite", "d4rl", any other that
     env_args names, or "").
     """
@@ -78,7 +78,7 @@ class DemoFile(DemoStore):
         return self._lengths[name]
 
     def check(self, name: str) -> None:
-        """Raise DatasetError where ``dones`` or ``num_samples`` contradict ``actions``."""
+        """Raise DatasetError if ``dones`` or ``num_samples`` contradict ``actions``."""
         stated = self.attribute(name, "", "num_samples")
         if stated is not None and not isinstance(stated, (int, np.integer)):
             raise self.error(
@@ -96,8 +96,8 @@ class DemoFile(DemoStore):
             raise self.error(name, "dones", f"holds {wrong:g}, expected 0 and 1 only")
 
     def verdict(self, name: str) -> tuple[str, bool | None]:
-        """How an episode ended ("terminated", "truncated", or "" where the file does not say), and
-        whether its recorder counts it as a success (None: it does not say)."""
+        """How an episode ended ("terminated", "truncated", or "" if not recorded), and whether its
+        recorder counts it as a success (None: not recorded)."""
         ended, success = self.text(name, "ended"), self.attribute(name, "", "success")
         if ended not in ("", TERMINATED, TRUNCATED):
             raise self.error(
@@ -108,7 +108,7 @@ class DemoFile(DemoStore):
         return ended, None if success is None else bool(success)
 
     def info(self, name: str, key: str) -> np.ndarray | None:
-        """float64 [T] of what ``info[key]`` was after each step, None where it is not there."""
+        """float64 [T]: ``info[key]`` after each step, or None if it was not recorded."""
         place = f"infos/{key}"
         if self.find(name, place) is None:
             return None
@@ -117,7 +117,7 @@ class DemoFile(DemoStore):
     def boundary_rows(self, name: str) -> int:
         """1 if the last row is a terminal observation, whose action was not played, else 0.
 
-        Files made from recordings of tf-agents say so in ``step_type`` (2: last).
+        Files made from tf-agents recordings mark it in ``step_type`` (2: last).
         """
         if self.find(name, "step_type") is None:
             return 0
@@ -186,7 +186,7 @@ class DemoFile(DemoStore):
         if not keys:
             raise self.error(
                 name, f"obs/{kind}", f"missing, and the environment '{self.env_name}' (env_args or "
-                f"env_cfg.json) is none of {sorted(STATE_KEYS)}, whose keys are known"
+                f"env_cfg.json) is not one of {sorted(STATE_KEYS)}, whose keys are known"
             )  # fmt: skip
         parts = [
             self._same_length(name, f"obs/{k}", self._float(name, f"obs/{k}", 2)) for k in keys
@@ -223,7 +223,7 @@ class DemoFile(DemoStore):
         return (3, layout.height, layout.width)
 
     def layout(self, name: str, camera: str) -> PictureLayout:
-        """How a camera's pictures are stored; DatasetError where that cannot be stated."""
+        """How a camera's pictures are stored; DatasetError if that cannot be decided."""
         return self._pictures_of(name, camera).layout
 
     def images(self, name: str, camera: str, rows: np.ndarray | None = None) -> np.ndarray:
@@ -240,7 +240,7 @@ class DemoFile(DemoStore):
             with self._guard(name, camera):
                 elsewhere = [k for k, v in self._pictures.items() if not v.in_file]
             for place in elsewhere[: len(elsewhere) + 1 - MOST_OPEN]:
-                del self._pictures[place]  # and so the file that it was in is closed
+                del self._pictures[place]  # this also closes the file that it was in
             self._pictures[name, camera] = found
         return self._pictures[name, camera]
 
@@ -257,7 +257,7 @@ class DemoFile(DemoStore):
             declared = f"{size[0]} x {size[1]}" if size else "no size"
             raise self.error(
                 name, key, f"expected images [T, 3*stack, H, W] (channels first) or [T, H, W, "
-                f"3*stack] (channels last), got {shape}, which is not plainly one of them; "
+                f"3*stack] (channels last), got {shape}, which is not clearly one of them; "
                 f"env_args declare {declared} (env_kwargs.camera_heights, camera_widths)"
             )  # fmt: skip
         if shape[0] != self.length(name):

@@ -1,4 +1,4 @@
-"""Where the original keeps its encoder; the code is in ``bc.explicit.multiview_encoder``."""
+"""The original's module for its encoder; the code is in ``bc.explicit.multiview_encoder``."""
 
 from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
 

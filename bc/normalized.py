@@ -1,7 +1,7 @@
-"""Policies that normalise: statistics of the data in the weights, history, acting.
+"""Base of policies that normalise their data; the statistics are stored in the weights.
 
 A policy reads ``obs["state"]`` [B, T * S] or a camera's images uint8 [B, T * 3, H, W], newest
-step first as everywhere in this framework; the networks get the T steps oldest first. Actions
+step first, as everywhere in this framework; the networks get the T steps oldest first. Actions
 are normalised for the network and clipped to [-1, 1] on the way out. All statistics are
 buffers, so a checkpoint is self-contained.
 """
@@ -33,18 +33,18 @@ class NormConfig:
     min_max_actions: Flag = 0
     # 1: divide by the square root of the standard deviation
     use_sqrt_std: Flag = 0
-    # statistics are those of the first so many shuffled samples; 0: of all
+    # statistics come from this many shuffled samples; 0: from all
     num_samples: NotNegative = 0
-    # observations: standard deviations count as at least this, so that dimensions which hardly
-    # move in the data are not blown up (0: as published)
+    # observations: lower bound of the standard deviation, so that dimensions that hardly vary
+    # in the data are not blown up (0: as published)
     min_std: NotNegativeNumber = 0.0
-    # what a dimension that does not move in the data is divided by. safe: its own size, so that
-    # it stays a small number; published: 1.2e-7, which turns 1.000001 for 1.0 into 8
+    # divisor of a dimension that is constant in the data. safe: its own size, so that it stays
+    # a small number; published: 1.2e-7, which turns a deviation of 1e-6 into 8
     floor: Floor = "safe"
 
 
 class FrameStatistics:
-    """Mean and population standard deviation of single frames, a batch at a time (Chan).
+    """Mean and population standard deviation of single frames, updated batch by batch (Chan).
 
     Per dimension of a state, per colour of uint8 images (as 0..1).
     """
@@ -75,7 +75,7 @@ class FrameStatistics:
         self.count = total
 
     def mean_and_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """float64 [S] or [C]; SpecError when there is nothing, or NaN or infinity in it."""
+        """float64 [S] or [C]; SpecError if there are no frames, or NaN or infinity in them."""
         std = (self.squares / max(self.count, 1)).sqrt()
         if self.count == 0 or not bool(torch.isfinite(self.mean + std).all()):
             raise SpecError(f"statistics of {self.count} observations: need finite values")
@@ -101,7 +101,7 @@ class NormalizedPolicy(BasePolicy):
         obs_shape: (T * S,), the stacked state, or (T * 3, H, W), the stacked images.
         stack: T.
         action_dim: A.
-        cfg: of ``config_class``, with a field ``norm``; None: its defaults.
+        cfg: a ``config_class``, which has a field ``norm``; None: its defaults.
     """
 
     config_class: ClassVar[type[PolicyConfig]]
@@ -125,7 +125,7 @@ class NormalizedPolicy(BasePolicy):
         self.obs_key, self.obs_shape, self.stack = obs_key, tuple(obs_shape), stack
         self.pixels = len(obs_shape) == 3
         self.action_dim, self.norm = action_dim, self.cfg.norm
-        # the networks over images hold the normaliser of these themselves
+        # networks for images hold their own normaliser
         self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
         self.net: Any = self.make_net()
@@ -136,7 +136,7 @@ class NormalizedPolicy(BasePolicy):
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: Any) -> NormalizedPolicy:
-        """From the state, or the one camera's images."""
+        """Build from the state, or the one camera's images."""
         return cls(inputs.key, inputs.obs_shape, inputs.stack, inputs.action_dim, cfg)
 
     def input_specs(self) -> dict[str, ArraySpec]:
@@ -165,7 +165,7 @@ class NormalizedPolicy(BasePolicy):
         ]
 
     def _fit_frames(self, frames: FrameStatistics) -> list[str]:
-        """The observation normaliser's statistics; a note on what does not move."""
+        """Fit the observation normaliser; returns notes on what does not move."""
         mean, std = frames.mean_and_std()
         std, norm = std.clamp(min=self.norm.min_std), self.norm
         if self.obs_norm is not None:
@@ -192,7 +192,7 @@ class NormalizedPolicy(BasePolicy):
         return [f"{what}: {parts} {shown_ranges(still)} do not move in the data: {scaled}"]
 
     def fit_actions(self, actions: torch.Tensor) -> list[int]:
-        """The action normaliser's statistics, from actions [N, A]; which dimensions are still."""
+        """Fit the action normaliser to actions [N, A]; returns the dimensions that are still."""
         norm = self.norm
         if norm.min_max_actions:
             return self.act_norm.fit_min_max(actions, floor=norm.floor)
@@ -205,8 +205,8 @@ class NormalizedPolicy(BasePolicy):
         return self.net(self.features(inputs))
 
     def features(self, obs: Obs) -> torch.Tensor:
-        """What the network gets, oldest step first: states normalised and flattened
-        [B, T * S], or images [B, T, 3, H, W] as they are.
+        """The network's input, oldest step first: states normalised and flattened
+        [B, T * S], or images [B, T, 3, H, W] unchanged.
         """
         steps = unstack_obs(obs[self.obs_key], self.stack)
         return steps if self.obs_norm is None else self.obs_norm(steps).flatten(1)

@@ -1,9 +1,9 @@
-"""The pictures of one camera in one demonstration: how they lie in the file, and reading them.
+"""The pictures of one camera in one demonstration: their layout in the file, and reading them.
 
-    [T, 3*stack, H, W]   channels first, as the tools here write them
-    [T, H, W, 3*stack]   channels last, as robomimic's raw files have them; read transposed
+    [T, 3*stack, H, W]   channels first, as our tools write them
+    [T, H, W, 3*stack]   channels last, as in robomimic's raw files; read transposed
 
-Of stacked pictures the newest frame is taken; some programs store it first, some last.
+From stacked pictures the newest frame is used; some programs store it first, some last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PictureLayout:
 
     @property
     def likelihood(self) -> int:
-        """Pictures are square, mostly, and have fewer channels than pixels in a row."""
+        """Most pictures are square and have fewer channels than pixels in a row."""
         opposite = self.height if self.channels_last else self.width
         return (self.height == self.width) + (3 * self.stack < opposite)
 
@@ -45,10 +45,10 @@ class PictureLayout:
 def layout_of(
     shape: Sequence[int], size: tuple[int, int] | None = None, stack: int | None = None
 ) -> PictureLayout | None:
-    """The layout of pictures stored as ``shape`` [T, a, b, c]; None where it cannot be decided.
+    """The layout of pictures stored as ``shape`` [T, a, b, c]; None if it cannot be decided.
 
-    ``size`` (height, width) and ``stack`` are what the file declares of them, if it does: they
-    decide where they fit one layout only. Else the likelier one is taken.
+    ``size`` (height, width) and ``stack`` are those that the file declares, if any: they decide
+    if they fit only one layout. Otherwise the likelier layout is chosen.
     """
     _, a, b, c = shape
     options = [PictureLayout(False, a // 3, b, c)] if a % 3 == 0 else []
@@ -82,9 +82,9 @@ def declared_size(env_args: Mapping[str, Any], camera: str) -> tuple[int, int] |
 
 
 class Pictures:
-    """``dset``, stored as ``layout``, in ``file`` or in one that it links to.
+    """Reads ``dset``, stored as ``layout``, in ``file`` or in one that it links to.
 
-    Errors are h5py's, and :class:`h5_read.Refused` for stacks in no known order.
+    Raises h5py's errors, and :class:`h5_read.Refused` for stacks in no known order.
     """
 
     def __init__(self, dset: h5py.Dataset, layout: PictureLayout, file: h5py.File) -> None:
@@ -93,7 +93,7 @@ class Pictures:
         self._shape = tuple(int(n) for n in dset.shape)  # h5py asks the file each time
         self._line = self._shape[2] * self._shape[3]  # bytes of one place on a step's first axis
         self._offset = h5_read.raw_offset(dset, file)
-        # in the opened file itself, not in another one
+        # true if the data are in the opened file itself, not in a linked one
         self.in_file = h5_read.file_number(dset) == h5_read.file_number(file)
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Pictures:
     def frame_bytes(self) -> int:
         """Bytes that reading one frame takes."""
         pixels = self.layout.height * self.layout.width
-        # channels last: as it is stored, and transposed
+        # channels last: the stored frame and its transposed copy
         return pixels * 3 * (1 + self.layout.stack if self.layout.channels_last else 1)
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
@@ -125,24 +125,24 @@ class Pictures:
         return np.moveaxis(part, -1, -3) if self.layout.channels_last else part
 
     def _stored(self, handle: int, row: int) -> np.ndarray:
-        """One step as it is stored, all of it."""
+        """One whole step as stored."""
         step = np.empty(self._shape[1:], np.uint8)
         self._fetch(handle, row, slice(0, step.shape[0]), step)
         return step
 
     def _fetch(self, handle: int, row: int, part: slice, into: np.ndarray) -> None:
-        """``part`` of a step's first axis. From its place in the file where that is known: h5py's
-        selection costs more, of several rows in chunked data a hundred times more."""
+        """``part`` of a step's first axis, read from its place in the file if that is known:
+        h5py's selection is slower, up to a hundred times for several rows in chunked data."""
         if self._offset is None:
             self._dset.read_direct(into, (row, part))
             return
         start = self._offset + (row * self._shape[1] + part.start) * self._line
         if os.preadv(handle, [into.reshape(-1).data], start) != into.nbytes:
-            raise OSError(f"step {row} lies beyond the end of the file")
+            raise OSError(f"step {row} is beyond the end of the file")
 
     @cached_property
     def _newest(self) -> slice:
-        """Where the newest frame is in a stack; the original stacks oldest first, we newest."""
+        """The newest frame's place in a stack; the original stacks oldest first, we newest."""
         if self.layout.stack == 1:
             return slice(0, 3)
         last = slice(3 * self.layout.stack - 3, 3 * self.layout.stack)
@@ -157,7 +157,7 @@ class Pictures:
                     f"step {step}: stacked images fit neither newest nor oldest first; they are "
                     f"read as {self.layout}"
                 )
-            if newest_first != oldest_first:  # both: padding or a standstill, decides nothing
+            if newest_first != oldest_first:  # if both, padding or a standstill decides nothing
                 return slice(0, 3) if newest_first else last
             before = now
         return slice(0, 3)

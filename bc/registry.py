@@ -1,4 +1,4 @@
-"""The BC policies there are: one table. A new policy is one file, and one row here."""
+"""The table of BC policies. A new policy is one file, and one row here."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ class PolicyKind:
     """One ``policy_type``."""
 
     config: type[PolicyConfig]
-    # what builds it: the policy class's ``build``
+    # the policy class's ``build``
     build: Callable[[PolicyInputs, Any], BasePolicy]
-    # what it can learn from; dataset.use_state chooses where there are two
+    # what it can learn from; with two kinds, dataset.use_state chooses
     reads: tuple[Reads, ...]
     # its section in configurations
     section: str
 
     def check_inputs(self, use_state: bool, num_cameras: int) -> str:
-        """What is wrong with reading this; "" when nothing is."""
+        """The message if the policy cannot read this, else ""."""
         if use_state and "state" not in self.reads:
-            return "does not go with dataset.use_state 1, expected 0"
+            return "does not work with dataset.use_state 1, expected 0"
         if not use_state and self.reads == ("state",):
-            return "does not go with dataset.use_state 0, expected 1"
+            return "does not work with dataset.use_state 0, expected 1"
         if not use_state and "cameras" not in self.reads and num_cameras != 1:
             return "with several cameras, expected one in dataset.rl_camera"
         return ""
 
 
 POLICIES: dict[str, PolicyKind] = {
-    # the publication's: a perceptron on states, ResNets on cameras, Meta-World's own
+    # the published IBRL policies: a perceptron on states, ResNets on cameras, Meta-World's
     "state": PolicyKind(StateBcPolicyConfig, StateBcPolicy.build, ("state",), "state_policy"),
     "pixel": PolicyKind(BcPolicyConfig, BcPolicy.build, ("cameras",), "policy"),
     "metaworld": PolicyKind(MwBcPolicyConfig, MwBcPolicy.build, ("camera",), "mw_policy"),
-    # Implicit BC's: explicit regression, a mixture density, an energy
+    # Implicit BC's policies: explicit regression, a mixture density, an energy
     "mse": PolicyKind(MsePolicyConfig, MsePolicy.build, ("state", "camera"), "mse"),
     "mdn": PolicyKind(MdnPolicyConfig, MdnPolicy.build, ("state", "camera"), "mdn"),
     "ebm": PolicyKind(EbmPolicyConfig, build_ebm, ("state", "camera"), "ebm"),

@@ -1,4 +1,4 @@
-"""What policies share that regress on demonstrated actions without normalising them."""
+"""Base of policies that regress on demonstrated actions without normalising them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common_utils.specs import Obs
 
 
 def check_prop(use_prop: int, inputs: PolicyInputs) -> None:
-    """ValueError when proprioception is wanted that the data do not have."""
+    """Raise ValueError if ``use_prop`` is 1 but the data have no proprioception."""
     if use_prop and not inputs.prop_shape:
         raise ValueError("use_prop: 1, expected 0: there is no proprioception")
 
@@ -25,14 +25,14 @@ class ExplicitPolicy(BasePolicy):
         """Batched observations -> actions [B, A] in [-1, 1]."""
 
     def augment(self, obs: Obs) -> Obs:
-        """Training-time view of the observations [B, ...]; the caller's dict is left alone."""
+        """Augmented observations [B, ...] for training; the caller's dict is not changed."""
         return obs
 
     def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
         return self(inputs)
 
     def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
-        """The one action, n times."""
+        """The same action n times."""
         return self(inputs).unsqueeze(1).expand(-1, n, -1)
 
     def loss(self, batch: Any) -> torch.Tensor:

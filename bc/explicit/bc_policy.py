@@ -29,9 +29,9 @@ class BcPolicyConfig(PolicyConfig):
     encoder: MultiViewEncoderConfig = field(default_factory=MultiViewEncoderConfig)
     # 1: append proprioception to the visual feature
     use_prop: Flag = 0
-    # half width of the uniform noise put on proprioception in training
+    # half width of the uniform noise added to proprioception in training
     prop_noise: NotNegativeNumber = 0
-    # pixels by which training images are shifted at random (0: not at all)
+    # largest random shift of training images in pixels (0: none)
     aug_pad: Annotated[int, Between(0, 256)] = 4
     # width of the hidden layers
     hidden_dim: Width = 1024
@@ -62,7 +62,7 @@ class StateBcPolicyConfig(PolicyConfig):
 class BcPolicy(ExplicitPolicy):
     """{camera: uint8 [B, C, H, W], "prop": [B, P]} -> actions [B, A].
 
-    ``self.aug`` shifts the images of a training batch, each camera on its own.
+    ``self.aug`` shifts the images of a training batch, each camera separately.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class BcPolicy(ExplicitPolicy):
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: BcPolicyConfig) -> BcPolicy:
-        """From all cameras, and proprioception with use_prop."""
+        """Build from all cameras, and proprioception with use_prop."""
         check_prop(cfg.use_prop, inputs)
         shapes = (inputs.obs_shape, inputs.prop_shape, inputs.action_dim)
         return cls(*shapes, inputs.cameras, cfg)
@@ -141,15 +141,15 @@ class StateBcPolicy(ExplicitPolicy):
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: StateBcPolicyConfig) -> StateBcPolicy:
-        """From the state."""
+        """Build from the state."""
         return cls(inputs.obs_shape, inputs.action_dim, cfg)
 
     def input_specs(self) -> dict[str, ArraySpec]:
-        """The state alone."""
+        """The state only."""
         return {"state": ArraySpec(self.obs_shape)}
 
     def fit(self, batches: Iterable[Any]) -> None:
-        """The normaliser's statistics of the states, with norm_state."""
+        """With norm_state, compute the normaliser's statistics of the states."""
         if self.normalizer is not None:
             self.normalizer.fit(torch.cat([batch.obs["state"] for batch in batches]))
 

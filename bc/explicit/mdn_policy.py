@@ -19,13 +19,13 @@ from networks.ibc.pixel import ConvMDNConfig, ConvMLPMDN
 class MdnPolicyConfig(PolicyConfig):
     """The mixture density policy."""
 
-    # its network over states
+    # the network for states
     net: MDNConfig = field(default_factory=MDNConfig)
-    # its network over images (dataset.use_state 0)
+    # the network for images (dataset.use_state 0)
     pixel: ConvMDNConfig = field(default_factory=ConvMDNConfig)
     # normalisation
     norm: NormConfig = field(default_factory=NormConfig)
-    # 0: evaluation samples from the mixture, as published; 1: it takes the densest centre
+    # 0: evaluation samples from the mixture, as published; 1: it uses the densest centre
     greedy_eval: Flag = 0
 
 

@@ -18,16 +18,16 @@ from networks.ibc.pixel import ConvMLPConfig, ConvMLPMSE
 class MsePolicyConfig(PolicyConfig):
     """The explicit policy."""
 
-    # its network over states
+    # the network for states
     net: MLPConfig = field(default_factory=MLPConfig)
-    # its network over images (dataset.use_state 0)
+    # the network for images (dataset.use_state 0)
     pixel: ConvMLPConfig = field(default_factory=ConvMLPConfig)
     # normalisation
     norm: NormConfig = field(default_factory=NormConfig)
 
 
 class MsePolicy(NormalizedPolicy):
-    """One action by squared error in normalised action space; deterministic."""
+    """Predicts one action, by squared error in normalised action space; deterministic."""
 
     config_class = MsePolicyConfig
     cfg: MsePolicyConfig

@@ -31,7 +31,7 @@ class MultiViewEncoderConfig:
 class MultiViewEncoder(nn.Module):
     """{camera: [B, horizon * C, H, W], "prop": [B, P]} -> [B, repr_dim].
 
-    Each of the ``obs_horizon`` frames goes through the camera's ResNet by itself; frames of a
+    Each of the ``obs_horizon`` frames passes through the camera's ResNet separately; frames of a
     camera are concatenated, cameras joined by ``fuse_method``, "prop" appended with use_prop.
     """
 

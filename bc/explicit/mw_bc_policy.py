@@ -85,7 +85,7 @@ class BcPolicy(ExplicitPolicy):
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: BcPolicyConfig) -> BcPolicy:
-        """From the one camera, and proprioception with use_prop."""
+        """Build from the one camera, and proprioception with use_prop."""
         check_prop(cfg.use_prop, inputs)
         shapes = (inputs.obs_shape, inputs.prop_shape, inputs.action_dim)
         return cls(*shapes, cfg, camera=inputs.key)

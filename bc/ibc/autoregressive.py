@@ -1,14 +1,14 @@
 """Autoregressive derivative-free optimisation: one energy per action dimension.
 
-For actions of many dimensions a box has too much volume to be sampled. The paper (appendix
-B.2, not in its published code) factorises the energy instead: network j scores dimension j given
-the observation and the dimensions before it, f_j(o, a_1 .. a_j), and samplers look along one
-dimension at a time. Here
+With many action dimensions the box is too large to sample. The paper (appendix B.2, not in its
+published code) factorises the energy instead: network j scores dimension j given the observation
+and the dimensions before it, f_j(o, a_1 .. a_j), and samplers search one dimension at a time.
+Here
 
 * training is InfoNCE for every dimension at once: the counter-examples share the demonstrated
   a_1 .. a_{j-1} and differ in a_j, so that sum_j f_j is the logarithm of a density by the chain
   rule (each f_j up to a function of o and a_1 .. a_{j-1});
-* for that reason samples of dimension j only ever compete under the same a_1 .. a_{j-1}: one
+* for that reason samples of dimension j compete only under the same a_1 .. a_{j-1}: one
   value is chosen (acting: the best; proposing: by probability) before the next dimension.
 """
 
@@ -54,9 +54,9 @@ class AutoregressivePolicy(EbmPolicy):
     """An EBM per action dimension, over states (``ebm.autoregressive``)."""
 
     def make_net(self) -> nn.Module:
-        """Over states alone."""
+        """The networks, which take states only."""
         if self.pixels:
-            raise ValueError("autoregressive: 1 is for states (dataset.use_state 1)")
+            raise ValueError("autoregressive: 1, expected 0 without dataset.use_state 1")
         return AutoregressiveEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
 
     def loss(self, batch: Any, draws: Draws | None = None) -> torch.Tensor:
@@ -82,9 +82,9 @@ class AutoregressivePolicy(EbmPolicy):
         return total
 
     def _search(self, features: torch.Tensor, greedy: bool, rng: torch.Generator) -> torch.Tensor:
-        """One action [B, A] for each row of features, dimension after dimension."""
+        """One action [B, A] for each row of features, found one dimension after another."""
         cfg = self.cfg
-        # sampling needs probabilities that belong to the values
+        # sampling needs probabilities that match the values
         dfo = cfg.dfo if greedy else replace(cfg.dfo, aligned=1)
         chosen = features.new_zeros(len(features), 0)
         for j, net in enumerate(self.net.nets):

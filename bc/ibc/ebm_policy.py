@@ -26,7 +26,7 @@ from networks.ibc.fused import kernels_mode
 from networks.ibc.mlp import MLPEBM, MLPConfig
 from networks.ibc.pixel import PixelEBM, PixelEBMConfig
 
-# actions scored at a time when acting, so that many observations do not exhaust the memory
+# actions scored at a time when acting, so that many observations do not exhaust memory
 MAX_ROWS = 2**16
 
 
@@ -34,27 +34,27 @@ MAX_ROWS = 2**16
 class EbmPolicyConfig(PolicyConfig):
     """The energy-based policy: network, training, inference."""
 
-    # its network over states
+    # the network for states
     net: MLPConfig = field(default_factory=MLPConfig)
-    # its network over images (dataset.use_state 0)
+    # the network for images (dataset.use_state 0)
     pixel: PixelEBMConfig = field(default_factory=PixelEBMConfig)
     # normalisation; the published EBMs scale the actions' range to [-1, 1]
     norm: NormConfig = field(default_factory=lambda: NormConfig(min_max_actions=1))
     # 1: one energy per action dimension (appendix B.2; trained by InfoNCE, acts by DFO)
     autoregressive: Flag = 0
-    # arithmetic of the trunk's products on the CPU; the rest, and GPUs, stay float32
+    # arithmetic of the trunk's products on the CPU; other operations, and GPUs, use float32
     precision: Precision = "float32"
-    # samples are drawn within the actions' range, widened by this share of it on each side
+    # samples are drawn within the actions' range, widened on each side by this fraction of it
     uniform_boundary_buffer: Annotated[float, Between(0, 1e6)] = 0.05
-    # 1: the first dimension's bounds serve all dimensions, as published; 0: each its own
+    # 1: all dimensions use the first one's bounds, as published; 0: each uses its own
     scalar_box: Flag = 1
-    # what is minimised
+    # the loss
     loss_type: LossType = "info_nce"
     # counter-examples per demonstrated action
     num_counter_examples: Annotated[int, Between(1, 2**20)] = 256
     # InfoNCE divides the logits by this
     softmax_temperature: Temperature = 1.0
-    # InfoNCE clips probabilities to this, as Keras does; 0: exact cross entropy
+    # InfoNCE clips probabilities below this, as Keras does; 0: exact cross entropy
     prob_clip: Annotated[float, AtLeast(0), Below(1)] = 1e-7
     # share of counter-examples made by derivative-free optimisation ...
     fraction_dfo_samples: Share = 0.0
@@ -76,7 +76,7 @@ class EbmPolicyConfig(PolicyConfig):
     use_langevin: Flag = 1
     # acting: noise of the first chain (the published program ignores langevin.noise_scale here)
     first_noise_scale: NoiseScale = 1.0
-    # acting: run a second chain from where the first ended ...
+    # acting: run a second chain from the end of the first ...
     optimize_again: Flag = 0
     # ... with this first step size
     again_stepsize_init: StepSize = 0.1
@@ -98,7 +98,7 @@ class EbmPolicyConfig(PolicyConfig):
             raise ValueError(
                 "grad_penalty.only_apply_final_grad_penalty: 0 needs Langevin counter-examples, "
                 f"expected 1 with fraction_langevin_samples {langevin} of num_counter_examples "
-                f"{self.num_counter_examples}, which is none"
+                f"{self.num_counter_examples}, which makes none"
             )
         if self.autoregressive:
             self._check_autoregressive()
@@ -115,7 +115,7 @@ class EbmPolicyConfig(PolicyConfig):
 
     @property
     def rows_per_sample(self) -> int:
-        """The counter-examples, and the demonstrated action."""
+        """The counter-examples plus the demonstrated action."""
         return self.num_counter_examples + 1
 
     @property
@@ -143,7 +143,7 @@ class EbmPolicyConfig(PolicyConfig):
             )
 
     def _check_autoregressive(self) -> None:
-        """What goes with ``autoregressive``; ValueError names the field that does not."""
+        """Raise ValueError for a field that does not work with ``autoregressive``."""
         wanted = {
             "loss_type": "info_nce",
             "fraction_dfo_samples": 0,
@@ -163,7 +163,7 @@ class EbmPolicyConfig(PolicyConfig):
 def score(
     net: Any, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
 ) -> torch.Tensor:
-    """Logits [B, N] with graph, by the fast kernels where they know the network."""
+    """Logits [B, N] with graph, by the fast kernels if they support the network."""
     if isinstance(net, MLPEBM):
         return fast_score(net, encoded, actions, precision)
     return net.score(encoded, actions)
@@ -181,7 +181,7 @@ def score_and_grad(
 
 
 class Draws(NamedTuple):
-    """Random numbers of one training step, to repeat recorded ones (None: drawn).
+    """Random numbers of one training step, to repeat a recorded step (None: drawn).
 
     uniform [B, n, A] in the box; langevin_noise [iterations, B, n, A]; dfo_counts
     int64 [iterations, B, n]; dfo_noise [iterations - 1, B, n, A].
@@ -194,7 +194,7 @@ class Draws(NamedTuple):
 
 
 class EbmPolicy(NormalizedPolicy):
-    """A network that says how good an action is, and samplers that look for the best one."""
+    """A network that scores actions, and samplers that search for the best one."""
 
     config_class = EbmPolicyConfig
     cfg: EbmPolicyConfig
@@ -210,11 +210,11 @@ class EbmPolicy(NormalizedPolicy):
         action_dim: int,
         cfg: EbmPolicyConfig | None = None,
     ) -> None:
-        kernels_mode()  # refused here, not in the first step
+        kernels_mode()  # a bad setting is refused here, not in the first step
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg)
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
-        # where actions are looked for, in normalised space
+        # the box in which actions are sampled, in normalised space
         self.register_buffer("box_low", torch.full((action_dim,), -1.0))
         self.register_buffer("box_high", torch.ones(action_dim))
 
@@ -227,12 +227,12 @@ class EbmPolicy(NormalizedPolicy):
     # ------------------------------------------------------------- statistics
 
     def fit_actions(self, actions: torch.Tensor) -> list[int]:
-        """The action normaliser, and the box of actions to look in; SpecError when it is empty."""
+        """Fit the action normaliser and the box to sample in; SpecError if the box is empty."""
         still = super().fit_actions(actions)
         low, high = sampling_box(actions, self.cfg.uniform_boundary_buffer)
         low, high = self.act_norm.normalize(low), self.act_norm.normalize(high)
         if self.cfg.scalar_box:
-            # what is not scaled has a box of its own: the first one's would hold all actions
+            # a dimension that is not scaled has its own box
             own = torch.zeros_like(low, dtype=torch.bool)
             if self.norm.floor == "safe":
                 own[still] = True
@@ -249,7 +249,7 @@ class EbmPolicy(NormalizedPolicy):
         return still
 
     def network_pass(self, inputs: Obs) -> torch.Tensor:
-        """What is computed once per observation."""
+        """The part that is computed once per observation."""
         return self.net.encode(self.features(inputs))
 
     # ------------------------------------------------------------- training
@@ -295,7 +295,7 @@ class EbmPolicy(NormalizedPolicy):
         if chain is None and self._one_pass:
             logits, grad = score_and_grad(net, encoded, actions, self.cfg.precision)
         else:
-            # every call in training mode does a power iteration of its own, as published
+            # every call in training mode does its own power iteration, as published
             logits = score(net, encoded, actions, self.cfg.precision)
             _, grad = score_and_grad(net, encoded, where, self.cfg.precision)
         return logits, losses.grad_penalty(grad, cfg)
@@ -325,7 +325,7 @@ class EbmPolicy(NormalizedPolicy):
             if num_langevin:
                 noise = draws.langevin_noise
                 parts.append(
-                    # chains do not see each other, so only those that are used are run
+                    # chains are independent, so only those that are used are run
                     samplers.langevin(
                         energy, out[:, num - num_langevin :], low, high, cfg.langevin,
                         generator=rng, chain=chain,
@@ -342,7 +342,7 @@ class EbmPolicy(NormalizedPolicy):
     ) -> Samples:
         """Improved samples [B, num_action_samples, A] and their probabilities.
 
-        ``aligned`` makes the probabilities those of the samples, whatever ``dfo.aligned`` says.
+        ``aligned`` makes the probabilities match the samples even if ``dfo.aligned`` is 0.
         """
         cfg, low, high = self.cfg, self.box_low, self.box_high
         encoded = self.net.encode(features)
@@ -360,7 +360,7 @@ class EbmPolicy(NormalizedPolicy):
         draws: Draws | None = None,
         again_noise: torch.Tensor | None = None,
     ) -> Samples:
-        """DFO and Langevin chains, as configured, from ``actions`` [B, N, A] on."""
+        """Improve ``actions`` [B, N, A] by DFO and Langevin chains, as configured."""
         cfg, low, high = self.cfg, self.box_low, self.box_high
         draws = draws or Draws()
         samples = None
@@ -411,7 +411,7 @@ class EbmPolicy(NormalizedPolicy):
     def _propose_normalized(
         self, features: torch.Tensor, n: int, rng: torch.Generator
     ) -> torch.Tensor:
-        """Samples drawn by their probability, that is by exp(-energy)."""
+        """Samples drawn by their probability, that is, in proportion to exp(-energy)."""
         out = []
         for part in self._in_chunks(features):
             actions, probs = self.sample(part, rng, aligned=True)

@@ -19,7 +19,7 @@ from common_utils.ranges import NotNegativeNumber
 LossType = Literal["info_nce", "cd", "clipped_cd", "soft_clipped_cd", "cd_kl"]
 NormType = Literal["1", "2", "inf", "none"]
 
-# squared distance from the true action within which clipped_cd leaves a counter-example alone
+# clipped_cd ignores counter-examples within this squared distance from the true action
 _CLIP_DISTANCE = 0.2
 
 
@@ -35,7 +35,7 @@ def info_nce(
     log_prob = torch.log_softmax(logits / temperature, dim=1)
     if prob_clip == 0:
         return -log_prob[:, -1]
-    # clamping the logarithm keeps the gradients of log_softmax and cuts the same ones
+    # clamping the logarithm keeps log_softmax's gradients and stops the same ones as Keras
     floor = float(torch.log(torch.tensor(prob_clip)))
     log_prob = log_prob.clamp(min=floor)
     wrong = prob_clip * (floor - log_prob[:, :-1]).sum(1)
@@ -56,7 +56,7 @@ def clipped_cd(
 ) -> torch.Tensor:
     """Contrastive divergence over counter-examples [B, n, A] that are not near ``true`` [B, A].
 
-    ``soft``: near ones are taught a logit that falls by the squared distance.
+    ``soft``: near ones are trained towards a logit that falls with the squared distance.
     """
     distance = _distances(actions, true)
     below = logits[:, -1:] - logits[:, :-1]
@@ -117,9 +117,9 @@ class GradPenaltyConfig:
     add_grad_penalty: Flag = 1
     # norm of the gradient over the action's dimensions
     grad_norm_type: NormType = "inf"
-    # only what a norm has above this counts; null: all of it
+    # only the part of a norm above this counts; null: all of it
     grad_margin: NotNegativeNumber | None = 1.0
-    # 1: squared
+    # 1: square the penalty
     square_grad_penalty: Flag = 1
     # factor of the penalty
     grad_loss_weight: NotNegativeNumber = 1.0

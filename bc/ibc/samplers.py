@@ -2,9 +2,9 @@
 
 Florence et al. 2021, appendix B; docs/reference/ibc.md#samplers.
 
-All of it works in normalised action space, on actions [B, N, A] within the box [low, high]
-(tensors [A]), and never builds a graph. Observations are encoded once per call of
-:class:`Energy`. Randomness comes from the given generator alone.
+Everything here works in normalised action space, on actions [B, N, A] within the box [low, high]
+(tensors [A]), and builds no graph. Observations are encoded once per :class:`Energy`.
+Randomness comes only from the given generator.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from networks.ibc.mlp import MLPEBM
 class DfoConfig:
     """Derivative-free optimisation (appendix B.1, algorithm 1)."""
 
-    # divides the logits when samples are drawn again
+    # divides the logits when samples are redrawn
     temperature: Temperature = 1.0
-    # scorings; between them the samples are disturbed
+    # number of scorings; between them noise is added to the samples
     num_iterations: Annotated[int, Between(1, 10000)] = 3
-    # standard deviation of the first disturbance, halved at each further one
+    # standard deviation of the first noise, halved each time after that
     iteration_std: StepSize = 0.33
     # 0: probabilities and samples are misaligned by one resampling, as published;
-    # 1: the samples before the last resampling, to which the probabilities belong
+    # 1: returns the samples before the last resampling, which match the probabilities
     aligned: Flag = 0
 
 
@@ -77,7 +77,7 @@ class LangevinConfig:
 
 
 class EnergyNet(Protocol):
-    """What scores actions: MLPEBM, PixelEBM."""
+    """A network that scores actions: MLPEBM, PixelEBM."""
 
     def score(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """encoded [B, E], actions [B, N, A] -> logits [B, N]."""
@@ -88,8 +88,8 @@ class Energy:
     """A network with one batch of observations, encoded once: logits of actions [B, N, A].
 
     Args:
-        net: what scores actions; later changes are not followed.
-        encoded: what ``net.encode`` made of the observations.
+        net: the network that scores actions; later changes to it are not followed.
+        encoded: the output of ``net.encode`` for the observations.
         precision: arithmetic of an MLPEBM's products.
     """
 
@@ -160,7 +160,7 @@ def take_samples(actions: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _expand_counts(counts: torch.Tensor) -> torch.Tensor:
-    """counts int64 [B, N], each row summing to N -> the indices [B, N] they mean."""
+    """counts int64 [B, N], each row summing to N -> indices [B, N], each repeated by its count."""
     numbers = torch.arange(counts.shape[1], device=counts.device)
     return torch.stack([numbers.repeat_interleave(row) for row in counts])
 
@@ -176,7 +176,7 @@ def iterative_dfo(
     counts: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
 ) -> Samples:
-    """Draw again by probability, disturb, repeat; the disturbance halves each time.
+    """Redraw by probability, add noise, repeat; the noise halves each time.
 
     Args:
         actions: where to start, [B, N, A].
@@ -210,7 +210,7 @@ def iterative_dfo(
 
 @dataclass
 class Chain:
-    """What a chain passed through, one entry per step: the actions after it, and before it the
+    """The course of a chain, one entry per step: the actions after it, and before it the
     actions, f (exp(f) with apply_exp; the original calls them energies) and its gradient's norm.
     """
 
@@ -232,13 +232,13 @@ def langevin(
     noise: torch.Tensor | None = None,
     chain: Chain | None = None,
 ) -> torch.Tensor:
-    """Run a chain from ``actions`` [B, N, A]; returns where it ends.
+    """Run a chain from ``actions`` [B, N, A]; returns its last actions.
 
     One step: a <- clip(a - clip(s * (g / 2 + noise_scale * z))), g the gradient of the energy.
 
     Args:
         noise: standard normal [iterations, B, N, A], instead of drawing.
-        chain: filled with what the chain passed through.
+        chain: filled with the course of the chain.
     """
     limit = cfg.delta_action_clip * 0.5 * (high - low)
     for k, step in enumerate(cfg.step_sizes()):

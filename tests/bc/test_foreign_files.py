@@ -494,11 +494,11 @@ def test_layouts_are_decided_by_shape_and_declaration(shape, declared, found):
 def test_pictures_that_cannot_be_told_are_refused_by_name(tmp_path, shape, capsys):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
     edit(path, KEY, np.random.default_rng(0).integers(0, 255, (7, *shape), np.uint8))
-    layout = rf"\[7, {shape[0]}, {shape[1]}, {shape[2]}\], which is not plainly one of them"
+    layout = rf"\[7, {shape[0]}, {shape[1]}, {shape[2]}\], which is not clearly one of them"
     with pytest.raises(DatasetError, match=f"obs/{CAMERA}_image': expected images.*{layout}"):
         opened(path)
     assert inspect_dataset.main([str(path), "--demos", "0"]) == 1
-    assert "not plainly one of them" in " ".join(capsys.readouterr().out.split())
+    assert "not clearly one of them" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "standard deviation of drawn actions" in shown
     for args, message in (
         (["--toy.noise", "-1"], "toy.noise: -1.0, expected 0 or more"),
-        (["--dataset.use_state", "0"], "policy_type: toy does not go with dataset.use_state 0"),
+        (["--dataset.use_state", "0"], "policy_type: toy does not work with dataset.use_state 0"),
         (["--mse.net.width", "8"], "--mse.net.width: an option of policy_type mse.* is toy"),
     ):
         with pytest.raises(run_config.ConfigError, match=message):
