@@ -1,11 +1,11 @@
-"""What all benchmarks share: timing, records, the command line, the table.
+"""Shared by all benchmarks: timing, records, the command line, the table.
 
 A benchmark is a module with a ``main`` that measures cases into a :class:`Report`::
 
     python -m benchmarks.replay --json replay.json
 
-Timing is the median over repeats; each repeat runs the call often enough to last a while.
-Process CPU time is what is compared (robust against other load); wall time is recorded too.
+Timing is the median over repeats; each repeat makes enough calls to last a while. Process CPU
+time is compared, since other load hardly affects it; wall time is recorded too.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Record:
-    """One number. ``ratio`` above 1: better than ``reference`` (lower is better unless said)."""
+    """One number. ``ratio`` above 1: better than ``reference`` (lower is better by default)."""
 
     case: str
     metric: str
@@ -93,7 +93,7 @@ class Report:
         higher_is_better: bool = False,
         threads: int | None = None,
     ) -> Record:
-        """Record one number, compared with ``reference`` in the same unit where there is one."""
+        """Record one number, compared with ``reference`` in the same unit if there is one."""
         ratio = None
         if reference is not None and value > 0:
             ratio = value / reference if higher_is_better else reference / value
@@ -127,14 +127,14 @@ def _row(r: Record) -> str:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options every benchmark has: --json, --threads, --quick."""
     p = Options(description=description)
-    p.add_argument("--json", metavar="FILE", help="write the records there")
+    p.add_argument("--json", metavar="FILE", help="write the records to FILE")
     p.add_argument("--threads", type=numeric(Workers), default=1, help="torch threads (default 1)")
     p.add_argument("--quick", action="store_true", help="a smoke run: few, short repeats")
     return p
 
 
 def start(args: argparse.Namespace) -> Report:
-    """Set the thread count, say on what we measure, and begin a report."""
+    """Set the thread count, print the machine and versions, and start a report."""
     fast.set_up(args.threads)
     print(
         f"{cpu_name()}, {os.cpu_count()} CPUs, {args.threads} thread(s); "
@@ -161,7 +161,7 @@ def cpu_name() -> str:
 
 
 def run(main: Callable[[Report, argparse.Namespace], None], doc: str | None) -> None:
-    """Entry point of a benchmark without options of its own."""
+    """Entry point of a benchmark that has only the common options."""
     args = parser(doc).parse_args()
     report = start(args)
     main(report, args)

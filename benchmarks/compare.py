@@ -1,7 +1,7 @@
-"""Variants of the same calls, alternated in one run, and how much faster each is than the first.
+"""Alternate variants of the same calls in one run, and report each one's speed-up over the first.
 
-Each variant is a process of its own, since how memory is kept and who multiplies matrices are
-settings of a process. They take turns: one call of one of them runs at a time.
+Each variant runs in its own process, because memory allocation and the matrix library are settings
+of a process. They take turns: only one call of one variant runs at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common_utils.atomic import atomic_json
 from networks import fast
 from networks.fast import table
 
-# case, whether written as the original is -> name -> a call to measure
+# (case, whether to use the original's way) -> name -> a call to measure
 MakeCalls = Callable[[str, bool], dict[str, Callable[[], Any]]]
 LEAST_SECONDS = 0.2  # of one turn
 
@@ -32,9 +32,9 @@ LEAST_SECONDS = 0.2  # of one turn
 class Variant:
     """A way to compute the same calls.
 
-    eager: as the original program does (``benchmarks.eager``).
-    backends: of ``networks.fast``; None: all of them.
-    env: variables of its process.
+    eager: compute as the original program does (``benchmarks.eager``).
+    backends: backends of ``networks.fast``; None: all of them.
+    env: environment variables of its process.
     """
 
     eager: bool = False
@@ -113,7 +113,7 @@ def _play(pipe: Connection, variant: str, make: MakeCalls, case: str, threads: i
         pipe.send(list(calls))
         while True:
             pipe.send(_time(calls[pipe.recv()]))
-    except EOFError:  # closed: the end
+    except EOFError:  # the pipe was closed
         return
     except Exception as error:
         pipe.send(error)
@@ -133,7 +133,7 @@ def _time(call: Callable[[], Any]) -> tuple[float, float]:
 def compare(
     case: str, variants: Sequence[str], make: MakeCalls, turns: int, threads: int
 ) -> list[Compared]:
-    """Every call of ``case`` by every variant, ``turns`` times in turn."""
+    """Time every call of ``case`` by every variant, ``turns`` times, alternating."""
     players: dict[str, _Player] = {}
     try:
         for name in variants:
@@ -141,7 +141,7 @@ def compare(
         found = []
         for call in players[variants[0]].names:
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-            for _ in range(turns + 1):  # the first warms up
+            for _ in range(turns + 1):  # the first is a warm-up
                 for name in variants:
                     times[name].append(players[name].turn(call))
             found += _compared(case, call, times)
@@ -171,7 +171,7 @@ def _compared(case: str, call: str, times: dict[str, list[tuple[float, float]]])
 
 
 def show(rows: Sequence[Compared]) -> None:
-    """A line per variant of each call."""
+    """Print a line per variant of each call."""
     for r in rows:
         what = f"{r.case}: {r.call}"
         print(
@@ -182,7 +182,7 @@ def show(rows: Sequence[Compared]) -> None:
 
 
 def write(path: str | None, rows: Sequence[Compared], threads: int, command: str) -> None:
-    """As JSON, with the CPU, the software and the command."""
+    """Write the rows as JSON, with the CPU, the software and the command."""
     if path is None:
         return
     atomic_json(
@@ -200,5 +200,5 @@ def write(path: str | None, rows: Sequence[Compared], threads: int, command: str
 
 
 def file_name() -> str:
-    """Of this CPU model's results: ``amd_epyc.json``."""
+    """The name of this CPU model's result file, such as ``amd_epyc.json``."""
     return re.sub(r"[^a-z0-9]+", "_", cpu_name().lower()).strip("_") + ".json"

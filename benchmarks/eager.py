@@ -1,10 +1,10 @@
-"""The published update written plainly in torch: what every ratio of speed is taken against.
+"""The published update written plainly in torch: the baseline of every speed ratio.
 
-An :class:`EagerAgent` has an agent's networks and weights and computes what ``docs/reference``
-describes of the original program, in its way: the BC policy runs on the next observation of every
+An :class:`EagerAgent` has an agent's networks and weights and computes the update as the original
+program does (``docs/reference``): the BC policy runs on the next observation of every
 batch, the target critic runs again on the action that it has just chosen, every critic evaluates
-all of its members and each candidate from the start, Adam is not fused, and every metric is read
-at once. The numbers are the same up to rounding, which a test checks. The layers are torch's own.
+all of its members and each candidate from scratch, Adam is not fused, and every metric is read
+at once. A test checks that the numbers are the same up to rounding. The layers are torch's own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _VitEncoder(VitEncoder):
         return h.flatten(1) if flatten else h
 
 
-# class of ours -> the same module (and parameters) with a plain forward
+# our class -> the same module (and parameters) with a plain forward
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     mlp.Linear: nn.Linear,
     mlp.MLP: nn.Sequential,
@@ -89,7 +89,7 @@ def plainly(module: Any) -> Any:
 
 
 class EagerAgent:
-    """The published agent on the networks of ``agent``, which stays as it is."""
+    """The published agent on the networks of ``agent``, which is not changed."""
 
     def __init__(self, agent: QAgent) -> None:
         self.cfg, self.mine = agent.cfg, agent
@@ -105,7 +105,7 @@ class EagerAgent:
         }  # fmt: skip
 
     def _min_q(self, critic: Any, feats: Obs, action: torch.Tensor) -> torch.Tensor:
-        """The smallest of the drawn members; all are computed."""
+        """The smallest value of the drawn members; all members are computed."""
         q = critic(feats, action).flatten(1)
         return q[:, critic.draw_members(self.agent.host_rng)].min(dim=-1).values
 
@@ -184,7 +184,7 @@ class EagerAgent:
 
     @torch.no_grad()
     def _bc_ratio(self, obs: Obs, ref_agent: Any) -> float:
-        """Share of the states where the reference's action is the better one."""
+        """Share of the states where the reference's action is better."""
         self.agent.eval()
         feats = self.agent.features(obs, augment=False)
         theirs = ref_agent.actor(ref_agent.features(obs, augment=False), 0.0).mean

@@ -1,12 +1,12 @@
-"""What a training step and an action of Implicit BC cost, for every released configuration.
+"""Measure the cost of a training step and an action for every released Implicit BC config.
 
     python -m benchmarks.ibc [--case NAME] [--precision float32] [--repeat N] [--json FILE]
 
-Process CPU time on one thread. A training step is the run's own: it draws the batch from the
-dataset (recorded here from random numbers, in the sizes of the task), makes the counter-examples,
-and updates the weights. An action is one observation's. Reference figures are those of the
-original TensorFlow program with its input pipeline, measured on an AMD Zen 5; a ratio taken on
-another machine is a guide (docs/performance.md).
+Process CPU time on one thread. A training step is that of a real run: it draws the batch from the
+dataset (random numbers in the task's sizes), makes the counter-examples, and updates the weights.
+An action is for one observation. Reference figures are those of the original TensorFlow program
+with its input pipeline, measured on an AMD Zen 5; on another machine a ratio is only a guide
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REFERENCE: dict[str, tuple[float, float | None]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """One step of a task: widths of state and action, and what its recordings call themselves."""
+    """One step of a task: widths of state and action, and the names in its recordings."""
 
     state: int
     action: int
@@ -72,7 +72,7 @@ def cases() -> list[str]:
 
 
 def precisions(case: str) -> tuple[str, ...]:
-    """Arithmetic that a case's network knows: of its trunk, or over images of its convolutions."""
+    """Arithmetic that a case's network supports: in its trunk, or for images its convolutions."""
     if "mlp_ebm" in case:
         return get_args(Precision)
     return ("float32", "bfloat16") if "pixel_ebm" in case else ("float32",)
@@ -114,7 +114,7 @@ def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
 
 
 class _Log:
-    """Where a step leaves its metrics."""
+    """Collects the metrics of a step."""
 
     def __init__(self) -> None:
         self.meters = MultiCounter()
@@ -146,13 +146,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--case", action="append", help="only these (shell pattern, repeatable)")
     parser.add_argument(
-        "--precision", choices=[*get_args(Precision), "all"], default="all", help="of EBMs"
+        "--precision", choices=[*get_args(Precision), "all"], default="all", help="for EBMs"
     )
     parser.add_argument(
         "--repeat", type=numeric(Positive), default=3, help="repeats whose median is taken"
     )
     parser.add_argument(
-        "--kernel_threads", type=numeric(Threads), default=0, help="of the kernels alone"
+        "--kernel_threads", type=numeric(Threads), default=0, help="threads of the kernels"
     )
     args = parser.parse_args(argv)
     chosen = cases()

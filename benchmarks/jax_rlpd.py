@@ -1,11 +1,11 @@
-"""What a SAC update of RLPD's sizes costs in JAX on this machine, to compare ours with.
+"""Measure a SAC update of RLPD's sizes in JAX on this machine, to compare with ours.
 
     pip install jax
     python -m benchmarks.jax_rlpd            # state 39, width 256; --state 69 --width 1024
 
 Written for this comparison after RLPD's published algorithm (Ball et al. 2023): an ensemble of 5
 LayerNorm critics of which 2 form the target, a tanh Gaussian actor, a temperature, Adam, 3 hidden
-layers, batch 256; jitted whole, one thread. JAX is not a requirement of this project.
+layers, batch 256; jitted as a whole, one thread. JAX is not a requirement of this project.
 """
 
 from __future__ import annotations
@@ -133,11 +133,11 @@ def main(argv: list[str] | None = None) -> int:
         "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 "
         + os.environ.get("XLA_FLAGS", "")
     )
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # XLA keeps threads of its own
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # XLA has its own threads
     try:
         import jax
     except ImportError:
-        print("error: needs JAX, which is no requirement: pip install jax", file=sys.stderr)
+        print("error: needs JAX, an optional package: pip install jax", file=sys.stderr)
         return 2
     state, update = build(jax, args.state, args.action, args.width)
     key = jax.random.PRNGKey(1)

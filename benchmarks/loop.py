@@ -1,10 +1,10 @@
-"""Environment steps per second of whole training runs, and where their time goes.
+"""Measure environment steps per second of whole training runs, and where their time goes.
 
     python -m benchmarks.loop [--json FILE] [--config FILE ...] [--steps N]
 
 Each case is a real run of ``train_rl`` from states on Meta-World: scripted demonstrations, a
 short BC run, warm-up, then ``--steps`` training steps (without evaluation), repeated; medians.
-``cpu_ms_per_env_step`` is process CPU time of the training steps, robust against other load.
+``cpu_ms_per_env_step`` is the training steps' process CPU time, which other load hardly affects.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def prepare(root: Path) -> tuple[Path, Path]:
 
 
 class TimedWorkspace(train_rl.Workspace):
-    """Also adds up the process CPU time of training steps, checkpoints and logs left out."""
+    """Also sums the process CPU time of training steps, without checkpoints and logs."""
 
     cpu_seconds = 0.0
 
@@ -54,7 +54,7 @@ class TimedWorkspace(train_rl.Workspace):
 
 
 def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> TimedWorkspace:
-    """Train ``steps`` environment steps; the workspace knows where the time went."""
+    """Train ``steps`` environment steps; the returned workspace has the timings."""
     cfg = run_config.load(train_rl.MainConfig, config)
     cfg.preload_datapath, cfg.bc_policy, cfg.save_dir = str(data), str(bc), str(save_dir)
     cfg.num_train_step = cfg.log_per_step = steps
@@ -80,7 +80,7 @@ def main() -> None:
         "--steps", type=numeric(Positive), default=500, help="environment steps per run"
     )
     parser.add_argument(
-        "--repeat", type=numeric(Positive), default=3, help="runs whose median is taken"
+        "--repeat", type=numeric(Positive), default=3, help="runs to take the median of"
     )
     args = parser.parse_args()
     steps, repeat = (50, 1) if args.quick else (args.steps, args.repeat)
@@ -93,7 +93,7 @@ def main() -> None:
             runs = [
                 one_run(Path(config), data, bc, root / f"{case}_{i}", steps) for i in range(repeat)
             ]
-            # the sections, not the wall: progress lines and the final checkpoint are left out
+            # the sections, not the wall time: it includes progress lines and the final checkpoint
             rates, shares = [], []
             for run in runs:
                 spent = {k: run.watch.seconds.get(k, 0.0) for k in SECTIONS}

@@ -1,4 +1,4 @@
-"""Rendering: cost of an image and what render_quality fast changes in it.
+"""Rendering: the cost of an image, and how much ``render_quality fast`` changes it.
 
     MUJOCO_GL=egl python -m benchmarks.render [--suite robosuite] [--json FILE] [--quick]
 
@@ -38,7 +38,7 @@ class Scene:
     suite: str
     task: str
     camera: str
-    # simulator steps per control step, and pixels at which the suite draws what it delivers
+    # simulator steps per control step, and pixels at which the suite draws its images
     action_repeat: int = 1
     drawn: int = 224
 
@@ -57,8 +57,8 @@ class Scene:
         return env
 
     def picture(self, env: Any) -> np.ndarray:
-        """What the camera shows, drawn now."""
-        drawn = env.draw if isinstance(env, RobosuiteEnv) else env.render  # which keeps pictures
+        """The camera's image, drawn now."""
+        drawn = env.draw if isinstance(env, RobosuiteEnv) else env.render  # render keeps pictures
         picture: np.ndarray = drawn(self.camera)
         return picture
 
@@ -111,7 +111,7 @@ def bench(report: Report, args: argparse.Namespace) -> None:
                 timing = measure(lambda e=env, s=scene: s.picture(e), **options)  # type: ignore[misc]
                 case = f"{name}, {size} x {size}, {quality}"
                 report.add_timing(case, timing)
-                # what one core draws that does nothing else
+                # one core that does nothing else
                 report.add(case, "pictures_per_cpu_second", 1000 / timing.cpu_ms, "1/s")
                 env.close()
         every = 20 if args.quick else 5

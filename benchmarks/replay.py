@@ -1,4 +1,4 @@
-"""Replay: sample, add, memory; against numpy in the same run and the original's figures.
+"""Replay: sample, add, memory, compared with numpy in the same run and the original's figures.
 
     python -m benchmarks.replay [--json FILE] [--quick]
 
@@ -50,7 +50,7 @@ class NumpyReplay:
         self.obs = {k: np.zeros((steps, *s.frame_shape), s.dtype) for k, s in specs.items()}
         self.action = np.zeros((steps, ACTION_DIM), np.float32)
         self.reward = np.zeros(steps, np.float32)
-        self.first = np.zeros(steps, np.int64)  # of the step's episode
+        self.first = np.zeros(steps, np.int64)  # first step of each step's episode
         self.last = np.zeros(steps, np.int64)
         self.size = 0
         self.rng = np.random.default_rng(seed)
@@ -123,7 +123,7 @@ def make_buffer(
 
 
 def sample_cases(report: Report, args: argparse.Namespace) -> None:
-    """sample(256) on CPU, with the numpy implementation as second yardstick."""
+    """sample(256) on CPU, also compared with the numpy implementation."""
     options = timing_options(args)
     for case, (specs, length, transitions, reference) in CASES.items():
         episodes = max(1, transitions // length // (20 if args.quick else 1))
@@ -148,7 +148,7 @@ def sample_cases(report: Report, args: argparse.Namespace) -> None:
 
 
 def threads_and_prefetch(report: Report, args: argparse.Namespace) -> None:
-    """What the caller waits for when others do the gathering (wall time)."""
+    """The caller's waiting time when other threads do the gathering (wall time)."""
     options = timing_options(args)
     episode = random_episode(PIXEL, MAX_LEN)
     for name, threads, kwargs in (
@@ -163,7 +163,7 @@ def threads_and_prefetch(report: Report, args: argparse.Namespace) -> None:
 
 
 def add_cases(report: Report, args: argparse.Namespace) -> None:
-    """The cost of one environment step, episode ends included, capacity reached."""
+    """The cost of adding one environment step, with episode ends, at full capacity."""
     for case, specs in (("state", STATE), ("pixel", PIXEL)):
         buffer = ReplayBuffer(
             specs,

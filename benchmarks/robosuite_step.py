@@ -1,9 +1,9 @@
-"""robosuite: what a control step from states costs, in C++ and in robosuite's own Python.
+"""robosuite: the cost of a control step from states, in C++ and in robosuite's own Python.
 
     python -m benchmarks.robosuite_step [--json FILE] [--quick]
 
 Process CPU time of an environment step (observation included) and of a reset, per task. The
-reference of a step is robosuite's ``env.step``, of a reset robosuite's default, a hard reset.
+references are robosuite's ``env.step`` and its default reset, a hard reset.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What an update, an action and a BC step cost, for every released configuration.
+"""Measure the cost of an update, an action and a BC step for every released configuration.
 
     python -m benchmarks.update [--case NAME] [--repeat N] [--json FILE]
     python -m benchmarks.update --compare eager,plain,auto
 
-The second alternates variants and prints how much faster each is than the first: eager is the
-published program, written plainly (``benchmarks.eager``), plain our own with torch's operations
-alone, auto what runs use. A ratio holds on the machine where it was measured, and only there.
+The second command alternates variants and prints each one's speed-up over the first: eager is the
+published program, written plainly (``benchmarks.eager``), plain is our program with torch's
+operations only, auto is what runs use. A ratio holds only on the machine that measured it.
 
-Agents and policies are built from ``release/cfgs`` and fed random batches of the sizes that the
-tasks give, so that neither simulator nor data are needed. Batches carry the BC action of the
-next observation, as those of the replay do; acting includes the BC policy.
+Agents and policies are built from ``release/cfgs`` and get random batches of the tasks' sizes, so
+neither simulator nor data are needed. Batches carry the BC action of the next observation, as the
+replay's batches do; acting includes the BC policy.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ REFERENCE = {
     "small_state": (45.0, 72.0, 0.62),
     "metaworld/ibrl_basic": (4273.0, 4612.0, 27.0),
 }
-# RLPD's JAX program on the same sizes: per critic update, and critic, actor and temperature.
+# RLPD's JAX program on the same sizes: critic update; critic, actor and temperature.
 JAX_REFERENCE = {"robomimic_rl/can_state_ibrl": (203.1, 283.8), "small_state": (13.2, 21.0)}
 BC_REFERENCE = {"robomimic_bc/can": 4118.0, "robomimic_bc/can_state": 61.0}
 METAWORLD_BC = "metaworld/train_bc_mw"
@@ -93,13 +93,13 @@ def config_of(case: str) -> MainConfig:
 def rl_cases() -> list[str]:
     """Every released RL configuration; "small_state" has a reference figure but no file."""
     found = sorted([*CFGS.glob("robomimic_rl/*.yaml"), *CFGS.glob("metaworld/*.yaml")])
-    # demonstrations and BC policies of the same runs lie beside their RL configurations
+    # the folder also has the configurations of the runs' demonstrations and BC policies
     found = [p for p in found if not {"bc", "demos"} & set(p.stem.split("_"))]
     return ["small_state", *(str(p.relative_to(CFGS).with_suffix("")) for p in found)]
 
 
 def bc_cases() -> list[str]:
-    """Every released BC configuration, and Meta-World's, which are its script's defaults."""
+    """Every released BC configuration, and Meta-World's (the defaults of its script)."""
     found = sorted([*CFGS.glob("*_bc/*.yaml"), *CFGS.glob("metaworld/*_bc.yaml")])
     return [*(str(p.relative_to(CFGS).with_suffix("")) for p in found), METAWORLD_BC]
 
@@ -213,12 +213,12 @@ def bc_calls(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
 
 
 def calls_of(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
-    """What is measured of a case; ``eager``: as the original program computes it."""
+    """The calls to measure of a case; ``eager``: computed as in the original program."""
     return (agent_calls if case in rl_cases() else bc_calls)(case, eager)
 
 
 def bench(report: common.Report, case: str, timing: dict[str, Any]) -> None:
-    """Every call of a case, beside the figures from other machines where there are any."""
+    """Measure every call of a case, with figures from other machines if there are any."""
     references = dict(zip(RL_CALLS, REFERENCE.get(case, ()), strict=False))
     references |= {"step": BC_REFERENCE[case]} if case in BC_REFERENCE else {}
     jax = dict(zip(RL_CALLS, JAX_REFERENCE.get(case, ()), strict=False))
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         "--case", action="append", help="only these (shell pattern, may be repeated)"
     )
     parser.add_argument(
-        "--repeat", type=numeric(Positive), help="repeats whose median is taken (default 5)"
+        "--repeat", type=numeric(Positive), help="repeats to take the median of (default 5)"
     )
     parser.add_argument(
         "--compare", metavar="A,B,...", type=_variants,
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"matrix products: {gemm_backend()}; fused kernels: {isa}; batch 256 unless configured")
     for case in cases:
         bench(report, case, timing)
-        report.write(args.json)  # after each case: a long run that is cut off keeps what it has
+        report.write(args.json)  # after each case, so that an interrupted run keeps its results
 
 
 def _variants(text: str) -> list[str]:

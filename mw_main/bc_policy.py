@@ -1,4 +1,4 @@
-"""Where the original keeps its Meta-World policy; the code is in ``bc.explicit.mw_bc_policy``."""
+"""The original's module for its Meta-World policy, now in ``bc.explicit.mw_bc_policy``."""
 
 from bc.explicit.mw_bc_policy import BcPolicy, BcPolicyConfig
 

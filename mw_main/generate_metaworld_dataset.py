@@ -1,4 +1,4 @@
-"""Demonstrations by Meta-World's scripted policies, in the layout that BC and RL read.
+"""Record demonstrations by Meta-World's scripted policies, in the layout that BC and RL read.
 
     python mw_main/generate_metaworld_dataset.py --env_cfg.env_name Assembly --num_episodes 3 \
         --env_cfg.frame_stack 1 --env_cfg.end_on_success 1 \
@@ -6,7 +6,7 @@
 
 Only successful episodes are kept; the share of failures is printed. Without cameras
 (``--env_cfg.camera_names []``) only states and proprioception are written, and no OpenGL
-library is needed. Episode i of the search has environment seed ``seed_for(seed, i)``.
+library is needed. Attempt i has environment seed ``seed_for(seed, i)``.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class MetaWorldEnvConfig:
     action_repeat: Annotated[int, Between(1, 1000)] = 2
     # frames per image observation (newest first)
     frame_stack: Stack = 2
-    # the same by its other name; set only one above 1
+    # another name for frame_stack; set only one above 1
     obs_stack: Stack = 1
-    # only the sparse reward (0) is offered
+    # only 0, the sparse reward, is supported
     reward_shaping: Flag = 0
     # pixels of stored images
     rl_image_size: PictureSize = 96
@@ -73,7 +73,7 @@ class MetaWorldEnvConfig:
     rl_camera: str = "corner2"
     # factor on rewards
     env_reward_scale: RewardScale = 1.0
-    # end the episode at success (0: it goes on to the time limit)
+    # end the episode at success (0: it continues to the time limit)
     end_on_success: Flag = 0
     # store the state vector
     use_state: Flag = 1
@@ -114,7 +114,7 @@ def record_episode(
     seed: int,
     pictures: list[np.ndarray] | None,
 ) -> tuple[Recording, bool]:
-    """Play one scripted episode; (recording, whether it succeeded)."""
+    """Play one scripted episode; returns (recording, whether it succeeded)."""
     obs, images = env.reset(seed=seed)
     expert.reset(np.random.default_rng(seed))
     recording, terminal, success = Recording(), False, False

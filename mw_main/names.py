@@ -27,5 +27,5 @@ DATASETS = {v: BC_DATASETS[k] for k, v in _TASKS.items()}
 
 
 def released(table: Mapping[str, str], name: str, default: str) -> str:
-    """The file that ``table`` has under ``name``, found from any folder; ``default`` if none."""
+    """The path of the file that ``table`` lists under ``name``; ``default`` if there is none."""
     return locate(table[name], [Path.cwd(), REPO]) if name in table else default

@@ -1,4 +1,4 @@
-"""Behaviour cloning on Meta-World by the documented names; the loop is ``train_bc``'s.
+"""Behaviour cloning on Meta-World with the documented names; ``train_bc`` has the loop.
 
     python mw_main/train_bc_mw.py --dataset.path Assembly --save_dir exps/bc/metaworld/run
 
@@ -56,7 +56,7 @@ def _dataset() -> DatasetConfig:
 class MainConfig(Kinded, RunConfig):
     """The documented fields, and what ``train_bc`` adds to them.
 
-    The policy's own: section ``policy`` on images, ``state_policy`` on states.
+    The policy's options are in section ``policy`` on images and ``state_policy`` on states.
     """
 
     CHOSEN_BY: ClassVar[str] = "dataset.use_state"
@@ -69,13 +69,13 @@ class MainConfig(Kinded, RunConfig):
     load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
     num_epoch: Positive = 2
-    # ... of that many gradient steps
+    # ... of this many gradient steps
     epoch_len: Positive = 10000
     # demonstrated steps per gradient step
     batchsize: BatchSize = 256
     # Adam step size
     lr: PositiveNumber = 1e-4
-    # the gradient's norm is clipped to this
+    # largest norm of the gradient
     grad_clip: NotNegativeNumber = 5
     # 0: Adam, else AdamW with this decay
     weight_decay: NotNegativeNumber = 0
@@ -83,17 +83,17 @@ class MainConfig(Kinded, RunConfig):
     ema: Annotated[float, Between(0, 1), Or(-1)] = -1
     # auto (cuda when present), cpu, cuda or cuda:N
     device: str = "auto"
-    # games after each epoch, and of the best weights at the end; 0: none
+    # games after each epoch, and with the best weights at the end; 0: none
     num_eval_episode: NotNegative = NUM_EVAL_EPISODE
     # evaluate in worker processes
     mp_eval: Flag = 0
-    # how many
+    # number of worker processes
     num_eval_worker: Workers = 2
-    # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
+    # module(s) that demonstrations may import by name, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
-    # replace the run that save_dir holds; without it nothing is overwritten
+    # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
     # the environment of evaluations; suite, task and what the policy sees are filled in
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -120,7 +120,7 @@ class MainConfig(Kinded, RunConfig):
 
 
 def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
-    """The same run in ``train_bc``'s names."""
+    """The same run with ``train_bc``'s names."""
     tree = run_config.to_dict(cfg)
     tree["dataset"]["path"] = released(DATASETS, cfg.dataset.path, cfg.dataset.path)
     tree["num_final_episode"] = cfg.num_eval_episode
@@ -129,7 +129,7 @@ def to_train_bc(cfg: MainConfig) -> train_bc.MainConfig:
 
 @contextmanager
 def own_names() -> Iterator[None]:
-    """What train_bc refuses is reported in this script's names of the fields."""
+    """Report errors of train_bc with this script's field names."""
     try:
         yield
     except UserError as error:

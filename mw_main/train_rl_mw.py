@@ -1,4 +1,4 @@
-"""IBRL, RLPD and RFT on Meta-World by the documented names; the loop is ``train_rl``'s.
+"""IBRL, RLPD and RFT on Meta-World with the documented names; ``train_rl`` has the loop.
 
     python mw_main/train_rl_mw.py --config_path release/cfgs/metaworld/ibrl_basic.yaml \
         --bc_policy assembly --save_dir exps/rl/metaworld/run1 --use_wb 0
@@ -28,14 +28,14 @@ from mw_main.names import BC_DATASETS, BC_POLICIES, released
 
 @dataclass
 class MainConfig(train_rl.MainConfig):
-    """train_rl.MainConfig with Meta-World's defaults; "" means: as the BC policy's run."""
+    """train_rl.MainConfig with Meta-World's defaults; "" takes the value of the BC policy's run."""
 
     suite: Suite = "metaworld"
     # task; "" takes the BC policy's
     task_name: str = ""
     # camera of the agent
     rl_camera: str = "corner2"
-    # simulator repeats of each action; 0 takes the BC policy's
+    # simulator steps per action; 0 takes the BC policy's
     action_repeat: Annotated[int, Between(0, 1000)] = 0
     # size of the images that the agent sees; 0 takes the BC policy's
     rl_image_size: Annotated[PictureSize, Or(0)] = 0
