@@ -70,7 +70,7 @@ class Actor(nn.Module):
         if cfg.max_action_norm > 0 and action_dim != 7:
             raise ValueError(
                 f"actor.max_action_norm: {cfg.max_action_norm}, expected -1 or 0 for actions of "
-                f"{action_dim} dimensions: it is for 6 of an arm and a gripper"
+                f"{action_dim} dimensions: it applies to 6 of an arm and 1 of a gripper"
             )
         self.compress: nn.Module
         if cfg.spatial_emb > 0:

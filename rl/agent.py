@@ -1,4 +1,4 @@
-"""What every agent is: the contract of the training loop, and the parts that agents share."""
+"""The base of all agents: their contract with the training loop, and the parts they share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from common_utils.specs import Batch, Obs, Policy
 
 @dataclass(frozen=True)
 class AgentInputs:
-    """What an environment says of an agent's inputs and outputs: all it takes to build one."""
+    """An agent's inputs and outputs, as the environment declares them: all building one needs."""
 
     # the stacked state [S], or the stacked images of one camera [C, H, W]
     obs_shape: tuple[int, ...]
     action_dim: int
-    # "": it sees states
+    # "": the agent sees states
     camera: str = ""
-    # the stacked proprioception [P]; (0,) where there is none
+    # the stacked proprioception [P]; (0,) without it
     prop_shape: tuple[int, ...] = (0,)
-    # of the agent's own generators
+    # seed of the agent's own generators
     seed: int = 0
 
     @property
@@ -38,14 +38,14 @@ class AgentInputs:
 
 
 class RunFacts(NamedTuple):
-    """What of a run's configuration the agent's must go with."""
+    """The parts of a run's configuration that the agent's must be consistent with."""
 
     use_state: bool
-    # there are some in the replay
+    # whether the replay has demonstrations
     demonstrations: bool
-    # by BC, or from another agent's weights
+    # whether it is pretrained, by BC or with another agent's weights
     pretrained: bool
-    # the actor's loss has RFT's BC regulariser
+    # whether the actor's loss has RFT's BC regulariser
     add_bc_loss: bool
 
 
@@ -60,44 +60,44 @@ class AgentConfig:
 
     @property
     def bc_fields(self) -> tuple[str, ...]:
-        """Fields whose values ask for a BC policy; () where none is needed."""
+        """Fields whose values require a BC policy; () if none is needed."""
         return ()
 
     def check(self, run: RunFacts) -> None:
-        """ValueError that begins with the field which does not go with the run."""
+        """Raise ValueError, starting with the field, if one is inconsistent with the run."""
 
 
 class Networks(NamedTuple):
-    """Networks as far as their memory is estimated: layers' sizes matter, weights do not."""
+    """Networks for an estimate of their memory: layers' sizes matter, weights do not."""
 
     # by name: "encoder" sees the image, "critic" values the candidates
     trained: Mapping[str, nn.Module]
-    # names of those of which a target copy is kept
+    # names of the networks that have a target copy
     targets: tuple[str, ...] = ()
 
 
 class EvalVariant(NamedTuple):
     """Another way in which an agent is evaluated, in the same episodes."""
 
-    # the keys that its score, and what it scores more than the usual way, are logged under
+    # the logged keys of its score, and of its gain over the usual way
     score: str
     difference: str
-    # inside this the agent acts that way
+    # context in which the agent acts that way
     acting: AbstractContextManager[None]
 
 
 class Agent(nn.Module, ABC):
     """An agent over observation dicts, with BC policies attached.
 
-    The training loop, the evaluator and the replay rely only on what is declared here. Which
-    agents there are says ``rl.registry``.
+    The training loop, the evaluator and the replay rely only on what is declared here.
+    ``rl.registry`` lists the agents.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
         num_bc_samples: candidate actions each BC policy proposes.
-        seed: of the agent's own generators (exploration noise, subsets).
+        seed: seed of the agent's own generators (exploration noise, subsets).
 
-    ``state_dict`` is the checkpoint that people load; BC policies and optimisers are not in it.
+    ``state_dict`` is the checkpoint for users; it has no BC policies and no optimisers.
     """
 
     def __init__(self, device: str, num_bc_samples: int, seed: int) -> None:
@@ -118,7 +118,7 @@ class Agent(nn.Module, ABC):
     @property
     @abstractmethod
     def input_keys(self) -> list[str]:
-        """The observations it reads, and so what a replay must hold; images or states first."""
+        """The observations it reads, which a replay must hold; images or states first."""
 
     @property
     @abstractmethod
@@ -138,7 +138,7 @@ class Agent(nn.Module, ABC):
         """Action float32 [A], or [B, A] for batched observations.
 
         Args:
-            obs: a cached ``bc_action`` [K, A] is used if present; the dict is left alone.
+            obs: a cached ``bc_action`` [K, A] is used if present; the dict is not changed.
             eval_mode: without exploration.
             stddev: exploration noise.
             cpu: return on the CPU.
@@ -160,13 +160,13 @@ class Agent(nn.Module, ABC):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Its optimisers by name."""
 
-    # ------------------------------------------- what an agent may have beyond that
+    # ------------------------------------------- optional parts
 
     def fit(self, observations: Iterable[Obs]) -> None:
         """Take statistics of demonstrations before anything is learned (nothing by default).
 
         Args:
-            observations: of each demonstration, [T, ...], stacks assembled; made on demand.
+            observations: [T, ...] of each demonstration, stacks assembled; made on demand.
         """
 
     def eval_variants(self) -> list[EvalVariant]:
@@ -174,9 +174,9 @@ class Agent(nn.Module, ABC):
         return []
 
     def policy_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``weights`` (of another agent), with this one's own for what values and does not act.
+        """Another agent's ``weights``, but with this agent's own weights for its critics.
 
-        By default all of them: without critics there is nothing else.
+        By default all of ``weights``, since there are no critics.
         """
         return dict(weights)
 
@@ -211,8 +211,8 @@ class Agent(nn.Module, ABC):
     def propose(self, obs: Obs, generator: torch.Generator | None = None) -> torch.Tensor:
         """All BC candidates for a batched observation: float32 [B, K, A].
 
-        What the replay stores as ``bc_action``. Policies that sample (implicit ones) draw from
-        ``generator``, default the agent's own.
+        The replay stores them as ``bc_action``. Policies that sample (implicit ones) draw from
+        ``generator`` (default: the agent's own).
         """
         if not self.bc_policies:
             raise RuntimeError(
@@ -226,7 +226,7 @@ class Agent(nn.Module, ABC):
     # ------------------------------------------------------------------------ shared
 
     def set_stats(self, stats: Any) -> None:
-        """Give the agent a meter (``append(key, value)``) for what it does while acting."""
+        """Give the agent a meter (``append(key, value)``) for metrics of its acting."""
         self.stats = stats
 
     def _append_stats(self, metrics: dict[str, torch.Tensor]) -> None:
@@ -239,7 +239,7 @@ class Agent(nn.Module, ABC):
         return None if generator is None else generator_on(self.device, generator)
 
     def _to_batched(self, obs: Mapping[str, torch.Tensor], batched_dim: int) -> tuple[Obs, bool]:
-        """On the agent's device with a batch axis; and whether it had one."""
+        """The observation on the agent's device with a batch axis, and whether it had one."""
         key = self.input_keys[0]
         if key not in obs:
             raise KeyError(f"observation '{key}' is missing; the observation has {sorted(obs)}")
@@ -264,7 +264,7 @@ class Agent(nn.Module, ABC):
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`training_state`, also of an agent on another device."""
+        """Inverse of :meth:`training_state`, also for a state from another device."""
         self.load_state_dict(state["model"])
         for name, opt in self.optimizers().items():
             opt.load_state_dict(state["optimizers"][name])
@@ -272,5 +272,5 @@ class Agent(nn.Module, ABC):
             restore_generator(generator, state[name])
 
     def moved(self, state: Mapping[str, Any]) -> str:
-        """What to say where ``state`` is an agent's on another kind of device, else ""."""
+        """The message if ``state`` comes from another kind of device, else ""."""
         return other_device(self.rng, state["rng"])

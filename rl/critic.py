@@ -1,7 +1,8 @@
 """Critics. Each scores N candidate actions per observation, by some or all of its members.
 
 Both kinds share one interface: ``q(feats, actions [B, N, A], members) -> [B, N, M]``, ``min_q``,
-``draw_members``. ``feats`` is what the head of that kind computes from observations (``rl.heads``).
+``draw_members``. ``feats`` are the features that the matching head computes from observations
+(``rl.heads``).
 
 The part of a critic that sees only the observation is computed once and shared by all
 candidates: the first Linear is applied by columns, W [o, a] = W_o o + W_a a.
@@ -270,7 +271,7 @@ class MultiFcQ(nn.Module):
         return self.cfg.num_k < self.cfg.num_q
 
     def draw_members(self, rng: torch.Generator | None) -> list[int]:
-        """num_k of num_q members without replacement (REDQ); nothing is drawn for all of them."""
+        """num_k of num_q members without replacement (REDQ); no draw if num_k equals num_q."""
         num_q, num_k = self.cfg.num_q, self.cfg.num_k
         if not self.draws_subset:
             return list(range(num_q))

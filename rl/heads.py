@@ -1,6 +1,6 @@
 """Encoder, actor and critic of one kind of observation, built together: "state" or "pixel".
 
-For either kind an agent has features ``Obs``, an actor ``(feats, stddev) -> TruncatedNormal`` and
+For each kind an agent has features ``Obs``, an actor ``(feats, stddev) -> TruncatedNormal`` and
 a critic with the interface of ``rl.critic``. A new kind of observation is a class and a row here.
 """
 
@@ -23,7 +23,7 @@ from rl.q_agent_config import QAgentConfig
 
 
 class Head(Protocol):
-    """What an agent needs from its networks."""
+    """The networks as an agent uses them."""
 
     # the observations it reads; the first shows whether a dict is batched
     input_keys: list[str]
@@ -34,7 +34,7 @@ class Head(Protocol):
         """Modules under their official names: encoder (pixels), critic, actor, ..."""
 
     def features(self, obs: Obs, augment: bool) -> Obs:
-        """What actor and critic see of batched observations."""
+        """The features that actor and critic see, from batched observations."""
 
 
 class StateHead:
@@ -61,7 +61,7 @@ class StateHead:
         return {"critic": self.critic, "actor": self.actor, **norm}
 
     def features(self, obs: Obs, augment: bool) -> Obs:
-        """{"state" float32 [B, S]}, normalised if so configured."""
+        """{"state" float32 [B, S]}, normalised if configured."""
         state = obs["state"].float()
         return {"state": state if self.norm is None else self.norm(state)}
 

@@ -32,7 +32,7 @@ from rl.selection import act_metrics, select_candidate, take
 
 
 class _Acting(NamedTuple):
-    """How one call of ``act`` explores, and what it draws from."""
+    """How one call of ``act`` explores, and its source of random numbers."""
 
     eval_mode: bool
     stddev: float
@@ -50,10 +50,10 @@ class QAgent(rft.Regularised):
         action_dim: A.
         rl_camera: key of the image in the observation dict.
         cfg: QAgentConfig.
-        seed: of the agent's own generators (exploration noise, subsets, augmentation aside).
+        seed: seed of the agent's own generators (exploration noise, subsets; not augmentation).
 
     ``state_dict`` holds encoder (pixels), critic, actor and the two targets under the
-    official names; BC policies and optimisers are kept out of it.
+    official names; BC policies and optimisers are not part of it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class QAgent(rft.Regularised):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.to(self.device)
-        # (of the net, of its target): collecting them each time takes longer than some kernels
+        # (the net's, its target's): collecting them each time takes longer than some kernels
         self._critic_params = list(self.critic.parameters()), list(self.critic_target.parameters())
         self._actor_params = list(self.actor.parameters()), list(self.actor_target.parameters())
 
@@ -96,18 +96,18 @@ class QAgent(rft.Regularised):
 
     @classmethod
     def build(cls, inputs: AgentInputs, cfg: QAgentConfig) -> QAgent:
-        """What ``rl.registry`` builds."""
+        """Build the agent, for ``rl.registry``."""
         return cls(not inputs.camera, *inputs.seen, cfg, seed=inputs.seed)
 
     @staticmethod
     def networks(inputs: AgentInputs, cfg: QAgentConfig) -> Networks:
-        """Encoder (pixels), critic and actor, whose memory is estimated before an agent is made."""
+        """Encoder (pixels), critic and actor, to estimate their memory before building an agent."""
         kind = HEADS["pixel" if inputs.camera else "state"]
         return Networks(kind(*inputs.seen, cfg).parts(), ("critic", "actor"))
 
     @property
     def input_keys(self) -> list[str]:
-        """The observations it reads, and so what a replay must hold."""
+        """The observations it reads, which a replay must hold."""
         return self.head.input_keys
 
     def fit(self, observations: Iterable[Obs]) -> None:
@@ -126,7 +126,7 @@ class QAgent(rft.Regularised):
     def stochastic_eval(self) -> bool:
         """Whether ``act(eval_mode=True)`` draws random numbers.
 
-        So do a soft choice, a random subset of the critics, and BC policies that sample.
+        A soft choice, a random subset of the critics, and BC policies that sample do so.
         """
         if self.act_method == "rl":
             return False
@@ -158,7 +158,7 @@ class QAgent(rft.Regularised):
             self.act_method = before
 
     def eval_variants(self) -> list[EvalVariant]:
-        """A soft agent is also evaluated choosing greedily."""
+        """A soft agent is also evaluated with greedy choices."""
         if self.act_method != "ibrl_soft":
             return []
         greedy = self.override_act_method("ibrl")
@@ -176,7 +176,7 @@ class QAgent(rft.Regularised):
         cpu: bool = True,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Action for an observation dict (the caller's dict is left alone).
+        """Action for an observation dict (the caller's dict is not changed).
 
         Args:
             obs: unbatched (or batched) tensors; a cached ``bc_action`` [K, A] is used if present.
@@ -242,7 +242,7 @@ class QAgent(rft.Regularised):
     # -------------------------------------------------------------- features, Q
 
     def features(self, obs: Obs, augment: bool) -> Obs:
-        """What actor and critic see: {"state"} or {"feat" [B, patches, dim], "prop"}."""
+        """The input of actor and critic: {"state"} or {"feat" [B, patches, dim], "prop"}."""
         return self.head.features(obs, augment)
 
     def _target_q(
@@ -388,13 +388,13 @@ class QAgent(rft.Regularised):
     def reference_copy(self) -> QAgent:
         """A frozen copy that acts by its own actor (RFT's reference agent)."""
         cfg = replace(self.cfg, act_method="rl", bootstrap_method="rl")
-        with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten at once
+        with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten immediately
             ref = QAgent(*self._shapes, cfg)
         ref.load_state_dict(self.state_dict())
         return ref.requires_grad_(False)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """critic, actor, and encoder for pixels."""
+        """The optimisers: critic, actor, and encoder for pixels."""
         opts: dict[str, torch.optim.Optimizer]
         opts = {"critic": self.critic_opt, "actor": self.actor_opt}
         return opts | ({"encoder": self.encoder_opt} if self.encoder_opt is not None else {})

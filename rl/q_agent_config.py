@@ -1,4 +1,4 @@
-"""The fields of an agent (:class:`rl.q_agent.QAgent`) and what they may be."""
+"""The fields of an agent (:class:`rl.q_agent.QAgent`) and their possible values."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ class QAgentConfig(AgentConfig):
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """ValueError unless ``value`` is one of ``choices``."""
+    """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, choices))}")

@@ -1,4 +1,4 @@
-"""The agents there are: one table. A new agent is one file, and one row here."""
+"""The table of agents. A new agent is one file, and one row here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class AgentKind:
     """One ``agent`` of ``train_rl.py``."""
 
     config: type[AgentConfig]
-    # what builds it: the agent class's ``build``
+    # the agent class's ``build``
     build: Callable[[AgentInputs, Any], Agent]
-    # its networks alone, for an estimate of their memory; made without storage
+    # builds only its networks, without storage, to estimate their memory
     networks: Callable[[AgentInputs, Any], Networks]
-    # what it can learn from; use_state chooses where there are two
+    # what it can learn from; with two kinds, use_state chooses
     reads: tuple[Reads, ...]
     # its section in configurations
     section: str
@@ -36,5 +36,5 @@ AGENTS: dict[str, AgentKind] = {
         QAgentConfig, QAgent.build, QAgent.networks, ("state", "camera"), "q_agent", rft=True
     ),
 }
-# the one that configurations without the field ``agent`` mean
+# the agent of configurations without the field ``agent``
 DEFAULT_AGENT = "q_agent"

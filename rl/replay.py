@@ -1,4 +1,4 @@
-"""The replay buffer of training: what the agent learns from, and the successes for BC.
+"""The replay buffer of training: the agent's transitions, and the successes for BC.
 
 Steps are stored once and unstacked in the C++ core (``common_utils.rela``); stacks, next
 observations, n-step returns and bootstraps are assembled at sampling time
@@ -30,7 +30,7 @@ ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
 
 
 class ReplayError(UserError):
-    """The replay was used out of order, or asked for what it does not hold."""
+    """The replay was used out of order, or does not hold what was requested."""
 
 
 def _numpy(x: Any) -> np.ndarray:
@@ -38,23 +38,23 @@ def _numpy(x: Any) -> np.ndarray:
 
 
 class ReplayBuffer:
-    """Episodes in, uniformly drawn transitions out.
+    """Stores episodes and delivers uniformly drawn transitions.
 
     obs_specs: observations as delivered (stacked); keys not named here are ignored.
     replay_size: capacity in episodes; the oldest are dropped.
     num_bc_action: K > 0 stores ``obs["bc_action"]`` float32 [K, A] with every observation.
     bootstrap_truncated: False (the paper's released behaviour): a time limit ends an episode
-        like success does, bootstrap 0. True: the last observation of a truncated episode is
+        as success does, bootstrap 0. True: the last observation of a truncated episode is
         kept and its final transitions bootstrap from it with gamma^k, k <= nstep steps ahead.
     bc_max_len: successes longer than this stay out of the BC replay (-1: no limit).
-    save_per_success: every k-th success that was played (``add``; demonstrations are in files
-        already) writes the last k to ``save_dir/data{n}.h5``, with what was recorded of them.
-    reward_scale: factor on the rewards given; saved files hold them without it.
+    save_per_success: every k-th success that was played (``add``; demonstrations are already in
+        files) writes the last k to ``save_dir/data{n}.h5``, with their records.
+    reward_scale: factor on the rewards; saved files hold the unscaled rewards.
     env_args: how the environment was built ({"env_name", "env_kwargs"}), stored in saved files.
     prefetch: batches prepared ahead in a thread; affects only speed.
     storage: "ram", or a folder for a memory-mapped scratch file.
 
-    The same seed and the same calls give the same batches, whatever prefetch and num_threads.
+    The same seed and calls give the same batches, for any prefetch and num_threads.
     """
 
     def __init__(
@@ -163,9 +163,9 @@ class ReplayBuffer:
         success: bool,
         record: Record | None = None,
     ) -> None:
-        """One step: ``action`` was taken at the previous observation and led to ``obs``.
+        """Add a step: ``action`` was taken at the previous observation and led to ``obs``.
 
-        action: float [A]; reward: finite; success: of the episode, read when it ends.
+        action: float [A]; reward: finite; success: that of the episode, read when it ends.
         record: further data of ``obs`` for the files of ``save_per_success``.
         """
         if not self._running:
@@ -201,11 +201,11 @@ class ReplayBuffer:
         success: bool = True,
         bc: bool = True,
     ) -> None:
-        """A whole episode, for demonstrations.
+        """Add a whole episode, for demonstrations.
 
-        observations: unstacked frames {key: [T, ...]} (``bc_action`` [T, K, A]), one row more
+        observations: unstacked frames {key: [T, ...]} (``bc_action`` [T, K, A]), with an extra row
         when truncated with ``bootstrap_truncated``; actions [T, A]; rewards [T].
-        terminated=False means cut by a time limit. bc=False keeps it out of the BC replay.
+        terminated=False means cut off by a time limit. bc=False keeps it out of the BC replay.
         """
         frames = {}
         for key in self._frames:
@@ -273,7 +273,7 @@ class ReplayBuffer:
         return self._batch(self._core, batch_size, device)
 
     def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
-        """The same from successful episodes; ReplayError while there is none."""
+        """Like :meth:`sample`, from successful episodes; ReplayError while there are none."""
         return self._batch(self._need_bc(), batch_size, device)
 
     def sample_rl_bc(
@@ -355,14 +355,14 @@ class ReplayBuffer:
         transitions: int,
         num_bc_action: int = 0,
     ) -> int:
-        """Bytes that many transitions will take in one replay (the BC replay is not included)."""
+        """Bytes that the transitions will take in one replay (without the BC replay)."""
         frames = sum(s.nbytes // s.stack for s in obs_specs.values())
         return transitions * (frames + 4 * (action_dim * (1 + num_bc_action) + 1))
 
     def save_replay(self, path: str | os.PathLike[str]) -> None:
-        """All stored episodes as HDF5 demonstrations, raw rewards, observations stacked.
+        """Write all stored episodes as HDF5 demonstrations, raw rewards, observations stacked.
 
-        Further records (``add``) are kept only for the last successes, and are not in this file.
+        Further records (``add``) are kept only for the last successes and are not in this file.
         """
         self._write(path, (self._episode_frames(i) for i in range(self.size())))
 
@@ -420,7 +420,7 @@ class ReplayBuffer:
             self.successes.load_state_dict(rest["successes"], self.nstep, self.gamma)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, the unfinished episode included; tensors, numbers and strings only.
+        """The whole state, with the unfinished episode; tensors, numbers and strings only.
 
         Copies the contents: for replays of several GB use ``save`` and ``load``.
         """
@@ -436,11 +436,11 @@ class ReplayBuffer:
         self._load_rest(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """``state_dict`` as files in an empty or new folder, without a second copy in memory."""
+        """Write ``state_dict`` as files to an empty or new folder, without a copy in memory."""
         save_folder(path, self._cores(), self._rest())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Restore what ``save`` wrote."""
+        """Inverse of :meth:`save`."""
         self._load_rest(load_folder(path, self._cores()))
 
 

@@ -29,11 +29,11 @@ def write_hdf5(
     """Write ``data/demo_{i}/{actions, rewards, obs/{key}}``, raw rewards.
 
     ``episodes``: dicts with frames ``obs`` {key: [T or T+1, ...]}, ``action`` [T, A],
-    ``reward`` [T], and ``records``, what else was recorded: one dict per step, or nothing; its
-    arrays become observations (``sim_state`` also robomimic's ``states``), its strings
-    attributes. Observations are stored stacked; image keys get the suffix ``_image``.
-    A stack of k > 1 steps is given by the dataset's attribute "stack", so that readers can take
-    the newest. ``terminated``, where it is given, becomes the attribute "ended".
+    ``reward`` [T], and ``records``, further data: one dict per step, or none; its arrays become
+    observations (``sim_state`` also robomimic's ``states``), its strings attributes.
+    Observations are stored stacked; image keys get the suffix ``_image``. For a stack of k > 1
+    steps the dataset has an attribute "stack", so that readers can take the newest step.
+    ``terminated``, if present, becomes the attribute "ended".
     ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
     with open_demos(path, env_args) as out:

@@ -14,20 +14,20 @@ from rl.critic import Critic, MultiFcQ
 
 
 class Regularised(Agent):
-    """What of an agent is regularised: its actor, valued by its critic, over shared features."""
+    """The parts of an agent that RFT uses: its actor and critic, over shared features."""
 
     actor: Actor | FcActor
     critic: Critic | MultiFcQ
 
     @abstractmethod
     def features(self, obs: Obs, augment: bool) -> Obs:
-        """What actor and critic read of observations."""
+        """The features of observations that actor and critic read."""
 
 
 def bc_loss(agent: Regularised, batch: Batch, train_encoder: bool = False) -> torch.Tensor:
     """Squared error of the actor's mean: summed over action dims, averaged over the batch.
 
-    The encoder gets gradients in pretraining only.
+    The encoder gets gradients only in pretraining.
     """
     with torch.set_grad_enabled(train_encoder):
         feats = agent.features(batch.obs, augment=True)

@@ -25,8 +25,8 @@ def select_candidate(
         q: float [B, N], the candidates' values.
         soft_beta: None for hard IBRL (argmax, eq. 2 of the paper); a number for soft
             IBRL: sample from softmax(soft_beta * q).
-        eps_greedy: probability of following the rule above; otherwise a uniformly
-            random candidate is taken.
+        eps_greedy: probability of following that rule; otherwise a uniformly random
+            candidate is taken.
         generator: source of the randomness, on ``q``'s device; None means torch's global one.
 
     Returns:
@@ -64,7 +64,7 @@ def act_metrics(
     eps_greedy: float = 1.0,
     soft_beta: float | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What is logged of a choice among candidates [B, N, A] with values [B, N]: scalars."""
+    """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars."""
     chose_bc = (index > 0).float().mean()
     if eval_mode:
         return {"actor/bc_eval": chose_bc}

@@ -1,4 +1,4 @@
-"""Successes of a run, written as demonstrations while it is running."""
+"""Writes the successes of a run as demonstrations while it is running."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from common_utils import rela
 from rl.replay_io import to_numpy, to_torch
 
-# of one observation: arrays of a single step, the same keys each time; and strings, which become
-# attributes of the episode
+# further data of one observation: arrays of a single step, always with the same keys; and strings,
+# which become attributes of the episode
 Record = Mapping[str, "np.ndarray | str"]
 
 
 class SuccessWriter:
     """Writes ``folder/data{n}.h5`` with the last ``every`` successes, at every ``every``-th one.
 
-    every: 0 or less writes nothing.
-    write: (path, episodes): ``EpisodeData.to_dict()`` each, with its "records".
+    every: with 0 or less nothing is written.
+    write: takes (path, episodes); an episode is ``EpisodeData.to_dict()`` with its "records".
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class SuccessWriter:
         self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(maxlen=max(1, every))
 
     def begin(self, record: Record | None) -> None:
-        """An episode's first observation."""
+        """Record an episode's first observation."""
         self._records = [dict(record or {})] if self.every > 0 else []
 
     def step(self, record: Record | None) -> None:
-        """The observation that followed."""
+        """Record the next observation."""
         if self.every > 0:
             self._records.append(dict(record or {}))
 
     def end(self, episode: rela.EpisodeData, success: bool) -> None:
-        """The episode is over."""
+        """End the episode; write the file if it is due."""
         records, self._records = self._records, []
         if not success or self.every <= 0:
             return
@@ -58,7 +58,7 @@ class SuccessWriter:
         return [e.to_dict() | {"records": records} for e, records in self._recent]
 
     def state_dict(self) -> dict[str, Any]:
-        """For resume: tensors, numbers and strings."""
+        """State for resume: tensors, numbers and strings."""
         state = {"records": self._records, "recent": self._episodes()}
         return {"num_success": self.num_success, **to_torch(state)}
 
