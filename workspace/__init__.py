@@ -1,1 +1,1 @@
-"""What a run is: its configuration, and how its policies and its agent are built and loaded."""
+"""A run's configuration, and how its policies and its agent are built and loaded."""

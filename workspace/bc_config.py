@@ -33,13 +33,13 @@ from networks.optim import exponential_decay, warmup
 class MainConfig(Kinded, RunConfig):
     """Defaults are those of the paper's release; departures are named options.
 
-    The policy's own fields are a section of the kind's (``bc.registry``): ``--ebm.net.width``.
+    The policy's fields are in a section of its kind (``bc.registry``): ``--ebm.net.width``.
     """
 
     CHOSEN_BY: ClassVar[str] = "policy_type"
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    # which policy: auto takes state or pixel after dataset.use_state
+    # which policy: auto chooses state_policy or policy by dataset.use_state
     policy_type: str = "auto"
     # source of all randomness of the run
     seed: Seed = 1
@@ -47,7 +47,7 @@ class MainConfig(Kinded, RunConfig):
     load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
     num_epoch: Positive = 20
-    # ... of that many gradient steps
+    # ... of this many gradient steps
     epoch_len: Positive = 10000
     # demonstrated steps per gradient step
     batch_size: BatchSize = 256
@@ -55,11 +55,11 @@ class MainConfig(Kinded, RunConfig):
     lr: PositiveNumber = 1e-4
     # exponential: lr * 0.99^(step / lr_decay_steps); warmup: Keras's inverse square root
     lr_schedule: Literal["constant", "exponential", "warmup"] = "constant"
-    # steps in which the exponential schedule loses one percent
+    # steps in which the exponential schedule falls by one percent
     lr_decay_steps: PositiveNumber = 100
     # keras_adam: epsilon 1e-7, added before the bias correction, as Implicit BC was trained
     optimizer: Literal["adam", "keras_adam"] = "adam"
-    # the gradient's norm is clipped to this; 0: not at all
+    # the gradient's norm is clipped to this; 0: no clipping
     grad_clip: NotNegativeNumber = 5
     # 0: Adam, else AdamW with this decay
     weight_decay: NotNegativeNumber = 0
@@ -70,21 +70,21 @@ class MainConfig(Kinded, RunConfig):
     # threads of the C++ kernels (perceptrons, energy networks); results do not depend on it. 2 with
     # torch at one thread trains on two cores; 0: as torch
     kernel_threads: Threads = 0
-    # games after each epoch; 0: no evaluation, the newest weights count as the best
+    # games after each epoch; 0: no evaluation; the newest weights count as the best
     num_eval_episode: NotNegative = 50
     # games of the long evaluations, every 5 epochs and at the end (none with num_eval_episode 0)
     num_final_episode: NotNegative = 100
     # evaluate in worker processes
     mp_eval: Flag = 0
-    # how many
+    # number of worker processes
     num_eval_worker: Workers = 2
     # also write epoch{N}.pt every save_per epochs (-1: never)
     save_per: Annotated[int, AtLeast(-1)] = -1
-    # module(s) that demonstrations may name and so have imported, joined by "+" (docs/security.md)
+    # module(s) that demonstrations may import by name, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last saved state
     resume: Flag = 0
-    # replace the run that save_dir holds; without it nothing is overwritten
+    # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
     # filled in from the dataset: the task
     task_name: str = ""
@@ -114,7 +114,7 @@ class MainConfig(Kinded, RunConfig):
         self._check_policy()
 
     def _check_policy(self) -> None:
-        """The policy reads what the dataset gives."""
+        """Check that the policy can read what the dataset delivers."""
         dataset, row = self.dataset, POLICIES[self.kind]
         if wrong := row.check_inputs(bool(dataset.use_state), len(dataset.rl_cameras)):
             raise ValueError(f"policy_type: {self.policy_type} {wrong}")

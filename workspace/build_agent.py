@@ -49,10 +49,10 @@ def check_files(cfg: MainConfig) -> None:
 def inherit_env(
     cfg: MainConfig, trusted: Sequence[str] | None = None, saved: MainConfig | None = None
 ) -> None:
-    """Fill what the config leaves to the BC policy's run: task, image size, action repeat.
+    """Fill in what the config takes from the BC policy's run: task, image size, action repeat.
 
-    ``trusted``: modules that the BC policy's config may name; None: those that ``cfg`` does.
-    ``saved``, the config of a run that is resumed, has been filled before.
+    ``trusted``: modules that the BC policy's config may name; None: those that ``cfg`` names.
+    ``saved``: the config of a resumed run, which is already filled in.
     """
     fields = {
         "task_name": "task",
@@ -70,8 +70,8 @@ def inherit_env(
         require_weights(source, "bc_policy")
         env = load_bc_config(source, trust_module=trusted).env
     else:
-        raise ConfigError(f"{missing[0]}: not given, and there is no bc_policy to take it from")
-    if not cfg.task_name:  # made by this run's suite, whatever the policy's was
+        raise ConfigError(f"{missing[0]}: empty, and there is no bc_policy to take it from")
+    if not cfg.task_name:  # played in this run's suite, even if the policy's was another
         env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{source}'")
     for name in missing:
         setattr(cfg, name, getattr(env, fields[name]))
@@ -88,7 +88,7 @@ def bc_weights(
 ) -> KeptWeights:
     """The BC policies' weights: the copies in ``run_dir`` if it has them, else ``cfg.bc_policy``.
 
-    Raises ConfigError where they are not those that ``state`` was trained with.
+    Raises ConfigError if they are not the ones that ``state`` was trained with.
     """
     if not cfg.bc_policy or not cfg.use_bc:
         return KeptWeights()
@@ -107,7 +107,7 @@ def bc_weights(
 
 
 def same_weights(cfg: MainConfig, kept: KeptWeights) -> bool:
-    """Whether ``cfg.bc_policy`` names, maybe by other paths, what the run keeps."""
+    """Whether ``cfg.bc_policy`` names the weights that the run keeps, maybe by other paths."""
     try:
         return originals(split_paths(cfg.bc_policy)).sums == kept.sums
     except ConfigError:
@@ -117,9 +117,9 @@ def same_weights(cfg: MainConfig, kept: KeptWeights) -> bool:
 def load_bc_policies(
     cfg: MainConfig, trusted: Sequence[str] | None = None, weights: KeptWeights | None = None
 ) -> tuple[list[Any], list[str]]:
-    """The BC policies of a run and the cameras they look through; ``trusted`` as above.
+    """The BC policies of a run and their cameras; ``trusted`` as in :func:`inherit_env`.
 
-    ``weights``: if not those that ``cfg.bc_policy`` names.
+    ``weights``: weights to use instead of those that ``cfg.bc_policy`` names.
     """
     weights = bc_weights(cfg) if weights is None else weights
     trusted = own_modules(cfg) if trusted is None else trusted
@@ -132,7 +132,7 @@ def load_bc_policies(
 
 
 def _check_padding(path: str, bc_cfg: BcConfig) -> None:
-    """RL's histories, in the environment and in the replay, begin with zeros."""
+    """Refuse a policy whose histories do not start with zeros, as RL's do."""
     dataset = bc_cfg.dataset
     stack = (
         dataset.state_stack if dataset.use_state else max(dataset.image_stack, dataset.prop_stack)
@@ -146,7 +146,7 @@ def _check_padding(path: str, bc_cfg: BcConfig) -> None:
 
 
 def agent_inputs(cfg: MainConfig, spec: EnvSpec) -> AgentInputs:
-    """What the run's agent sees of an environment."""
+    """The inputs and outputs of the run's agent in an environment."""
     camera = "" if cfg.use_state else cfg.rl_camera
     prop = spec.observations.get("prop")
     return AgentInputs(
@@ -177,7 +177,7 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> Agent
 
 
 def load_pretrained(agent: Agent, path: str, policy_only: bool) -> None:
-    """Start from another agent's weights; with ``policy_only`` the fresh critics stay."""
+    """Start from another agent's weights; ``policy_only`` keeps the new critics."""
     weights = load_weights(path, "load_pretrained_agent")
     if policy_only:
         weights = agent.policy_of(weights)
@@ -189,13 +189,13 @@ def load_pretrained(agent: Agent, path: str, policy_only: bool) -> None:
 def load_model(
     weight_file: str, device: str = "auto", *, trust_module: str | Sequence[str] = ()
 ) -> tuple[Agent, Env, dict[str, Any]]:
-    """The agent of a checkpoint, an environment to evaluate it in, and that one's parameters.
+    """The agent of a checkpoint, an environment to evaluate it in, and its parameters.
 
     Args:
         weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` and copies of
             its BC policies are next to it (the folder may have been moved).
         device: auto, cpu or cuda.
-        trust_module: module(s) that the run's config may have imported (docs/security.md).
+        trust_module: module(s) that the run's config may import (docs/security.md).
 
     Returns:
         (agent in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``
@@ -205,7 +205,7 @@ def load_model(
     path = Path(weight_file).parent / run_config.CFG_NAME
     cfg = run_config.load(MainConfig, path)
     cfg.agent_cfg.device = device
-    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    cfg.trust_module = "+".join(module_names(trust_module))  # never from the file
     trusted = module_names(trust_module)
     inherit_env(cfg, trusted)
     kept = bc_weights(cfg, path.parent)

@@ -31,7 +31,7 @@ from workspace.weights import check_weights, load_weights, put_weights
 
 
 def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
-    """Record in ``cfg`` what the dataset says about task, shapes and environment."""
+    """Record the dataset's task, shapes and environment in ``cfg``."""
     specs, dataset = data.observation_specs, data.cfg
     cfg.task_name, cfg.robots = data.task_name, list(data.robots)
     cfg.rl_image_size, cfg.action_dim = data.image_size, data.action_dim
@@ -43,7 +43,7 @@ def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
                 f"'{dataset.path}': cameras of one policy must have the same size, but "
                 f"{camera} is {list(specs[camera].shape)} and {data.cameras[0]} {cfg.obs_shape}"
             )
-    # what the user's own words name; the rest is the file's
+    # modules that the user named; the rest come from the file
     trusted = (*module_names(cfg.trust_module), *modules_of(replace(cfg.env, suite=SUITE)))
     known = data.suite in SUITES
     if known:
@@ -58,7 +58,7 @@ def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
 def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:
     """Make the evaluation environment show what the policy was trained on.
 
-    Returns what of ``env_args`` (a file of demonstrations') cannot be played.
+    Returns the settings in ``env_args`` (from a demonstration file) that cannot be played.
     """
     env, dataset = cfg.env, cfg.dataset
     env.use_state = dataset.use_state
@@ -74,7 +74,7 @@ def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:
 
 
 def build_policy(cfg: MainConfig) -> BasePolicy:
-    """A fresh policy from a filled-in config (no environment, no dataset needed)."""
+    """A new policy from a filled-in config (needs no environment and no dataset)."""
     dataset, row = cfg.dataset, POLICIES[cfg.kind]
     inputs = PolicyInputs(
         obs_shape=tuple(cfg.obs_shape),
@@ -89,7 +89,7 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
 
 @contextmanager
 def naming_fields(section: str, where: str = "") -> Iterator[None]:
-    """What networks cannot be built from is a ConfigError, with the dotted name of the field."""
+    """Turn errors of building networks into a ConfigError with the field's dotted name."""
     try:
         yield
     except SmallImageError as error:
@@ -101,13 +101,13 @@ def naming_fields(section: str, where: str = "") -> Iterator[None]:
 
 @contextmanager
 def without_storage() -> Iterator[None]:
-    """Networks are built on torch's "meta" device: they have shapes, and take no memory."""
+    """Build networks on torch's "meta" device: they have shapes, and take no memory."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _NoDraws():
         yield
 
 
 class _NoDraws(TorchFunctionMode):
-    """Normal numbers without storage are not drawn: torch would load its compiler, for a second."""
+    """Skip drawing normal numbers without storage: torch would load its compiler for a second."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -120,7 +120,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The config tree of ``train_bc`` from one in the Meta-World script's names."""
+    """The config tree of ``train_bc`` from one with the Meta-World script's names."""
     out = copy.deepcopy(dict(tree))
     if "policy" in out:
         out["mw_policy"] = out.pop("policy")
@@ -130,7 +130,7 @@ def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     out["batch_size"] = out.pop("batchsize")
     robot = out.pop("robot", "")
     out["robots"] = [robot] if robot else []
-    if isinstance(out.setdefault("env", {}), dict):  # else it is refused with the other fields
+    if isinstance(out.setdefault("env", {}), dict):  # else refused with the other fields
         out["env"]["suite"] = "metaworld"
     return out
 
@@ -141,7 +141,7 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
     if not heads:
         raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
     cfg.action_dim = weights[heads[-1]].shape[0]
-    # metaworld_names has said so where it is Meta-World
+    # for Meta-World, metaworld_names has already set it
     cfg.env.suite = cfg.env.suite or "robosuite"
     if cfg.dataset.use_state:
         cfg.obs_shape = [weights[heads[0]].shape[1]]
@@ -149,8 +149,8 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         if size < 1:
             raise ConfigError(
-                f"cfg.yaml: rl_image_size: {size}, but neither it nor obs_shape says how large the "
-                "images are that the policy was trained on"
+                f"cfg.yaml: rl_image_size: {size}, but neither it nor obs_shape states the size of "
+                "the images that the policy was trained on"
             )
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
         cfg.prop_shape = [suite_class(cfg.env.suite).prop_dim * stack]
@@ -159,16 +159,16 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = ()) -> MainConfig:
-    """The config of the run that made ``weight_file``: its cfg.yaml is next to it.
+    """The config of the run that made ``weight_file``, from the cfg.yaml next to it.
 
-    Raises ConfigError where its environment names a module that ``trust_module`` does not.
+    Raises ConfigError if its environment names a module that ``trust_module`` does not.
     """
     path = Path(weight_file).parent / run_config.CFG_NAME
     tree = run_config.read_yaml(path)
     if "batchsize" in tree:  # written by the original program's Meta-World script
         tree = metaworld_names(tree)
     cfg = run_config.from_dict(MainConfig, tree, str(path))
-    cfg.trust_module = "+".join(module_names(trust_module))  # never the file's own word
+    cfg.trust_module = "+".join(module_names(trust_module))  # never from the file
     cfg.env = settle_modules(cfg.env, trust_module, f"'{path}'")
     return cfg
 
@@ -188,7 +188,7 @@ def load_policy(
         infer_shapes(cfg, weights)
     config = Path(weight_file).parent / run_config.CFG_NAME
     try:
-        with without_storage():  # whatever sizes the config claims
+        with without_storage():  # the config may claim any size
             check_weights(build_policy(cfg), weights, weight_file, "weight_file")
     except ConfigError as error:
         if str(weight_file) in str(error):
@@ -202,13 +202,13 @@ def load_policy(
 def load_model(
     weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
 ) -> tuple[BasePolicy, Env, dict[str, Any]]:
-    """The policy of a checkpoint, an environment to evaluate it in, and that one's parameters.
+    """The policy of a checkpoint, an environment to evaluate it in, and its parameters.
 
     Args:
         weight_file: ``model0.pt`` or ``latest.pt`` of a run; its ``cfg.yaml`` is next to it
             (the folder may have been moved).
         device: auto, cpu or cuda.
-        trust_module: module(s) that the run's config may have imported (docs/security.md).
+        trust_module: module(s) that the run's config may import (docs/security.md).
 
     Returns:
         (policy in eval mode, eval_env, eval_env_params); ``make_env(EnvConfig(**params))``

@@ -1,8 +1,8 @@
-"""Memory that a run's networks take in training, at least, known before any of them is made.
+"""The least memory that a run's networks take in training, computed before they are built.
 
-The networks are built on torch's "meta" device, where tensors have shapes and no storage. What is
-counted is certain to be needed: weights with gradients and Adam's moments, copies of weights,
-batches, and outputs of layers. A run that passes may still be too large; one that is refused is.
+The networks are built on torch's "meta" device, where tensors have shapes and no storage. Only
+memory that is certainly needed is counted: weights with gradients and Adam's moments, copies of
+weights, batches, and outputs of layers. A run that passes may still be too large.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FREE = 0.95  # share of the free memory that a run may take
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, by what takes them."""
+    """Bytes by their use."""
 
     weights: int
     batch: int
@@ -57,7 +57,7 @@ def _weights(module: nn.Module, copies: int) -> int:
 
 
 def _outputs(module: nn.Module) -> list[int]:
-    """How many numbers each linear layer gives for one row."""
+    """How many numbers each linear layer outputs for one row."""
     out = []
     for m in module.modules():
         if isinstance(m, nn.Linear):
@@ -68,7 +68,7 @@ def _outputs(module: nn.Module) -> list[int]:
 
 
 def _image_outputs(module: nn.Module, forward: Callable[[], Any]) -> int:
-    """How many numbers all convolutions and linear layers of ``module`` give in ``forward``."""
+    """How many numbers all convolutions and linear layers of ``module`` output in ``forward``."""
     counted = 0
 
     def count(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
@@ -88,13 +88,13 @@ def _image_outputs(module: nn.Module, forward: Callable[[], Any]) -> int:
 
 
 def policy_footprint(cfg: BcConfig) -> Footprint:
-    """What training the policy of a filled-in config takes, at least."""
+    """The least memory for training the policy of a filled-in config."""
     with without_storage():
         policy = build_policy(cfg)
         images = _convolutions(policy)
     section, outputs = cfg.own_section, _outputs(policy)
     rows, acting = section.rows_per_sample, section.rows_when_acting
-    # a graph holds the outputs of all layers, but of many candidates kernels recompute them
+    # a graph holds the outputs of all layers, but kernels recompute them for many candidates
     trained = rows * max(outputs) if rows > 1 else sum(outputs)
     layers = max(cfg.batch_size * (trained + images), acting * max(outputs))
     batch = cfg.batch_size * sum(s.nbytes for s in policy.input_specs().values())
@@ -114,9 +114,9 @@ def _convolutions(policy: BasePolicy) -> int:
 def agent_footprint(
     cfg: RlConfig, spec: EnvSpec, num_bc_policies: int, scale: float = 1.0
 ) -> Footprint:
-    """What training the agent takes, at least, besides its replay and its BC policies.
+    """The least memory for training the agent, without its replay and its BC policies.
 
-    ``scale``: of images, in place of those of ``spec``.
+    ``scale``: factor on the image size of ``spec``.
     """
     inputs, agent_cfg = agent_inputs(cfg, spec), cfg.agent_cfg
     shape = inputs.obs_shape
@@ -148,13 +148,13 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def check_policy(cfg: BcConfig) -> Footprint:
-    """What the policy takes; ResourceError naming the field to lower if it cannot be trained."""
+    """The policy's memory; if there is too little, a ResourceError names the field to lower."""
     section = f"{type(cfg).sections()[cfg.kind].name}."
     return _check(cfg, policy_footprint, cfg.device, "device", (section, "batch_size"))
 
 
 def check_agent(cfg: RlConfig, spec: EnvSpec, num_bc_policies: int = 0) -> Footprint:
-    """What the agent takes; ResourceError naming the field to lower if it cannot be trained."""
+    """The agent's memory; if there is too little, a ResourceError names the field to lower."""
 
     def footprint(other: RlConfig) -> Footprint:
         scale = (other.rl_image_size or 1) / (cfg.rl_image_size or 1)
@@ -195,7 +195,7 @@ def _largest(
         try:
             other = run_config.from_dict(type(cfg), deflatten({**flat, name: default}))
             total = footprint(other).total
-        except (ConfigError, ValueError):  # does not go with the other fields
+        except (ConfigError, ValueError):  # inconsistent with the other fields
             continue
         if least is None or total < least:
             least, found = total, (name, value, default)

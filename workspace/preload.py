@@ -24,10 +24,10 @@ def demo_options(cfg: MainConfig, weights: KeptWeights) -> DemoOptions:
     """How a run's demonstrations are read: by ``cfg.dataset``, and with the action range that its
     BC policies (``weights``) read the same file with.
 
-    Raises ConfigError where the run says otherwise of it.
+    Raises ConfigError if the run sets a different range.
     """
     options = replace(cfg.dataset)
-    # use_bc 0: the policy is only asked for its settings, and need not be there
+    # use_bc 0: only the policy's settings are used, and its weights may be missing
     for path in weights.files or (split_paths(cfg.bc_policy) if cfg.bc_policy else []):
         if not (Path(path).parent / CFG_NAME).is_file():
             continue
@@ -59,7 +59,7 @@ def read_preload(
 ) -> ReplayDemos:
     """The demonstrations of a run, ended by the suite's rule and checked against ``spec``.
 
-    ``weights`` are those of its BC policies. Raises DatasetError, SpecError where they do not fit.
+    ``weights``: its BC policies'. Raises DatasetError or SpecError if the files do not fit.
     """
     options = demo_options(cfg, weights or KeptWeights())
     demos = read_demos(
@@ -86,7 +86,7 @@ def read_preload(
 
 
 def _check_recorded(cfg: MainConfig, env_cfg: EnvConfig, demos: ReplayDemos) -> None:
-    """Actions must do in the run's environment what they did where they were recorded."""
+    """Check that actions mean the same in the run's environment as in the recording."""
     theirs = replace(env_cfg)
     problems = adopt_env_args(theirs, demos.env_args, env_cfg.action_repeat)
     if theirs.ctrl_delta != env_cfg.ctrl_delta:

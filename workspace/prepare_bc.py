@@ -1,4 +1,4 @@
-"""What a BC run needs before its first step: weights, optimiser, environments, its first lines."""
+"""Prepares a BC run's first step: weights, optimiser, environments, its first output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workspace.weights import load_weights, put_weights
 
 
 def set_weights(policy: BasePolicy, cfg: MainConfig, data: RobomimicDataset) -> None:
-    """Those of ``load_model``, or fresh ones with the data's statistics.
+    """Load the weights of ``load_model``, or fit new ones to the data's statistics.
 
     Raises WeightsError for a file that does not fit, DatasetError for data without statistics.
     """
@@ -36,7 +36,7 @@ def set_weights(policy: BasePolicy, cfg: MainConfig, data: RobomimicDataset) -> 
 
 
 def build_optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimizer:
-    """Over all of the policy's parameters."""
+    """The optimiser of all the policy's parameters."""
     if cfg.optimizer == "keras_adam":
         return KerasAdam(policy.parameters(), lr=cfg.lr)
     if cfg.weight_decay == 0:
@@ -49,8 +49,8 @@ def build_optimizer(policy: BasePolicy, cfg: MainConfig) -> torch.optim.Optimize
 def open_pool(cfg: MainConfig, data: RobomimicDataset, policy: BasePolicy) -> EvalPool | None:
     """The evaluation environments, built early so that a missing simulator is reported at once.
 
-    None where no games are played. Raises EnvError or EvalError when they cannot be built or do
-    not provide what the policy reads.
+    None if no games are played. Raises EnvError or EvalError if they cannot be built or do not
+    provide what the policy reads.
     """
     if not cfg.evaluates:
         return None
@@ -81,7 +81,7 @@ def say_what_runs(
     policy: BasePolicy,
     device: torch.device,
 ) -> None:
-    """The run's first lines: what the data hold, what is trained, for how long."""
+    """Print the run's first lines: the data, the policy, the number of steps."""
     for note in data.notes:
         log.print(f"note: {cfg.dataset.path}: {note}")
     for note in policy.notes:

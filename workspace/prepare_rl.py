@@ -1,6 +1,6 @@
-"""What an RL run does before its first step: memory, replay, demonstrations, pretraining, warm-up.
+"""Prepares an RL run's first step: memory, replay, demonstrations, pretraining, warm-up.
 
-Each function takes what it works on, or the :class:`Run` itself where it plays or saves.
+Each function takes the objects it works on, or the :class:`Run` itself if it plays or saves.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KEPT_WEIGHTS = 1  # of the best
 
 
 class Run(Protocol):
-    """What of ``train_rl.Workspace`` is used here."""
+    """The part of ``train_rl.Workspace`` that is used here."""
 
     cfg: MainConfig
     env: Env
@@ -69,26 +69,26 @@ class Run(Protocol):
         """Play these games."""
 
     def reset_env(self) -> None:
-        """Begin an episode, in the replay as well."""
+        """Start an episode, in the replay as well."""
 
     def step_env(self, action: torch.Tensor) -> bool:
-        """One step, stored; whether the episode ended."""
+        """Play and store one step; returns whether the episode ended."""
 
     def stop_if_asked(self) -> None:
-        """Save and leave after a signal."""
+        """Save and exit after a signal."""
 
     def report(self, evaluate_and_log: Callable[[], None], last: bool) -> None:
         """Save, then evaluate."""
 
     def save_state(self) -> None:
-        """Resumable state of this moment."""
+        """Save a state that the run can resume from."""
 
 
 # ------------------------------------------------------------------------- memory, replay
 
 
 def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need]:
-    """Memory the run will take for its replay, at most."""
+    """The most memory that the run will take for its replay."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
 
     def size(episodes: int) -> int:
@@ -119,7 +119,7 @@ def check_memory(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> list[str]:
 
 
 def storage_folder(path: str) -> Path:
-    """The folder of ``replay_storage``, made unless its parent is missing; else ConfigError."""
+    """The folder of ``replay_storage``, made if needed; ConfigError if its parent is missing."""
     folder, expected = Path(path), "expected ram or a folder that can be written to"
     if not path or not folder.parent.is_dir():
         raise ConfigError(f"replay_storage: '{path}', {expected} (its parent must exist)")
@@ -162,7 +162,7 @@ def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) ->
 def prepare(run: Run) -> None:
     """Demonstrations, pretrained weights, BC pretraining, warm-up: all before step 0.
 
-    Interrupted and resumed, it continues where it was.
+    A resumed run continues where it stopped.
     """
     cfg = run.cfg
     if not run.loaded:
@@ -185,7 +185,7 @@ def prepare(run: Run) -> None:
 
 
 def add_demos_to_replay(run: Run) -> None:
-    """Demonstrations into both replays, each step's BC actions computed here, once."""
+    """Add demonstrations to both replays; each step's BC actions are computed here, once."""
     cfg = run.cfg
     keys = list(run.agent.input_keys)
     found = read_preload(cfg, run.env_cfg, run.env.spec, keys, run.bc_weights)
@@ -208,7 +208,7 @@ def _add_demo(run: Run, demo: Demo) -> None:
     observations = {k: demo.observations[k] for k in run.agent.input_keys}
     if run.agent.num_bc_action:
         observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
-    with np.errstate(over="ignore"):  # what the replay holds; too large ones are named below
+    with np.errstate(over="ignore"):  # values as the replay holds them; overflow is reported below
         rewards = np.asarray(demo.rewards * cfg.env_reward_scale, np.float32)
     numbers = {
         f"rewards times env_reward_scale {cfg.env_reward_scale:g}": rewards,
@@ -220,8 +220,8 @@ def _add_demo(run: Run, demo: Demo) -> None:
                 f"'{cfg.preload_datapath}', {demo.name}: {what} are NaN or infinite at step "
                 f"{np.argwhere(~np.isfinite(values))[0][0]}, expected finite numbers"
             )
-    # files do not hold what followed the last action: where its value counts, the last
-    # observation is what followed the one before
+    # files have no observation after the last action: if its value is needed, the last action is
+    # dropped, and the last observation is the one after the action before it
     played = slice(None) if demo.terminated or not cfg.bootstrap_truncated else slice(-1)
     if not len(demo.actions[played]):
         raise DatasetError(
@@ -260,7 +260,7 @@ def _warm_up(run: Run) -> None:
     total, have = run.cfg.warm_up_target, run.replay.size()
     if have >= total:
         return
-    run.log.print(f"warm-up: {have} of {total} episodes are there")
+    run.log.print(f"warm-up: {have} of {total} episodes are in the replay")
     started = time.perf_counter()
     with RunProgress(total, "warm-up", have) as progress:
         while run.replay.size() < total:
@@ -270,7 +270,7 @@ def _warm_up(run: Run) -> None:
             progress.update(run.replay.size(), success=run.replay.num_success)
             run.stop_if_asked()
     run.obs = {}
-    # what follows is the agent's own doing: its times and scores start from zero
+    # from here on the agent acts: its times and scores start from zero
     run.watch.seconds = {"warm-up": time.perf_counter() - started}
     run.log.meters.summary()
 
@@ -290,7 +290,7 @@ def _pretrain(run: Run) -> None:
     cfg = run.cfg
     total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len
     finish = partial(_finish_pretrain_epoch, run)
-    if not run.reported:  # interrupted there
+    if not run.reported:  # interrupted before the report
         run.report(finish, run.pretrain_step == total)
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
@@ -307,7 +307,7 @@ def _pretrain(run: Run) -> None:
 def _finish_pretrain_epoch(run: Run) -> None:
     run.agent.finish_pretraining()
     extra: dict[str, float] = {"pretrain/step": run.pretrain_step}
-    score = float(run.pretrain_step)  # without an evaluation the newest counts as the best
+    score = float(run.pretrain_step)  # without an evaluation the newest weights count as the best
     if run.cfg.num_eval_episode > 0:
         games = run.protocol.after_pretraining(run.pretrain_step, run.cfg.num_eval_episode)
         score = extra["pretrain/score"] = run.protocol.score(run.evaluate(games))

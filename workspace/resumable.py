@@ -1,4 +1,4 @@
-"""What both trainers' runs do alike: save their state, report at intervals, stop, continue."""
+"""Shared by the runs of both trainers: save the state, report at intervals, stop, continue."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common_utils.run_state import GracefulStop, RunState, SavesItself, fitting
 class ResumableRun(ABC):
     """Base of the trainers' workspaces.
 
-    reported: False while the present step's evaluation is due or being played. A state that says
-        so continues with that evaluation.
+    reported: False while the current step's evaluation is due or being played. A run resumed from
+        such a state continues with that evaluation.
     """
 
     log: RunLogger
@@ -26,11 +26,11 @@ class ResumableRun(ABC):
     @property
     @abstractmethod
     def steps_done(self) -> int:
-        """Training steps so far, by which states are named."""
+        """Training steps so far; states are named after them."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while training, but for :meth:`state_parts`."""
+        """Everything that changes while training, except :meth:`state_parts`."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -38,21 +38,21 @@ class ResumableRun(ABC):
 
     @abstractmethod
     def moved(self, state: dict[str, Any]) -> str:
-        """What to say of a state that comes from another kind of device; "" for nothing."""
+        """The message if a state comes from another kind of device, else ""."""
 
     def state_parts(self) -> Mapping[str, SavesItself]:
-        """What writes files of its own into the state."""
+        """Parts that write their own files into the state."""
         return {}
 
     def load_state(self, state: RunState) -> None:
-        """Put a saved state into place, its parts included."""
+        """Load a saved state and its parts."""
         self.load_state_dict(state.tree)
-        self.reported = bool(state.tree.get("reported", True))  # newer than the first states
+        self.reported = bool(state.tree.get("reported", True))  # absent in the oldest states
 
     def save_state(self) -> None:
-        """Resumable state of this step, written atomically; older ones are removed.
+        """Write a state of this step to resume from, atomically; older ones are removed.
 
-        Raises NonFiniteError, and writes nothing, where training has diverged.
+        Raises NonFiniteError, and writes nothing, if training has diverged.
         """
         self.log.meters.check_finite()
         tree = {**self.state_dict(), "reported": self.reported}
@@ -63,14 +63,14 @@ class ResumableRun(ABC):
         with fitting(state):
             self.load_state(state)
             moved = self.moved(state.tree)
-        state.tree.clear()  # its copies of everything are not needed any more
+        state.tree.clear()  # its copies are no longer needed
         self.log.print(f"resumed from {state.path} at step {self.steps_done}")
         if moved:
             self.log.print(f"note: {moved}")
 
     def report(self, evaluate_and_log: Callable[[], None], last: bool) -> None:
-        """The end of a log interval: saved first, so that an evaluation that is killed or fails
-        costs no training; it is then played again. Only the ``last`` one is saved as done.
+        """End a log interval: save first, so that an evaluation that is killed or fails costs no
+        training; it is then played again. Only the ``last`` one is saved as done.
         """
         if self.reported:
             self.reported = False
@@ -81,13 +81,13 @@ class ResumableRun(ABC):
             self.save_state()
 
     def stop_if_asked(self) -> None:
-        """After a signal (see ``GracefulStop``): save everything and leave."""
+        """After a signal (see ``GracefulStop``), save everything and exit."""
         if self.stop is not None and self.stop.requested:
             self.save_state()
             self._leave("")
 
     def leave_if_asked(self) -> None:
-        """The same during an evaluation, before which everything was saved."""
+        """After a signal during an evaluation, exit: everything was saved before it."""
         if self.stop is not None and self.stop.requested:
             self._leave(", in an evaluation")
 

@@ -34,7 +34,7 @@ from env.suites import Suite
 from rl.agent import AgentConfig, RunFacts
 from rl.registry import AGENTS, DEFAULT_AGENT, AgentKind
 
-# What may differ between a run and its resumption without changing what was done so far; so may
+# Fields that may differ between a run and its resumption without changing earlier results; so may
 # the device of the agent.
 RESUMABLE_CHANGES = (
     "resume",
@@ -54,18 +54,18 @@ RESUMABLE_CHANGES = (
 class MainConfig(Kinded, RunConfig):
     """Defaults are those of the paper's release; departures are named options.
 
-    The agent's own fields are a section of its kind's (``rl.registry``): ``--q_agent.lr``.
+    The agent's fields are in a section of its kind (``rl.registry``): ``--q_agent.lr``.
     """
 
-    # of earlier versions' cfg.yaml, with what they must have been for the run to be the same
+    # fields of earlier versions' cfg.yaml, with the values that give the same run
     RETIRED = (("overlap_env", 0),)
     CHOSEN_BY: ClassVar[str] = "agent"
 
-    # which agent: q_agent is that of IBRL, RLPD and RFT
+    # which agent: q_agent is the one of IBRL, RLPD and RFT
     agent: str = DEFAULT_AGENT
     # source of all randomness of the run
     seed: Seed = 1
-    # what simulates the task (docs/environments.md)
+    # the suite that simulates the task (docs/environments.md)
     suite: Suite = "robosuite"
     # task of the suite; "" takes the BC policy's
     task_name: str = "Lift"
@@ -100,7 +100,7 @@ class MainConfig(Kinded, RunConfig):
     stddev_max: Annotated[float, Between(0, 100)] = 1.0
     # ... to stddev_min (clamped to stddev_max) ...
     stddev_min: Annotated[float, Between(0, 100)] = 0.1
-    # ... over that many environment steps
+    # ... over this many environment steps
     stddev_step: Positive = 500000
     # n-step returns
     nstep: Annotated[int, Between(1, 10000)] = 3
@@ -114,7 +114,7 @@ class MainConfig(Kinded, RunConfig):
     replay_storage: str = "ram"
     # threads that gather a batch
     replay_threads: Workers = 1
-    # batches gathered ahead of time (changes nothing but time)
+    # batches gathered ahead of time (affects only speed)
     replay_prefetch: Annotated[int, Between(0, 64)] = 0
     # transitions per update
     batch_size: BatchSize = 256
@@ -132,7 +132,7 @@ class MainConfig(Kinded, RunConfig):
     preload_num_data: NotNegative = 0
     # their HDF5 file
     preload_datapath: InputFile = ""
-    # how they are read, as for BC (train_bc.py)
+    # how demonstrations are read, as for BC (train_bc.py)
     dataset: DemoOptions = field(default_factory=DemoOptions)
     # keep successful online episodes out of the demonstration replay
     freeze_bc_replay: Flag = 1
@@ -140,11 +140,11 @@ class MainConfig(Kinded, RunConfig):
     pretrain_only: Flag = 1
     # BC pretraining of the actor (RFT): epochs ...
     pretrain_num_epoch: NotNegative = 0
-    # ... of that many steps
+    # ... of this many steps
     pretrain_epoch_len: Positive = 10000
     # weights to start the agent from
     load_pretrained_agent: InputFile = ""
-    # of those keep only encoder and actor; the critics start fresh
+    # load only encoder and actor from them; the critics start anew
     load_policy_only: Flag = 1
     # RFT: add the BC regulariser to the actor's loss
     add_bc_loss: Flag = 0
@@ -152,16 +152,16 @@ class MainConfig(Kinded, RunConfig):
     env_reward_scale: RewardScale = 1.0
     # episodes collected before training (by BC, else the pretrained agent, else at random)
     num_warm_up_episode: NotNegative = 50
-    # count preloaded demonstrations among them (0: they come on top)
+    # count preloaded demonstrations among them (0: they are additional)
     warm_up_counts_demos: Flag = 0
     # episodes per evaluation
     num_eval_episode: NotNegative = 10
-    # write the last k successes to HDF5 at every k-th success (-1: never); robosuite's with
-    # simulator states, and where pixels are learned from with pictures of two cameras
+    # write the last k successes to HDF5 at every k-th success (-1: never); robosuite's have
+    # simulator states and, for pixel agents, images of two cameras
     save_per_success: Annotated[int, AtLeast(-1)] = -1
     # evaluate in worker processes
     mp_eval: Flag = 0
-    # how many
+    # number of worker processes
     num_eval_worker: Workers = 2
     # environment steps of the run (after warm-up)
     num_train_step: Positive = 200000
@@ -172,11 +172,11 @@ class MainConfig(Kinded, RunConfig):
     # threads of the C++ kernels (perceptrons of state agents); results do not depend on it. 2 with
     # torch at one thread updates on two cores; 0: as torch
     kernel_threads: Threads = 0
-    # module(s) that checkpoints may name and so have imported, joined by "+" (docs/security.md)
+    # module(s) that checkpoints may import by name, joined by "+" (docs/security.md)
     trust_module: str = ""
     # continue the run in save_dir from its last checkpoint
     resume: Flag = 0
-    # replace the run that save_dir holds; without it nothing is overwritten
+    # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
     save_dir: str = "exps/rl/run1"
 
@@ -221,7 +221,7 @@ class MainConfig(Kinded, RunConfig):
             )
 
     def _check_agent(self) -> None:
-        """The agent reads what the run shows it, and can do what the run asks for."""
+        """Check that the agent can read the run's observations and has the required phases."""
         row = self.agent_kind
         if ("state" if self.use_state else "camera") not in row.reads:
             raise ValueError(
@@ -284,7 +284,7 @@ class MainConfig(Kinded, RunConfig):
 
     @property
     def uses_bc_replay(self) -> bool:
-        """Whether demonstrations are sampled on their own (RLPD, RFT, pretraining, saving)."""
+        """Whether demonstrations are sampled separately (RLPD, RFT, pretraining, saving)."""
         return (
             self.mix_rl_rate < 1
             or self.save_per_success > 0

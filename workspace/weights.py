@@ -1,7 +1,7 @@
 """Weight files: bare state_dicts of dense numbers, read safely and matched to their module.
 
-A file may come from anybody. Nothing in it is run, it is held to what its size can hold, and it
-fits its module exactly: same names, same shapes, numbers of the same kind, all of them finite.
+A file may come from anybody. Nothing in it is run, it may not claim more than its size can hold,
+and it must fit its module exactly: the same names, shapes and kinds of numbers, all finite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from common_utils.made_by import how_to_train
 from common_utils.run_config import ConfigError
 
-# what parameters and buffers are made of; not complex, quantised or 8-bit float
+# dtypes of parameters and buffers; not complex, quantised or 8-bit float
 DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
@@ -27,7 +27,7 @@ DOS_FOLDER = 0x10  # of a record's external attributes
 
 
 def require_weights(path: str | Path, what: str) -> None:
-    """ConfigError, with the command that makes them, unless the weights are there."""
+    """Raise ConfigError, with the command that makes the weights, if they are missing."""
     if Path(path).is_dir():
         raise ConfigError(
             f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
@@ -49,7 +49,7 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     try:
         _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's are for those who write files
+            warnings.simplefilter("ignore")  # torch's warnings are for writers of files
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
         raise ConfigError(f"{where} is not a readable weight file: {_reason(error)}") from None
@@ -62,7 +62,7 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(path: str | Path) -> None:
-    """Records are undamaged, and as torch stores them: compressed ones could unpack to any size."""
+    """Check that records are undamaged and uncompressed: others could unpack to any size."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -79,7 +79,7 @@ def _check_archive(path: str | Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file does not load, in our words: torch's advise to load it unsafely."""
+    """Why a file does not load; torch's own message advises loading it unsafely."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"besides tensors it names '{found[1]}', which is code and is not run"
     if type(error) is ValueError:
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def _fault(key: object, value: object) -> str:
-    """What keeps an entry from being a weight; "" for nothing."""
+    """Why an entry is not a weight, else ""."""
     if not isinstance(key, str):
         return f"holds the key {str(key)[:60]!r} ({type(key).__name__}), expected names"
     if not isinstance(value, torch.Tensor):
@@ -122,7 +122,7 @@ def put_weights(
 def check_weights(
     module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path, what: str
 ) -> None:
-    """What :func:`put_weights` checks, for a module that may be on the meta device."""
+    """The checks of :func:`put_weights`, for a module that may be on the meta device."""
     own = module.state_dict()
     faults = [
         *_listed("missing", (k for k in own if k not in weights)),
