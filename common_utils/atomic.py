@@ -62,11 +62,14 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
     created) for libraries that open files themselves (h5py, imageio); with ``mode``
     ``"w"`` or ``"wb"`` yields the opened file. Parent folders are created.
 
-    Raises FileNotFoundError if the block did not create the temporary file.
+    Raises FileNotFoundError if the block did not create the temporary file, OSError if ``path``
+    is a folder, a pipe or a device, or is in /dev: renaming would replace it.
     """
     if mode not in (None, "w", "wb"):
         raise ValueError(f"atomic_write: mode must be None, 'w' or 'wb', got {mode!r}")
     target = Path(path)
+    if (target.exists() and not target.is_file()) or target.absolute().parent == Path("/dev"):
+        raise OSError(errno.EINVAL, "cannot be written, it is not a regular file", str(path))
     make_folder(target.parent)
     # keep the suffix: writers such as imageio choose the format by it
     temp = target.with_name(f"{TEMP_MARK}{uuid.uuid4().hex[:12]}-{target.name}")

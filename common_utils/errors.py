@@ -6,6 +6,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
     _use_utf8()
     _print_every_character()
     sys.argv[1:] = expand_home_in_options(sys.argv[1:])
+    threading.excepthook = _thread_failed
     try:
         status = _run(main, *args)
         print(end="", flush=True)  # here, where a failure can be handled
@@ -70,6 +72,15 @@ def _run(main: Callable[..., int | None], *args: Any) -> int:
         else:
             raise
         return USER_ERROR
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """A thread that met a problem of the file system (TensorBoard's, in a removed folder) says
+    so in a line; the main thread ends the program."""
+    if isinstance(args.exc_value, OSError):
+        print(f"error: {args.exc_value}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def _use_utf8() -> None:

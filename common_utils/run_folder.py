@@ -135,6 +135,8 @@ class RunFolder:
             state = latest_state(self.path / STATE_DIR)
         except StateError:
             state = None
+        if state is None and self._saved:
+            return f"{message}; the states that were saved are no longer in {STATE_DIR}/"
         if state is None:
             return f"{message}; no state has been saved yet, --resume 1 starts from the beginning"
         return f"{message}; {STATE_DIR}/{state.name} is kept, --resume 1 continues from it"

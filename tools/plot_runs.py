@@ -76,7 +76,7 @@ def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
     if not path.is_file():
         raise ConfigError(f"{folder}: not a run (neither it nor a folder in it has metrics.jsonl)")
     records = read_metrics(path)
-    pairs = {r["step"]: r[key] for r in records if isinstance(r.get(key), (int, float))}
+    pairs = {r["step"]: r[key] for r in records if _is_float(r.get(key))}
     if not pairs:
         keys = sorted({k for r in records for k in r} - {"step", "wall"})
         raise ConfigError(f"{path}: no '{key}' logged; it has {', '.join(keys) or 'nothing'}")
@@ -89,6 +89,11 @@ def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
     steps = sorted(pairs)
     values = np.array([pairs[s] for s in steps], np.float64)
     return Curve(folder.name, task, np.array(steps, np.float64), values)
+
+
+def _is_float(value: object) -> bool:
+    """Whether a record's value is a number that float64 holds."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def iqm(values: np.ndarray) -> np.ndarray:

@@ -36,6 +36,8 @@ def require_weights(path: str | Path, what: str) -> None:
         raise ConfigError(f"{what}: '{path}' is not an ordinary file (a pipe or device)")
     if not Path(path).is_file():
         raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
+    if not Path(path).stat().st_size:  # as all files of /proc are, whatever reading them does
+        raise ConfigError(f"{what}: '{path}' is not a readable weight file: it is empty")
 
 
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
@@ -99,7 +101,7 @@ def _fault(key: object, value: object) -> str:
         return f"'{_one_line(key)}' holds {_name(value.dtype)}, expected real numbers"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"'{_one_line(key)}' claims shape {list(value.shape)}, but the file holds less"
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
         return f"'{_one_line(key)}' holds NaN or infinity: the run that wrote it had diverged"
     return ""
 

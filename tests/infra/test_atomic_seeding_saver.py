@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         raise RuntimeError("halfway")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("mode", [None, "w"])
+def test_what_is_not_a_file_is_not_replaced(mode: str | None, tmp_path: Path) -> None:
+    """As root, ``--out /dev/null`` made an ordinary file of it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, "/dev/null", "/dev/stdout"):
+        with pytest.raises(OSError, match="not a regular file") as error:
+            with atomic_write(path, mode):
+                raise AssertionError("reached")
+        assert error.value.filename == str(path)
+    assert pipe.is_fifo() and Path("/dev/null").is_char_device()
 
 
 def test_path_mode_keeps_the_suffix_and_notices_when_nothing_was_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from functools import partial
 
 import pytest
@@ -81,3 +82,19 @@ def test_exhausted_memory_is_one_line(capsys):
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_a_thread_that_the_file_system_stops_says_so_in_a_line(capsys):
+    """TensorBoard's, whose folder was removed; the error reaches the main thread as well."""
+
+    def writes() -> None:
+        open("/no/such/folder/x")
+
+    def main() -> None:
+        thread = threading.Thread(target=writes)
+        thread.start()
+        thread.join()
+
+    assert run_program(main) == 0
+    said = capsys.readouterr().err
+    assert said == "error: [Errno 2] No such file or directory: '/no/such/folder/x'\n"

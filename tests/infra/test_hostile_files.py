@@ -259,6 +259,10 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "endless": (changed(to=torch.zeros(1).expand(10**12)), "but the file holds less"),
     "not a number": (changed(to=torch.full((4, 3), torch.nan)), "holds NaN or infinity"),
     "infinity": (changed(to=torch.full((4, 3), -torch.inf)), "holds NaN or infinity"),
+    "infinity in float32": (
+        changed(to=torch.full((4, 3), 1e300, dtype=torch.float64)),
+        "holds NaN or infinity",
+    ),
     "shape": (changed(to=torch.zeros(3, 4)), "size mismatch for "),
     "nothing": (lambda own: bytes_of({}), "missing net."),
     "other names": (lambda own: bytes_of({f"x.{k}": v for k, v in own.items()}), "not expected x."),
@@ -276,7 +280,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     ),
     "lines in a name": (lambda own: bytes_of({"a\nb\nc\nd": torch.zeros(1)}), r"a\nb\nc\nd"),
     "cut off": (lambda own: bytes_of(own)[:-200], "is not a readable weight file"),
-    "empty": (lambda own: b"", "is not a readable weight file"),
+    "empty": (lambda own: b"", "is not a readable weight file: it is empty"),
     "text": (lambda own: b"hello", "is not a readable weight file"),
     "script": (
         lambda own: scripted(),

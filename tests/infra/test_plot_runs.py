@@ -137,3 +137,10 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "not a run" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([str(run), "--confidence", "2"])
+
+
+def test_an_integer_that_no_float_holds_is_passed_over(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", [0.0, 0.5])
+    with open(run / "metrics.jsonl", "a") as handle:
+        handle.write(json.dumps({"step": 20, "wall": 2.0, "score/score": 10**400}) + "\n")
+    assert read_curve(run, "score/score", "").steps.tolist() == [0, 10]

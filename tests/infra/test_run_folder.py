@@ -312,6 +312,15 @@ def test_a_full_disk_promises_a_state_only_where_there_is_one(tmp_path: Path) ->
             raise full
 
 
+def test_states_that_were_taken_away_are_not_promised(tmp_path: Path) -> None:
+    config = Config(save_dir=str(tmp_path))
+    with pytest.raises(ResourceError, match="the states that were saved are no longer in state/"):
+        with open_folder(tmp_path) as folder, folder.open_log(config, ()):
+            folder.save(1, {"x": 1})
+            (tmp_path / "state").rename(tmp_path / "elsewhere")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
