@@ -273,7 +273,7 @@ class Loop {
     const Vec3 force = decouple(inverse, 0, {wanted[0], wanted[1], wanted[2]});
     const Vec3 torque = decouple(inverse, 3, {wanted[3], wanted[4], wanted[5]});
 
-    // posture: M (kp (q0 - q) - kv q'), less what of it would move the hand
+    // posture: M (kp (q0 - q) - kv q'), minus the part that would move the hand
     const double kv = std::sqrt(kNullspaceKp) * 2;
     Joints pull, pose{};
     for (int i = 0; i < kDof; ++i)

@@ -26,11 +26,12 @@ inline void relax() {
 #endif
 }
 
-// How long to look before sleeping. Longer than what lies between two calls of an update: on a
+// How long to look before sleeping. Longer than the gap between two calls of an update: on a
 // virtual machine a sleeping core takes a tenth of a millisecond to wake up.
 constexpr std::chrono::microseconds kLook{1000};
 
-// Until ready(): actively at first, then asleep (whoever makes it ready holds the mutex for it).
+// Until ready(): actively at first, then asleep (the thread that makes it ready must hold the
+// mutex).
 template <typename Ready>
 void wait_for(std::mutex& mutex, std::condition_variable& changed, const Ready& ready) {
   const auto started = std::chrono::steady_clock::now();

@@ -260,7 +260,7 @@ class GymnasiumEnv(SeededEnv):
         self.load_state_dict(episode)
 
     def _first_picture(self) -> None:
-        """Gymnasium's MuJoCo camera looks for good at the middle of what it first sees: let that
+        """Gymnasium's MuJoCo camera keeps looking at the middle of what it first sees: let that
         be the same in every environment, whatever it plays first.
         """
         self._check_render()

@@ -106,7 +106,7 @@ def _registered(env_id: str) -> bool:
 
 
 def import_named(module: str, field: str) -> None:
-    """Import a module that was settled. Raises EnvError for what is none, or cannot be found."""
+    """Import a module that was settled. Raises EnvError if it is not one or cannot be found."""
     if not all(part.isidentifier() for part in module.split(".")):
         raise EnvError(f"{field}: '{module}', expected a module's name such as my_package.my_tasks")
     try:

@@ -23,7 +23,7 @@ _context_pid = -1
 
 
 def _shared_context() -> Any:
-    """The process's one GL context, current; EnvError with advice if there is none to be had."""
+    """The process's one GL context, current; EnvError with advice if there is none."""
     global _context, _context_pid
     if _context is None or _context_pid != os.getpid():
         backend = os.environ.get("MUJOCO_GL", "")

@@ -1,4 +1,4 @@
-// Python face of the fused kernels: module common_utils.kernels.
+// Python bindings of the fused kernels: module common_utils.kernels.
 //
 // An operation's operands are one structure with named fields (kernels.h, mlp.h), made from sizes
 // and addresses (torch's data_ptr, 0 for none) by keyword, so that neither libtorch nor a
@@ -120,7 +120,7 @@ NormReluGrad make_norm_relu_grad(uintptr_t dy, uintptr_t dx, uintptr_t dbias, ui
 void norm_relu_grad(const NormRelu& a, const NormReluGrad& to, int threads) {
   require_array("dy", to.dy, a.rows > 0);
   require_array("dx", to.dx, a.rows > 0);
-  // a block lies within a group; its sums over rows are its own
+  // a block is within one group and has its own sums over rows
   const int64_t groups = a.groups, rows = a.rows, width = a.width;
   const int64_t per_group = std::max<int64_t>(1, std::min<int64_t>(rows, kBlocks / groups));
   const int64_t blocks = groups * per_group, bias_width = a.bias_per_unit ? width : 1;
@@ -266,7 +266,7 @@ void py_mlp_grad_picked(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t pi
   mlp_grad_picked(a, kept, hidden, picked, from, required<float>("dx", dx, a.rows > 0), threads);
 }
 
-// fn(tensor, begin, end) over all elements of tensors of so many, each thread on its own share.
+// fn(tensor, begin, end) over all elements of several tensors, each thread on its own share.
 template <typename Fn>
 void over_elements(const std::vector<int64_t>& sizes, int threads, const Fn& fn) {
   int64_t total = 0;

@@ -49,8 +49,8 @@ struct Grads {
   const float* stream;  // with saved
   float* first;         // [batch, width]
   float* layers;        // [layers, width, width], out x in
-  float* bias;          // [layers, width, Build::lanes]: so many sums to be added up
-  float* w_a;           // [action, width, lanes]: likewise
+  float* bias;          // [layers, width, Build::lanes]: sums still to be added up
+  float* w_a;           // [action, width, lanes]: the same
   float* head;          // [width]
   float* head_stream;   // [width]
 };

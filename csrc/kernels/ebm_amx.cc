@@ -3,9 +3,9 @@
 // With kParts 1 a factor is rounded to bfloat16. With 2 it is the sum of two bfloat16 numbers, the
 // rounded one and what rounding left (16 bits of float32's 24 together), and three products of
 // parts take the place of one: high x high, high x low, low x high. The parts of a matrix, or of a
-// layer's rows, lie one after the other.
+// layer's rows, are stored one after the other.
 //
-// All matrices are cut in tiles of 16 rows x 64 bytes that lie in one piece (512 numbers). With
+// All matrices are cut in tiles of 16 rows x 64 bytes that are contiguous (512 numbers). With
 // "pairs" a tile holds [16][16][2]: two neighbours of the summed index side by side, as the second
 // factor of a tile product must be. The forward pass makes C[row, unit] and the backward pass
 // C[unit, row], because then each finds its factors as the other one's epilogue can write them:
@@ -102,7 +102,7 @@ inline __m512i interleave_halves(__m512i v) {
 inline void memory_written() { asm volatile("" ::: "memory"); }
 
 // C (32 x 32) = sum over chunks of a tiles (am apart between the two, ak between chunks) x b tiles;
-// the low parts lie a_low and b_low further.
+// the low parts are a_low and b_low further on.
 template <int kParts>
 inline void product(const bf16* a, int64_t am, int64_t ak, int64_t a_low, const bf16* b, int64_t bn,
                     int64_t bk, int64_t b_low, int64_t chunks) {

@@ -1,4 +1,4 @@
-// Python face of the energy networks: module common_utils.ebm_kernels.
+// Python bindings of the energy networks: module common_utils.ebm_kernels.
 //
 // Tensors come in as addresses (torch's data_ptr); networks/ibc/fused.py is the only caller, checks
 // shapes, types and contiguity, and keeps the tensors alive.
@@ -29,7 +29,7 @@ using null::required;
 namespace ebm {
 namespace {
 
-// Sums of so many groups of observations are kept apart: more threads than this bring nothing.
+// The number of groups of observations with sums of their own: more threads than this gain nothing.
 constexpr int64_t kGroups = 8;
 
 template <typename T>

@@ -151,7 +151,7 @@ void pack_block(const Gemm& g, int64_t j0, int64_t nc, int64_t k, int64_t kc, fl
   }
 }
 
-// A few rows: b is used where it lies, for packing it would cost more than the product.
+// A few rows: b is used in place: packing it would cost more than the product.
 void gemm_few(const Gemm& g, float* scratch) {
   if (g.tb) {
     for (int64_t i = 0; i < g.m; ++i) {

@@ -111,7 +111,7 @@ void norm_relu(const NormRelu& a, float* y, int64_t begin, int64_t end) {
   }
 }
 
-// One block lies within one group. dbias, dgamma and dbeta point to the block's own sums.
+// Each block is within one group. dbias, dgamma and dbeta point to the block's own sums.
 template <bool kParams, bool kUnit>
 void norm_relu_grad_(const NormRelu& a, const NormReluGrad& g, int64_t begin, int64_t end) {
   const int64_t n = a.width;

@@ -12,7 +12,7 @@ namespace kernels {
 namespace {
 
 constexpr int64_t kNarrow = 8;      // outputs up to which a layer is not worth a matrix product
-constexpr int64_t kRowBlock = 64;   // sums over the batch run over blocks of so many rows
+constexpr int64_t kRowBlock = 64;   // rows per block in sums over the batch
 constexpr int64_t kLeastShare = 8;  // rows of one member that are worth a matrix product
 constexpr int64_t kSmall =
     1 << 21;  // multiplications below which a thread costs more than it saves
@@ -116,7 +116,7 @@ const float* bias_of(const MlpLayer& l, int64_t member) {
 
 bool narrow(const MlpLayer& l) { return l.out <= kNarrow && !l.hidden; }
 
-// The weights as [out, in]: as they lie, or copied to `to`.
+// The weights as [out, in]: in place, or copied to `to`.
 const float* by_output(const MlpLayer& l, const float* w, float* to) {
   if (l.transposed || l.out == 1) return w;
   for (int64_t i = 0; i < l.in; ++i) {

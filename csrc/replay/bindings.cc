@@ -1,4 +1,4 @@
-// Python face of the replay core: names of the original program, arrays instead of tensors.
+// Python bindings of the replay core: names of the original program, arrays instead of tensors.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -65,7 +65,7 @@ void Pool::put(std::unique_ptr<Block> block) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (free_.size() >=
-        max_free_) {  // the oldest unused plain block is of a size nobody asks for now
+        max_free_) {  // the oldest unused plain block has a size that is no longer requested
       auto it = std::find_if(free_.begin(), free_.end(), [](auto& b) { return !b->owner; });
       if (it == free_.end()) it = free_.begin();
       dropped = std::move(*it);

@@ -68,7 +68,7 @@ struct Field {
 
 using Fields = std::vector<Field>;
 
-// A C-contiguous array that somebody else keeps alive.
+// A C-contiguous array that its owner keeps alive.
 struct View {
   Field field;
   const uint8_t* data = nullptr;

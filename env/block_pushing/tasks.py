@@ -19,7 +19,7 @@ from env.block_pushing.sim import WORKSPACE_CENTRE_X, BlockPushSim
 X_SHIFT, Y_SHIFT = 0.1, 0.15
 BLOCK_Y, TARGET_Y = -0.2, 0.2
 REACH_BEHIND = 0.05
-# rejection sampling starts over after this many tries, as it could be stuck for good
+# rejection sampling starts over after this many tries, as it could be stuck forever
 MAX_TRIES = 1000
 
 Rng = np.random.RandomState
