@@ -32,7 +32,8 @@ def check_files(cfg: MainConfig) -> None:
     if cfg.preload_num_data > 0 and not cfg.preload_datapath:
         raise DatasetError(
             f"preload_datapath: empty, but preload_num_data is {cfg.preload_num_data}; give an "
-            f"HDF5 file of demonstrations of {cfg.suite}, or set preload_num_data to 0"
+            f"HDF5 file of demonstrations of {cfg.suite}, or set preload_num_data to 0; how "
+            f"Meta-World's are made, for example: {how_to_make('')}"
         )
     if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).is_file():
         raise DatasetError(

@@ -172,7 +172,8 @@ def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
         main(train_rl, {"agent": "toy", "use_state": 1}, "--help")
     shown = capsys.readouterr().out
     assert done.value.code == 0 and "--toy.lr" in shown and "--q_agent." not in shown
-    assert "\n      which agent: q_agent is that of IBRL" in shown  # and no other comment with it
+    # and no other comment with it
+    assert "\n      which agent: q_agent is the one of IBRL" in shown
     assert "agent: expected one of" in refusal(capsys, {"agent": "nobody"}, "--help")
 
 
