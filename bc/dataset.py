@@ -8,7 +8,6 @@ gather. Images stay uint8; they are kept in RAM if they fit, otherwise read for 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from bc.dataset_config import DatasetConfig, DemoOptions
 from bc.loader import DatasetError, DemoFile
+from common_utils.env_args import plain_task
 from common_utils.h5_read import SMALL_BYTES
 from common_utils.resources import available_memory, format_bytes
 from common_utils.seeding import generator_state, set_generator_state
@@ -76,11 +76,6 @@ class BcBatch(NamedTuple):
 
     obs: Obs
     action: torch.Tensor
-
-
-def _plain(name: str) -> str:
-    """A task's name in a form that all spellings share: HandInsert = hand-insert-v3."""
-    return re.sub(r"[^a-z0-9]|v\d+$", "", name.lower())
 
 
 @dataclass
@@ -278,7 +273,7 @@ class RobomimicDataset:
 
     def _check_task(self, spec: EnvSpec) -> None:
         for have, want in ((self.suite, spec.suite), (self.task_name, spec.task)):
-            if have and _plain(have) != _plain(want):
+            if have and plain_task(have) != plain_task(want):
                 raise SpecError(
                     f"dataset {self.cfg.path}: demonstrations of {self.suite or '?'}/"
                     f"{self.task_name or '?'}, but the environment is {spec.suite}/{spec.task}"

@@ -174,6 +174,11 @@ def suite_of(env_args: Mapping[str, Any]) -> str:
     return ""
 
 
+def plain_task(name: str) -> str:
+    """A task's name without what its spellings differ in: HandInsert = hand-insert-v3."""
+    return re.sub(r"[^a-z0-9]|v\d+$", "", name.lower())
+
+
 def version_numbers(text: str) -> tuple[int, ...]:
     """(1, 4) for "1.4.1"; () if there are no numbers."""
     return tuple(int(n) for n in re.findall(r"\d+", text)[:2])

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from common_utils.env_args import plain_task
 from common_utils.errors import UserError
 from common_utils.specs import EnvSpec
 from common_utils.success_rule import AsRecorded, SuccessRule
@@ -99,6 +100,11 @@ class Env(ABC):
         if quality in ("faithful", "fast"):
             cfg.render_quality = quality
         return []
+
+    @classmethod
+    def same_task(cls, a: str, b: str) -> bool:
+        """Whether two spellings name one task of the suite."""
+        return plain_task(a) == plain_task(b)
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:

@@ -250,6 +250,11 @@ class D4RLEnv(GymnasiumEnv):
         self.spec = replace(self.spec, suite=SUITE, horizon=horizon)
 
     @classmethod
+    def same_task(cls, a: str, b: str) -> bool:
+        """In upper or lower case."""
+        return a.lower() == b.lower()
+
+    @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
         """Episodes last to the time limit, success or not; the return is what counts."""
         return AsRecorded(cfg.suite)

@@ -107,6 +107,11 @@ class GymnasiumEnv(SeededEnv):
             self._first_picture()  # no GL: report it now
 
     @classmethod
+    def same_task(cls, a: str, b: str) -> bool:
+        """The id decides, with its version, not the module that registers it."""
+        return split_task(a)[1] == split_task(b)[1]
+
+    @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
         """What ``gym_success_key`` says, as in :meth:`step`."""
         key, ends = cfg.gym_success_key, bool(cfg.end_on_success)

@@ -47,12 +47,24 @@ def fill_in(cfg: MainConfig, data: RobomimicDataset) -> None:
     trusted = (*module_names(cfg.trust_module), *modules_of(replace(cfg.env, suite=SUITE)))
     known = data.suite in SUITES
     if known:
+        _check_task(cfg, data)
         cfg.env.suite = data.suite
     if known or not cfg.env.task:
         cfg.env.task = data.task_name or cfg.env.task
     if differences := _fill_in_env(cfg, data.env_args):
         raise DatasetError(f"'{data.cfg.path}', env_args: {'; '.join(differences)}")
     cfg.env = settle_modules(cfg.env, trusted, f"'{dataset.path}'")
+
+
+def _check_task(cfg: MainConfig, data: RobomimicDataset) -> None:
+    """Raise ConfigError where the user says another suite or task than the file."""
+    env, recorded = cfg.env, f"{data.suite}/{data.task_name or '?'}"
+    where = f"but '{data.cfg.path}' holds demonstrations of {recorded}; expected that, or none"
+    if env.suite and env.suite != data.suite:
+        raise ConfigError(f"env.suite: '{env.suite}', {where}")
+    names = (env.task, data.task_name)
+    if all(names) and not suite_class(data.suite).same_task(*names):
+        raise ConfigError(f"env.task: '{env.task}', {where}")
 
 
 def _fill_in_env(cfg: MainConfig, env_args: Mapping[str, Any]) -> list[str]:

@@ -96,6 +96,11 @@ class BlockPushEnv(SeededEnv):
         self.spec = self._make_spec()
         self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
 
+    @classmethod
+    def same_task(cls, a: str, b: str) -> bool:
+        """Ours and the original's names; EnvError for what is none."""
+        return task_name(a) == task_name(b)
+
     def _make_spec(self) -> EnvSpec:
         cfg, height = self.cfg, self.cfg.rl_image_size
         observations = {}

@@ -63,6 +63,11 @@ class ParticleEnv(SeededEnv):
         self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
 
     @classmethod
+    def same_task(cls, a: str, b: str) -> bool:
+        """The number of dimensions is the task; EnvError for what is none."""
+        return n_dim_of(a) == n_dim_of(b)
+
+    @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
         """Leave the velocity out where the demonstrations do."""
         if (args.get("env_kwargs") or {}).get("hide_velocity"):

@@ -403,3 +403,27 @@ def test_generated_demonstrations_fit_the_environment(tmp_path):
     demo = next(iter(read_demos(path, rule=SparseReward("metaworld"), use_state=True)))
     assert len(demo) == data.num_steps and demo.rewards[-1] == 1
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--env.task", "Coffee"], "env.task: 'Coffee'"),
+        (["--env.task", "Assembly", "--env.suite", "robosuite"], "env.suite: 'robosuite'"),
+    ],
+)
+def test_an_environment_other_than_the_files_is_refused(tmp_path, args, said):
+    data = write_metaworld(tmp_path / "data.hdf5")
+    cfg = config(tmp_path / "run", data, "--dataset.use_state", "1", *args)
+    with pytest.raises(ConfigError, match=said) as refused:
+        train_bc.run(cfg)
+    assert str(data) in str(refused.value) and "metaworld/Assembly" in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_spelling_of_the_files_task_is_the_task(tmp_path):
+    data = write_metaworld(tmp_path / "data.hdf5")
+    more = ["--dataset.use_state", "1", "--env.task", "assembly-v3"]
+    cfg = config(tmp_path / "run", data, *more)
+    train_bc.run(cfg)
+    assert (cfg.env.suite, cfg.env.task) == ("metaworld", "Assembly")

@@ -133,3 +133,20 @@ def test_each_suite_says_where_recorded_episodes_end(suite, key, rule):
     assert success_rule(EnvConfig(suite=suite, gym_success_key=key)) == rule
     goes_on = success_rule(EnvConfig(suite=suite, gym_success_key=key, end_on_success=0))
     assert getattr(goes_on, "ends", False) is False
+
+
+@pytest.mark.parametrize(
+    ("suite", "a", "same", "other"),
+    [
+        ("metaworld", "BoxClose", "box-close-v3", "Assembly"),
+        ("robosuite", "Lift", "Lift", "Door"),
+        ("particle", "PARTICLE_2d", "Particle-v0", "PARTICLE_16d"),
+        ("block_pushing", "PUSH", "BlockPush-v0", "PUSH_NORMALIZED"),
+        ("gymnasium", "my_tasks:Reach-v0", "Reach-v0", "Reach-v1"),
+        ("d4rl", "door-human-v0", "Door-human-v0", "pen-human-v0"),
+    ],
+)
+def test_spellings_of_a_task(suite, a, same, other):
+    suite = suite_class(suite)
+    assert suite.same_task(a, same)
+    assert not suite.same_task(a, other)
