@@ -21,6 +21,7 @@ from workspace.build_policy import build_policy
 
 # written by the program of which every cfg.yaml held the fields of all kinds
 OLD = Path(__file__).parent / "fixtures" / "old_cfg"
+OLD_KINDS = sorted(path.stem for path in OLD.glob("*.yaml"))  # a newer kind has no old file
 SECTIONS = {kind: row.section for kind, row in POLICIES.items()}
 CHOICE = {kind: ["--policy_type", kind] for kind in POLICIES}
 CHOICE["state"] += ["--dataset.use_state", "1"]
@@ -76,7 +77,7 @@ def test_help_follows_what_is_given_with_it(
         # auto chooses as well
         (["--state_policy.dropout", "0"], "of policy_type state, but .* is pixel"),
         (["--dataset.use_state", "1", "--policy.aug_pad", "0"], "of policy_type pixel.* is state"),
-        (["--policy_type", "MSE"], "policy_type: expected one of auto, state, pixel, metaworld"),
+        (["--policy_type", "MSE"], "policy_type: expected one of auto, .*pixel, metaworld"),
         (["--policy_type", "[mse]"], "policy_type: expected one of auto"),
         (["--policy_type", "mse", "--mse.nett.width", "8"], "mse.net.width"),
     ],
@@ -91,10 +92,10 @@ def test_metaworlds_script_refuses_them_too() -> None:
         run_config.parse_args(train_bc_mw.MainConfig, ["--state_policy.dropout", "0"])
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", OLD_KINDS)
 def test_an_old_file_loads_and_is_written_with_its_own_fields(kind: str, tmp_path: Path) -> None:
     tree, main = old_tree(kind), train_bc.MainConfig
-    assert set(SECTIONS.values()) <= set(tree)
+    assert {SECTIONS[old] for old in OLD_KINDS} <= set(tree)
     cfg = run_config.load(main, OLD / f"{kind}.yaml")
     assert cfg.kind == kind and type(cfg) is every_kind(main)[kind]
     own = {k: v for k, v in tree.items() if k not in set(SECTIONS.values()) - {SECTIONS[kind]}}
@@ -109,7 +110,7 @@ def test_an_old_file_loads_and_is_written_with_its_own_fields(kind: str, tmp_pat
     assert run_config.diff(cfg, run_config.parse_args(main, option)) == [f"lr: {cfg.lr} -> 0.5"]
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", OLD_KINDS)
 def test_weights_beside_an_old_file_load(kind: str, tmp_path: Path) -> None:
     (tmp_path / "cfg.yaml").write_bytes((OLD / f"{kind}.yaml").read_bytes())
     policy = build_policy(run_config.load(train_bc.MainConfig, tmp_path / "cfg.yaml"))

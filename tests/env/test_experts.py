@@ -10,6 +10,7 @@ from env.experts import EXPERTS, make_expert
 from env.factory import make_env
 from env.suites import SUITES
 
+# of each suite here: a task, and options of its expert
 TASKS = {
     "robosuite": ("Lift", {"jitter": 0.02}),
     "metaworld": ("CoffeePush", {"random_rate": 0.3}),
@@ -37,7 +38,7 @@ def play(env: Env, expert, seed: int, steps: int = 12) -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("suite", EXPERTS)
+@pytest.mark.parametrize("suite", TASKS)
 def test_an_episode_follows_from_its_generator(suite):
     env, options = make(suite), TASKS[suite][1]
     expert = make_expert(env, 0.01, **options)
@@ -57,7 +58,7 @@ def test_phases_are_reported():
         env.close()
 
 
-@pytest.mark.parametrize("suite", EXPERTS)
+@pytest.mark.parametrize("suite", TASKS)
 def test_unknown_options_are_refused(suite):
     env = make(suite)
     with pytest.raises(EnvError, match=f"expert of {env.spec.task} has no such option.*patience"):
@@ -67,7 +68,7 @@ def test_unknown_options_are_refused(suite):
 
 def test_suites_without_one_are_refused():
     env = make_env({"suite": "d4rl", "task": "door-human-v0", "use_state": 1})
-    with pytest.raises(EnvError, match="no expert for suite 'd4rl'; there is one for robosuite"):
+    with pytest.raises(EnvError, match="no expert for suite 'd4rl'; there is one for .*robosuite"):
         make_expert(env)
     env.close()
     env = make_env({"suite": "robosuite", "task": "PickPlace", "use_state": 1})

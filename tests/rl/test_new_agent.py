@@ -189,7 +189,7 @@ def refusal(capsys: pytest.CaptureFixture[str], options: dict[str, object], *fla
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agent": "nobody"}, "command line: agent: expected one of q_agent, toy, got 'nobody'"),
+        ({"agent": "nobody"}, "q_agent, toy, got 'nobody'"),
         ({"agent": "q_agent"}, "--toy.width: an option of agent toy, but the chosen agent is q_"),
         (
             {"q_agent.lr": 1},
