@@ -57,7 +57,7 @@ from workspace.build_agent import (
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
 from workspace.network_memory import check_agent
-from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, prepare
+from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 
@@ -365,9 +365,10 @@ def run(cfg: MainConfig) -> Workspace:
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)
         work = Workspace(cfg, weights)
         try:
+            inputs = load_inputs(work) if state is None else []  # before a run is replaced
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
-                for line in work.memory + weights.notes:
+                for line in work.memory + weights.notes + inputs:
                     log.print(line)
                 keep(folder.path, weights)
                 _start(work, state)
@@ -391,8 +392,7 @@ def _start(work: Workspace, state: RunState | None) -> None:
 
 def main(config_class: type[MainConfig] = MainConfig) -> int:
     """Entry point: parse, run, exit status 0."""
-    cfg = run_config.parse(config_class)
-    run(cfg)
+    run(run_config.parse(config_class))
     return 0
 
 

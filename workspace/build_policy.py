@@ -25,6 +25,7 @@ from env.core import Env
 from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
+from evaluate.multi_process_eval import EvalPool
 from networks.encoder import SmallImageError
 from workspace.bc_config import MainConfig
 from workspace.weights import check_weights, load_weights, put_weights
@@ -230,10 +231,14 @@ def load_model(
     """
     policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
     env = make_env(cfg.env)
-    try:
-        who = f"weight_file: the policy of '{weight_file}'"
-        env.spec.check_provides(policy.input_specs(), policy.action_dim, who)
-    except SpecError:
-        env.close()
-        raise
+    check_plays_in(env, policy, f"weight_file: the policy of '{weight_file}'")
     return policy, env, asdict(cfg.env)
+
+
+def check_plays_in(place: Env | EvalPool, policy: BasePolicy, who: str) -> None:
+    """Close ``place`` and raise SpecError unless it delivers what the policy reads."""
+    try:
+        place.spec.check_provides(policy.input_specs(), policy.action_dim, who)
+    except SpecError:
+        place.close()
+        raise

@@ -17,6 +17,7 @@ from evaluate.multi_process_eval import EvalPool
 from evaluate.rollout import EvalError
 from networks.optim import KerasAdam
 from workspace.bc_config import MainConfig
+from workspace.build_policy import check_plays_in
 from workspace.weights import load_weights, put_weights
 
 
@@ -63,13 +64,8 @@ def open_pool(cfg: MainConfig, data: RobomimicDataset, policy: BasePolicy) -> Ev
                 "(env_args, env_cfg.json); set --env.suite and --env.task"
             )
         pool = EvalPool(asdict(cfg.env), cfg.num_eval_worker if cfg.mp_eval else 0)
-        try:
-            who = f"dataset.path: the policy on {cfg.dataset.path}"
-            pool.spec.check_provides(policy.input_specs(), cfg.action_dim, who)
-        except EnvError:
-            pool.close()
-            raise
-    except (EnvError, EvalError) as error:  # EvalError: reported by a worker process
+        check_plays_in(pool, policy, f"dataset.path: the policy on {cfg.dataset.path}")
+    except (EnvError, EvalError, SpecError) as error:  # EvalError: reported by a worker process
         raise type(error)(f"{error}\n(or train without playing: --num_eval_episode 0)") from error
     return pool
 

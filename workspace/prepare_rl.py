@@ -165,12 +165,8 @@ def prepare(run: Run) -> None:
     A resumed run continues where it stopped.
     """
     cfg = run.cfg
-    if not run.loaded:
-        if cfg.preload_num_data > 0:
-            add_demos_to_replay(run)
-        if cfg.load_pretrained_agent:
-            load_pretrained(run.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
-        run.loaded = True
+    for line in load_inputs(run):
+        run.log.print(line)
     if cfg.pretrain_num_epoch > 0:
         _pretrain(run)
         if cfg.pretrain_only:
@@ -184,8 +180,26 @@ def prepare(run: Run) -> None:
     run.save_state()
 
 
-def add_demos_to_replay(run: Run) -> None:
-    """Add demonstrations to both replays; each step's BC actions are computed here, once."""
+def load_inputs(run: Run) -> list[str]:
+    """Read the demonstrations and pretrained weights, once; returns lines that describe them.
+
+    Writes nothing: with ``overwrite``, inputs that are refused must not cost the older run.
+    """
+    cfg, lines = run.cfg, []
+    if not run.loaded:
+        if cfg.preload_num_data > 0:
+            lines = add_demos_to_replay(run)
+        if cfg.load_pretrained_agent:
+            load_pretrained(run.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
+        run.loaded = True
+    return lines
+
+
+def add_demos_to_replay(run: Run) -> list[str]:
+    """Add demonstrations to both replays; each step's BC actions are computed here, once.
+
+    Returns lines that describe them.
+    """
     cfg = run.cfg
     keys = list(run.agent.input_keys)
     found = read_preload(cfg, run.env_cfg, run.env.spec, keys, run.bc_weights)
@@ -193,14 +207,13 @@ def add_demos_to_replay(run: Run) -> None:
     run.agent.fit(_stacked(run, demo.observations, keys) for demo in demos)
     for demo in demos:
         _add_demo(run, demo)
-    for note in found.notes:
-        run.log.print(f"note: {cfg.preload_datapath}: {note}")
     steps, failed = sum(len(d) for d in demos), len(demos) - found.num_success
-    run.log.print(
+    return [
+        *(f"note: {cfg.preload_datapath}: {note}" for note in found.notes),
         f"{len(demos)} demonstrations, {steps} steps, each ends at {found.ends_at}"
         + (f"; {failed} of them are not successes and are not imitated" if failed else "")
-        + f"; from {cfg.preload_datapath}"
-    )
+        + f"; from {cfg.preload_datapath}",
+    ]
 
 
 def _add_demo(run: Run, demo: Demo) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import train_bc
 import train_rl
 from bc.dataset import ReplayDemos
 from bc.loader import DatasetError
 from common_utils.demo_file import Recording, write_demos
+from common_utils.errors import UserError
 from common_utils.run_config import ConfigError, parse_args
 from common_utils.specs import ArraySpec, EnvSpec
 from env.config import EnvConfig
@@ -199,3 +201,22 @@ def test_the_action_range_is_that_of_the_bc_policy(tmp_path, scaled):
     other = {"dataset.action_low": "[0]", "dataset.action_high": "[20]"}
     with pytest.raises(ConfigError, match=r"dataset.action_low \[0.0\].*bc_policy.*\[5.0\]"):
         train_rl.run(config(tmp_path / "other", scaled, **ibrl, **other))
+
+
+@pytest.mark.parametrize("bad", ["demonstrations", "weights"])
+def test_a_run_is_not_replaced_by_one_whose_inputs_are_refused(
+    bad: str, pendulum: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_rl.run(config(run, pendulum))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert run / "model0.pt" in before and run / "cfg.yaml" in before
+    if bad == "demonstrations":
+        again = config(run, write_robomimic(tmp_path / "other.hdf5", lengths=(7,)), overwrite=1)
+    else:
+        torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
+        options = {"load_pretrained_agent": tmp_path / "x.pt", "overwrite": 1}
+        again = config(run, pendulum, **options)
+    with pytest.raises(UserError, match=r"other\.hdf5|x\.pt"):
+        train_rl.run(again)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
