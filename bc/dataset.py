@@ -133,8 +133,8 @@ class RobomimicDataset:
         cfg, names = self.cfg, self._file.names
         if cfg.num_data > len(names):
             raise self._file.error(
-                None, "data", f"holds {len(names)} demonstrations, dataset.num_data is "
-                f"{cfg.num_data}"
+                None, "data", f"holds {len(names)} demonstrations, expected at least "
+                f"{cfg.num_data} (dataset.num_data, or preload_num_data of an RL run)"
             )  # fmt: skip
         table = _Table()
         for name in names if cfg.num_data < 0 else names[: cfg.num_data]:

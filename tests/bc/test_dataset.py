@@ -178,7 +178,7 @@ def test_natural_order_num_data_and_max_len(tmp_path):
     assert (
         RobomimicDataset(DatasetConfig(path=str(path), use_state=1, max_len=4)).num_episodes == 11
     )
-    with pytest.raises(DatasetError, match="12 demonstrations, dataset.num_data is 13"):
+    with pytest.raises(DatasetError, match="12 demonstrations, expected at least 13 "):
         RobomimicDataset(DatasetConfig(path=str(path), use_state=1, num_data=13))
     with pytest.raises(DatasetError, match="demo_10.*longer than dataset.eval_episode_len 4"):
         RobomimicDataset(DatasetConfig(path=str(path), use_state=1, eval_episode_len=4))

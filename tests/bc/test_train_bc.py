@@ -29,6 +29,7 @@ from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
+from common_utils.specs import SpecError
 from common_utils.success_rule import SparseReward
 from env.core import EnvError
 from env.factory import make_env
@@ -427,3 +428,19 @@ def test_another_spelling_of_the_files_task_is_the_task(tmp_path):
     cfg = config(tmp_path / "run", data, *more)
     train_bc.run(cfg)
     assert (cfg.env.suite, cfg.env.task) == ("metaworld", "Assembly")
+
+
+def children() -> set[str]:
+    """Processes that this one started and that still run."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def test_a_file_that_does_not_fit_the_environment_is_refused_with_advice(tmp_path):
+    data, before = write_metaworld(tmp_path / "data.hdf5"), children()
+    (tmp_path / "env_cfg.json").write_text(json.dumps({"env_name": "Juggling"}))
+    more = ["--dataset.use_state", "1", "--env.suite", "particle", "--env.task", "PARTICLE_2d"]
+    more += ["--num_eval_episode", "1", "--mp_eval", "1", "--num_eval_worker", "1"]
+    said = r"dataset.path: .*action dimension 4.*takes 2\n.*--num_eval_episode 0"
+    with pytest.raises(SpecError, match=said):
+        train_bc.run(config(tmp_path / "run", data, *more))
+    assert not (tmp_path / "run").exists() and children() <= before

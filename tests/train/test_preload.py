@@ -220,3 +220,10 @@ def test_a_run_is_not_replaced_by_one_whose_inputs_are_refused(
     with pytest.raises(UserError, match=r"other\.hdf5|x\.pt"):
         train_rl.run(again)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_more_demonstrations_than_the_file_has_are_refused(pendulum: Path, tmp_path: Path) -> None:
+    said = r"holds 3 demonstrations, expected at least 9 \(.*preload_num_data of an RL run\)"
+    with pytest.raises(DatasetError, match=said):
+        train_rl.run(config(tmp_path / "run", pendulum, preload_num_data=9))
+    assert not (tmp_path / "run").exists()
