@@ -27,7 +27,6 @@ from bc.loader import DemoFile
 from bc.pictures import layout_of
 from common_utils import run_config
 from common_utils.errors import run_program
-from common_utils.logger import RunLogger
 from common_utils.success_rule import SparseReward
 from tools import inspect_dataset
 from workspace.prepare_rl import add_demos_to_replay
@@ -582,10 +581,8 @@ def test_rl_preloads_channels_last_as_channels_first(tmp_path, size, stack, chan
         }  # fmt: skip
         args = [f"--{key}={value}" for key, value in options.items()]
         work = train_rl.Workspace(run_config.parse_args(train_rl.MainConfig, args))
-        with RunLogger(work.save_dir) as work.log:
-            add_demos_to_replay(work)
+        text = "\n".join(add_demos_to_replay(work))
         batches.append(work.replay.sample(8, "cpu"))
-        text = (work.save_dir / "train.log").read_text()
         note = f"obs/top_image is stored with its channels last [T, {size}, {size}, {channels}]"
         assert text.count(note) == kind and text.count("transposed") == kind
         work.close()
