@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -238,7 +239,8 @@ def _limit_memory() -> None:
 
 
 def _be_quiet() -> None:
-    """What programs print is of no interest; what they would read is empty."""
+    """What programs print is dropped, tracebacks of crashes too; what they read is empty."""
+    faulthandler.disable()
     warnings.simplefilter("ignore")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -432,6 +432,14 @@ def test_a_closed_terminal_saves_and_leaves(tmp_path: Path) -> None:
 
 
 def test_second_interrupt_acts_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_twice() -> None:
     with pytest.raises(KeyboardInterrupt), GracefulStop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
