@@ -25,6 +25,7 @@ import torch
 from common_utils.atomic import atomic_json
 from common_utils.options import Options, numeric
 from common_utils.ranges import Workers
+from common_utils.resources import cpu_name
 from networks import fast
 
 
@@ -146,18 +147,6 @@ def start(args: argparse.Namespace) -> Report:
 def timing_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for :func:`measure` that follow --quick."""
     return {"repeats": 2, "min_seconds": 0.01, "warmup": 1} if args.quick else {}
-
-
-def cpu_name() -> str:
-    """The CPU's model name, as Linux reports it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def run(main: Callable[[Report, argparse.Namespace], None], doc: str | None) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import cpu_name
 from common_utils.atomic import atomic_json
+from common_utils.resources import cpu_name
 from networks import fast
 from networks.fast import table
 

@@ -40,8 +40,8 @@ from common_utils.options import numeric
 from common_utils.ranges import Positive
 from common_utils.specs import Batch, Obs
 from mw_main import train_bc_mw
+from networks.fast import measure
 from networks.fast.cpu.module import kernels
-from networks.fast.onednn import gemm_backend
 from rl.q_agent import QAgent
 from train_bc import MainConfig as BcConfig
 from train_rl import MainConfig
@@ -255,7 +255,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.repeat is not None:
         timing["repeats"] = args.repeat
     isa = kernels.isa() if kernels is not None else "not built"
-    print(f"matrix products: {gemm_backend()}; fused kernels: {isa}; batch 256 unless configured")
+    print(f"fused kernels: {isa}; batch 256 unless configured; matrix products:")
+    print("\n".join(f"  {line}" for line in measure.report()))
     for case in cases:
         bench(report, case, timing)
         report.write(args.json)  # after each case, so that an interrupted run keeps its results

@@ -68,6 +68,16 @@ def check_packages() -> list[Finding]:
     return found
 
 
+def _run_program(text: str) -> subprocess.CompletedProcess[str]:
+    """Run Python text in a process of its own, in which the repository can be imported."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    more = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MUJOCO_GL": "disabled"}
+    command = [sys.executable, "-c", text]
+    return subprocess.run(
+        command, env=os.environ | more, capture_output=True, text=True, timeout=300
+    )
+
+
 _ROBOSUITE_PROGRAM = """
 import numpy as np
 from env.config import EnvConfig
@@ -86,13 +96,8 @@ def check_robosuite() -> Finding:
         version = importlib.metadata.version("robosuite")
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, NOTE, "not installed", advice)
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    more = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MUJOCO_GL": "disabled"}
-    command = [sys.executable, "-c", _ROBOSUITE_PROGRAM]
     try:
-        done = subprocess.run(
-            command, env=os.environ | more, capture_output=True, text=True, timeout=300
-        )
+        done = _run_program(_ROBOSUITE_PROGRAM)
     except subprocess.TimeoutExpired:
         return Finding(name, NOTE, f"{version}, but Lift does not start in 300 s", advice)
     if done.returncode == 0:
@@ -161,6 +166,23 @@ def check_kernels() -> list[Finding]:
         isa = f" ({built.isa()})" if hasattr(built, "isa") else ""
         findings.append(Finding(name, OK, f"{Path(str(built.__file__)).name}{isa}"))
     return findings
+
+
+_PRODUCTS_PROGRAM = """
+from networks.fast import keep_freed_memory, measure
+keep_freed_memory()
+print("\\n".join(measure.report()))
+"""
+
+
+def check_matrix_products() -> Finding:
+    """Measures who multiplies matrices fastest, or reads what was measured earlier."""
+    name = "Matrix products"
+    done = _run_program(_PRODUCTS_PROGRAM)
+    if done.returncode == 0:
+        return Finding(name, OK, done.stdout.strip())
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return Finding(name, PROBLEM, f"measuring them fails: {last}", "source set_env.sh")
 
 
 def check_rendering() -> Finding:
@@ -238,6 +260,7 @@ def examine() -> list[Finding]:
         check_compiler,
         check_replay_core,
         check_kernels,
+        check_matrix_products,
         check_robosuite,
         check_rendering,
         check_resources,

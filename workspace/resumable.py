@@ -9,6 +9,7 @@ from typing import Any
 from common_utils.logger import RunLogger
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop, RunState, SavesItself, fitting
+from networks.fast import choice
 
 
 class ResumableRun(ABC):
@@ -55,18 +56,23 @@ class ResumableRun(ABC):
         Raises NonFiniteError, and writes nothing, if training has diverged.
         """
         self.log.meters.check_finite()
-        tree = {**self.state_dict(), "reported": self.reported}
+        tree = {
+            **self.state_dict(),
+            "reported": self.reported,
+            "matrix_products": choice.current(),
+        }
         self.folder.save(self.steps_done, tree, self.state_parts())
 
     def resume(self, state: RunState) -> None:
         """Continue from a saved state."""
         with fitting(state):
+            changed = _multiply_as_in(state.tree)
             self.load_state(state)
             moved = self.moved(state.tree)
         state.tree.clear()  # its copies are no longer needed
         self.log.print(f"resumed from {state.path} at step {self.steps_done}")
-        if moved:
-            self.log.print(f"note: {moved}")
+        for note in filter(None, (moved, changed)):
+            self.log.print(f"note: {note}")
 
     def report(self, evaluate_and_log: Callable[[], None], last: bool) -> None:
         """End a log interval: save first, so that an evaluation that is killed or fails costs no
@@ -97,3 +103,16 @@ class ResumableRun(ABC):
             f"{self.stop.signal_name} at step {self.steps_done}{where}: state saved; "
             "the same command with --resume 1 continues"
         )
+
+
+def _multiply_as_in(tree: Mapping[str, Any]) -> str:
+    """Multiply matrices by the libraries that the run has used, so that it computes the same bits;
+    returns what changes by that, or by a choice that was named. Absent in older states.
+    """
+    recorded, here = tree.get("matrix_products"), choice.current()
+    if recorded is None or recorded == here:
+        return ""
+    if choice.named() is not None:
+        return "IBRL_GEMM names other matrix products than the run has used; bits may differ"
+    choice.use(recorded)
+    return "matrix products are computed as when the run began, not as measured now"

@@ -4,11 +4,12 @@
 products (``onednn``) or plain torch (``plain``). ``process`` has settings of the whole process.
 
 Environment variables: ``IBRL_GEMM`` = auto, mkl or onednn chooses the library that multiplies
-float32 matrices on the CPU (``onednn.gemm_backend``); ``IBRL_MALLOC`` = keep or system
+float32 matrices on the CPU (``choice``, ``measure``); ``IBRL_MALLOC`` = keep or system
 (``process``).
 """
 
 from networks.fast.layer import Layer
+from networks.fast.measure import set_up
 from networks.fast.ops import (
     ensemble_matmul,
     linear,
@@ -19,7 +20,7 @@ from networks.fast.ops import (
     soft_update,
     spatial_embed,
 )
-from networks.fast.process import keep_freed_memory, set_up, threads, use_threads
+from networks.fast.process import keep_freed_memory, threads, use_threads
 
 __all__ = [
     "Layer",

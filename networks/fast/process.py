@@ -1,4 +1,4 @@
-"""Settings of the whole process. Programs make them (``set_up``), never a constructor."""
+"""Settings of the whole process. Programs make them (``measure.set_up``), never a constructor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 
 from common_utils.errors import UserError
-from networks.fast.onednn import gemm_mode
 
 
 @lru_cache(maxsize=1)
@@ -54,15 +53,3 @@ def use_threads(num: int) -> None:
 def threads() -> int:
     """The number of threads that the C++ kernels run on."""
     return _threads or torch.get_num_threads()
-
-
-def set_up(torch_threads: int = 0, kernel_threads: int = 0) -> None:
-    """The setup that every program which trains or evaluates does first; 0 threads: leave torch's.
-
-    Raises UserError for one of the IBRL_* environment variables with an unexpected value.
-    """
-    gemm_mode()
-    keep_freed_memory()
-    if torch_threads > 0:
-        torch.set_num_threads(torch_threads)
-    use_threads(kernel_threads)

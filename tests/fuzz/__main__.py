@@ -19,6 +19,7 @@ from typing import Any
 
 from common_utils.atomic import atomic_json
 from common_utils.errors import UserError, run_program
+from common_utils.resources import cpu_name
 from tests.fuzz.case import Verdict
 from tests.fuzz.runner import Tally, case_of, generators, run_kind
 
@@ -79,13 +80,6 @@ def report(tallies: list[Tally], first: int) -> dict[str, Any]:
         "first": first,
         "kinds": [tally.as_json() for tally in tallies],
     }
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import nn
 from common_utils import kernels
 from common_utils.errors import UserError
 from networks import fast
-from networks.fast import onednn, process
+from networks.fast import choice, onednn, process
 from networks.fast.cpu import module
 from networks.fast.layer import Layer
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
@@ -36,10 +36,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
     monkeypatch.setattr(onednn, "_MIN_GEMM_WIDTH", 1)  # these tests are small
-    onednn.gemm_backend.cache_clear()
-    assert onednn.gemm_backend() == request.param
+    choice.use(choice.named())
     yield request.param
-    onednn.gemm_backend.cache_clear()
+    choice.use(None)
 
 
 def leaf(*shape: int) -> torch.Tensor:
@@ -295,18 +294,18 @@ def test_spatial_emb_with_prop_is_the_formula() -> None:
 
 def test_switches_refuse_what_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, function in (
-        ("IBRL_GEMM", onednn.gemm_backend),
+        ("IBRL_GEMM", choice.named),
         ("IBRL_MALLOC", process.keep_freed_memory),
     ):
         monkeypatch.setenv(name, "nonsense")
-        function.cache_clear()
+        process.keep_freed_memory.cache_clear()
         for early in (function, fast.set_up):  # the latter: before a run has written anything
             with pytest.raises(
                 UserError, match=f"^{name}: 'nonsense', expected [a-z, ]+ or [a-z]+$"
             ):
                 early()
         monkeypatch.delenv(name)
-        function.cache_clear()
+        process.keep_freed_memory.cache_clear()
     monkeypatch.setenv("IBRL_MALLOC", "system")
     assert fast.keep_freed_memory() is False
     fast.keep_freed_memory.cache_clear()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from networks import fast
-from networks.fast import onednn
+from networks.fast import choice
 
 ROWS, IN, OUT, MEMBERS = 512, 121, 128, 4  # 121 columns: not a multiple of any vector's width
 AT_MOST = 4.0  # times as long as dense operands
@@ -24,9 +24,9 @@ LAYOUTS = ("dense", "transposed", "padded")
 @pytest.fixture(params=["mkl", "onednn", "auto"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
-    onednn.gemm_backend.cache_clear()
+    fast.set_up()
     yield request.param
-    onednn.gemm_backend.cache_clear()
+    choice.use(None)
 
 
 def operand(layout: str, *shape: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         kernels.use(request.param)
     except ValueError:
         pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setattr(module, "own_gemm", lambda: True)
+    monkeypatch.setattr(module, "has_gemm", lambda: True)
     torch.manual_seed(0)
     yield request.param
     kernels.use(best)

@@ -24,8 +24,9 @@ import train_rl
 from common_utils.kept_weights import originals
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import latest_state
+from networks.fast.choice import WAYS
 from tests.docs.metrics_page import undocumented
-from tests.runs import REPO, assert_same_run, env, metrics
+from tests.runs import REPO, assert_same_run, env, metrics, weights
 from workspace import build_agent
 
 STEPS = 600
@@ -146,6 +147,32 @@ def test_resumed_run_is_the_uninterrupted_one(
     assert process.returncode != 0
     resumed = python(*command(bc_run, save_dir, "--resume=1"))
     assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(reference, save_dir)
+
+
+WHERE_KEPT = "from networks.fast import measure; print(measure.cache_file())"
+
+
+def test_a_resumed_run_multiplies_as_before(
+    bc_run: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is measured now, on another machine for example."""
+    save_dir = tmp_path / "run"
+    begun = python(*command(bc_run, save_dir, "--num_train_step=200"))
+    assert begun.returncode == 0, begun.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = Path(python("-c", WHERE_KEPT).stdout.strip())
+    assert tmp_path in file.parents
+    file.parent.mkdir()
+    table = {kind: {part: w[-1] for part, w in parts.items()} for kind, parts in WAYS.items()}
+    file.write_text(json.dumps({"times": {}, "table": table}))
+    other = python(*command(bc_run, tmp_path / "other", "--num_train_step=200"))
+    assert other.returncode == 0, other.stderr
+    mine, theirs = weights(save_dir), weights(tmp_path / "other")
+    assert any(not torch.equal(mine[k], theirs[k]) for k in mine)  # it would make a difference
+    resumed = python(*command(bc_run, save_dir, "--resume=1"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "matrix products are computed as when the run began" in resumed.stdout
     assert_same_run(reference, save_dir)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from networks.fast import choice
 from networks.fast.cpu import module
 from networks.fast.cpu.module import address, drop_args, needs_graph
 from networks.fast.cpu.module import loaded as kernels
@@ -26,7 +27,9 @@ def takes_perceptron(
     """CPU, float32, one input for all members, contiguous parameters, not empty."""
     if not layers or x.dim() != 2 or x.numel() == 0:
         return False
-    if not (module.fits(x) and module.own_gemm()):
+    if not (module.fits(x) and module.has_gemm()):
+        return False
+    if choice.perceptron(layers[0].sizes[1]) != "kernels":
         return False
     num, inputs = layers[0].num, x.size(1)
     if members is not None and not all(0 <= m < num for m in members):

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks.fast.onednn import gemm_mode
-
 try:
     from common_utils import kernels
 except ImportError:  # not built: everything works, slower
@@ -36,12 +34,14 @@ def norm_fits(norm: nn.LayerNorm, width: int) -> bool:
     return whole and gamma.shape == beta.shape == (width,)
 
 
-def own_gemm() -> bool:
-    """Whether perceptrons use the kernels' own matrix products.
+def has_gemm() -> bool:
+    """Whether the kernels have matrix products of their own: they need AVX2 or better."""
+    return kernels is not None and kernels.isa() != "base"
 
-    Yes unless ``IBRL_GEMM`` names another library, or the CPU has no AVX2 or better for them.
-    """
-    return kernels is not None and gemm_mode() == "auto" and kernels.isa() != "base"
+
+def build() -> str:
+    """Which of its builds the module runs; "" without the module."""
+    return "" if kernels is None else str(kernels.isa())
 
 
 def address(t: torch.Tensor | None) -> int:
