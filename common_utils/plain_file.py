@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -24,3 +25,12 @@ def read_small_text(path: str | os.PathLike[str], limit: int) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_id(path: str | os.PathLike[str]) -> str:
+    """The id in a file: up to 128 letters, digits, "_" and "-"; "" if the file holds none."""
+    try:
+        text = read_small_text(path, 1000).strip()
+    except (OSError, ValueError):
+        return ""
+    return text if re.fullmatch(r"[\w-]{1,128}", text, re.ASCII) else ""

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from common_utils import records, run_config
+from common_utils import records, run_config, run_id
 from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.errors import UserError
 from common_utils.kept_weights import KEPT_DIR
@@ -98,6 +98,7 @@ class RunFolder:
         self._lock: int | None = None
         self._begun = False
         self._saved = 0  # number of states
+        self._id = ""  # of the run, in its states too
 
     def __enter__(self) -> RunFolder:
         try:
@@ -200,6 +201,8 @@ class RunFolder:
             self.state = load_latest(self.path / STATE_DIR)
             if self.state is None:
                 self._check_never_began()
+            else:
+                self._id = run_id.take_id(self.path, self.state)
         elif held and not self.overwrite:
             raise ConfigError(
                 f"save_dir: '{self.path}' holds a run ({', '.join(held)}); continue it with "
@@ -278,6 +281,7 @@ class RunFolder:
             self._wipe()
         remove_leftovers(self.path)
         tidy(self.path / STATE_DIR)
+        self._identify()
         run_config.dump(cfg, self.path / CFG_NAME)
         state = self.state
         return RunLogger(
@@ -286,6 +290,13 @@ class RunFolder:
             resume_step=state.step if state is not None else None,
             saved=state.tree.get("log") if state is not None else None,
         )
+
+    def _identify(self) -> None:
+        """Write the run's id, before its first state. Only runs of earlier versions have none."""
+        if self.state is None:
+            self._id = run_id.new_id()
+        if self._id and (note := run_id.write_id(self.path, self._id)):
+            print(note)
 
     def _start_wandb(self, cfg: RunConfig) -> Any:
         return start_wandb(
@@ -319,7 +330,8 @@ class RunFolder:
                 f"save_dir: '{self.path}' is this run's no longer: the folder, or {LOCK_NAME} in "
                 "it, was removed or replaced while the run was writing to it"
             )
-        save_state(self.path / STATE_DIR, step, tree, parts)
+        own = {run_id.ENTRY: self._id} if self._id else {}
+        save_state(self.path / STATE_DIR, step, {**tree, **own}, parts)
         self._saved += 1
 
     @contextmanager
@@ -338,7 +350,7 @@ class RunFolder:
     def _wipe(self) -> None:
         """Remove the run that is replaced, states first, so that a partial one is never resumed."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
-        others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, CFG_NAME)
+        others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, run_id.ID_FILE, CFG_NAME)
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

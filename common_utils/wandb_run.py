@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common_utils.plain_file import read_small_text
+from common_utils.plain_file import read_id
 from common_utils.run_config import ConfigError
 
 ID_FILE = "wandb_id.txt"
@@ -52,7 +51,7 @@ def start_wandb(
             group=group or None,
             dir=str(save_dir),
             config=dict(config),
-            id=(_saved_id(save_dir) if resume else "") or uuid.uuid4().hex[:8],
+            id=(read_id(save_dir / ID_FILE) if resume else "") or uuid.uuid4().hex[:8],
             resume=None if os.environ.get("WANDB_MODE") == "offline" else "allow",
             settings=wandb.Settings(init_timeout=seconds, login_timeout=_SECONDS),
         )
@@ -62,15 +61,6 @@ def start_wandb(
         raise ConfigError(
             f"use_wb: 1, but Weights & Biases cannot be used ({_line(error)}); {_WAYS_OUT}"
         ) from None
-
-
-def _saved_id(save_dir: Path) -> str:
-    """The run's id, "" if its file holds none."""
-    try:
-        text = read_small_text(save_dir / ID_FILE, 1000).strip()
-    except (OSError, ValueError):
-        return ""
-    return text if re.fullmatch(r"[\w-]{1,128}", text, re.ASCII) else ""
 
 
 def _line(error: Exception) -> str:

@@ -12,12 +12,13 @@ import torch
 import yaml
 from tensorboard.compat.proto.event_pb2 import Event
 
+from common_utils import run_id
 from common_utils.run_state import latest_state, load_state
 from tests.runs import TIMING, metrics
 
 EVENTS = "tb"
-# of a state: what measures time, or names files whose names and contents do
-TIMED = ("log.wall", "log.files", "watch", "counters.train_seconds")
+# of a state: what measures time, names files whose names and contents do, or is random
+TIMED = ("log.wall", "log.files", "watch", "counters.train_seconds", run_id.ENTRY)
 OPTIONS = ("resume", "overwrite", "save_dir")
 
 
@@ -55,7 +56,7 @@ def _unequal(mine: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 def _of_file(mine: Path, theirs: Path) -> list[str]:
-    if theirs.suffix in (".jsonl", ".log"):
+    if theirs.suffix in (".jsonl", ".log") or theirs.name == run_id.ID_FILE:
         return []
     if theirs.suffix == ".pt":
         return _of_trees(torch.load(mine, weights_only=True), torch.load(theirs, weights_only=True))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from common_utils.plain_file import read_id
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
-from common_utils.wandb_run import ID_FILE, _saved_id, start_wandb
+from common_utils.wandb_run import ID_FILE, start_wandb
 from tests.runs import REPO
 
 PROGRAM = """
@@ -72,10 +73,10 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_damaged_id_is_no_id(tmp_path: Path) -> None:
     path = tmp_path / ID_FILE
-    assert _saved_id(tmp_path) == ""
+    assert read_id(path) == ""
     for content, found in ((b"ab12-x\n", "ab12-x"), (b"a/b", ""), (b"\xff", ""), (b"x" * 2000, "")):
         path.write_bytes(content)
-        assert _saved_id(tmp_path) == found
+        assert read_id(path) == found
     path.unlink()
     path.mkdir()
-    assert _saved_id(tmp_path) == ""
+    assert read_id(path) == ""
