@@ -1,18 +1,18 @@
-"""The one environment interface. Every suite implements it; trainers know nothing else.
+"""The environment interface. Every suite implements it, and trainers use nothing else.
 
-    obs, info = env.reset(seed=k)                       # same k, same episode, always
+    obs, info = env.reset(seed=k)                       # the same k always gives the same episode
     obs, reward, terminated, truncated, info = env.step(action)
 
 ``obs``   dict of numpy arrays exactly as ``env.spec.observations`` says (see common_utils.specs)
 ``action`` float32 [A] in [-1, 1]
 ``reward`` float (scaled by the configured reward scale)
-``info``  {"success": bool, "images": {camera: uint8 [H, W, 3]}} ("images" only when asked for);
-          at an episode's last step a task may add "metrics": {name: float}, which evaluations
-          average. "recorded" (with record_sim_state): what files of demonstrations hold besides
-          the observation: arrays that belong to it, strings that belong to the episode
+``info``  {"success": bool, "images": {camera: uint8 [H, W, 3]}} ("images" only with
+          record_images); at an episode's last step a task may add "metrics": {name: float}, which
+          evaluations average. "recorded" (with record_sim_state): what demonstration files hold
+          besides the observation: arrays for this step, strings for the episode
 
-An environment holds no generator of its own: what is random in an episode follows from the
-seed given to ``reset``, so an episode is (seed, actions), which is also how it is resumed.
+An environment has no generator of its own. All randomness of an episode follows from the seed
+given to ``reset``, so an episode is (seed, actions). This is also how it is resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ObsDict = dict[str, np.ndarray]
 
 
 class EnvError(UserError):
-    """An environment was misused, or cannot be built here; the message says what to do."""
+    """An environment was misused, or cannot be built here. The message says what to do."""
 
 
 class Env(ABC):
@@ -43,9 +43,9 @@ class Env(ABC):
     spec: EnvSpec
     # control steps per second, for videos
     control_hz: float = 20.0
-    # numbers of proprioception that the suite delivers, where all its tasks deliver as many
+    # size of proprioception, if it is the same for all tasks of the suite
     prop_dim: int = 0
-    # seconds spent drawing pictures so far (where the suite draws them in this process)
+    # seconds spent drawing images so far (if the suite draws them in this process)
     render_seconds: float = 0.0
 
     @abstractmethod
@@ -75,27 +75,27 @@ class Env(ABC):
         Returns None when the state was taken before the first reset.
         """
 
-    # ------------------------------------------- what a suite's files of demonstrations say
+    # ------------------------------------------- demonstration files of the suite
 
     @classmethod
     def env_args(cls, cfg: EnvConfig) -> dict[str, Any]:
-        """What files of demonstrations say of the environment of ``cfg``."""
+        """The description of ``cfg``'s environment in demonstration files."""
         return {"suite": cfg.suite, "env_name": cfg.task, "env_kwargs": asdict(cfg)}
 
     @classmethod
     def recording(cls, cfg: EnvConfig) -> EnvConfig:
-        """``cfg`` with all that files of demonstrations hold of a step."""
+        """``cfg``, set to record everything that demonstration files hold of a step."""
         return cfg
 
     @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
-        """Put what a file says of its environment into ``cfg``; returns what contradicts it.
+        """Copy a file's description of its environment into ``cfg``; returns contradictions.
 
         Args:
-            args: the file's ``env_args``, {} where it has none.
-            action_repeat: simulator steps per action that the reader was set to.
+            args: the file's ``env_args``, {} if it has none.
+            action_repeat: the reader's simulator steps per action.
         """
-        # what a policy sees at evaluation must look like what it learned from
+        # in evaluation a policy must see images that look like those of its training
         quality = (args.get("env_kwargs") or {}).get("render_quality")
         if quality in ("faithful", "fast"):
             cfg.render_quality = quality
@@ -103,7 +103,7 @@ class Env(ABC):
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:
-        """Whether two spellings name one task of the suite."""
+        """Whether two spellings name the same task of the suite."""
         return plain_task(a) == plain_task(b)
 
     @classmethod
@@ -113,24 +113,23 @@ class Env(ABC):
 
 
 class Expert(Protocol):
-    """A scripted expert: it looks into the environment it was made for, not at observations.
+    """A scripted expert: it reads the state of its environment, not observations.
 
-    ``env.experts.make_expert`` makes one; what a suite's expert is given besides the noise is
-    in the docstring of its class.
+    ``env.experts.make_expert`` makes one. The docstring of each class describes its options.
     """
 
     @property
     def phase(self) -> str:
-        """What it is doing, for reports; "" where it has no phases."""
+        """What it is doing, for reports; "" if it has no phases."""
         return ""
 
     @property
     def achieved(self) -> tuple[str, ...]:
-        """What has been done of the task in this episode, in order; () where it does not say."""
+        """The finished parts of the task in this episode, in order; () if it reports none."""
         return ()
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Before each episode, after the environment's reset; ``rng`` is for its choices."""
+        """Called before each episode, after the environment's reset; ``rng`` is for its choices."""
 
     def act(self) -> np.ndarray:
-        """Action float32 [A] in [-1, 1] for the environment's present state."""
+        """Action float32 [A] in [-1, 1] for the environment's current state."""

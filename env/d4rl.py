@@ -3,15 +3,15 @@
 Names, observations, rewards, time limits and ends of episodes are those of D4RL's v0 tasks,
 for which Implicit Behavioral Cloning reports its returns (table 2):
 
-* Adroit (door, hammer, pen, relocate): gymnasium-robotics has the same observations, but since
-  its version 1.2.1 rewards the hand's distance from the object instead of its nearness. The
-  rewards here are D4RL's; replayed human demonstrations of door earn what was recorded. pen ends
-  when the pen is dropped, and after 100 steps.
+* Adroit (door, hammer, pen, relocate): gymnasium-robotics has the same observations. Since version
+  1.2.1 it rewards the hand for being far from the object, not near it. The rewards here are D4RL's:
+  replayed human demonstrations of door get the recorded rewards. pen ends when the pen is dropped,
+  and after 100 steps.
 * Franka kitchen: the reward is the number of subtasks completed at that step, so that the return
   is the number of completed subtasks (D4RL's recordings hold the running count instead). The
   observation is mapped by :func:`kitchen_state`.
 
-Success of Adroit is the paper's: the goal is achieved at more than 25 steps of the episode.
+Success in Adroit is the paper's: the goal is achieved at more than 25 steps of the episode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from env.core import EnvError, ObsDict
 from env.gymnasium_adapter import GymnasiumEnv
 
 SUITE = "d4rl"
-# steps with the goal achieved that an Adroit episode needs more than
+# an Adroit episode is a success with more steps at the goal than this
 SUCCESS_STEPS = 25
 _COMPLETE = ("microwave", "kettle", "light switch", "slide cabinet")
 _MIXED = ("microwave", "kettle", "bottom burner", "light switch")
@@ -40,7 +40,7 @@ _MIXED = ("microwave", "kettle", "bottom burner", "light switch")
 
 @dataclass(frozen=True)
 class Task:
-    """A task of D4RL: id in gymnasium, time limit in control steps, the kitchen's subtasks."""
+    """A task of D4RL: its id in gymnasium, time limit in control steps, the kitchen's subtasks."""
 
     env_id: str
     horizon: int
@@ -53,7 +53,7 @@ TASKS = {
     "pen-human-v0": Task("AdroitHandPen-v1", 100),
     "relocate-human-v0": Task("AdroitHandRelocate-v1", 200),
     "kitchen-complete-v0": Task("FrankaKitchen-v1", 280, _COMPLETE),
-    # demonstrations that contain other subtasks as well; the task is the same
+    # its demonstrations also contain other subtasks; the task is the same
     "kitchen-partial-v0": Task("FrankaKitchen-v1", 280, _COMPLETE),
     "kitchen-mixed-v0": Task("FrankaKitchen-v1", 280, _MIXED),
 }
@@ -61,7 +61,7 @@ TASKS = {
 
 # ------------------------------------------------------------------------- the kitchen
 
-# where each subtask's joints are among the simulation's 30 positions
+# indices of each subtask's joints in the simulation's 30 positions
 KITCHEN_JOINTS = {
     "bottom burner": slice(11, 13),
     "top burner": slice(15, 17),
@@ -87,7 +87,7 @@ def kitchen_state(observation: np.ndarray, goals: Mapping[str, np.ndarray]) -> n
     ========  ==========================================  ===========================
 
     Args:
-        goals: goal [..., k] of each subtask, by name. Raises EnvError for one unknown.
+        goals: goal [..., k] of each subtask, by name. Raises EnvError for an unknown name.
     """
     if observation.shape[-1] != 59:
         raise EnvError(
@@ -124,7 +124,7 @@ class KitchenTask(gymnasium.Wrapper):
 
 
 def door_reward(obs: np.ndarray, sim: Any) -> float:
-    """For the open door; ``obs`` [39]: hinge 28, palm - handle 35:38."""
+    """Reward for an open door; ``obs`` [39]: hinge 28, palm - handle 35:38."""
     angle = obs[28]
     reward = -0.1 * np.linalg.norm(obs[35:38]) - 0.1 * (angle - 1.57) ** 2
     reward -= 1e-5 * np.square(sim.data.qvel).sum()
@@ -132,7 +132,7 @@ def door_reward(obs: np.ndarray, sim: Any) -> float:
 
 
 def hammer_reward(obs: np.ndarray, sim: Any) -> float:
-    """For the nail driven in; ``obs`` [46]: palm 33:36, hammer 36:39, nail 42:45."""
+    """Reward for a driven nail; ``obs`` [46]: palm 33:36, hammer 36:39, nail 42:45."""
     palm, hammer, nail = obs[33:36], obs[36:39], obs[42:45]
     head = sim.data.site_xpos[sim.tool_site_id]
     left = np.linalg.norm(nail - sim.data.site_xpos[sim.goal_site_id])
@@ -143,8 +143,8 @@ def hammer_reward(obs: np.ndarray, sim: Any) -> float:
 
 
 def pen_reward(obs: np.ndarray, sim: Any) -> float:
-    """For the pen turned as wanted; ``obs`` [45]: height 26, its direction 33:36, the wanted one
-    36:39, position - wanted one 39:42."""
+    """Reward for a pen in its goal pose; ``obs`` [45]: height 26, direction 33:36, goal direction
+    36:39, position - goal position 39:42."""
     distance, similarity = np.linalg.norm(obs[39:42]), obs[33:36] @ obs[36:39]
     near = distance < 0.075
     bonus = 10 * (near and similarity > 0.9) + 50 * (near and similarity > 0.95)
@@ -152,7 +152,7 @@ def pen_reward(obs: np.ndarray, sim: Any) -> float:
 
 
 def relocate_reward(obs: np.ndarray, sim: Any) -> float:
-    """For the ball at the target; ``obs`` [39]: palm - ball 30:33, palm - target 33:36, ball -
+    """Reward for a ball at the target; ``obs`` [39]: palm - ball 30:33, palm - target 33:36, ball -
     target 36:39."""
     palm, left = np.linalg.norm(obs[33:36]), np.linalg.norm(obs[36:39])
     reward = -0.1 * np.linalg.norm(obs[30:33])
@@ -192,8 +192,8 @@ class AdroitTask(gymnasium.Wrapper):
 def import_robotics() -> None:
     """Import gymnasium-robotics, which registers its environments.
 
-    Its notice about changed Adroit rewards is not shown: they are not used. Raises EnvError
-    where it is not installed.
+    Its notice about changed Adroit rewards is hidden, because these rewards are not used. Raises
+    EnvError if it is not installed.
     """
     printed = io.StringIO()
     try:
@@ -224,9 +224,9 @@ class D4RLEnv(GymnasiumEnv):
     """A task of D4RL behind the environment interface.
 
     Delivers ``state`` float32 [S * state_stack] (door and relocate 39, hammer 46, pen 45,
-    kitchen 60), and images of the camera "render" where asked for. An episode lasts the task's
-    time limit (``episode_length`` where that is shorter), success or not, since the return is
-    what counts; pen also ends when the pen is dropped, the kitchen when everything is done.
+    kitchen 60), and images of the camera "render" if requested. An episode lasts until the task's
+    time limit (or ``episode_length``, if that is shorter), even after success, because the score
+    is the return. pen also ends when the pen is dropped, the kitchen when everything is done.
     Metrics: ``goal_achieved_steps``, or ``completed_subtasks`` and each subtask by name.
     """
 
@@ -251,12 +251,12 @@ class D4RLEnv(GymnasiumEnv):
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:
-        """In upper or lower case."""
+        """Upper and lower case are the same."""
         return a.lower() == b.lower()
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
-        """Episodes last to the time limit, success or not; the return is what counts."""
+        """Episodes last until the time limit, even after success; the score is the return."""
         return AsRecorded(cfg.suite)
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
@@ -265,7 +265,7 @@ class D4RLEnv(GymnasiumEnv):
         return super().reset(seed=seed)
 
     def _succeeded(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
-        """Count what the simulation's step achieved, and tell whether that is enough."""
+        """Count what the simulation's step achieved; returns whether this is a success."""
         if self.task.subtasks:
             self._completed |= frozenset(info["step_task_completions"])
             return len(self._completed) == len(self.task.subtasks)

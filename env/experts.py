@@ -17,15 +17,15 @@ EXPERTS = {
 
 
 def make_expert(env: Env, noise: float = 0.0, **options: Any) -> Expert:
-    """The expert of an environment; call its ``reset`` after each of the environment's.
+    """The expert of an environment; call its ``reset`` after each reset of the environment.
 
     Args:
-        env: what it looks at and acts in.
+        env: the environment that it reads and acts in.
         noise: standard deviation of Gaussian noise on its actions. robosuite and Meta-World: in
             action units; particle and block pushing: in the task's native units (metres).
-        options: of the expert's class.
+        options: options of the expert's class.
 
-    Raises EnvError for an environment without one, or an option it does not have.
+    Raises EnvError for an environment without an expert, or an option that it does not have.
     """
     suite = env.spec.suite
     if suite not in EXPERTS:

@@ -1,4 +1,4 @@
-"""Making environments by configuration. A suite is imported only when it is asked for."""
+"""Makes environments from their configuration. A suite is only imported when it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from env.suites import SUITES
 
 
 def suite_class(suite: str) -> type[Env]:
-    """The environment class of a suite; EnvError naming the suites for any other."""
+    """The environment class of a suite; for an unknown name an EnvError that lists the suites."""
     if suite not in SUITES:
         raise EnvError(f"suite '{suite}' is unknown; expected one of {', '.join(SUITES)}")
     found: type[Env] = resolve(SUITES[suite])
@@ -32,20 +32,20 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
 
 
 def env_args(cfg: EnvConfig) -> dict[str, Any]:
-    """What files of demonstrations say of the environment (``data.attrs["env_args"]``)."""
+    """The description of an environment in demonstration files (``data.attrs["env_args"]``)."""
     return suite_class(cfg.suite).env_args(cfg)
 
 
 def recording_config(cfg: EnvConfig) -> EnvConfig:
-    """``cfg`` with all that its suite's files of demonstrations hold of a step."""
+    """``cfg``, set to record everything that its suite's demonstration files hold of a step."""
     return suite_class(cfg.suite).recording(cfg)
 
 
 def adopt_env_args(cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
-    """Put what a file of demonstrations says of its environment into ``cfg``.
+    """Copy a demonstration file's description of its environment into ``cfg``.
 
-    Returns what contradicts ``cfg`` or cannot be played here, a sentence each. A suite that
-    nothing is known of takes what any environment has.
+    Returns a sentence for each contradiction to ``cfg``, and for each thing that cannot be played
+    here. An unknown suite is treated by the rules of ``Env``.
     """
     suite = suite_class(cfg.suite) if cfg.suite in SUITES else Env
     return suite.adopt(cfg, args, action_repeat)

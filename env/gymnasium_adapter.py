@@ -1,7 +1,7 @@
 """Any gymnasium.Env behind the environment interface: bring your own environment.
 
-What it must have: a Box action space with finite bounds, and observations that are one Box or
-a Dict of Boxes. Cameras are observation keys with uint8 [H, W, 3] images, or "render" for
+It must have a Box action space with finite bounds, and observations that are one Box or a Dict
+of Boxes. Cameras are observation keys with uint8 [H, W, 3] images, or "render" for
 ``env.render()``. An episode must follow from ``reset(seed=...)`` and the actions alone.
 docs/environments.md has a complete example.
 """
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     import gymnasium
 
 RENDER = "render"
-# keys that a single Box goes by
+# keys for a single Box
 STATE, IMAGE = "state", "image"
 
 
 def _registered(cfg: EnvConfig) -> Callable[[str | None], gymnasium.Env]:
-    """Maker of the environment registered as ``cfg.task``, by render mode."""
+    """A function from render mode to the environment registered as ``cfg.task``."""
     import gymnasium
 
     prefix, env_id = split_task(cfg.task)
@@ -67,8 +67,8 @@ def _registered(cfg: EnvConfig) -> Callable[[str | None], gymnasium.Env]:
 class GymnasiumEnv(SeededEnv):
     """A gymnasium.Env with actions in [-1, 1], stacks, time limit, success.
 
-    Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] (resized where needed), ``prop`` float32
-    [P * prop_stack] where ``gym_prop_key`` names it, and with ``use_state`` ``state`` float32
+    Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] (resized if needed), ``prop`` float32
+    [P * prop_stack] if ``gym_prop_key`` names it, and with ``use_state`` ``state`` float32
     [S * state_stack]. The reward is the environment's own, summed over ``action_repeat`` steps.
     """
 
@@ -79,18 +79,17 @@ class GymnasiumEnv(SeededEnv):
     def from_env(cls, env: gymnasium.Env | Callable[[], gymnasium.Env], cfg: EnvConfig) -> Any:
         """The adapter of an environment made in Python (or of a function that makes it).
 
-        Training programs and their workers make environments by registered id; this is for
-        code of one's own.
+        For your own code; training programs and their workers make environments by registered id.
         """
         self = cls.__new__(cls)
-        # a class has a step too
+        # a class also has a step
         made = env() if isinstance(env, type) or not hasattr(env, "step") else env
         self._open(cfg, lambda _: made)  # type: ignore[arg-type, return-value]
         return self
 
     def _open(self, cfg: EnvConfig, make: Callable[[str | None], gymnasium.Env]) -> None:
         self.cfg, self._make = cfg, make
-        # images cost, and may need GL: only where they are asked for
+        # images take time, and may need GL: render only if they are requested
         pictures = RENDER in cfg.cameras or bool(cfg.record_images)
         load_triton_before_mesa(rendering=pictures)
         self._sim: Any = make("rgb_array" if pictures else None)
@@ -108,12 +107,12 @@ class GymnasiumEnv(SeededEnv):
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:
-        """The id decides, with its version, not the module that registers it."""
+        """Only the id, with its version, counts, not the module that registers it."""
         return split_task(a)[1] == split_task(b)[1]
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
-        """What ``gym_success_key`` says, as in :meth:`step`."""
+        """The rule of ``gym_success_key``, as in :meth:`step`."""
         key, ends = cfg.gym_success_key, bool(cfg.end_on_success)
         who = f"gym.success_key '{key}'"
         if key in (TERMINATED, TRUNCATED):
@@ -137,7 +136,7 @@ class GymnasiumEnv(SeededEnv):
         return low, high
 
     def _spaces(self) -> dict[str, Any]:
-        """Observation spaces by key; a single Box is called "state", or "image" if it is one."""
+        """Observation spaces by key; a single Box gets the key "image" or "state"."""
         from gymnasium.spaces import Box, Dict
 
         space = self._sim.observation_space
@@ -220,7 +219,7 @@ class GymnasiumEnv(SeededEnv):
         """uint8 [H, W, 3] at the environment's own size."""
         if camera != RENDER:
             return self._raw[camera]
-        # gymnasium's MuJoCo viewers each have a GL context, but select it only when made
+        # each of gymnasium's MuJoCo viewers has a GL context, but only selects it when it is made
         viewer = getattr(getattr(self._sim.unwrapped, "mujoco_renderer", None), "viewer", None)
         try:
             if viewer is not None:
@@ -241,8 +240,8 @@ class GymnasiumEnv(SeededEnv):
     def render(self, camera: str | None = None) -> np.ndarray:
         """Image uint8 [image_size, image_size, 3].
 
-        An environment made without rendering is made again with it, once, and its episode
-        played up to where it stood.
+        If the environment was made without rendering, it is made again with rendering, once, and
+        its episode is played again up to the current step.
         """
         camera = camera or (self.cfg.cameras[0] if self.cfg.cameras else RENDER)
         if camera != RENDER and camera not in self.cfg.cameras:
@@ -265,8 +264,8 @@ class GymnasiumEnv(SeededEnv):
         self.load_state_dict(episode)
 
     def _first_picture(self) -> None:
-        """Gymnasium's MuJoCo camera keeps looking at the middle of what it first sees: let that
-        be the same in every environment, whatever it plays first.
+        """Gymnasium's MuJoCo camera keeps looking at the middle of its first image. Make this image
+        the same in every environment, whatever it plays first.
         """
         self._check_render()
         load_triton_before_mesa(rendering=True)
@@ -341,7 +340,7 @@ class GymnasiumEnv(SeededEnv):
         return bool(info.get(key, False))
 
     def _check_success_key(self, info: Mapping[str, Any]) -> None:
-        """A key that a whole episode did not show is a mistake, not a failure."""
+        """A key that is missing in a whole episode is a mistake, not a failed episode."""
         key = self.cfg.gym_success_key
         if key not in ("", "terminated", "truncated") and not self._success_seen:
             raise EnvError(
@@ -357,7 +356,7 @@ class GymnasiumEnv(SeededEnv):
 
 
 def _choose_gl() -> None:
-    """Gymnasium's MuJoCo renderer tries a window first unless it is given a back end."""
+    """Without a given back end, gymnasium's MuJoCo renderer tries a window first."""
     if "mujoco" in sys.modules and not os.environ.get("MUJOCO_GL"):
         backend = best_backend()
         if backend != "disabled":

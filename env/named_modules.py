@@ -1,10 +1,10 @@
-"""Modules that a configuration names, and whose word is enough to import them.
+"""Modules that a configuration names, and whether they may be imported.
 
-``gym_module``, and what stands before the colon of a gymnasium task (``my_tasks:my/Reach-v0``),
-name a module that is imported so that it registers the task. What the user typed, or wrote in a
-configuration that they passed, is theirs. What came with a checkpoint (its cfg.yaml) or with
-demonstrations is a stranger's: importing it would run whatever lies under that name. It is
-settled here before the first environment is made, so that workers are sent what was settled.
+``gym_module``, and the part before the colon of a gymnasium task (``my_tasks:my/Reach-v0``),
+name a module that is imported to register the task. The user is trusted: the command line, and
+a configuration that they passed. A checkpoint (its cfg.yaml) and demonstrations are not:
+importing a module that they name would run any code under that name. This is decided before the
+first environment is made, so that workers receive the result.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ SUITE = "gymnasium"  # the one suite that imports by name
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """``--trust_module NAME``, any number of times, of programs that load checkpoints."""
+    """Add ``--trust_module NAME`` (may be repeated) to programs that load checkpoints."""
     parser.add_argument(
         "--trust_module", action="append", default=[], metavar="NAME",
-        help="module that a checkpoint may name and so have imported (docs/security.md)",
+        help="a module that a checkpoint may name, which is then imported (docs/security.md)",
     )  # fmt: skip
 
 
 def module_names(trust_module: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of modules from a sequence of them, or from a text that joins them by "+"."""
+    """Names of modules, from a sequence of names, or from a string that joins them by "+"."""
     texts = [trust_module] if isinstance(trust_module, str) else list(trust_module)
     return tuple(name for text in texts for name in text.split("+") if name)
 
 
 def split_task(task: str) -> tuple[str, str]:
-    """(module, id) of a task of gymnasium; the module is "" where the task names none."""
+    """(module, id) of a gymnasium task; the module is "" if the task names none."""
     module, colon, env_id = task.partition(":")
     return (module, env_id) if colon else ("", task)
 
 
 def modules_of(env: EnvConfig) -> tuple[str, ...]:
-    """What making ``env`` imports by name."""
+    """The modules that are imported by name when ``env`` is made."""
     if env.suite != SUITE:
         return ()
     return tuple(m for m in (env.gym_module, split_task(env.task)[0]) if m)
 
 
 def settle_modules(env: EnvConfig, trust_module: str | Iterable[str], source: str) -> EnvConfig:
-    """``env``, which ``source`` describes, so that making it imports trusted modules alone.
+    """``env`` (described by ``source``), changed so that only trusted modules are imported.
 
-    A module that is not trusted is not needed, and left out, where the id is in gymnasium's
-    registry already. Elsewhere it raises ConfigError, which names ``source``, the module and the
-    option that allows it.
+    If the id is already in gymnasium's registry, a module that is not trusted is left out.
+    Otherwise such a module raises ConfigError, which names ``source``, the module and the option
+    that allows it.
     """
     strange = [m for m in modules_of(env) if not is_trusted(m, trust_module)]
     prefix, env_id = split_task(env.task)
@@ -87,7 +87,7 @@ def _note(text: str) -> None:
 
 
 def is_trusted(module: str, trust_module: str | Iterable[str]) -> bool:
-    """Whether ``trust_module`` names the module, or a package that it lies in."""
+    """Whether ``trust_module`` names the module, or a package that contains it."""
     allowed = module_names(trust_module)
     return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
@@ -106,7 +106,7 @@ def _registered(env_id: str) -> bool:
 
 
 def import_named(module: str, field: str) -> None:
-    """Import a module that was settled. Raises EnvError if it is not one or cannot be found."""
+    """Import an allowed module. Raises EnvError if it is not a module's name or is not found."""
     if not all(part.isidentifier() for part in module.split(".")):
         raise EnvError(f"{field}: '{module}', expected a module's name such as my_package.my_tasks")
     try:

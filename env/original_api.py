@@ -19,8 +19,8 @@ class OriginalApi:
     """``reset() -> (obs, image_obs)``, ``step(a) -> (obs, reward, terminal, success, image_obs)``.
 
     Observations are tensors on ``device``; ``image_obs`` holds the big images, uint8
-    [3, H, W] per camera. Episodes are seeded ``seed, seed + 1, ...`` unless ``reset`` is
-    given one. NonFiniteError for an action, an observation or a reward that is not finite.
+    [3, H, W] per camera. Episodes are seeded ``seed, seed + 1, ...`` unless ``reset`` gets a
+    seed. Raises NonFiniteError for an action, observation or reward that is not finite.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class OriginalApi:
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        """Shape of the agent's main observation: the image, else the state."""
+        """Shape of the agent's main observation: the image, or the state if there is none."""
         observations = self.env.spec.observations
         image = next((k for k in self._rename), "state")
         return observations[image].shape

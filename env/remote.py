@@ -1,4 +1,4 @@
-"""A process of its own that builds one environment and plays it (``env.worker``)."""
+"""A separate process that builds one environment and plays it (``env.worker``)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 DEFAULT_MAKER = "env.worker:make_env"
-# seconds for importing and building a simulator, even where steps must answer sooner: on a busy
-# machine minutes pass
+# seconds for importing and building a simulator, even if steps have a shorter limit: on a busy
+# machine this takes minutes
 BUILD_TIMEOUT = 600.0
-# seconds that a worker has for its answer when its time seems to be up
+# extra seconds that a worker gets for its answer when its time seems to be over
 GRACE = 10.0
 
 
@@ -24,10 +24,10 @@ class WorkerProcess:
     """A process that runs ``env.worker``, and the connection to it.
 
     Args:
-        name: how messages call it.
+        name: its name in messages.
         timeout: seconds it may take for one answer before it counts as hung (at least
             BUILD_TIMEOUT for building its environment).
-        error: what is raised when it dies, fails or hangs.
+        error: the exception class that is raised if it dies, fails or hangs.
     """
 
     def __init__(self, name: str, timeout: float, error: type[Exception]) -> None:
@@ -40,7 +40,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=env,
-                # Ctrl-C is for the trainer to handle; the worker ends with its connection
+                # the trainer handles Ctrl-C; the worker ends with its connection
                 start_new_session=True,
             )
         # a worker that stalls in the middle of a message must not stall this process
@@ -54,12 +54,12 @@ class WorkerProcess:
         self.what = "starting"
 
     def build(self, maker: str, env_cfg: Mapping[str, Any]) -> None:
-        """Have it make its environment; it answers ("ready", spec)."""
+        """Let it make its environment; it answers ("ready", spec)."""
         self.what = "building its environment"
         self.send(("env", maker, env_cfg), max(self.timeout, BUILD_TIMEOUT))
 
     def send(self, message: tuple[Any, ...], timeout: float | None = None) -> None:
-        """Start waiting for an answer to ``message``, so long or ``self.timeout`` seconds."""
+        """Send ``message``; its answer may take ``timeout`` seconds (default: ``self.timeout``)."""
         self.allowed = self.timeout if timeout is None else timeout
         self.deadline = time.monotonic() + self.allowed
         self._grace = True
@@ -69,7 +69,7 @@ class WorkerProcess:
             raise self.error(self.obituary()) from None
 
     def receive(self) -> tuple[Any, ...]:
-        """Its next message; raises ``error`` when it died, failed, or is overdue."""
+        """Its next message; raises ``error`` if it died, failed, or is overdue."""
         while not self.conn.poll(max(0.0, self.deadline - time.monotonic())):
             if self.is_late():
                 raise self.error(self.overdue())
@@ -84,10 +84,10 @@ class WorkerProcess:
         return message
 
     def is_late(self) -> bool:
-        """Whether its time is up and no answer is there.
+        """Whether its time is over and it has not answered.
 
-        Once per answer it is given a little more: when a whole job was frozen (suspended, or
-        stopped by a scheduler) for longer than the limit, the worker has had no time to answer.
+        It gets a little more time once per answer: if the whole job was frozen (suspended, or
+        stopped by a scheduler) for longer than the limit, the worker had no time to answer.
         """
         if self.conn.poll(0) or time.monotonic() < self.deadline:
             return False
@@ -99,14 +99,14 @@ class WorkerProcess:
         return False
 
     def overdue(self) -> str:
-        """What is said of a hung worker."""
+        """The message about a hung worker."""
         return (
             f"{self.name} (process {self.process.pid}) did not answer for {self.allowed:g} s "
             f"while {self.what}; it was ended"
         )
 
     def obituary(self) -> str:
-        """What is said of a dead one."""
+        """The message about a dead worker."""
         try:
             code: int | None = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:

@@ -1,9 +1,9 @@
-"""Offscreen images from MuJoCo models: several models side by side in one process.
+"""Offscreen images of MuJoCo models: several models side by side in one process.
 
 All renderers of a process share one OpenGL context, and each selects its own framebuffer
-before drawing. (A framebuffer is bound once per context, not per renderer: without the
-selection, the second renderer draws into, and reads from, the other's.) The context is
-created at the first image, never at import, so that worker processes make their own.
+before drawing. (A framebuffer is bound per context, not per renderer: without this, the
+second renderer would draw into the first one's framebuffer and read from it.) The context is
+created for the first image, never at import, so that worker processes make their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _context_pid = -1
 
 
 def _shared_context() -> Any:
-    """The process's one GL context, current; EnvError with advice if there is none."""
+    """The process's only GL context, made current; EnvError with advice if there is none."""
     global _context, _context_pid
     if _context is None or _context_pid != os.getpid():
         backend = os.environ.get("MUJOCO_GL", "")
@@ -50,7 +50,7 @@ def _shared_context() -> Any:
 
 def _open(backend: str) -> Any:
     load_triton_before_mesa(rendering=True)
-    # imported by name: mujoco.GLContext is fixed by MUJOCO_GL when mujoco is first imported
+    # imported by name: MUJOCO_GL fixes mujoco.GLContext when mujoco is first imported
     if backend == "egl":
         from mujoco.egl import GLContext
     else:
@@ -88,7 +88,7 @@ class Renderer:
         if quality == "fast":
             visual.quality.offsamples = 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
-        # read when the context is made; other renderers of this model choose their own
+        # these are read when the context is made; other renderers of this model set their own
         visual.global_.offwidth, visual.global_.offheight, visual.quality.offsamples = saved
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         if quality == "fast":
@@ -100,7 +100,7 @@ class Renderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def camera_id(self, name: str) -> int:
-        """Number of a camera; EnvError naming those there are."""
+        """Number of a camera; for an unknown name an EnvError that lists the cameras."""
         mj, model = self._mj, self._model
         number = mj.mj_name2id(model, mj.mjtObj.mjOBJ_CAMERA, name)
         if number < 0:
@@ -109,7 +109,7 @@ class Renderer:
         return number
 
     def render(self, data: Any, camera: int) -> np.ndarray:
-        """uint8 [H, W, 3] as the camera sees it, first row at its top."""
+        """uint8 [H, W, 3] as the camera sees it, first row at the top."""
         mj = self._mj
         self._gl.make_current()
         self._camera.fixedcamid = camera

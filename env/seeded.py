@@ -1,4 +1,4 @@
-"""Episodes that are (seed, actions): what every simulated suite shares."""
+"""Episodes as (seed, actions): the base class of all simulated suites."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from env.core import Env, EnvError, ObsDict
 
 
 class SeededEnv(Env):
-    """Keeps the record of the current episode, and plays it again to get back to a state.
+    """Records the current episode, and plays it again to get back to a state.
 
-    Subclasses call ``_begin`` in ``reset``, and in ``step`` first ``_take`` and last ``_end``.
+    Subclasses call ``_begin`` in ``reset``; ``step`` calls ``_take`` first and ``_end`` last.
     """
 
     _seed: int | None = None
@@ -32,7 +32,7 @@ class SeededEnv(Env):
         return self._seed
 
     def _take(self, action: np.ndarray) -> np.ndarray:
-        """The action of this step, checked and recorded: float64 [A] within [-1, 1]."""
+        """Check and record the action of this step: float64 [A] within [-1, 1]."""
         if not self._running:
             raise EnvError("step: no episode is running; call reset first")
         dim = self.spec.action_dim

@@ -1,4 +1,4 @@
-"""The suites there are: one table, from which the choices of both trainers derive."""
+"""All suites: one table, from which the choices of both trainers derive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUITES = {
     "d4rl": "env.d4rl:D4RLEnv",
 }
 
-if TYPE_CHECKING:  # type checkers know no types that are computed
+if TYPE_CHECKING:  # type checkers do not know computed types
     Suite = str
     AnySuite = str
 else:
     _names = tuple(SUITES)
     Suite = Literal[_names]
-    AnySuite = Literal["", Suite]  # "": none is said
+    AnySuite = Literal["", Suite]  # "": not given

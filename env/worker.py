@@ -1,7 +1,8 @@
 """The environment side of a worker process: one environment, driven over a socket.
 
-Started as ``python -m env.worker FD`` and not by multiprocessing, which would import the
-parent's main module (and torch with it) again in every worker. Messages, first item the kind:
+It is started as ``python -m env.worker FD``, not by multiprocessing, which would import the
+parent's main module (and torch with it) again in every worker. The first item of a message is its
+kind:
 
     -> ("env", maker, env_cfg)          <- ("ready", spec dict)
     -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned,
@@ -9,12 +10,12 @@ parent's main module (and torch with it) again in every worker. Messages, first 
     -> ("play", seed)                   <- ("obs", obs)
     -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
                                                    metrics)
-                                        <- ("misuse", text)       an EnvError; the worker lives on
-                                        <- ("refused", text)      a UserError otherwise, and
+                                        <- ("misuse", text)       an EnvError; the worker goes on
+                                        <- ("refused", text)      another UserError, and
                                                                   the worker ends
                                         <- ("error", traceback)   and the worker ends
 
-The end of the connection ends the worker, so none outlives its pool.
+A worker ends when its connection ends, so none outlives its pool.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from common_utils.lookup import resolve
 
 def make_env(env_cfg: dict[str, Any]) -> Any:
     """The environment of a plain ``asdict(EnvConfig)``."""
-    # here, so that a pool on another maker needs no suite at all
+    # imported here, so that a pool with another maker needs no suite at all
     from env import factory
 
     return factory.make_env(env_cfg)

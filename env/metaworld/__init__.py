@@ -1,1 +1,1 @@
-"""Meta-World (metaworld 3.1.1): ``env.py`` the environment, ``expert.py`` the scripted policies."""
+"""Meta-World (metaworld 3.1.1): the environment (``env.py``), scripted policies (``expert.py``)."""

@@ -1,8 +1,8 @@
 """Meta-World (metaworld 3.1.1) behind the environment interface.
 
-A control step repeats the action ``action_repeat`` times; the reward is sparse (1 at success);
-the goal is visible in the state and random at each reset. An episode follows from its seed
-alone, whatever the environment played before.
+A control step repeats the action ``action_repeat`` times. The reward is sparse (1 at success).
+The goal is visible in the state and random at each reset. An episode depends only on its seed,
+not on what the environment played before.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from env.seeded import SeededEnv
 STATE_DIM, PROP_DIM, ACTION_DIM = 39, 4, 4
 # corner2 as the original program moved it; Meta-World's own is closer to the table's corner
 CORNER2_POS = (0.75, 0.075, 0.7)
-# Meta-World's corner cameras hang upside down: rolled by 180 degrees about their viewing axes
+# Meta-World's corner cameras are upside down: rolled by 180 degrees about their viewing axes
 ROLLED_CAMERAS = ("corner", "corner2", "corner3", "corner4")
 
 
 def task_id(name: str) -> str:
-    """Assembly, assembly or assembly-v3 -> assembly-v3; EnvError listing the tasks otherwise."""
+    """Assembly, assembly or assembly-v3 -> assembly-v3; otherwise an EnvError with all tasks."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
@@ -85,7 +85,7 @@ class MetaWorldEnv(SeededEnv):
 
     @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
-        """Repeat actions as the demonstrations did, which must be as the reader was set to."""
+        """Repeat actions as the demonstrations did; the reader must be set to the same repeat."""
         cfg.action_repeat = action_repeat
         stored = (args.get("env_kwargs") or {}).get("action_repeat")
         notes = super().adopt(cfg, args, action_repeat)
@@ -98,7 +98,7 @@ class MetaWorldEnv(SeededEnv):
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
-        """The reward is 1 at success and 0 else."""
+        """The reward is 1 at success and 0 otherwise."""
         return SparseReward(cfg.suite)
 
     # ----------------------------------------------------------------- pictures
@@ -152,7 +152,7 @@ class MetaWorldEnv(SeededEnv):
         return info
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
-        """Reset, then one step of zero action, as the original program did."""
+        """Reset, then one step of zero action, as in the original program."""
         seed = self._begin(seed)
         self._stacks.reset()
         self._sim.seed(seed)
@@ -161,7 +161,7 @@ class MetaWorldEnv(SeededEnv):
         return self._observe(state), self._info(False)
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
-        """One control step; success is judged after its last simulator step."""
+        """One control step; success is checked after its last simulator step."""
         action = self._take(action)
         for _ in range(self.cfg.action_repeat):
             state, _, _, _, sim_info = self._sim.step(action)

@@ -36,7 +36,7 @@ class MetaWorldExpert(Expert):
         self._rng = np.random.default_rng(0)
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Before each episode."""
+        """Called before each episode."""
         self._rng = rng
 
     def plain(self, clip: bool = True) -> np.ndarray:
@@ -45,7 +45,7 @@ class MetaWorldExpert(Expert):
         return action.clip(-1, 1) if clip else action
 
     def act(self) -> np.ndarray:
-        """Action float32 [4] in [-1, 1] for the environment's present state."""
+        """Action float32 [4] in [-1, 1] for the environment's current state."""
         action = self.plain()
         if self.noise > 0:
             action = action + self._rng.normal(0.0, self.noise, action.shape)

@@ -2,7 +2,7 @@
 
 A point mass under a PD controller must visit two goals in order. The action is the controller's
 set-point: native range [0, 1]^N, mapped here from the framework's [-1, 1]. An episode always
-lasts ``n_steps`` control steps (50); reward and success are given at its last one.
+lasts ``n_steps`` control steps (50). Reward and success come with the last one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ParticleEnv(SeededEnv):
 
     Delivers ``state`` float32 [4N * state_stack]: position, first goal, second goal, velocity
     (left out with ``hide_velocity``: 3N). The episode ends after ``n_steps`` control steps
-    (``episode_length`` where that is shorter).
+    (or ``episode_length``, if that is shorter).
     """
 
     def __init__(self, cfg: EnvConfig, params: ParticleParams | None = None) -> None:
@@ -64,12 +64,12 @@ class ParticleEnv(SeededEnv):
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:
-        """The number of dimensions is the task; EnvError for what is none."""
+        """The number of dimensions is the task; EnvError for other names."""
         return n_dim_of(a) == n_dim_of(b)
 
     @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
-        """Leave the velocity out where the demonstrations do."""
+        """Leave the velocity out if the demonstrations do."""
         if (args.get("env_kwargs") or {}).get("hide_velocity"):
             cfg.hide_velocity = 1
         return super().adopt(cfg, args, action_repeat)
@@ -118,7 +118,7 @@ class ParticleEnv(SeededEnv):
     def render(self, camera: str | None = None) -> np.ndarray:
         """Image uint8 [image_size, image_size, 3] of the path so far.
 
-        2-D: the plane. Otherwise: each coordinate over time.
+        In 2-D it shows the plane, otherwise each coordinate over time.
         """
         return picture(self.sim, self.cfg.image_size)
 

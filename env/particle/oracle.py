@@ -9,12 +9,12 @@ from env.particle.env import ParticleEnv
 
 
 class ParticleOracle(Expert):
-    """The scripted expert: the first goal is the set-point, then the second one.
+    """The scripted expert: its set-point is the first goal, then the second goal.
 
     Args:
         env: the environment it acts in.
         noise: standard deviation of Gaussian noise on the set-point, native units.
-        wait_at_first_goal: control steps (counted, not necessarily in a row) within
+        wait_at_first_goal: number of control steps (not necessarily in a row) within
             ``goal_threshold`` of the first goal before it moves on.
         random_order: visit the goals in a random order (multimodal demonstrations).
     """
@@ -34,14 +34,14 @@ class ParticleOracle(Expert):
         self.reset(np.random.default_rng(0))
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Before each episode, after the environment's reset."""
+        """Called before each episode, after the environment's reset."""
         self._rng = rng
         flip = self.random_order and bool(rng.integers(2))
         self._order = (1, 0) if flip else (0, 1)
         self._steps_at_goal = 0
 
     def act(self) -> np.ndarray:
-        """Action float32 [N] in [-1, 1] for the environment's present state."""
+        """Action float32 [N] in [-1, 1] for the environment's current state."""
         sim, (first, second) = self.env.sim, self._order
         if sim.distance(first) < self.threshold:
             self._steps_at_goal += 1

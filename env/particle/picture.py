@@ -1,4 +1,4 @@
-"""Images of the particle's path, for videos (drawn by PIL: a frame in about a millisecond)."""
+"""Images of the particle's path, for videos (PIL draws one in about a millisecond)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The particle's physics: a point mass under a PD controller, and the two goals it must visit.
 
-Everything is float32, operation by operation, so that episodes repeat the published ones.
+Every operation is in float32, so that episodes equal the published ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATE_KEYS = ("pos_agent", "pos_first_goal", "pos_second_goal", "vel_agent")
 
 @dataclass(frozen=True)
 class ParticleParams:
-    """Physics and task; the defaults are the published ones."""
+    """Physics and task; the defaults are the published values."""
 
     n_dim: int = 2
     # control steps per episode
@@ -29,7 +29,7 @@ class ParticleParams:
     # gains of the PD controller
     k_p: float = 10.0
     k_v: float = 5.0
-    # within this distance a goal counts as reached
+    # a goal counts as reached within this distance
     goal_distance: float = 0.05
 
     def __post_init__(self) -> None:
@@ -44,9 +44,9 @@ class ParticleParams:
 class ParticleSim:
     """The point mass and its two goals, in native units.
 
-    ``position``, ``velocity`` and both ``goals`` float32 [N]; ``min_distances`` the smallest
-    distance to each goal, taken once per control step; ``path`` the positions of all
-    integration steps since the reset; ``setpoints`` the actions.
+    ``position``, ``velocity`` and both ``goals`` are float32 [N]. ``min_distances`` has the
+    smallest distance to each goal, measured once per control step. ``path`` has the positions of
+    all integration steps since the reset, and ``setpoints`` the actions.
     """
 
     def __init__(self, params: ParticleParams) -> None:
@@ -54,7 +54,7 @@ class ParticleSim:
         self.reset(np.random.RandomState(0))
 
     def reset(self, rng: np.random.RandomState) -> None:
-        """Position, first goal, second goal: uniform in [0, 1]^N, drawn in that order."""
+        """Draw position, first goal and second goal, in that order, uniformly from [0, 1]^N."""
         n = self.params.n_dim
         self.position = rng.rand(n).astype(np.float32)
         self.goals = tuple(rng.rand(n).astype(np.float32) for _ in range(2))
@@ -77,12 +77,12 @@ class ParticleSim:
         self.min_distances = (min(first, self.distance(0)), min(second, self.distance(1)))
 
     def distance(self, goal: int) -> float:
-        """Present distance to the first (0) or the second (1) goal."""
+        """Current distance to the first (0) or the second (1) goal."""
         return float(np.linalg.norm(self.position - self.goals[goal]))
 
     @property
     def reached_both(self) -> bool:
-        """Both goals were reached at some control step (what the reward asks for)."""
+        """Both goals were reached at some control step (the condition of the reward)."""
         return max(self.min_distances) < self.params.goal_distance
 
     @property
