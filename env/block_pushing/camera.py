@@ -1,8 +1,8 @@
 """The camera above the table, rendered by pybullet's software renderer (TinyRenderer).
 
 The published image is 240 x 320; its vertical field of view follows from the height and the
-focal length. Smaller images show the same view: ``faithful`` renders at 240 x 320 and resizes
-as the published pixel policies do (bilinear, no antialiasing), ``fast`` renders small.
+focal length. Smaller images show the same view. ``faithful`` renders at 240 x 320 and resizes
+as the published pixel policies do (bilinear, no antialiasing). ``fast`` renders a small image.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each output pixel its two input pixels and the second one's share."""
+    """For each output pixel its two input pixels, and the weight of the second one."""
     centre = (np.arange(wanted) + 0.5) * size / wanted - 0.5
     low = np.floor(centre)
     share = (centre - low).astype(np.float32)

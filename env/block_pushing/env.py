@@ -1,8 +1,8 @@
 """Block pushing behind the environment interface.
 
 Actions [-1, 1]^2 are displacements of the effector's target of up to 10 cm per control step
-(10 Hz); in the normalised variants they are the published normalised ones. An episode follows
-from its seed alone: seed k starts what the original starts after ``env.seed(k)``.
+(10 Hz). The normalised variants have the published normalised actions. An episode depends only
+on its seed: seed k starts the episode that the original starts after ``env.seed(k)``.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ TASKS: dict[str, type[Push]] = {
     "PUSH_MULTIMODAL": PushMultimodal,
 }
 NORMALIZED = "_NORMALIZED"
-# a normalised state has room for one block and one target
+# a normalised state holds one block and one target
 CAN_BE_NORMALIZED = ("REACH", "PUSH", "INSERT")
 
 
 @dataclass(frozen=True)
 class TaskName:
-    """A task's name taken apart: PUSH_NORMALIZED is ("PUSH", True)."""
+    """The parts of a task's name: PUSH_NORMALIZED is ("PUSH", True)."""
 
     name: str
     normalized: bool = False
@@ -98,7 +98,7 @@ class BlockPushEnv(SeededEnv):
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:
-        """Ours and the original's names; EnvError for what is none."""
+        """Compares our names and the original's; EnvError for other names."""
         return task_name(a) == task_name(b)
 
     def _make_spec(self) -> EnvSpec:
@@ -122,7 +122,7 @@ class BlockPushEnv(SeededEnv):
     # ------------------------------------------------------------------ actions
 
     def to_native(self, action: np.ndarray) -> np.ndarray:
-        """[-1, 1] -> displacement float32 [2] in metres (what a recorded action is)."""
+        """[-1, 1] -> displacement float32 [2] in metres (the unit of recorded actions)."""
         action = np.asarray(action, np.float64)
         if self.task.normalized:
             return normalized.unnormalize_action(action).astype(np.float32)
@@ -139,7 +139,7 @@ class BlockPushEnv(SeededEnv):
     # ------------------------------------------------------------- observations
 
     def plain_observation(self) -> dict[str, np.ndarray]:
-        """The dict that experts see, float64, the same for the normalised variants."""
+        """The observation dict of experts, float64; normalised variants have the same one."""
         return observation(self.sim)
 
     def observation(self) -> dict[str, np.ndarray]:
@@ -178,7 +178,7 @@ class BlockPushEnv(SeededEnv):
     # ------------------------------------------------------------------ episode
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
-        """Blocks and targets are drawn, the blocks settle, the effector is at its start."""
+        """Draw blocks and targets, let the blocks settle, and put the effector at its start."""
         seed = self._begin(seed)
         self._stacks.reset()
         self.sim.restart()
@@ -188,7 +188,7 @@ class BlockPushEnv(SeededEnv):
         return self._observe(), self._info(False)
 
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
-        """One control step. Success is judged when the episode ends."""
+        """One control step. Success is checked when the episode ends."""
         self.sim.move(self.to_native(self._take(action)))
         reward, reached = self.rules.advance(self.sim)
         terminated, truncated = self._end(reached and bool(self.cfg.end_on_success))

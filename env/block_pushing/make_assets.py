@@ -1,8 +1,8 @@
 """Writes the meshes of ``assets/``: python -m env.block_pushing.make_assets
 
-Plain polyhedra with the published dimensions, in metres except where a URDF scales them. The
-collision contour of the tool is what pushes: its radius and the number of its corners decide
-how a block turns, so that both are the published ones.
+They are polyhedra with the published dimensions, in metres except where a URDF scales them. The
+tool pushes with its collision shape. The radius and the number of corners of this shape decide
+how a block turns, so both are the published ones.
 """
 
 from __future__ import annotations

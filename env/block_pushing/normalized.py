@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# (minimum, maximum), which become -1 and 1
+# (minimum, maximum) are mapped to -1 and 1
 ACTION = np.array([[-0.02547718, -0.02090043], [0.02869084, 0.04272365]])
 STATE = {
     "block_orientation_cos_sin": ((-2.0649862, -0.6154364), (1.6590178, 1.8811015)),

@@ -1,7 +1,7 @@
 """Scripted experts of the block tasks.
 
-They see what a policy sees (the observation dict) and answer with a displacement of the
-effector's target in metres. All geometry is relative to the effector's *target*, in the plane.
+They see the observation dict, as a policy does, and return a displacement of the effector's
+target in metres. All geometry is relative to the effector's *target*, in the plane.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReachOracle:
         return self._limited(self._point - obs["effector_target_translation"], REACH_SPEED)
 
     def _limited(self, xy: np.ndarray, speed: float) -> np.ndarray:
-        """Noise added, then no longer than ``speed`` allows in one control step."""
+        """Add noise, then limit the length to what ``speed`` allows in one control step."""
         if self.noise_std > 0:
             xy = xy + self.rng.normal(0.0, self.noise_std, 2)
         longest, length = speed / CONTROL_HZ, float(np.linalg.norm(xy))
@@ -57,7 +57,7 @@ class ReachOracle:
 
 
 class PushOracle(ReachOracle):
-    """Go behind the block, push it; when it points away from the target, turn it first."""
+    """Go behind the block and push it; if it points away from the target, turn it first."""
 
     def reset(self, rng: np.random.Generator) -> None:
         """Before each episode."""
@@ -69,7 +69,7 @@ class PushOracle(ReachOracle):
         return self._limited(*self._push(obs, "block", "target"))
 
     def _push(self, obs: Obs, block: str, target: str) -> tuple[np.ndarray, float]:
-        """(wanted displacement, speed). A phase that ends hands over within the same call."""
+        """(desired displacement, speed). If a phase ends, the next one starts in the same call."""
         place, effector = obs[f"{block}_translation"], obs["effector_target_translation"]
         direction = unit(obs[f"{target}_translation"] - place)
         error = quarter_turn(
@@ -108,7 +108,7 @@ class DiscontinuousOracle(PushOracle):
     """Push to the first target, then to the second.
 
     Args:
-        tolerance: the first target counts as visited within this distance.
+        tolerance: the first target counts as reached within this distance.
         wait: number of steps to stand still before continuing.
     """
 
@@ -134,9 +134,9 @@ class DiscontinuousOracle(PushOracle):
 
 
 class MultimodalOracle(PushOracle):
-    """One block into one target, back to where it came from, then the other block.
+    """Push one block into one target, go back to the start, then push the other block.
 
-    Which block first, and into which target, is drawn in ``reset`` (``order`` fixes it).
+    ``reset`` draws which block is first, and its target (``order`` fixes both).
     """
 
     def __init__(self, noise_std: float = 0.0, tolerance: float = 0.04) -> None:
@@ -202,7 +202,7 @@ ORACLES: dict[str, type[ReachOracle]] = {
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
-    """The vector at length 1."""
+    """The vector, scaled to length 1."""
     return vector / np.linalg.norm(vector)
 
 
@@ -212,7 +212,7 @@ def quarter_turn(angle: float) -> float:
 
 
 def around(block: np.ndarray, effector: np.ndarray, angle: float) -> np.ndarray:
-    """Displacement to a point on the small circle around the block, ``angle`` further on."""
+    """Displacement to a point on the small circle around the block, turned by ``angle``."""
     x, y = unit(effector - block)
     c, s = math.cos(angle), math.sin(angle)
     return block + ORIENT_RADIUS * np.array([c * x - s * y, s * x + c * y]) - effector
@@ -224,7 +224,7 @@ class BlockPushOracle(Expert):
     Args:
         env: the environment it acts in.
         noise: standard deviation of Gaussian noise on the displacement, metres.
-        options: of the task's class above.
+        options: options of the task's class above.
     """
 
     def __init__(self, env: BlockPushEnv, noise: float = 0.0, **options: Any) -> None:
@@ -233,7 +233,7 @@ class BlockPushOracle(Expert):
 
     @property
     def phase(self) -> str:
-        """The oracle's, "" for the one that has none."""
+        """The phase of the task's oracle, "" if it has none."""
         return self.oracle.phase
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -241,5 +241,5 @@ class BlockPushOracle(Expert):
         self.oracle.reset(rng)
 
     def act(self) -> np.ndarray:
-        """Action float32 [2] in [-1, 1] for the environment's present state."""
+        """Action float32 [2] in [-1, 1] for the environment's current state."""
         return self.env.from_native(self.oracle.delta(self.env.plain_observation()))

@@ -1,8 +1,8 @@
 """The simulated table: robot, tool, blocks and target zones in pybullet.
 
-Where things stand in Bullet's lists, the order of the calls and the settling steps decide the
-last bits of an episode; they are kept as published, so that episodes repeat the recorded ones.
-Distances are metres, angles radians.
+The order of bodies in Bullet, the order of the calls and the settling steps decide the last bits
+of an episode. They are as published, so that episodes equal the recorded ones. Distances are in
+metres, angles in radians.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STEPS_PER_ACTION = 24  # of 1/240 s
 SETTLE_STEPS = 100
 EFFECTOR_HEIGHT = 0.06
 START_XY = (0.3, -0.4)
-# the effector's target stays inside
+# limits of the effector's target
 WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.15, -0.5]), np.array([0.7, 0.5])
 WORKSPACE_CENTRE_X = 0.4
 TARGET_HEIGHT = 0.02
-# of a server's shared memory: pybullet's own default
+# key of a server's shared memory: pybullet's default
 SERVER_KEY = 12347
 SHARED_MEMORY_TABLE = Path("/proc/sysvipc/shm")  # Linux lists who is attached
 
@@ -53,7 +53,7 @@ INSTALL = (
 
 
 def import_pybullet() -> Any:
-    """The module; EnvError saying how to install it."""
+    """The module; without it an EnvError that says how to install it."""
     try:
         with silenced():
             import pybullet
@@ -69,7 +69,7 @@ class BlockPushSim:
     Args:
         blocks: movable bodies.
         targets: fixed zones (or the pen of the insertion task).
-        shared_memory: be a client of a running pybullet server (a viewer) instead of DIRECT.
+        shared_memory: connect to a running pybullet server (a viewer) instead of DIRECT.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class BlockPushSim:
             step(physicsClientId=client)
 
     def _drive_to(self, xy: np.ndarray) -> None:
-        """Joint set-points that bring the effector over ``xy``, pointing down."""
+        """Set joint targets that bring the effector over ``xy``, pointing down."""
         p, kw = self.bullet, self._kw
         angles = [state[0] for state in p.getJointStates(self.robot, self._joints, **kw)]
         solution = p.calculateInverseKinematics(
@@ -177,17 +177,17 @@ class BlockPushSim:
         )
 
     def restart(self) -> None:
-        """Everything as after loading; the effector is sent to its start."""
+        """Restore everything as it was after loading, and send the effector to its start."""
         if len(self.blocks) > 1:
-            # two blocks touch each other where they are loaded, and a restored contact still
-            # depends on what was played before
+            # two blocks touch each other at the place where they are loaded, and a restored
+            # contact still depends on what was played before
             self._load()
         self.bullet.restoreState(self._saved, **self._kw)
         self.effector_target = np.array(START_XY)
         self._drive_to(self.effector_target)
 
     def settle(self) -> None:
-        """Let the blocks, placed half inside the floor, come to rest."""
+        """Let the blocks come to rest; they were placed half inside the floor."""
         self._run(SETTLE_STEPS)
 
     def move(self, delta: np.ndarray) -> None:
@@ -221,7 +221,7 @@ class BlockPushSim:
         return position[0], position[1], yaw
 
     def effector_xy(self) -> tuple[float, float]:
-        """Where the effector is: the centre of mass of the robot's last link."""
+        """Position of the effector: the centre of mass of the robot's last link."""
         x, y, _ = self.bullet.getLinkState(self.robot, _EFFECTOR_LINK, **self._kw)[0]
         return x, y
 
@@ -233,7 +233,7 @@ class BlockPushSim:
 
 
 def _check_not_left_behind(key: int) -> None:
-    """EnvError for the memory of a killed server, on which pybullet would wait forever."""
+    """EnvError if a killed server left its memory behind: pybullet would wait for it forever."""
     if not SHARED_MEMORY_TABLE.exists():
         return
     for line in SHARED_MEMORY_TABLE.read_text().splitlines()[1:]:

@@ -1,9 +1,8 @@
-"""What the block tasks ask for: where things start, what is seen, when it is done.
+"""The block tasks: initial poses, observations, rewards and ends of episodes.
 
 All draws come from one ``numpy.random.RandomState`` in the published order, so that seed k
-starts the episode that the original starts with it. A task learns of a new episode by
-``place`` and, when the blocks have come to rest, ``start``; then of each control step by
-``advance``.
+starts the same episode as in the original. For a new episode ``place`` is called, and ``start``
+when the blocks have come to rest. Then ``advance`` is called after each control step.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from env.block_pushing.sim import WORKSPACE_CENTRE_X, BlockPushSim
 X_SHIFT, Y_SHIFT = 0.1, 0.15
 BLOCK_Y, TARGET_Y = -0.2, 0.2
 REACH_BEHIND = 0.05
-# rejection sampling starts over after this many tries, as it could be stuck forever
+# rejection sampling starts over after this many tries, since it might never succeed
 MAX_TRIES = 1000
 
 Rng = np.random.RandomState
 
 
 def distance(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Between the first two coordinates."""
+    """Distance in the first two coordinates."""
     return math.hypot(a[0] - b[0], a[1] - b[1])
 
 
@@ -44,17 +43,17 @@ class Push:
     time_limit: ClassVar[int] = 100
 
     def place(self, sim: BlockPushSim, rng: Rng) -> None:
-        """Draw where blocks and targets are."""
+        """Draw the poses of blocks and targets."""
         sim.place_block(0, *draw_block(rng))
         sim.place_target(0, *draw_target(rng))
 
     def start(self, sim: BlockPushSim) -> None:
-        """The episode begins, everything at rest."""
+        """The episode begins, and everything is at rest."""
         self._best = 0.0
         self._initial = self.goal_distance(sim)
 
     def goal_distance(self, sim: BlockPushSim) -> float:
-        """What is to become small."""
+        """Distance from the block to its target."""
         return distance(sim.block_pose(0), sim.target_poses[0])
 
     def advance(self, sim: BlockPushSim) -> tuple[float, bool]:
@@ -66,11 +65,11 @@ class Push:
         return self._best, now < self.tolerance
 
     def succeeded(self, sim: BlockPushSim) -> bool:
-        """Judged at an episode's end."""
+        """Whether the episode is a success; called at its end."""
         return self.goal_distance(sim) < self.tolerance
 
     def metrics(self, sim: BlockPushSim) -> dict[str, float]:
-        """What evaluations report besides success."""
+        """Measurements that evaluations report besides success."""
         return {"final_goal_distance": self.goal_distance(sim)}
 
 
@@ -86,13 +85,13 @@ class Reach(Push):
         super().start(sim)
 
     def goal_distance(self, sim: BlockPushSim) -> float:
-        """Effector to the point."""
+        """Distance from the effector to the point."""
         return distance(sim.effector_xy(), self.goal)
 
 
 @dataclass
 class Insert(Push):
-    """The target is a pen of three walls; as in Push, its pose is where the block should go."""
+    """The target is a pen with three walls; as in Push, the block should reach its pose."""
 
     targets: ClassVar[tuple[str, ...]] = ("insert",)
     time_limit: ClassVar[int] = 50
@@ -100,10 +99,10 @@ class Insert(Push):
 
 @dataclass
 class PushDiscontinuous(Push):
-    """One block, two targets far apart: the block must visit the first, then the second.
+    """One block, two targets far apart: the block must reach the first, then the second.
 
-    Reward, 1, and end when both were visited in any order; success asks for the block to be at
-    the second one then.
+    When both were reached, in any order, the reward is 1 and the episode ends. It is a success if
+    the block is then at the second target.
     """
 
     tolerance: float = 0.04
@@ -113,7 +112,7 @@ class PushDiscontinuous(Push):
     min_separation: ClassVar[float] = 0.15  # of the targets, in x
 
     def place(self, sim: BlockPushSim, rng: Rng) -> None:
-        """Targets at fixed y; x of the second by rejection."""
+        """Targets have a fixed y; x of the second one is drawn by rejection."""
         sim.place_block(0, *draw_block(rng))
         apart = False
         while not apart:
@@ -128,15 +127,15 @@ class PushDiscontinuous(Push):
         sim.place_target(1, *second)
 
     def start(self, sim: BlockPushSim) -> None:
-        """Nothing visited yet."""
+        """No target was reached yet."""
         self._nearest = [math.inf, math.inf]
 
     def goal_distance(self, sim: BlockPushSim) -> float:
-        """Block to the second target."""
+        """Distance from the block to the second target."""
         return distance(sim.block_pose(0), sim.target_poses[1])
 
     def advance(self, sim: BlockPushSim) -> tuple[float, bool]:
-        """(1.0, True) once both targets were visited."""
+        """(1.0, True) once both targets were reached."""
         block = sim.block_pose(0)
         for i, target in enumerate(sim.target_poses):
             self._nearest[i] = min(self._nearest[i], distance(block, target))
@@ -144,7 +143,7 @@ class PushDiscontinuous(Push):
         return float(done), done
 
     def metrics(self, sim: BlockPushSim) -> dict[str, float]:
-        """Nearest approach to each target, and where the block ended."""
+        """Smallest distance to each target, and the final distance to the second."""
         return {
             "min_dist_first_goal": self._nearest[0],
             "min_dist_second_goal": self._nearest[1],
@@ -154,7 +153,7 @@ class PushDiscontinuous(Push):
 
 @dataclass
 class PushMultimodal(Push):
-    """Two blocks, two targets: each block into a target of its own, in any pairing and order."""
+    """Two blocks, two targets: each block must go into its own target, in any pairing and order."""
 
     tolerance: float = 0.04
     blocks: ClassVar[tuple[str, ...]] = ("block", "block2")
@@ -164,7 +163,7 @@ class PushMultimodal(Push):
     min_target_separation: ClassVar[float] = 0.12  # in x
 
     def place(self, sim: BlockPushSim, rng: Rng) -> None:
-        """Blocks, then targets; the second of each by rejection."""
+        """Place blocks, then targets; the second of each is drawn by rejection."""
         for i, pose in enumerate(self._pair(rng, BLOCK_Y, self.min_block_separation)):
             sim.place_block(i, *pose)
         for i, pose in enumerate(self._pair(rng, TARGET_Y, self.min_target_separation)):
@@ -185,10 +184,10 @@ class PushMultimodal(Push):
         return [first, second]
 
     def start(self, sim: BlockPushSim) -> None:
-        """No state besides the simulator's."""
+        """There is no state besides the simulator's."""
 
     def _inside(self, sim: BlockPushSim) -> list[int | None]:
-        """For each block the nearest target whose zone it is in."""
+        """For each block the nearest target, if the block is inside it."""
         found: list[int | None] = []
         for i in range(len(self.blocks)):
             distances = [distance(sim.block_pose(i), t) for t in sim.target_poses]
@@ -206,7 +205,7 @@ class PushMultimodal(Push):
         return float(done), done
 
     def metrics(self, sim: BlockPushSim) -> dict[str, float]:
-        """How many blocks are home."""
+        """Number of targets with a block inside."""
         return {"blocks_in_targets": float(len(set(self._inside(sim)) - {None}))}
 
 
@@ -214,22 +213,22 @@ class PushMultimodal(Push):
 
 
 def draw_x(rng: Rng) -> float:
-    """Within 10 cm of the middle."""
+    """x within 10 cm of the middle."""
     return WORKSPACE_CENTRE_X + rng.uniform(-X_SHIFT, X_SHIFT)
 
 
 def draw_y(rng: Rng, middle: float) -> float:
-    """Within 15 cm of ``middle``."""
+    """y within 15 cm of ``middle``."""
     return middle + rng.uniform(-Y_SHIFT, Y_SHIFT)
 
 
 def draw_block_yaw(rng: Rng) -> float:
-    """As published: ``uniform(pi)`` draws between pi and 1, not between 0 and pi."""
+    """Yaw, as published: ``uniform(pi)`` draws between pi and 1, not between 0 and pi."""
     return float(rng.uniform(math.pi))
 
 
 def draw_target_yaw(rng: Rng) -> float:
-    """Within 30 degrees of pi."""
+    """Yaw within 30 degrees of pi."""
     return math.pi + rng.uniform(-math.pi / 6, math.pi / 6)
 
 
@@ -244,7 +243,7 @@ def draw_target(rng: Rng) -> tuple[float, float, float]:
 
 
 def reach_point(block: tuple[float, ...], target: tuple[float, ...]) -> tuple[float, float]:
-    """5 cm behind the block, seen from the target."""
+    """The point 5 cm behind the block, as seen from the target."""
     length = distance(block, target)
     return (
         block[0] - REACH_BEHIND * (target[0] - block[0]) / length,

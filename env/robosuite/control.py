@@ -1,8 +1,8 @@
-"""What every scripted robosuite expert shares: reading poses, moving an arm, noise, phases.
+"""The shared parts of scripted robosuite experts: reading poses, moving an arm, noise, phases.
 
-An expert reads the simulator, not the observations (which lag in robosuite 1.5), and answers
-with the actions a policy would give, OSC_POSE commands relative to the current pose. It is made
-again for each episode, after the reset.
+An expert reads the simulator, not the observations (which lag in robosuite 1.5). It returns the
+same kind of actions as a policy, OSC_POSE commands relative to the current pose. A new one is
+made for each episode, after the reset.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from env.robosuite.sim import ARM_ACTION_DIM
 
 OPEN, CLOSE = -1.0, 1.0  # gripper commands; the fingers take 5 to 12 steps to follow
 
-# what an action of 1 asks for: metres and radians per step
+# the step that an action of 1 commands, in metres and radians
 POSITION_SCALE = 0.05
 ROTATION_SCALE = 0.5
 
@@ -37,11 +37,11 @@ Jitter = Annotated[float, Between(0, 0.1)]  # metres
 
 @dataclass(frozen=True)
 class Noise:
-    """How unlike each other the demonstrations are.
+    """How much demonstrations vary.
 
     std     standard deviation of Gaussian noise on the position part of actions (in action
             units; half of it on the rotation part, none on the gripper)
-    jitter  metres by which waypoints in free space are moved at random, once an episode
+    jitter  metres by which waypoints in free space are moved at random, once per episode
     """
 
     std: ActionNoise = 0.0
@@ -55,7 +55,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where an arm is to go: position [3] m, rotation [3, 3] of the grip site, gripper command.
+    """The goal of an arm: position [3] m, rotation [3, 3] of the grip site, gripper command.
 
     ``noise`` scales the action noise (1 in free motion, less where millimetres matter).
     """
@@ -67,9 +67,9 @@ class Goal:
 
 
 class Arm:
-    """One robot arm of a robosuite environment, seen from the simulator.
+    """One robot arm of a robosuite environment, read from the simulator.
 
-    The frame that is read and moved is the grip site, which the controller controls too.
+    Poses are those of the grip site, which the controller also controls.
     """
 
     def __init__(self, env: Any, number: int = 0) -> None:
@@ -104,9 +104,8 @@ class Arm:
     def rotation_with(self, opening: np.ndarray, pointing: np.ndarray = -UP) -> np.ndarray:
         """Rotation [3, 3] whose fingers open along ±``opening`` and whose tool points ``pointing``.
 
-        ``opening`` is made perpendicular to ``pointing``; of the two signs, which grasp alike,
-        the one nearer to the current rotation is taken, so that the wrist turns at most 90
-        degrees.
+        ``opening`` is made perpendicular to ``pointing``. Both signs grasp in the same way; the
+        one nearer to the current rotation is used, so that the wrist turns by at most 90 degrees.
         """
         tool = pointing / np.linalg.norm(pointing)
         opening = opening - tool * (opening @ tool)
@@ -114,7 +113,7 @@ class Arm:
         present = self.rotation @ self._local_axis
         if opening @ present < 0:
             opening = -opening
-        # two corresponding right-handed frames, of the hand and of the world
+        # two corresponding right-handed frames: one of the hand, one of the world
         hand = np.column_stack([self._local_axis, UP, np.cross(self._local_axis, UP)])
         world = np.column_stack([opening, tool, np.cross(opening, tool)])
         return world @ hand.T
@@ -136,7 +135,7 @@ class Arm:
         return d < distance and a < angle
 
     def action(self, goal: Goal) -> np.ndarray:
-        """The command [7] towards the goal, direction kept where it is farther than one step."""
+        """The command [7] towards the goal; a longer way is scaled to one step, same direction."""
         move = self._base.T @ (goal.position - self.position) / POSITION_SCALE
         turn = self._base.T @ _rotvec(goal.rotation @ self.rotation.T) / ROTATION_SCALE
         return np.concatenate([_shrunk(move), _shrunk(turn), [goal.gripper]])
@@ -173,18 +172,18 @@ def site_position(env: Any, name: str) -> np.ndarray:
 
 
 class TaskExpert(ABC):
-    """Plays one episode of a task: made after the reset, asked once a step.
+    """Plays one episode of a task. It is made after the reset, and ``act`` is called once per step.
 
     Args:
         env: the robosuite environment (``make_sim``), just reset.
-        seed: of the noise and the jitter of this episode, or the generator that draws them.
-        noise: how much of both.
+        seed: seed of this episode's noise and jitter, or the generator that draws them.
+        noise: amount of noise and jitter.
     """
 
     def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         self.env, self.noise = env, noise
         self.rng = np.random.default_rng(seed)
-        # what has been done of the task, seen in the simulator, for reports; in order
+        # finished parts of the task, as seen in the simulator, in order; for reports
         self.achieved: dict[str, None] = {}
 
     @property
@@ -198,11 +197,11 @@ class TaskExpert(ABC):
 
 
 class ArmExpert(TaskExpert):
-    """One arm going through phases, each a method that gives the arm's goal.
+    """One arm that goes through phases; each phase is a method that returns the arm's goal.
 
-    A phase method is asked every step. It moves on by ``return self.go("next")``, which asks
-    the next phase at once; ``self.count`` is the number of steps spent in the phase. An expert
-    for two arms holds one of these for each and joins their actions.
+    A phase method is called every step. It moves on by ``return self.go("next")``, which calls
+    the next phase at once. ``self.count`` is the number of steps spent in the phase. An expert
+    for two arms has one of these for each arm and joins their actions.
     """
 
     first = "hover"
@@ -214,7 +213,7 @@ class ArmExpert(TaskExpert):
 
     @property
     def phase(self) -> str:
-        """The method that gives the arm's goal now."""
+        """Name of the method that returns the arm's goal now."""
         return self._phase
 
     def go(self, phase: str) -> Goal:
@@ -249,7 +248,7 @@ class ArmExpert(TaskExpert):
 class WaypointExpert(ArmExpert):
     """An arm whose phases end on arrival, or after some steps.
 
-    ``at`` is the goal that the last phase ended with.
+    ``at`` is the last goal of the previous phase.
     """
 
     def __init__(self, env: Any, seed: Seed, noise: Noise, arm: int = 0) -> None:
@@ -261,7 +260,7 @@ class WaypointExpert(ArmExpert):
     def until(
         self, goal: Goal, then: str, distance: float, angle: float = np.inf, limit: int = 120
     ) -> Goal:
-        """``goal``, or the phase ``then`` once it is near or ``limit`` steps have passed."""
+        """``goal``, or phase ``then`` once the arm is near or ``limit`` steps have passed."""
         self.bias = np.zeros(3)
         if self.arm.near(goal, distance, angle) or self.count >= limit:
             self.at = replace(goal, position=self.arm.position, noise=FINE)
@@ -269,22 +268,22 @@ class WaypointExpert(ArmExpert):
         return goal
 
     def around(self, goal: Goal, then: str, limit: int = 40) -> Goal:
-        """``goal``, around an object, or ``then`` once the arm has settled there."""
+        """``goal`` around an object, or phase ``then`` once the arm has settled there."""
         self.at = goal
         if (self.count >= 4 and self.arm.near(goal, 0.006, 0.1)) or self.count >= limit:
             return self.go(then)
         return self.exact(goal)
 
     def still(self, gripper: float, steps: int, then: str) -> Goal:
-        """Stay where the last phase ended while the fingers move."""
+        """Stay at the end of the last phase while the fingers move."""
         if self.count >= steps:
             return self.go(then)
         return self.exact(replace(self.at, gripper=gripper))
 
     def exact(self, goal: Goal) -> Goal:
-        """``goal`` moved sideways by what the controller, up to 3 cm off, leaves undone.
+        """``goal``, moved sideways by the controller's remaining error (up to 3 cm).
 
-        Not in z: fingers pressed on the ground would not close.
+        It is not moved in z, because fingers pressed on the ground would not close.
         """
         error = goal.position - self.arm.position
         if np.linalg.norm(error) < 0.03:

@@ -1,7 +1,7 @@
 """robosuite tasks behind the environment interface.
 
-The reward is sparse (1 at success), a control step lasts 50 ms, an episode follows from its
-seed and actions alone. States need no OpenGL; images are drawn by ``env.rendering``.
+The reward is sparse (1 at success), and a control step lasts 50 ms. An episode depends only on
+its seed and actions. States need no OpenGL; ``env.rendering`` draws images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from env.seeded import SeededEnv
 
 COLLISION_GROUP = 0  # robosuite's collision shapes, which lie over the visual ones
 DEFAULT_CAMERA = "agentview"
-# what files of successes show, where pixels are learned from
+# cameras in files of successes, for agents that learn from pixels
 RECORDED_CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
@@ -38,10 +38,10 @@ class RobosuiteEnv(SeededEnv):
 
     Delivers ``{camera}`` uint8 [3 * obs_stack, s, s] upright, ``prop`` (robot0's hand position,
     quaternion and fingers) float32 [9 * prop_stack], and with ``use_state`` ``state`` float32
-    [STATE_DIMS[task] * state_stack]. With ``record_sim_state`` ``info["sim_state"]`` is the
-    flattened simulator state float64 [1 + nq + nv] that belongs to the observation, and
-    ``info["recorded"]`` what robomimic's files hold of it: that state, its observations by name
-    and, at success, the episode's model.
+    [STATE_DIMS[task] * state_stack]. With ``record_sim_state``, ``info["sim_state"]`` is the
+    flattened simulator state float64 [1 + nq + nv] of the observation. ``info["recorded"]`` is
+    then what robomimic's files hold: this state, its observations by name and, at success, the
+    episode's model.
     """
 
     prop_dim = PROP_DIM
@@ -78,7 +78,7 @@ class RobosuiteEnv(SeededEnv):
 
     @classmethod
     def env_args(cls, cfg: EnvConfig) -> dict[str, Any]:
-        """robomimic's description, in the terms of robosuite 1.4."""
+        """robomimic's description, with the names of robosuite 1.4."""
         delta = bool(cfg.ctrl_delta)
         args = robomimic_env_args(cfg.task, cfg.cameras, cfg.rl_image_size, delta=delta)
         if cfg.cameras:
@@ -87,13 +87,13 @@ class RobosuiteEnv(SeededEnv):
 
     @classmethod
     def recording(cls, cfg: EnvConfig) -> EnvConfig:
-        """With simulator states and, where there are cameras, those of RECORDED_CAMERAS."""
+        """Add simulator states and, if there are cameras, those of RECORDED_CAMERAS."""
         cameras = list(dict.fromkeys([*cfg.cameras, *RECORDED_CAMERAS]))
         return replace(cfg, record_sim_state=1, cameras=cameras if cfg.cameras else [])
 
     @classmethod
     def adopt(cls, cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) -> list[str]:
-        """Actions must mean here what they meant when they were recorded."""
+        """Actions must have the same meaning here as in the recording."""
         controller = arm_controller(args)
         cfg.ctrl_delta = int(controller["control_delta"])
         differences = controller_differences(controller)
@@ -108,7 +108,7 @@ class RobosuiteEnv(SeededEnv):
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
-        """The reward is 1 at success and 0 else."""
+        """The reward is 1 at success and 0 otherwise."""
         return SparseReward(cfg.suite)
 
     @property
@@ -184,17 +184,17 @@ class RobosuiteEnv(SeededEnv):
         return info
 
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
-        """Objects and arm where ``seed`` puts them."""
+        """Place objects and arm according to ``seed``."""
         seed = self._begin(seed)
         self._stacks.reset()
         reset_sim(self._sim, seed)
         return self._observe(), self._info(False)
 
     def observe_state(self, state: np.ndarray, *, live: bool) -> tuple[ObsDict, float]:
-        """Observation (stacks hold it alone) and reward of a recorded simulator state.
+        """Observation (the only one in its stacks) and reward of a recorded simulator state.
 
-        ``live``: as they are seen right after a control step, see ``restore_state``. The episode
-        that was played before is lost.
+        ``live``: as seen right after a control step, see ``restore_state``. The current episode is
+        lost.
         """
         restore_state(self._sim, state, live=live)
         self._stacks.reset()

@@ -27,7 +27,7 @@ from env.robosuite.control import (
 )
 from env.robosuite.env import RobosuiteEnv
 
-# imported when the task is asked for
+# imported when the task is used
 EXPERTS = {
     "Lift": f"{__name__}:LiftExpert",
     "PickPlaceCan": f"{__name__}:CanExpert",
@@ -38,9 +38,9 @@ EXPERTS = {
 
 
 def task_expert(task: str, env: Any, seed: Seed, noise: Noise) -> TaskExpert:
-    """The expert of ``task`` for the episode that ``env`` (``make_sim``) has just been reset to.
+    """The expert of ``task`` for the episode to which ``env`` (``make_sim``) has just been reset.
 
-    Raises EnvError for a task without one.
+    Raises EnvError for a task without an expert.
     """
     if task not in EXPERTS:
         known = ", ".join(EXPERTS)
@@ -55,7 +55,7 @@ class RobosuiteExpert(Expert):
     Args:
         env: the environment it acts in.
         noise: standard deviation of Gaussian noise on the position part of actions.
-        jitter: metres by which waypoints vary; None: what goes with the noise (``Noise.of``).
+        jitter: metres by which waypoints vary; None: derived from the noise (``Noise.of``).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RobosuiteExpert(Expert):
         self._playing: TaskExpert | None = None
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Before each episode, after the environment's reset."""
+        """Called before each episode, after the environment's reset."""
         self._playing = task_expert(self.env.task.name, self.env.sim, rng, self.noise)
 
     def _now(self) -> TaskExpert:
@@ -76,21 +76,21 @@ class RobosuiteExpert(Expert):
 
     @property
     def phase(self) -> str:
-        """What its arms are doing."""
+        """The phases of its arms."""
         return self._now().phase
 
     @property
     def achieved(self) -> tuple[str, ...]:
-        """What has been done of the task, seen in the simulator."""
+        """The finished parts of the task, as seen in the simulator."""
         return tuple(self._now().achieved)
 
     def act(self) -> np.ndarray:
-        """Action float32 [A] in [-1, 1] for the environment's present state."""
+        """Action float32 [A] in [-1, 1] for the environment's current state."""
         return self._now().act()
 
 
 class LiftExpert(ArmExpert):
-    """Lift: over the cube, down, close, up."""
+    """Lift: go over the cube, down, close, up."""
 
     def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
         super().__init__(env, seed, noise)
@@ -98,7 +98,8 @@ class LiftExpert(ArmExpert):
 
     def _over_cube(self, offset: np.ndarray, noise: float = 1.0) -> Goal:
         position, rotation = body_pose(self.env, "cube_main")
-        # any of the cube's four sides; rotation_with takes the sign, here the edge is chosen
+        # the hand may grasp any of the cube's four sides: here the edge is chosen, and
+        # rotation_with chooses the sign
         present = self.arm.opening_axis
         heading = np.arctan2(present[1], present[0])
         yaw = heading + wrapped(yaw_of(rotation) - heading, np.pi / 2)
@@ -127,9 +128,9 @@ class LiftExpert(ArmExpert):
 
 
 class CanExpert(ArmExpert):
-    """PickPlaceCan: over the can, grasp, carry to its compartment, release."""
+    """PickPlaceCan: go over the can, grasp it, carry it to its compartment, release it."""
 
-    # short of the compartment's centre, which is at the end of the arm's reach
+    # in front of the compartment's centre, which is at the limit of the arm's reach
     drop_offset = np.array([-0.035, -0.045, 0.0])
     carry_height = 1.10
 
@@ -203,10 +204,10 @@ class CanExpert(ArmExpert):
 
 
 class SquareExpert(ArmExpert):
-    """NutAssemblySquare: grasp the handle, lift, carry and turn, onto the peg, release."""
+    """NutAssemblySquare: grasp the handle, lift, carry and turn, put it onto the peg, release."""
 
-    # nut headings over the peg. At 0 the handle would point away from the robot, where the arm
-    # does not reach.
+    # headings of the nut over the peg. At 0 the handle would point away from the robot, out of
+    # the arm's reach.
     peg_yaws = (np.pi / 2, -np.pi / 2, np.pi)
 
     def __init__(self, env: Any, seed: Seed, noise: Noise) -> None:
@@ -236,8 +237,8 @@ class SquareExpert(ArmExpert):
         if self.arm.near(goal, 0.004, 0.06) or self.count >= 40:
             self._hold, self._rotation = goal.position + self._bias, goal.rotation
             return self.go("close")
-        # the controller stays a few mm short of its goal; not in z: pressed on the table the
-        # fingers would not close
+        # the controller stops a few mm before its goal; z is not corrected, because fingers
+        # pressed on the table would not close
         if np.linalg.norm(error) < 0.03:
             self._bias[:2] = (self._bias + 0.25 * error)[:2].clip(-0.04, 0.04)
         return Goal(goal.position + self._bias, goal.rotation, OPEN, 0.3)
@@ -264,7 +265,7 @@ class SquareExpert(ArmExpert):
         return Goal(np.array([*self._hold[:2], 1.08]), self._rotation, CLOSE)
 
     def _to_peg(self) -> tuple[np.ndarray, float, np.ndarray]:
-        """Way of the nut to the peg [3] m, its heading error (rad), and the hand's rotation."""
+        """Vector from the nut to the peg [3] m, heading error (rad), and the hand's rotation."""
         nut, rotation = body_pose(self.env, "SquareNut_main")
         peg = body_pose(self.env, "peg1")[0]
         turns = [wrapped(yaw - yaw_of(rotation)) for yaw in self.peg_yaws]

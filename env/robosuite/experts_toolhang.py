@@ -1,11 +1,12 @@
-"""Scripted expert of ToolHang: the frame upright into its stand, then the tool onto the frame.
+"""Scripted expert of ToolHang: put the frame upright into its stand, then hang the tool on it.
 
 The frame, an L of a rod and a bar, lies flat on the table. The hand grasps the grip on its rod
-from above and turns it upright between the stand and the robot's right, which leaves the hand
-level; the rod goes down into the mount, and the bar points away from the robot with its hook, a
-knob on top of the bar's end, outermost. The tool is grasped from above, its hole lowered over
-the knob and the handle tilted down about it, until the hole's far side is below the bar and the
-ring can slide behind the knob; let go, it hangs there. docs/environments.md has the geometry.
+from above and turns it upright between the stand and the robot's right; then the hand is level.
+The rod goes down into the mount. The bar points away from the robot, and its hook, a knob on top
+of the bar, is at the far end. The tool is grasped from above, and its hole is lowered over the
+knob. The handle is tilted down about the knob until the far side of the hole is below the bar and
+the ring can slide behind the knob. When the hand opens, the tool hangs there. The geometry is in
+docs/environments.md.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ KNOB_HEIGHT = 0.012  # m, above the bar
 # m: half the thickness of the tool's ring, and the radius of the circle within its eight sides
 RING_HALF, RING_RADIUS = 0.0035, 0.0097
 TILT = 1.0  # rad, of the handle when the tool is let go
-# rad: the hand leans towards the tool's hole, lest the tilted tool take the arm to its full reach
+# rad: the hand leans towards the tool's hole, to keep the tilted tool within the arm's reach
 LEAN = 0.3
 
 
@@ -49,7 +50,7 @@ def geom_position(env: Any, name: str) -> np.ndarray:
 
 
 class ToolHangExpert(WaypointExpert):
-    """ToolHang: frame grasped, turned, inserted, let go; tool grasped, turned, hung, let go."""
+    """ToolHang: grasp, turn, insert and release the frame; grasp, turn, hang, release the tool."""
 
     first = "over_frame"
 
@@ -61,12 +62,12 @@ class ToolHangExpert(WaypointExpert):
         self._steady = 0
         return super().go(phase)
 
-    # held things
+    # held bodies
 
     def _carried(self, body: str, point: np.ndarray, place: np.ndarray, turned: np.ndarray) -> Goal:
         """The hand's goal that brings ``point`` (world) of the held body to ``place``.
 
-        ``turned`` is the rotation [3, 3] that the body is to have there.
+        ``turned`` is the body's desired rotation [3, 3] there.
         """
         turn = turned @ body_pose(self.env, body)[1].T
         position = place + turn @ (self.arm.position - point)
@@ -74,9 +75,9 @@ class ToolHangExpert(WaypointExpert):
         return Goal(position, turn @ self.arm.rotation, CLOSE, 1.0 if far else FINE)
 
     def _pressed(self, goal: Goal) -> Goal:
-        """``goal`` moved by what the controller, up to 15 mm off, leaves undone.
+        """``goal``, moved by the controller's remaining error (up to 15 mm).
 
-        Slower than ``exact``, and at most 1 cm: what is held meets what it is put into.
+        Slower than ``exact``, and by at most 1 cm: the held body touches its counterpart.
         """
         error = goal.position - self.arm.position
         if np.linalg.norm(error) < 0.015:
@@ -84,7 +85,7 @@ class ToolHangExpert(WaypointExpert):
         return replace(goal, position=goal.position + self.bias)
 
     def _arrived(self, aside: np.ndarray, goal: Goal) -> bool:
-        """Whether a held thing has been within 2 mm sideways of its place for 4 steps."""
+        """Whether the held body has been within 2 mm sideways of its place for 4 steps."""
         there = np.linalg.norm(aside[:2]) < 0.002 and self.arm.errors(goal)[1] < 0.03
         self._steady = self._steady + 1 if there else 0
         return self._steady >= 4
@@ -111,7 +112,7 @@ class ToolHangExpert(WaypointExpert):
         return bool(np.linalg.norm(self._grip() - self.arm.position) > 0.05)
 
     def _tip(self) -> np.ndarray:
-        """The tip of the rod seen from the middle of the mount's upper end, [3] m."""
+        """The tip of the rod, relative to the middle of the mount's upper end, [3] m."""
         walls = [geom_position(self.env, f"stand_wall{i}") for i in range(4)]
         return site_position(self.env, TIP) - np.mean(walls, 0) - MOUNT_DEPTH / 2 * UP
 
@@ -137,7 +138,7 @@ class ToolHangExpert(WaypointExpert):
         if self._frame_lost():
             return self.go("over_frame")
         self.achieved["frame grasped"] = None
-        place = np.array([-0.08, -0.20, 1.19])  # where nothing is in the rod's way
+        place = np.array([-0.08, -0.20, 1.19])  # nothing obstructs the rod here
         goal = self._carried(FRAME, self.arm.position, place, FRAME_UPRIGHT)
         return self.until(goal, "bring_frame", 0.04, 0.1)
 
@@ -147,7 +148,7 @@ class ToolHangExpert(WaypointExpert):
         goal, way = self._frame_over(0.02), self._tip()
         if self._arrived(way, goal):
             return self.go("insert_frame")
-        if way[2] < 0.01 and np.linalg.norm(way[:2]) > 0.004:  # beside the mount: up first
+        if way[2] < 0.01 and np.linalg.norm(way[:2]) > 0.004:  # beside the mount: go up first
             return replace(goal, position=self.arm.position + 0.04 * UP, noise=FINE)
         return self._pressed(goal)
 
@@ -166,12 +167,12 @@ class ToolHangExpert(WaypointExpert):
         return self.still(OPEN, 8, "leave_frame")
 
     def leave_frame(self) -> Goal:
-        # the hand is level, and to the robot's left of the rod
+        # the hand is level, and left of the rod as seen from the robot
         goal = replace(self.at, position=self.at.position + [0.0, 0.12, 0.0], gripper=OPEN)
         return self.until(goal, "rise", 0.03, limit=40)
 
     def rise(self) -> Goal:
-        """Around the frame and over it, on the way to the tool."""
+        """Go around the frame and over it, on the way to the tool."""
         if not self.env._check_frame_assembled():
             return self.go("over_frame")
         self.achieved["frame inserted"] = None
@@ -196,11 +197,11 @@ class ToolHangExpert(WaypointExpert):
         return knob - KNOB_HEIGHT / 2 * rotation[:, 2], -rotation[:, 0]
 
     def _hole(self) -> np.ndarray:
-        """The middle of the tool's hole seen from the hook, [3] m."""
+        """The middle of the tool's hole, relative to the hook, [3] m."""
         return site_position(self.env, HOLE) - self._hook()[0]
 
     def _tool_at(self, out: float, up: float, tilt: float) -> Goal:
-        """The hole ``out`` and ``up`` (m) of the hook, the handle outwards and down by ``tilt``."""
+        """Goal with the hole ``out`` and ``up`` (m) of the hook, the handle tilted by ``tilt``."""
         hook, outward = self._hook()
         level = np.column_stack([outward, np.cross(UP, outward), UP])
         turned = level @ Rotation.from_euler("y", tilt).as_matrix()
@@ -225,7 +226,7 @@ class ToolHangExpert(WaypointExpert):
         if self._tool_lost():
             return self.go("over_tool")
         self.achieved["tool grasped"] = None
-        place = np.array([0.15, -0.10, 1.15])  # where nothing is in the handle's way
+        place = np.array([0.15, -0.10, 1.15])  # nothing obstructs the handle here
         goal = self._carried(TOOL, self.arm.position, place, np.eye(3))
         return self.until(goal, "bring_tool", 0.04, 0.1)
 
@@ -235,7 +236,7 @@ class ToolHangExpert(WaypointExpert):
         goal, way = self._tool_at(0.0, 0.035, 0.0), self._hole()
         if self._arrived(way, goal):
             return self.go("lower_tool")
-        if way[2] < 0.02 and np.linalg.norm(way[:2]) > 0.004:  # beside the knob: up first
+        if way[2] < 0.02 and np.linalg.norm(way[:2]) > 0.004:  # beside the knob: go up first
             return replace(goal, position=self.arm.position + 0.04 * UP, noise=FINE)
         return self._pressed(goal)
 
@@ -248,7 +249,7 @@ class ToolHangExpert(WaypointExpert):
         return self._pressed(self._tool_at(0.0, max(way[2] - 0.02, RING_HALF), 0.0))
 
     def tilt_tool(self) -> Goal:
-        """The ring's near side on the bar; at 0.74 rad its far side has passed under the bar."""
+        """The ring's near side is on the bar; at 0.74 rad its far side has passed under the bar."""
         if self.count >= 46:
             return self._stay("release_tool")
         tilt = min(0.025 * self.count, TILT)

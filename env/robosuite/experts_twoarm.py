@@ -1,4 +1,4 @@
-"""Scripted expert of TwoArmTransport: one script for each arm, and what they wait for.
+"""Scripted expert of TwoArmTransport: one script for each arm; they wait for each other.
 
 Robot 0 (at y -0.81) puts the lid aside, takes the hammer out of its bin and offers it between
 the robots. Robot 1 (at y +0.81) throws the trash into its bin, takes the hammer over and puts
@@ -28,13 +28,13 @@ from env.robosuite.control import (
     yaw_of,
 )
 
-# along the hammer's handle from its middle, towards robot 1 (m): where each robot grasps it. Half
-# the handle is 10 cm; the hands must not meet, nor robot 0 reach in too close before its base
+# where each robot grasps the hammer's handle: metres from its middle towards robot 1. Half the
+# handle is 10 cm. The hands must not meet, and robot 0 must not reach too close to its base.
 GRASP = (-0.06, 0.08)
 
 
 class TransportArm(WaypointExpert):
-    """What both scripts share: the hammer."""
+    """The shared part of both scripts: the hammer."""
 
     def __init__(self, env: Any, seed: Seed, noise: Noise, arm: int) -> None:
         super().__init__(env, seed, noise, arm)
@@ -47,14 +47,14 @@ class TransportArm(WaypointExpert):
         return position, axis if axis[1] > 0 else -axis
 
     def hammer_grasp(self) -> Goal:
-        """The hand around this robot's end of the handle, fingers open."""
+        """Goal of the hand around this robot's end of the handle, with open fingers."""
         middle, axis = self.hammer()
         across = np.array([-axis[1], axis[0], 0.0])
         position = middle + GRASP[self._number] * axis
         return Goal(position, self.arm.rotation_with(across), OPEN, FINE)
 
     def holds_hammer(self) -> bool:
-        """Whether the hammer's handle (half 10 cm long) is where the fingers are."""
+        """Whether the hammer's handle (10 cm long on each side) is between the fingers."""
         middle, axis = self.hammer()
         way = self.arm.position - middle
         along = float(way @ axis)
@@ -62,7 +62,7 @@ class TransportArm(WaypointExpert):
 
 
 class StartArm(TransportArm):
-    """Robot 0: lid aside, hammer out of the bin and to the other robot."""
+    """Robot 0: put the lid aside, take the hammer out of the bin and to the other robot."""
 
     first = "over_lid"
     lid_place = np.array([-0.17, -0.45, 0.845])
@@ -128,13 +128,13 @@ class StartArm(TransportArm):
     def lift_hammer(self) -> Goal:
         if not self.holds_hammer():
             return self.go("over_hammer")
-        # away from the bin's wall, on which the end behind the hand would catch
+        # away from the bin's wall, so that the end behind the hand does not catch on it
         position = self.at.position + np.array([0.0, 0.03, 0.22])
         goal = replace(self.at, position=position, gripper=CLOSE)
         return self.until(goal, "bring", 0.03, limit=60)
 
     def _offer(self, noise: float) -> Goal:
-        # the handle level and along y, however it has slipped between the fingers
+        # the handle is level and along y, even if it has slipped between the fingers
         middle, axis = self.hammer()
         level, _ = Rotation.align_vectors(np.array([[0.0, 1.0, 0.0]]), axis[None])
         position = self.arm.position + self.offer_place - middle
@@ -154,7 +154,7 @@ class StartArm(TransportArm):
         return replace(self.at, gripper=CLOSE)
 
     def hand_over(self) -> Goal:
-        if self.count == 4:  # along the handle, away from the head that may be behind the hand
+        if self.count == 4:  # along the handle, away from the head, which may be behind the hand
             self.at = replace(self.at, position=self.at.position + [0.0, 0.025, 0.0])
         return self.still(OPEN, 12, "retreat")
 
@@ -164,12 +164,12 @@ class StartArm(TransportArm):
         return Goal(up if not self.away() else self.retreat_place, self.at.rotation, OPEN)
 
     def away(self) -> bool:
-        """Whether the fingers have left the hammer that was handed over."""
+        """Whether the fingers have let go of the hammer after handing it over."""
         return self.phase == "retreat" and self.count >= 8
 
 
 class TargetArm(TransportArm):
-    """Robot 1: trash into its bin, hammer from the other robot into the bin then free."""
+    """Robot 1: put the trash into its bin, then the other robot's hammer into the free bin."""
 
     first = "over_trash"
     wait_place = np.array([0.0, 0.16, 1.20])
@@ -223,7 +223,7 @@ class TargetArm(TransportArm):
         return self.until(replace(self.at, position=position), "wait", 0.03)
 
     def wait(self) -> Goal:
-        """Out of the way until the hammer is offered."""
+        """Stay out of the way until the hammer is offered."""
         if self.giver.phase == "offer":
             return self.go("approach")
         across = self.arm.rotation_with(np.array([1.0, 0.0, 0.0]))
@@ -248,7 +248,7 @@ class TargetArm(TransportArm):
         return self.still(CLOSE, 14, "hold")
 
     def hold(self) -> Goal:
-        """Until the other hand has opened."""
+        """Hold still until the other hand has opened."""
         if self.giver.away():
             return self.go("lift") if self.holds_hammer() else self.go("wait")
         return replace(self.at, gripper=CLOSE)
@@ -260,7 +260,7 @@ class TargetArm(TransportArm):
         return self.until(replace(self.at, position=position, gripper=CLOSE), "carry", 0.02)
 
     def _to_bin(self) -> np.ndarray:
-        """Way of the hammer's middle to the middle of the target bin, level, [3] m."""
+        """Horizontal vector from the hammer's middle to the target bin's middle, [3] m."""
         way: np.ndarray = self.env.transport.target_bin_pos - self.hammer()[0]
         return way * [1.0, 1.0, 0.0]
 
@@ -293,7 +293,7 @@ class TransportExpert(TaskExpert):
 
     @property
     def phase(self) -> str:
-        """Where the two arms are, as "robot 0's phase/robot 1's phase"."""
+        """The phases of the two arms, as "robot 0's phase/robot 1's phase"."""
         return f"{self.start.phase}/{self.target.phase}"
 
     def act(self) -> np.ndarray:

@@ -1,10 +1,10 @@
 """robosuite's control step without Python in its inner loop (csrc/osc.cc).
 
-A step of 50 ms is 25 physics steps, before each of which robosuite computes the torques of every
-arm in Python: most of the time of a step. Here the goals are set by robosuite's own controllers,
-once per step as there, and the loop runs in C++. Torques agree with robosuite's to rounding
-(tests/env/test_robosuite_fast.py); what robosuite records for its own statistics (recent forces,
-velocities, accelerations) is left out, and its observables are not updated.
+A step of 50 ms is 25 physics steps. Before each of them robosuite computes the torques of every
+arm in Python, which takes most of the time of a step. Here robosuite's own controllers set the
+goals, also once per step, and the loop runs in C++. Torques agree with robosuite's except for
+rounding (tests/env/test_robosuite_fast.py). The records of robosuite's own statistics (recent
+forces, velocities, accelerations) are left out, and its observables are not updated.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def _functions() -> dict[str, int]:
 
 
 class FastLoop:
-    """The control loop of one simulation (of its present model and data)."""
+    """The control loop of one simulation (of its current model and data)."""
 
     def __init__(self, env: Any) -> None:
         from common_utils import osc
 
         self.sim = env.sim
         model, data = self.sim.model._model, self.sim.data._data
-        # views into MuJoCo's memory, whose addresses stay while the data lives
+        # views into MuJoCo's memory; addresses do not change while the data exists
         views = {name: getattr(data, name) for name in ARRAYS}
         for name, view in views.items():
             if view.dtype != np.float64 or not view.flags.c_contiguous:
@@ -72,9 +72,9 @@ class FastLoop:
         )
 
     def step(self, env: Any, action: np.ndarray, steps: int) -> None:
-        """``steps`` physics steps towards where ``action`` [A] points."""
+        """``steps`` physics steps towards the goal of ``action`` [A]."""
         self.sim.step1()
-        # After a reset robosuite's controllers compute the first torques from what they saw when
+        # After a reset robosuite's controllers compute the first torques from the state in which
         # they were made, before fingers and objects were placed.
         first = not all(r.part_controllers[ARM].new_update for r in env.robots)
         if first:
@@ -90,14 +90,14 @@ class FastLoop:
         self._loop.run(steps - first, not first)
 
     def _set_goal(self, robot: Any, action: np.ndarray) -> None:
-        """Goals of a robot's controllers, by themselves; the fingers' command."""
+        """Let a robot's controllers set their goals; set the command of the fingers."""
         composite, arm = robot.composite_controller, robot.part_controllers[ARM]
         composite.update_state()
         site = self.sim.model.site_name2id(arm.ref_name)
         data = self.sim.data._data
         arm.ref_pos[:] = data.site_xpos[site]
         arm.ref_ori_mat[:, :] = data.site_xmat[site].reshape(3, 3)
-        arm.new_update = False  # all that setting a goal needs is up to date
+        arm.new_update = False  # everything needed to set a goal is up to date
         composite.set_goal(action)
         arm.new_update = True
         for name, controller in robot.part_controllers.items():
@@ -112,7 +112,7 @@ class FastLoop:
 
 
 def fits(env: Any) -> bool:
-    """Whether the loop computes what this environment's controllers do, and was built."""
+    """Whether the module was built and can compute this environment's controllers."""
     try:
         from common_utils import osc  # noqa: F401
     except ImportError:

@@ -1,9 +1,9 @@
 """Observations of a robosuite simulation under robomimic's names, as robosuite 1.4 gave them.
 
-Read from the simulator, not from robosuite 1.5's own observation dict, which differs from the
-data that policies are trained on: ``object`` has another order in PickPlaceCan,
-NutAssemblySquare, TwoArmTransport and ToolHang, another sign in Lift, and object poses relative
-to the hand lag one control step (and are zero after a reset).
+They are read from the simulator, not from robosuite 1.5's own observation dict, which differs
+from the data that policies are trained on. There ``object`` has another order in PickPlaceCan,
+NutAssemblySquare, TwoArmTransport and ToolHang, and another sign in Lift. Object poses relative to
+the hand lag one control step (and are zero after a reset).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from common_utils.robomimic_keys import PROP_KEYS, STATE_KEYS
 
-ARM = "right"  # what robosuite calls the only arm of a Panda
+ARM = "right"  # robosuite's name for the only arm of a Panda
 PROP_DIM = 9
 
 ObjectReader = Callable[[Any, np.ndarray, np.ndarray], list[np.ndarray]]
@@ -111,10 +111,10 @@ _OBJECTS: dict[str, ObjectReader] = {
 
 
 def observe(env: Any) -> dict[str, np.ndarray]:
-    """``robot0_eef_pos`` [3], ``robot0_eef_quat`` [4], ``robot0_gripper_qpos`` [2] (the same of
-    robot1 where there is one) and ``object``, float64, of the current state.
+    """``robot0_eef_pos`` [3], ``robot0_eef_quat`` [4], ``robot0_gripper_qpos`` [2] (and the same
+    for robot1 if there is one) and ``object``, float64, of the current state.
 
-    After a control step the poses are those of its last physics step but one, as in robosuite.
+    After a control step the poses are those of its second-to-last physics step, as in robosuite.
     """
     task = type(env).__name__
     obs: dict[str, np.ndarray] = {}

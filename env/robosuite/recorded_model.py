@@ -1,10 +1,10 @@
-"""What is taken of a recorded model (MuJoCo's XML), which may come from anybody.
+"""Reads a recorded model (MuJoCo's XML), which may come from anybody.
 
-Sizes and places of bodies, and where cameras stand; nothing else is read, and no file that the
-model names (meshes and textures among its assets) is opened. What could make MuJoCo or the parser
-do more than that is refused: includes and other models, elements that generate (composite,
-flexcomp, replicate), plugins, entities, files named in the scene, and more or deeper elements
-than a scene has.
+Only sizes and positions of bodies, and positions of cameras, are read. No file that the model
+names (meshes and textures among its assets) is opened. Everything that could make MuJoCo or the
+parser do more than this is refused: includes and other models, elements that generate others
+(composite, flexcomp, replicate), plugins, entities, files named in the scene, and more or deeper
+elements than a scene has.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Element = ElementTree.Element
 # robosuite's largest scene has 100,000 characters, 700 elements, 16 levels
 MAX_CHARACTERS = 4_000_000
 MAX_ELEMENTS = 20_000
-MAX_TAGS = 3 * MAX_ELEMENTS  # of beginnings, ends and comments
+MAX_TAGS = 3 * MAX_ELEMENTS  # start tags, end tags and comments
 MAX_DEPTH = 100
-# numbers of a scene are metres, kilograms, parts of quaternions
+# numbers of a scene are metres, kilograms, or components of quaternions
 MAX_NUMBER = 1e6
 REFUSED = {
     *("include", "attach", "replicate", "composite", "flexcomp"),
     *("flex", "skin", "deformable", "plugin", "extension"),
 }
 SHAPES = ("box", "sphere", "capsule", "cylinder", "ellipsoid")
-# what decides a body's sizes and masses ...
+# attributes that decide a body's sizes and masses ...
 TAKEN = {
     "body": ("name", "pos", "quat"),
     "geom": ("name", "type", "size", "pos", "quat", "density", "mass", "group"),
@@ -38,7 +38,7 @@ TAKEN = {
     "freejoint": ("name",),
     "inertial": ("pos", "quat", "mass", "diaginertia"),
 }
-# ... and what does not
+# ... and attributes that do not
 LEFT = {
     *("rgba", "material", "friction", "solref", "solimp", "condim", "contype", "conaffinity"),
     *("margin", "gap", "priority", "solmix"),
@@ -48,7 +48,7 @@ WORDS = ("name", "type")
 
 
 def recorded_world(xml: str) -> Element:
-    """The worldbody of a recorded model. Raises EnvError for what is not a model, or is refused."""
+    """The worldbody of a recorded model. Raises EnvError if it is not a model, or is refused."""
     if len(xml) > MAX_CHARACTERS:
         raise EnvError(
             f"the recorded model has {len(xml):,} characters, expected up to {MAX_CHARACTERS:,}"
@@ -56,7 +56,7 @@ def recorded_world(xml: str) -> Element:
     for text in ("<!DOCTYPE", "<!ENTITY"):
         if text in xml:
             raise EnvError(f"the recorded model holds '{text}', which is refused")
-    if xml.count("<") > MAX_TAGS:  # before they are built
+    if xml.count("<") > MAX_TAGS:  # before the parser builds them
         raise EnvError(f"the recorded model has more than {MAX_TAGS:,} tags")
     try:
         root = ElementTree.fromstring(xml)
@@ -81,7 +81,7 @@ def recorded_world(xml: str) -> Element:
 
 
 def _check(root: Element) -> None:
-    """No refused element, not too many of them, not too deep."""
+    """Check for refused elements, too many elements, and too many levels."""
     count, level, depth = 0, [root], 0
     while level:
         count, depth = count + len(level), depth + 1
@@ -99,9 +99,9 @@ def _check(root: Element) -> None:
 
 
 def shape_of(body: Element) -> Element:
-    """A copy of ``body`` that holds its primitive shapes, masses and joints alone.
+    """A copy of ``body`` with only its primitive shapes, masses and joints.
 
-    Raises EnvError for anything else that would decide them.
+    Raises EnvError for anything else that would affect them.
     """
     out = ElementTree.Element("body", _taken(body))
     for child in body:

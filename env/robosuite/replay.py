@@ -1,9 +1,9 @@
-"""Recorded robosuite states, of version 1.5 or older, put back into a simulation of today.
+"""Puts recorded robosuite states, of version 1.5 or older, back into a current simulation.
 
-A recording holds flattened states (time, positions, velocities), which robosuite 1.4 and 1.5
-order alike, and often the model's XML. XML of 1.4 does not load in 1.5 (other names and asset
-folders), so the simulation keeps its own model and takes over what differs between episodes:
-sizes and places (:class:`RecordedScene`).
+A recording holds flattened states (time, positions, velocities), in the same order in robosuite
+1.4 and 1.5, and often the model's XML. XML of 1.4 does not load in 1.5 (other names and asset
+folders), so the simulation keeps its own model and copies what differs between episodes: sizes
+and positions (:class:`RecordedScene`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from env.robosuite.shapes import (
     variable_body,
 )
 
-# names of what belongs to the robots; theirs were changed in robosuite 1.5, their shapes were not
+# prefixes of the robots' bodies; robosuite 1.5 changed their names, but not their shapes
 ROBOT_PREFIXES = ("robot", "gripper", "mount", "fixed_mount", "base", "fixed_base", "left_eef")
 TOLERANCE = 1e-6
-# all of the model that taking over may change
+# all parts of the model that copying may change
 _FIELDS = (
     *("body_pos", "body_quat"),
     *(f"body_{name}" for name in BODY_FIELDS),
@@ -40,9 +40,9 @@ _FIELDS = (
 def restore_state(env: Any, state: np.ndarray, *, live: bool = False) -> None:
     """Put a flattened state float64 [1 + nq + nv] into ``env`` (``make_sim``).
 
-    ``live``: poses as they are read right after a control step, which are those of its last
-    physics step but one; False: poses of the state itself, as right after a reset. Raises
-    EnvError for a state of another size, that is of another task or robot.
+    ``live``: poses as they are right after a control step, which are those of its second-to-last
+    physics step. False: poses of the state itself, as right after a reset. Raises EnvError for a
+    state of another size, which belongs to another task or robot.
     """
     import mujoco
 
@@ -65,18 +65,19 @@ def restore_state(env: Any, state: np.ndarray, *, live: bool = False) -> None:
 
 
 def restore_step(env: Any, states: np.ndarray, actions: np.ndarray, step: int) -> None:
-    """Put an episode's state number ``step`` into ``env`` so that ``actions[step]`` is answered as
-    it was: with the controllers' and grippers' inner state too, which ``states`` do not hold."""
+    """Put an episode's state number ``step`` into ``env`` so that ``actions[step]`` has the same
+    effect as in the episode. This also restores the inner state of controllers and grippers,
+    which ``states`` do not hold."""
     restore_state(env, states[0])
     offset = 0
     for robot in env.robots:
-        # the posture that the arm's spare degree of freedom is drawn to
+        # the posture to which the arm's spare degree of freedom is pulled
         joints = env.sim.data.qpos[robot._ref_arm_joint_pos_indexes].copy()
         robot.part_controllers[ARM].update_initial_joints(joints)
         gripper, offset = robot.gripper[ARM], offset + robot.action_dim
         gripper.current_action = np.zeros(gripper.dof)
         for command in actions[:step, offset - 1 : offset]:
-            gripper.format_action(command)  # the command ramps up over some steps
+            gripper.format_action(command)  # the command changes gradually, over some steps
     restore_state(env, states[step])
     for robot in env.robots:
         robot.composite_controller.update_state()
@@ -92,13 +93,13 @@ def hand_rotations(env: Any) -> list[np.ndarray]:
 def poses_asked_for(
     env: Any, action: np.ndarray, goals: list[np.ndarray] | None, *, world_frame: bool
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The absolute action (``make_sim(delta=False)``) that the relative one [A] means in the
-    current state, and the rotation [3, 3] it asks of each hand.
+    """The absolute action (``make_sim(delta=False)``) that equals the relative one [A] in the
+    current state, and the goal rotation [3, 3] of each hand.
 
-    Stepping the controller: its goal is the hand's current pose, moved by the scaled action.
-    ``world_frame``: actions are along the world's axes, as in robosuite 1.4, else along those of
-    each robot's base. With ``goals`` (of the step before) a rotation part of exactly zero keeps
-    the rotation asked for before, as in robosuite 1.4.
+    The controller's goal is the hand's current pose, moved by the scaled action. ``world_frame``:
+    actions are along the world's axes, as in robosuite 1.4; otherwise along those of each robot's
+    base. With ``goals`` (of the previous step), a rotation part of exactly zero keeps the previous
+    goal rotation, as in robosuite 1.4.
     """
     out, rotations, offset = [], [], 0
     for number, robot in enumerate(env.robots):
@@ -131,8 +132,8 @@ def _rotvec(rotation: np.ndarray) -> np.ndarray:
 
 
 def to_base_frame(env: Any, actions: np.ndarray) -> np.ndarray:
-    """Relative actions [T, A] along the world's axes (robosuite 1.4) as 1.5 takes them: along
-    the axes of each robot's base, which are turned in TwoArmTransport."""
+    """Turn relative actions [T, A] from the world's axes (robosuite 1.4) to those of each robot's
+    base (1.5). The bases are turned in TwoArmTransport."""
     out, offset = actions.copy(), 0
     for robot in env.robots:
         base = np.asarray(robot.base_ori)
@@ -143,7 +144,7 @@ def to_base_frame(env: Any, actions: np.ndarray) -> np.ndarray:
 
 
 class RecordedScene:
-    """Sizes and places of things, which differ between episodes, taken over from recorded XML."""
+    """Copies sizes and positions of bodies, which differ between episodes, from recorded XML."""
 
     def __init__(self, env: Any) -> None:
         self._env = env
@@ -151,7 +152,7 @@ class RecordedScene:
         self._own = {name: getattr(self._model, name).copy() for name in _FIELDS}
 
     def reset(self) -> None:
-        """The simulation's own sizes and places again."""
+        """Restore the simulation's own sizes and positions."""
         import mujoco
 
         for name, value in self._own.items():
@@ -159,11 +160,11 @@ class RecordedScene:
         mujoco.mj_setConst(self._model, self._env.sim.data._data)
 
     def adopt(self, xml: str) -> tuple[list[str], list[str]]:
-        """Take over what ``xml`` says of things other than robots.
+        """Copy sizes and positions from ``xml``, except those of robots.
 
-        Returns the names of what was changed, and sentences on what differs from this version
-        and cannot be taken over. Raises EnvError when ``xml`` is not a model, or one that holds
-        more than a scene (env/robosuite/recorded_model.py).
+        Returns the names of what was changed, and sentences about differences from this version
+        that cannot be copied. Raises EnvError if ``xml`` is not a model, or holds more than a
+        scene (env/robosuite/recorded_model.py).
         """
         self.reset()
         world = recorded_world(xml)
@@ -204,10 +205,10 @@ class RecordedScene:
             taken.append(name)
 
     def _take_place(self, body: ElementTree.Element, taken: list[str]) -> None:
-        """Place and rotation of what has no joints (the others' are in the state)."""
+        """Copy position and rotation of bodies without joints (the state has those of others)."""
         number = self._model.body(body.get("name", "")).id
         pos = numbers(body.get("pos", "0 0 0"), 3)
-        # not placed: XML of before the reset, which does that
+        # not placed: this XML is from before the reset, which places bodies
         changed = pos.any() and self._put(self._model.body_pos[number], pos)
         if "quat" in body.attrib and pos.any():
             quat = numbers(body.attrib["quat"], 4)

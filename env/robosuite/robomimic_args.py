@@ -1,5 +1,5 @@
-"""How robomimic's files describe their environment: ``env_args``, in the terms of robosuite 1.4,
-and the model of each episode."""
+"""The description of the environment in robomimic's files: ``env_args``, with the names of
+robosuite 1.4, and the model of each episode."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ OSC_POSE: dict[str, Any] = {
 }
 
 
-# what a controller must have in common with this one for its actions to mean the same
+# settings of a controller that must equal these for its actions to have the same meaning
 MEANING = ("type", "output_max", "output_min", "kp", "damping_ratio", "impedance_mode")
 
 
 def controller_differences(controller: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a file's arm controller (``common_utils.env_args``) does otherwise."""
+    """Sentences about differences of a file's arm controller (``common_utils.env_args``)."""
     notes = []
     for key in MEANING:
         recorded, ours = controller.get(key, OSC_POSE[key]), OSC_POSE[key]
@@ -60,7 +60,7 @@ def robomimic_env_args(
     """``env_args`` of demonstrations of ``task``: env_name, env_version, type, env_kwargs.
 
     Args:
-        cameras: whose images the file holds, ``size`` x ``size`` pixels.
+        cameras: cameras whose images the file holds, ``size`` x ``size`` pixels.
         delta: actions are relative (robosuite 1.4's ``control_delta``).
     """
     kind = task_named(task)
@@ -91,8 +91,8 @@ def robomimic_env_args(
 
 
 def model_xml(env: Any) -> str:
-    """The current episode's model of ``env`` (``make_sim``): robosuite's XML, in which the places
-    of what stands still, and the shape that is drawn again at each reset, are the simulation's."""
+    """The model of ``env``'s current episode (``make_sim``): robosuite's XML, with the simulation's
+    positions of fixed bodies, and the shape that is drawn at each reset."""
     root = ElementTree.fromstring(env.model.get_xml())
     model, shaped = env.sim.model._model, variable_body(env)
     for body in root.iter("body"):

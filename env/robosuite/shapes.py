@@ -1,8 +1,8 @@
 """Objects whose shape robosuite draws when it compiles a model: Lift's cube, Transport's hammer.
 
-Compiling takes most of a second. Instead only the object is made and compiled, and what
-follows from its shape is copied into the model at hand, which is then, field by field, the one
-that robosuite would have compiled (tests/env/test_robosuite.py).
+Compiling takes most of a second. Here only the object is compiled, and everything that depends on
+its shape is copied into the existing model. Every field then equals that of the model which
+robosuite would have compiled (tests/env/test_robosuite.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# what robosuite passes to the constructors (environments/manipulation/lift.py and
+# robosuite's arguments of the constructors (environments/manipulation/lift.py and
 # two_arm_transport.py)
 CUBE = {"name": "cube", "size_min": [0.020, 0.020, 0.020], "size_max": [0.022, 0.022, 0.022]}
 HAMMER = {
@@ -23,19 +23,19 @@ HAMMER = {
     "handle_friction": 4.0,
     "head_density_ratio": 1.5,
 }
-# attributes of the object that say its shape; placing it on a table reads them
+# attributes of the object that define its shape; they are read to place it on a table
 SHAPE = ("size", "handle_radius", "handle_length", "head_halfsize")
 GEOM_FIELDS = ("size", "pos", "quat", "rbound", "aabb", "sameframe")
 BODY_FIELDS = ("mass", "inertia", "ipos", "iquat", "sameframe", "simple")
 BVH_FIELDS = ("aabb", "child", "depth")
-# as in robosuite's base.xml: masses come from the collision shapes
+# as in robosuite's base.xml: masses follow from the collision shapes
 MODEL = '<mujoco><compiler angle="radian" inertiagrouprange="0 0" autolimits="true"/></mujoco>'
 
 
 def draw_shapes(env: Any, generator: np.random.Generator) -> None:
-    """Give the task's variable object the shape that a hard reset would, from ``generator``.
+    """Give the task's variable object the shape that a hard reset would draw from ``generator``.
 
-    Other tasks have none: nothing is drawn. The simulation's data must be reset afterwards.
+    For tasks without such an object nothing is drawn. Reset the simulation's data afterwards.
     """
     from robosuite.models.objects import BoxObject, HammerObject
 
@@ -53,7 +53,7 @@ def draw_shapes(env: Any, generator: np.random.Generator) -> None:
 
 
 def variable_body(env: Any) -> str:
-    """Name of the body whose shape differs between episodes; "" where there is none."""
+    """Name of the body whose shape differs between episodes; "" if there is none."""
     if type(env).__name__ == "Lift":
         return str(env.cube.root_body)
     if type(env).__name__ == "TwoArmTransport":
@@ -62,7 +62,7 @@ def variable_body(env: Any) -> str:
 
 
 def compiled(body: ET.Element) -> Any:
-    """MjModel of the object alone, of its XML element (which loses its materials)."""
+    """MjModel of the object alone, from its XML element (which loses its materials)."""
     import mujoco
 
     root = ET.fromstring(MODEL)
@@ -73,7 +73,7 @@ def compiled(body: ET.Element) -> Any:
 
 
 def copy_shape(sim: Any, small: Any, name: str) -> None:
-    """Give body ``name`` of the simulation the shape it has in the model ``small``."""
+    """Give body ``name`` of the simulation the shape that it has in the model ``small``."""
     import mujoco
 
     model, data = sim.model._model, sim.data._data

@@ -1,8 +1,8 @@
-"""robosuite 1.5 simulations as robomimic's data (robosuite 1.4) knows them: made, seeded, saved.
+"""Makes, seeds and saves robosuite 1.5 simulations that match robomimic's data (robosuite 1.4).
 
 The differences between the two versions that matter to data and policies are handled here and
-in ``env.robosuite.obs``; docs/environments.md lists them. Nothing here renders: images
-are drawn by ``env.rendering`` from ``sim.model._model`` and ``sim.data._data``.
+in ``env.robosuite.obs``; docs/environments.md lists them. Nothing here renders:
+``env.rendering`` draws images from ``sim.model._model`` and ``sim.data._data``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARM_ACTION_DIM = 7  # position 3, rotation 3 (axis-angle), gripper 1 (-1 opens, 
 
 @dataclass(frozen=True)
 class Task:
-    """A robosuite task: its robots, robomimic's time limit and what success is."""
+    """A robosuite task: its robots, robomimic's time limit and its condition of success."""
 
     name: str
     robots: tuple[str, ...]
@@ -36,7 +36,7 @@ class Task:
 
     @property
     def action_dim(self) -> int:
-        """7 for each arm."""
+        """7 per arm."""
         return ARM_ACTION_DIM * len(self.robots)
 
 
@@ -53,7 +53,7 @@ TASKS: dict[str, Task] = {
             "the hammer lies in the target bin, the trash in the trash bin",
         ),
         Task("ToolHang", ("Panda",), 700, "the frame stands in its mount, the tool hangs on it"),
-        # the whole tasks, of which old teleoperated recordings exist; no expert plays them
+        # the full tasks; old teleoperated recordings of them exist, but no expert
         Task("PickPlace", ("Panda",), 1500, "all four objects lie in their compartments"),
         Task("NutAssembly", ("Panda",), 1000, "both nuts are on their pegs"),
     )
@@ -61,7 +61,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """The task, or EnvError naming those there are."""
+    """The task; for an unknown name an EnvError that lists the tasks."""
     try:
         return TASKS[name]
     except KeyError:
@@ -70,7 +70,7 @@ def task_named(name: str) -> Task:
 
 
 def recorded_task(suite: str, name: str) -> Task:
-    """The task of a file of demonstrations; EnvError unless robosuite recorded it."""
+    """The task of a demonstration file; EnvError unless robosuite recorded it."""
     if suite != "robosuite" or not name:
         found = suite or "nothing that says so"
         raise EnvError(f"expected a robosuite recording, got {found} (task '{name}')")
@@ -78,10 +78,10 @@ def recorded_task(suite: str, name: str) -> Task:
 
 
 def _quiet_macros() -> types.ModuleType:
-    """robosuite's settings: no notes about missing optional parts, MUJOCO_GL left as it is.
+    """Set robosuite to print no notes about missing optional parts, and to keep MUJOCO_GL.
 
-    robosuite reads them from ``robosuite.macros_private``, where a user may have put some too.
-    Its default sets MUJOCO_GL to egl when it is imported, even where there is no OpenGL.
+    robosuite reads its settings from ``robosuite.macros_private``, where users may have their own.
+    By default it sets MUJOCO_GL to egl when it is imported, even if there is no OpenGL.
     """
     macros = types.ModuleType("robosuite.macros_private")
     macros.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
@@ -95,9 +95,9 @@ def _quiet_macros() -> types.ModuleType:
 
 
 def import_robosuite() -> Any:
-    """The robosuite module; EnvError if it cannot be had.
+    """The robosuite module; EnvError if it cannot be imported.
 
-    Its OpenCV is used for windows alone, which nothing here opens, and needs libGL: where it
+    It uses OpenCV only for windows, which are never opened here, and OpenCV needs libGL. If OpenCV
     does not load, robosuite is imported without it.
     """
     if "robosuite" in sys.modules:
@@ -133,7 +133,7 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
     """The robosuite environment of ``task``, without any camera or renderer.
 
     Sparse reward (1 at success), 20 Hz, the OSC_POSE controller that robosuite 1.4 had by
-    default; it never ends an episode by itself. Actions: float [7] (TwoArmTransport [14]:
+    default. It never ends an episode by itself. Actions: float [7] (TwoArmTransport [14]:
     robot0, robot1) in [-1, 1], see ARM_ACTION_DIM. Call ``reset_sim`` before the first step.
 
     Args:
@@ -145,7 +145,7 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
     """
     kind = task_named(task)
     robosuite = import_robosuite()
-    # a configuration for each robot: the environment writes into it
+    # each robot has its own configuration, because the environment writes into it
     controllers = [robosuite.load_composite_controller_config(robot=r) for r in kind.robots]
     if not delta:
         for controller in controllers:
@@ -167,14 +167,14 @@ def make_sim(task: str, *, hard_reset: bool = False, delta: bool = True) -> Any:
         horizon=kind.horizon,
         ignore_done=True,
         hard_reset=hard_reset,
-        renderer="mujoco",  # the other one would be looked for at every reset
+        renderer="mujoco",  # robosuite would search for the other one at every reset
         seed=0,
         **more,
     )
 
 
 def reset_sim(env: Any, seed: int) -> None:
-    """Start the episode that belongs to ``seed``, whatever was played before."""
+    """Start the episode of ``seed``; it does not depend on what was played before."""
     generator = np.random.default_rng(seed)
     env.rng = generator
     if hasattr(env, "transport"):
@@ -189,10 +189,10 @@ def reset_sim(env: Any, seed: int) -> None:
 
 
 def step_sim(env: Any, action: np.ndarray, *, fast: bool = True) -> bool:
-    """One control step (25 physics steps); whether the task is solved after it.
+    """One control step (25 physics steps); returns whether the task is solved after it.
 
     The same as ``env.step(action)`` without robosuite's observations, which
-    ``env.robosuite.obs.observe`` replaces. ``fast`` takes ``env.robosuite.fast`` where it can.
+    ``env.robosuite.obs.observe`` replaces. ``fast`` uses ``env.robosuite.fast`` if possible.
     """
     steps = round(env.control_timestep / env.model_timestep)
     loop = _fast_loop(env) if fast else None
@@ -209,7 +209,7 @@ def step_sim(env: Any, action: np.ndarray, *, fast: bool = True) -> bool:
 
 
 def _fast_loop(env: Any) -> FastLoop | None:
-    """The loop of the environment's present simulation (a hard reset makes a new one)."""
+    """The loop of the environment's current simulation (a hard reset makes a new one)."""
     known = getattr(env, "_fast_loop", None)
     if known is None or known[0] is not env.sim:
         known = env._fast_loop = (env.sim, FastLoop(env) if fits(env) else None)
@@ -218,7 +218,7 @@ def _fast_loop(env: Any) -> FastLoop | None:
 
 
 def sim_state(env: Any) -> np.ndarray:
-    """Flattened state float64 [1 + nq + nv] (time, positions, velocities), as robomimic stores."""
+    """Flattened state float64 [1 + nq + nv] (time, positions, velocities), as in robomimic."""
     state: np.ndarray = env.sim.get_state().flatten()
     return state
 
