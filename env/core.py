@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Env(ABC):
     control_hz: float = 20.0
     # size of proprioception, if it is the same for all tasks of the suite
     prop_dim: int = 0
+    # recorded episodes with a reward count as achieved, like those with success
+    achieved_by_reward: ClassVar[bool] = False
     # seconds spent drawing images so far (if the suite draws them in this process)
     render_seconds: float = 0.0
 
@@ -100,6 +102,14 @@ class Env(ABC):
         if quality in ("faithful", "fast"):
             cfg.render_quality = quality
         return []
+
+    @classmethod
+    def oracle_options(cls, task: str) -> tuple[str, ...]:
+        """Options of ``tools.collect_oracle`` that are only for some suites, and fit ``task``.
+
+        EnvError for what is no task of the suite.
+        """
+        return ()
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 # name -> "module:class" of its environment, imported when one is made
@@ -14,6 +15,10 @@ SUITES = {
     "d4rl": "env.d4rl:D4RLEnv",
 }
 
+# suites that are implied by a task's name: a pattern of the whole name, ignoring case (the first
+# that matches)
+TASK_NAMES = {"particle": r"particle.*", "block_pushing": r".*"}
+
 if TYPE_CHECKING:  # type checkers do not know computed types
     Suite = str
     AnySuite = str
@@ -21,3 +26,8 @@ else:
     _names = tuple(SUITES)
     Suite = Literal[_names]
     AnySuite = Literal["", Suite]  # "": not given
+
+
+def suite_by_task(task: str) -> str:
+    """The suite that is implied by a task's name."""
+    return next(s for s, name in TASK_NAMES.items() if re.fullmatch(name, task, re.I | re.S))

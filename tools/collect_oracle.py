@@ -36,8 +36,8 @@ from common_utils.run_folder import output_folder
 from env.config import EnvConfig
 from env.core import Env, EnvError
 from env.experts import make_expert
-from env.factory import make_env
-from env.suites import AnySuite
+from env.factory import make_env, suite_class
+from env.suites import AnySuite, suite_by_task
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
 from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
@@ -47,32 +47,10 @@ NO_LIMIT = 10**6
 FIRST, MID, LAST = 0, 1, 2  # a row's place in its episode, as in the published recordings
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What differs between the suites whose oracles are collected.
-
-    options: fields of MainConfig that only this suite takes.
-    by_reward: episodes with a reward count as achieved too. The particle's success requires the
-        second goal at the end; its reward requires both goals in either order, and the original
-        keeps ``random_order`` episodes by reward.
-    """
-
-    suite: str
-    options: tuple[str, ...]
-    by_reward: bool = False
-
-
-# the suites that can be recognised by the task's name, without --suite
-PARTICLE = Kind("particle", ("wait_at_first_goal", "random_order", "hide_velocity"), True)
-BLOCKS = Kind("block_pushing", ("wait", "use_image_obs", "shared_memory"))
-
-
-def kind_of(task: str, suite: str = "") -> Kind:
-    """The named suite; without a name, the one that the task's name implies."""
-    if suite:
-        known = {kind.suite: kind for kind in (PARTICLE, BLOCKS)}
-        return known.get(suite, Kind(suite, ()))
-    return PARTICLE if task.lower().startswith("particle") else BLOCKS
+# options that only some suites take (``Env.oracle_options``)
+NOT_FOR_ALL = (
+    "wait_at_first_goal", "random_order", "hide_velocity", "use_image_obs", "shared_memory", "wait",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class Settings:
     MAKER: ClassVar[str] = "tools.collect_oracle:make_recorder"
 
     task: str
-    suite: str = ""
+    suite: str
     noise: float = 0.0
     successes_only: bool = False
     boundary_rows: bool = True
@@ -104,7 +82,7 @@ class Settings:
     def env_cfg(self) -> EnvConfig:
         """The environment in which the oracle plays."""
         return EnvConfig(
-            suite=kind_of(self.task, self.suite).suite,
+            suite=self.suite,
             task=self.task,
             cameras=["rgb"] if self.images else [],
             rl_image_size=self.image_size,
@@ -172,8 +150,7 @@ class Recorder:
         return Outcome(success, played, self.oracle.phase, kept)
 
     def _achieved(self, success: bool, recording: Recording) -> bool:
-        kind = kind_of(self.settings.task, self.settings.suite)
-        return success or (kind.by_reward and any(recording.rewards))
+        return success or (self.env.achieved_by_reward and any(recording.rewards))
 
     def _store(self, recording: Recording, played: int, success: bool, job: Job) -> None:
         attrs = {"seed": job.env_seed, "expert_seed": job.expert_seed, "success": success}
@@ -246,16 +223,24 @@ class MainConfig:
             raise ValueError(
                 f"shared_memory: 1 shows a single scene, expected replicas 0, got {self.replicas}"
             )
-        kind, pauses = kind_of(self.task, self.suite), self.task.upper() == "PUSH_DISCONTINUOUS"
-        fits = {name: name in kind.options for name in (*PARTICLE.options, *BLOCKS.options)}
-        fits["wait"] = pauses
         defaults = {f.name: f.default for f in fields(type(self))}
-        for name, fit in fits.items():
-            if not fit and getattr(self, name) != defaults[name]:
+        set_here = [name for name in NOT_FOR_ALL if getattr(self, name) != defaults[name]]
+        for name in set_here:
+            if name not in self.taken:
                 raise ValueError(
                     f"{name}: {getattr(self, name)} does not apply to task {self.task}, expected "
                     f"{defaults[name]!r}"
                 )
+
+    @property
+    def suite_name(self) -> str:
+        """The suite, named or implied by the task."""
+        return self.suite or suite_by_task(self.task)
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """Which of the options NOT_FOR_ALL fit the task."""
+        return suite_class(self.suite_name).oracle_options(self.task)
 
     @property
     def oracle_options(self) -> dict[str, Any]:
@@ -263,17 +248,16 @@ class MainConfig:
         options = {
             "wait_at_first_goal": self.wait_at_first_goal,
             "random_order": bool(self.random_order),
+            "wait": self.wait,
         }
-        taken = kind_of(self.task, self.suite).options
-        options = {name: value for name, value in options.items() if name in taken}
-        return options | ({"wait": self.wait} if self.wait else {})
+        return {name: value for name, value in options.items() if name in self.taken}
 
     @property
     def settings(self) -> Settings:
         """What determines the episodes."""
         return Settings(
             task=self.task,
-            suite=self.suite,
+            suite=self.suite_name,
             noise=self.noise,
             successes_only=bool(self.save_successes_only),
             boundary_rows=bool(self.boundary_rows),
@@ -316,7 +300,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
         file=Path(cfg.out) / FILE_NAME,
         settings=settings,
         env_args={
-            "suite": kind_of(cfg.task, cfg.suite).suite,
+            "suite": settings.suite,
             "env_name": task,
             "env_kwargs": kwargs,
             "expert": expert,

@@ -97,6 +97,12 @@ class BlockPushEnv(SeededEnv):
         self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
 
     @classmethod
+    def oracle_options(cls, task: str) -> tuple[str, ...]:
+        """Pictures, the server that shows the scene, and those of the task's expert."""
+        rules = TASKS[task_name(task).name]
+        return ("use_image_obs", "shared_memory", *rules.oracle_options)
+
+    @classmethod
     def same_task(cls, a: str, b: str) -> bool:
         """Compares our names and the original's; EnvError for other names."""
         return task_name(a) == task_name(b)

@@ -37,6 +37,8 @@ class Push:
     ends.
     """
 
+    # of the task's expert, besides the noise
+    oracle_options: ClassVar[tuple[str, ...]] = ()
     tolerance: float = 0.01
     blocks: ClassVar[tuple[str, ...]] = ("block",)
     targets: ClassVar[tuple[str, ...]] = ("zone",)
@@ -105,6 +107,7 @@ class PushDiscontinuous(Push):
     the block is then at the second target.
     """
 
+    oracle_options: ClassVar[tuple[str, ...]] = ("wait",)
     tolerance: float = 0.04
     targets: ClassVar[tuple[str, ...]] = ("zone", "zone2")
     time_limit: ClassVar[int] = 200

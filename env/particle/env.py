@@ -43,6 +43,10 @@ class ParticleEnv(SeededEnv):
     (or ``episode_length``, if that is shorter).
     """
 
+    # success requires the second goal at the end, the reward both goals in either order: the
+    # original keeps ``random_order`` episodes by reward
+    achieved_by_reward = True
+
     def __init__(self, cfg: EnvConfig, params: ParticleParams | None = None) -> None:
         if cfg.cameras:
             raise EnvError(f"cameras: {cfg.cameras}; the particle has states only: set use_state 1")
@@ -61,6 +65,12 @@ class ParticleEnv(SeededEnv):
             horizon=min(params.n_steps, cfg.episode_length),
         )
         self._stacks = ObservationStacks(self.spec.observations, cfg.stack_pad)
+
+    @classmethod
+    def oracle_options(cls, task: str) -> tuple[str, ...]:
+        """Those of the particle's expert, and whether the velocity is seen."""
+        n_dim_of(task)
+        return ("wait_at_first_goal", "random_order", "hide_velocity")
 
     @classmethod
     def same_task(cls, a: str, b: str) -> bool:

@@ -17,7 +17,7 @@ from bc.dataset import DatasetConfig, RobomimicDataset
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from env.core import EnvError
-from env.factory import make_env
+from env.factory import make_env, suite_class
 from tools import collect_oracle
 from tools.collect_oracle import MainConfig, collect
 from tools.recording import PARTS, Parts
@@ -203,7 +203,19 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_tasks_know_their_suites() -> None:
-    assert collect_oracle.kind_of("Particle-v0").suite == "particle"
-    assert collect_oracle.kind_of("BlockPush-v0").suite == "block_pushing"
-    assert collect_oracle.kind_of("Mine", "particle") is collect_oracle.PARTICLE
-    assert collect_oracle.kind_of("Lift", "robosuite").suite == "robosuite"
+    assert MainConfig("Particle-v0").suite_name == "particle"
+    assert MainConfig("BlockPush-v0").suite_name == "block_pushing"
+    assert MainConfig("Lift", suite="robosuite").suite_name == "robosuite"
+    assert MainConfig("BlockPushDiscontinuous-v0", wait=3).oracle_options == {"wait": 3}
+    options = {"wait_at_first_goal": 1, "random_order": True}
+    assert MainConfig("PARTICLE_2d", random_order=1).oracle_options == options
+
+
+def test_options_for_some_suites_are_declared_by_them() -> None:
+    taken = {
+        name
+        for suite, task in {"particle": "PARTICLE", "block_pushing": "PUSH_DISCONTINUOUS"}.items()
+        for name in suite_class(suite).oracle_options(task)
+    }
+    assert taken == set(collect_oracle.NOT_FOR_ALL)
+    assert not any(suite_class(suite).oracle_options("") for suite in ("robosuite", "gymnasium"))
