@@ -7,6 +7,8 @@ lead out of the file, or be larger than it looks, goes through ``common_utils.h5
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +66,8 @@ class DemoStore:
             )
         try:
             self._file = h5_read.open_file(self.path)
+        except PermissionError as err:
+            raise DatasetError(f"'{path}' may not be read: {os.strerror(errno.EACCES)}") from err
         except OSError as err:
             raise DatasetError(
                 f"'{path}' cannot be read as HDF5 (damaged, cut off, or still being written?): "

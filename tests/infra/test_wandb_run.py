@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from common_utils.plain_file import read_id
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from common_utils.wandb_run import ID_FILE, start_wandb
+from tests.fuzz import folders
+from tests.fuzz.runs import RUNS
 from tests.runs import REPO
 
 PROGRAM = """
@@ -31,11 +34,23 @@ sys.exit(run_program(main))
 """
 
 
-def program(folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+TRAIN = """
+import sys
+from common_utils.errors import run_program
+import train_rl
+if sys.argv.pop(1) == "no package":
+    sys.modules["wandb"] = None
+sys.exit(run_program(train_rl.main))
+"""
+
+
+def program(
+    folder: Path, *args: str, code: str = PROGRAM, **more: str
+) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     variables |= {"HOME": str(folder.parent), "PYTHONPATH": str(REPO), **more}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder)], cwd=REPO, env=variables,
+        [sys.executable, "-c", code, *(args or [str(folder)])], cwd=REPO, env=variables,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
 
@@ -63,6 +78,23 @@ def test_without_login_or_network_a_line_says_what_to_do(
     assert line.startswith("error: use_wb: 1, but Weights & Biases cannot be used (")
     assert "wandb login" in line and "WANDB_MODE=offline" in line and "--use_wb 0" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacking", ["no package", "no login"])
+def test_a_training_program_says_so_before_it_writes(tmp_path: Path, lacking: str) -> None:
+    """Also where a run was to be replaced: it stays as it was."""
+    run, out = tmp_path / "run", tmp_path / "new" / "run"
+    shutil.copytree(folders.whole("rl"), run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    options = [f"--{k}={v}" for k, v in RUNS["train_rl"].items()]
+    options += ["--q_agent.act_method=rl", "--use_wb=1"]
+    for more in ([f"--save_dir={out}"], [f"--save_dir={run}", "--overwrite=1"]):
+        done = program(run, lacking, *options, *more, code=TRAIN, WANDB_INIT_TIMEOUT="0.5")
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        assert line.startswith("error: use_wb: 1, but ") and "--use_wb 0" in line
+        after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        assert after == before and not out.parent.exists()
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from common_utils.errors import run_program
 from tests.bc.test_dataset import edit, write_metaworld, write_robomimic
+from tests.runs import program
 from tools import inspect_dataset
 
 SHARED = Path(os.environ.get("SHARED_DATA", "../shared/data"))
@@ -166,6 +167,34 @@ def test_a_folder_that_takes_no_sheet(tmp_path, capsys):
     assert run_program(inspect_dataset.main, [str(path), "--out", wanted]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: out: '{wanted}' cannot be written") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["beside the file", "where --out says"])
+def test_a_data_folder_that_may_not_be_written_to(tmp_path, place):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = write_robomimic(folder / "d.hdf5", size=16)
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    out = ["--out", str(folder / "x.png")] if place == "where --out says" else []
+    done = program("-m", "tools.inspect_dataset", path, *out, without_override=True)
+    assert "no problems found" in done.stdout
+    if out:
+        assert done.returncode == 2
+        assert done.stderr == f"error: out: '{out[1]}' cannot be written (Permission denied)\n"
+    else:
+        assert done.returncode == 0 and done.stderr == ""
+        line = done.stdout.splitlines()[-1]
+        assert line.startswith("no contact sheet: ") and "(Permission denied); --out FILE" in line
+    assert [p.name for p in folder.iterdir()] == ["d.hdf5"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", size=16)
+    path.chmod(0o000)
+    done = program("-m", "tools.inspect_dataset", path, without_override=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: '{path}' may not be read: Permission denied\n"
 
 
 def test_damaged_and_missing_files(tmp_path, capsys):
