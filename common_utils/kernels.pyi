@@ -31,6 +31,26 @@ class NormReluGrad:
 def norm_relu(operands: NormRelu, *, y: int, threads: int) -> None: ...
 def norm_relu_grad(operands: NormRelu, grad: NormReluGrad, *, threads: int) -> None: ...
 
+class ChannelNorm:
+    """norm(x) (+ residual), each channel of each picture by itself."""
+
+    def __init__(
+        self,
+        *,
+        pictures: int,
+        channels: int,
+        size: int,
+        x: int,
+        channels_last: bool,
+        gamma: int,
+        beta: int,
+        residual: int,
+        eps: float,
+        relu: bool,
+    ) -> None: ...
+
+def channel_norm(operands: ChannelNorm, *, y: int, threads: int) -> None: ...
+
 class Spatial:
     """Sum over rows of relu(norm(shared + action)) * weight."""
 

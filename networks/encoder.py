@@ -18,6 +18,7 @@ from torch import nn
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import orth_weight_init, resize_images
 from common_utils.ranges import Between, Layers, Or, Width
+from networks.conv import Conv2d
 from networks.min_vit import LEAST_SIZE, MinVit
 from networks.resnet import ResNet, check_norm
 from networks.resnet_rl import ResNet96
@@ -232,7 +233,7 @@ class DrQEncoder(_ConvEncoder):
         layers: list[nn.Module] = []
         for i in range(4):
             c_in, stride = (obs_shape[0], 2) if i == 0 else (32, 1)
-            layers += [nn.Conv2d(c_in, 32, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
+            layers += [Conv2d(c_in, 32, kernel_size=3, stride=stride), nn.ReLU(inplace=True)]
         self.convnet = nn.Sequential(*layers)
         self.apply(orth_weight_init)
         self._measure(obs_shape)

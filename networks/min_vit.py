@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks.conv import Conv2d
 from networks.mlp import Linear
 
 # pixels from which each stem makes a patch
@@ -17,7 +18,7 @@ class PatchEmbed1(nn.Module):
 
     def __init__(self, in_channels: int, embed_dim: int, image_size: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, embed_dim, kernel_size=8, stride=8)
+        self.conv = Conv2d(in_channels, embed_dim, kernel_size=8, stride=8)
         self.num_patch = (image_size // 8) ** 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -32,10 +33,10 @@ class PatchEmbed2(nn.Module):
         super().__init__()
         # always four entries, so that official keys (embed.0, embed.1, embed.3) match
         self.embed = nn.Sequential(
-            nn.Conv2d(in_channels, embed_dim, kernel_size=8, stride=4),
+            Conv2d(in_channels, embed_dim, kernel_size=8, stride=4),
             nn.GroupNorm(embed_dim, embed_dim) if use_norm else nn.Identity(),
             nn.ReLU(inplace=True),
-            nn.Conv2d(embed_dim, embed_dim, kernel_size=3, stride=2),
+            Conv2d(embed_dim, embed_dim, kernel_size=3, stride=2),
         )
         side = ((image_size - 8) // 4 + 1 - 3) // 2 + 1
         self.num_patch = side**2

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from networks import fast
+from networks.conv import Conv2d
 
 MIN_CHANNELS = 64  # of any layer that is normalised
 NormFn = Callable[[int], nn.Module]
@@ -43,24 +45,24 @@ def make_norm(norm_layer: str, group_norm_k_fixed: bool) -> NormFn:
 
 def _stem(kind: str, in_channels: int, norm: NormFn) -> nn.Sequential:
     if kind == "default":
-        conv = nn.Conv2d(in_channels, 64, kernel_size=4, stride=2, bias=False)
+        conv = Conv2d(in_channels, 64, kernel_size=4, stride=2, bias=False)
         pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         return nn.Sequential(conv, norm(64), nn.ReLU(inplace=True), pool)
     if kind == "patch":
-        conv = nn.Conv2d(in_channels, 64, kernel_size=4, stride=4, bias=False)
+        conv = Conv2d(in_channels, 64, kernel_size=4, stride=4, bias=False)
     else:  # convl
-        conv = nn.Conv2d(in_channels, 64, kernel_size=6, stride=4, padding=1, bias=False)
+        conv = Conv2d(in_channels, 64, kernel_size=6, stride=4, padding=1, bias=False)
     return nn.Sequential(conv, norm(64), nn.ReLU(inplace=True))
 
 
 def _shortcut(kind: str, c_in: int, c_out: int, stride: int, norm: NormFn) -> nn.Sequential:
     if kind == "default":
-        conv = nn.Conv2d(c_in, c_out, kernel_size=1, stride=stride, bias=False)
+        conv = Conv2d(c_in, c_out, kernel_size=1, stride=stride, bias=False)
         return nn.Sequential(conv, norm(c_out))
     if kind == "conv":
-        conv = nn.Conv2d(c_in, c_out, kernel_size=stride, stride=stride, bias=False)
+        conv = Conv2d(c_in, c_out, kernel_size=stride, stride=stride, bias=False)
         return nn.Sequential(conv, norm(c_out))
-    conv = nn.Conv2d(c_in, c_out, kernel_size=1, bias=False)  # pool
+    conv = Conv2d(c_in, c_out, kernel_size=1, bias=False)  # pool
     return nn.Sequential(nn.MaxPool2d(stride, stride), conv, norm(c_out))
 
 
@@ -69,19 +71,23 @@ class BasicBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int, downsample: str, norm: NormFn) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
         self.bn1 = norm(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.bn2 = norm(c_out)
         changes = stride != 1 or c_in != c_out
         self.downsample = _shortcut(downsample, c_in, c_out, stride, norm) if changes else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, c_in, H, W] -> [B, c_out, H / stride, W / stride]."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(out + shortcut, inplace=True)
+        shortcut = x
+        if self.downsample is not None:
+            *convs, norm = self.downsample
+            for conv in convs:
+                shortcut = conv(shortcut)
+            shortcut = fast.channel_norm(shortcut, norm, relu=False)
+        out = fast.channel_norm(self.conv1(x), self.bn1)
+        return fast.channel_norm(self.conv2(out), self.bn2, shortcut)
 
 
 class ResNet(nn.Module):
@@ -119,5 +125,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, 512, h, w]."""
-        x = self.init_downsample(x)
+        conv, norm, _relu, *pool = self.init_downsample
+        x = fast.channel_norm(conv(x), norm)
+        for module in pool:
+            x = module(x)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from networks import fast
+from networks.conv import Conv2d
 
 
 class PreActBlock(nn.Module):
@@ -20,19 +22,19 @@ class PreActBlock(nn.Module):
         super().__init__()
         mid = 4 * c_in if use_1x1 and not shallow else c_out
         self.norm1 = nn.GroupNorm(c_in, c_in)
-        self.conv1 = nn.Conv2d(c_in, mid, 3, stride=2, padding=1, bias=False)
+        self.conv1 = Conv2d(c_in, mid, 3, stride=2, padding=1, bias=False)
         self.shallow = shallow
         if not shallow:
             kernel = 1 if use_1x1 else 3
             self.norm2 = nn.GroupNorm(mid, mid)
-            self.conv2 = nn.Conv2d(mid, c_out, kernel, padding=kernel // 2, bias=False)
-        self.x_path = nn.Conv2d(c_in, c_out, 1, stride=2, bias=False)
+            self.conv2 = Conv2d(mid, c_out, kernel, padding=kernel // 2, bias=False)
+        self.x_path = Conv2d(c_in, c_out, 1, stride=2, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, c_in, H, W] -> [B, c_out, H / 2, W / 2]."""
-        h = self.conv1(F.relu(self.norm1(x)))
+        h = self.conv1(fast.channel_norm(x, self.norm1))
         if not self.shallow:
-            h = self.conv2(F.relu(self.norm2(h)))
+            h = self.conv2(fast.channel_norm(h, self.norm2))
         return h + self.x_path(x)
 
 
@@ -47,7 +49,7 @@ class ResNet96(nn.Module):
             for c_in, c_out in itertools.pairwise(widths)
         ]
         self.net = nn.Sequential(
-            nn.Conv2d(in_channels, 32, 3, padding=1, bias=False),
+            Conv2d(in_channels, 32, 3, padding=1, bias=False),
             *blocks,
             nn.GroupNorm(256, 256),
             nn.ReLU(),
@@ -55,4 +57,7 @@ class ResNet96(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, 256, H / 8, W / 8]."""
-        return self.net(x)
+        *modules, norm, _relu = self.net
+        for module in modules:
+            x = module(x)
+        return fast.channel_norm(x, norm)

@@ -150,6 +150,32 @@ void norm_relu_grad(const NormRelu& a, const NormReluGrad& to, int threads) {
   }
 }
 
+ChannelNorm make_channel_norm(int64_t pictures, int64_t channels, int64_t size, uintptr_t x,
+                              bool channels_last, uintptr_t gamma, uintptr_t beta,
+                              uintptr_t residual, float eps, bool relu) {
+  check(pictures >= 0 && channels >= 1 && size >= 1);
+  return {pictures,
+          channels,
+          size,
+          required<float>("x", x, pictures > 0),
+          channels_last,
+          required<float>("gamma", gamma),
+          required<float>("beta", beta),
+          at<float>(residual),
+          eps,
+          relu};
+}
+
+void channel_norm(const ChannelNorm& a, uintptr_t y, int threads) {
+  const int64_t per_picture = a.channels_last ? (a.channels + 63) / 64 : a.channels;
+  const int64_t total = a.pictures * per_picture;
+  float* out = required<float>("y", y, total > 0);
+  threads = fit_threads(threads, a.pictures * a.channels * a.size);
+  for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
+    active->channel_norm(a, out, begin, end);
+  });
+}
+
 Spatial make_spatial(int64_t batch, int64_t rows, int64_t num, int64_t width, uintptr_t shared,
                      uintptr_t action, uintptr_t gamma, uintptr_t beta, uintptr_t weight, float eps,
                      uintptr_t stats) {
@@ -350,6 +376,12 @@ PYBIND11_MODULE(kernels, m) {
   m.def("norm_relu", &norm_relu, unlocked, arg("operands"), named, arg("y"), arg("threads"));
   m.def("norm_relu_grad", &norm_relu_grad, unlocked, arg("operands"), arg("grad"), named,
         arg("threads"));
+
+  py::class_<ChannelNorm>(m, "ChannelNorm", "norm(x) (+ residual), each channel by itself")
+      .def(py::init(&make_channel_norm), named, arg("pictures"), arg("channels"), arg("size"),
+           arg("x"), arg("channels_last"), arg("gamma"), arg("beta"), arg("residual"), arg("eps"),
+           arg("relu"));
+  m.def("channel_norm", &channel_norm, unlocked, arg("operands"), named, arg("y"), arg("threads"));
 
   py::class_<Spatial>(m, "Spatial", "sum over rows of relu(norm(shared + action)) * weight")
       .def(py::init(&make_spatial), named, arg("batch"), arg("rows"), arg("num"), arg("width"),

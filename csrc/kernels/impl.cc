@@ -194,6 +194,78 @@ void norm_relu_grad(const NormRelu& a, const NormReluGrad& g, int64_t begin, int
     norm_relu_grad_<false, false>(a, g, begin, end);
 }
 
+// 64 channels or less of a picture whose pixels have all their channels together.
+void norm_last(const ChannelNorm& a, const float* x, const float* more, float* out,
+               const float* gamma, const float* beta, int64_t width) {
+  const int64_t n = a.size, step = a.channels;
+  float mean[64] = {}, scale[64] = {}, shift[64];
+  for (int64_t i = 0; i < n; ++i)
+    SIMD for (int64_t c = 0; c < width; ++c) mean[c] += x[i * step + c];
+  SIMD for (int64_t c = 0; c < width; ++c) mean[c] /= static_cast<float>(n);
+  for (int64_t i = 0; i < n; ++i) SIMD for (int64_t c = 0; c < width; ++c) {
+      const float d = x[i * step + c] - mean[c];
+      scale[c] += d * d;
+    }
+  SIMD for (int64_t c = 0; c < width; ++c) {
+    scale[c] = gamma[c] / __builtin_sqrtf(scale[c] / static_cast<float>(n) + a.eps);
+    shift[c] = beta[c] - scale[c] * mean[c];
+  }
+  const float least = a.relu ? 0.0f : -__builtin_inff();
+  for (int64_t i = 0; i < n; ++i) {
+    const float* xi = x + i * step;
+    float* to = out + i * step;
+    if (more == nullptr) {
+      SIMD for (int64_t c = 0; c < width; ++c) {
+        const float v = xi[c] * scale[c] + shift[c];
+        to[c] = v < least ? least : v;
+      }
+    } else {
+      const float* extra = more + i * step;
+      SIMD for (int64_t c = 0; c < width; ++c) {
+        const float v = xi[c] * scale[c] + shift[c] + extra[c];
+        to[c] = v < least ? least : v;
+      }
+    }
+  }
+}
+
+void channel_norm_last(const ChannelNorm& a, float* y, int64_t begin, int64_t end) {
+  const int64_t groups = (a.channels + 63) / 64;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i % groups * 64, left = a.channels - first;
+    const int64_t from = i / groups * a.size * a.channels + first;
+    norm_last(a, a.x + from, a.residual != nullptr ? a.residual + from : nullptr, y + from,
+              a.gamma + first, a.beta + first, left < 64 ? left : 64);
+  }
+}
+
+// Blocks of channels of pictures, or of groups of 64 channels if they come last.
+void channel_norm(const ChannelNorm& a, float* y, int64_t begin, int64_t end) {
+  if (a.channels_last) return channel_norm_last(a, y, begin, end);
+  const int64_t n = a.size;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = a.x + row * n;
+    float* out = y + row * n;
+    float mean, rstd;
+    moments(x, n, a.eps, mean, rstd);
+    const float g = rstd * a.gamma[row % a.channels], b = a.beta[row % a.channels] - g * mean;
+    const float* more = a.residual != nullptr ? a.residual + row * n : nullptr;
+    const float least = a.relu ? 0.0f : -__builtin_inff();
+    // a comparison that keeps NaN
+    if (more == nullptr) {
+      SIMD for (int64_t i = 0; i < n; ++i) {
+        const float v = x[i] * g + b;
+        out[i] = v < least ? least : v;
+      }
+    } else {
+      SIMD for (int64_t i = 0; i < n; ++i) {
+        const float v = x[i] * g + b + more[i];
+        out[i] = v < least ? least : v;
+      }
+    }
+  }
+}
+
 void spatial(const Spatial& a, float* out, int64_t begin, int64_t end) {
   const int64_t n = a.width;
   for (int64_t b = begin; b < end; ++b) {
@@ -353,6 +425,7 @@ extern const Table table;
 const Table table = {STRINGIFY(KERNELS_ISA),
                      norm_relu,
                      norm_relu_grad,
+                     channel_norm,
                      spatial,
                      spatial_grad,
                      add,

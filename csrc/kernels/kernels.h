@@ -26,6 +26,18 @@ struct NormRelu {
   int64_t first_row = 0;  // what row 0 is called by the dropout generator
 };
 
+// norm(x) (+ residual), rectified or not; each channel of each picture is normalised by itself.
+struct ChannelNorm {
+  int64_t pictures, channels, size;  // size: pixels
+  const float* x;                    // [pictures, channels, size]
+  bool channels_last;                // or [pictures, size, channels]; so are y and the residual
+  const float* gamma;                // [channels]
+  const float* beta;                 // [channels]
+  const float* residual;             // null, or as x
+  float eps;
+  bool relu;
+};
+
 // c [m, n] = (c +) op(a) op(b): a is [m, k], or [k, m] with ta; b is [k, n], or [n, k] with tb.
 struct Gemm {
   int64_t m, n, k;
@@ -87,12 +99,13 @@ struct Adam {
   float eps;
 };
 
-// Work on one block [begin, end) of groups * rows, or of the batch. The sums of a block over its
-// rows go to `partial`, which the caller adds up in order.
+// Work on one block [begin, end) of groups * rows, of channels, or of the batch. The sums of a
+// block over its rows go to `partial`, which the caller adds up in order.
 struct Table {
   const char* isa;
   void (*norm_relu)(const NormRelu&, float* y, int64_t begin, int64_t end);
   void (*norm_relu_grad)(const NormRelu&, const NormReluGrad&, int64_t begin, int64_t end);
+  void (*channel_norm)(const ChannelNorm&, float* y, int64_t begin, int64_t end);
   void (*spatial)(const Spatial&, float* out, int64_t begin, int64_t end);
   void (*spatial_grad)(const Spatial&, const SpatialGrad&, int64_t begin, int64_t end);
   void (*add)(float* into, const float* from, int64_t n);

@@ -11,6 +11,8 @@ float32 matrices on the CPU (``choice``, ``measure``); ``IBRL_MALLOC`` = keep or
 from networks.fast.layer import Layer
 from networks.fast.measure import set_up
 from networks.fast.ops import (
+    channel_norm,
+    conv2d,
     ensemble_matmul,
     linear,
     min_member,
@@ -24,6 +26,8 @@ from networks.fast.process import keep_freed_memory, threads, use_threads
 
 __all__ = [
     "Layer",
+    "channel_norm",
+    "conv2d",
     "ensemble_matmul",
     "keep_freed_memory",
     "linear",

@@ -25,6 +25,7 @@ PRODUCTS, PERCEPTRON = ("mkl", "onednn"), ("kernels", "products")
 WAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "layer": {"forward": PRODUCTS, "input gradient": PRODUCTS, "weight gradient": PRODUCTS},
     "tall layer": {"forward": PRODUCTS, "input gradient": PRODUCTS, "weight gradient": PRODUCTS},
+    "convolution": {"of one picture": PRODUCTS},
     "perceptron": {"narrow": PERCEPTRON, "wide": PERCEPTRON},
 }
 UNMEASURED: Table = {

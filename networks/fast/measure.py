@@ -20,14 +20,15 @@ import torch
 
 from common_utils.atomic import atomic_write
 from common_utils.resources import cpu_name
-from networks.fast import choice, onednn, process
+from networks.fast import choice, onednn, plain, process
 from networks.fast.cpu import mlp, module
 from networks.fast.layer import Layer
 
-FORMAT = 1  # raise it when the ways or what is measured changes
+FORMAT = 2  # raise it when the ways or what is measured changes
 # the established way is left only for one that takes at most this share of its time
 CLEARLY_FASTER = 0.9
-_ROUNDS = 4
+# turns of each way, the first of which is not counted, and about how long a part may take
+_LEAST_TURNS, _MOST_TURNS, _SECONDS = 4, 20, 0.1
 
 Times = dict[str, dict[str, dict[str, float]]]  # kind -> part -> way -> milliseconds
 Calls = dict[str, dict[str, dict[str, Callable[[], Any]]]]
@@ -59,6 +60,17 @@ def _calls() -> Calls:
             "weight gradient": {by: partial(product, by, g.t(), x.t()) for by in libraries},
         }
 
+    def convolutions() -> dict[str, Callable[[], Any]]:
+        pictures = [numbers(1, 64, 24, 24), numbers(1, 512, 3, 3)]  # of a ResNet's ends
+        weights = [numbers(64, 64, 3, 3), numbers(512, 512, 3, 3)]
+        ways = {"mkl": plain.conv2d, "onednn": onednn.conv2d}
+
+        def both(by: str) -> None:
+            for x, w in zip(pictures, weights, strict=True):
+                ways[by](x, w, None, (1, 1), (1, 1))
+
+        return {by: partial(both, by) for by in libraries}
+
     def perceptrons(rows: int, width: int) -> dict[str, Callable[[], Any]]:
         x = numbers(rows, width)
         layers = [
@@ -84,6 +96,7 @@ def _calls() -> Calls:
     return {
         "layer": products(256, 1024, 1024),
         "tall layer": products(choice.TALL_ROWS, 155, 1024),
+        "convolution": {"of one picture": convolutions()},
         "perceptron": {"narrow": perceptrons(256, 256), "wide": perceptrons(256, 1024)},
     }
 
@@ -93,12 +106,14 @@ def _milliseconds(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
     # one thread's CPU time is not disturbed by other processes
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     best = dict.fromkeys(ways, float("inf"))
-    for turn in range(_ROUNDS):
+    started, turn = clock(), 0
+    while turn < _LEAST_TURNS or (turn < _MOST_TURNS and clock() - started < _SECONDS):
         for way, call in ways.items():
             began = clock()
             call()
             if turn > 0:  # the first call prepares
                 best[way] = min(best[way], clock() - began)
+        turn += 1
     return {way: round(1e3 * seconds, 4) for way, seconds in best.items()}
 
 

@@ -23,8 +23,14 @@ _MIN_GEMM_WIDTH = 64
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether this build of torch has oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this build of torch has oneDNN, under the names used here."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and all(
+            hasattr(torch.ops.mkldnn, f"_{what}_pointwise") for what in ("linear", "convolution")
+        )
+        and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    )
 
 
 def _wants(x: torch.Tensor, w: torch.Tensor, rows: int) -> bool:
@@ -123,7 +129,49 @@ def _ensemble_matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return _Ensemble.apply(x.expand(w.size(0), -1, -1), w)
 
 
+def _takes_conv2d(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, stride: Any, padding: Any
+) -> bool:
+    """What torch computes by im2col and MKL: a few pictures, small kernels, on one thread."""
+    return (
+        choice.current()["convolution"]["of one picture"] == "onednn"
+        and x.dim() == 4
+        and 0 < x.size(0) < _MIN_GEMM_ROWS
+        and x.dtype == w.dtype == torch.float32
+        and x.device.type == w.device.type == "cpu"
+        and available()
+    )
+
+
+def conv2d(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, stride: Any, padding: Any
+) -> torch.Tensor:
+    """See ``networks.fast.ops``. A single picture's result is in channels-last layout for weights
+    that are frozen: they are then kept in oneDNN's own layout.
+    """
+    if w.requires_grad or (torch.is_grad_enabled() and x.requires_grad):
+        return torch.mkldnn_convolution(x, w, b, padding, stride, (1, 1), 1)
+    mine = _in_own_layout(x, w, stride, padding)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, mine, b, padding, stride, (1, 1), 1, "none", [], ""
+    )
+
+
+def _in_own_layout(x: torch.Tensor, w: torch.Tensor, stride: Any, padding: Any) -> torch.Tensor:
+    """The weight as oneDNN wants it, made when it has changed: for one picture, that takes as long
+    as the convolution.
+    """
+    key = (w._version, w.data_ptr(), tuple(x.shape[1:]))
+    known = getattr(w, "_onednn", None)
+    if known is None or known[0] != key:
+        make: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        known = key, make(w.to_mkldnn(), padding, stride, (1, 1), 1, list(x.shape))
+        w._onednn = known  # type: ignore[attr-defined]
+    return known[1]
+
+
 OPERATIONS = {
+    "conv2d": Kernel(_takes_conv2d, conv2d),
     "linear": Kernel(_takes_linear, _linear),
     "ensemble_matmul": Kernel(_takes_ensemble, _ensemble_matmul),
 }

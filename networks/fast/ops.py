@@ -44,6 +44,27 @@ def norm_relu(
     return call("norm_relu", x, norm, bias, p)
 
 
+def conv2d(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> torch.Tensor:
+    """x [B, C, H, W], w [out, C, kh, kw], b [out] or None -> [B, out, h, w]."""
+    return call("conv2d", x, w, b, stride, padding)
+
+
+def channel_norm(
+    x: torch.Tensor, norm: nn.Module, residual: torch.Tensor | None = None, relu: bool = True
+) -> torch.Tensor:
+    """norm(x) + residual, rectified if ``relu``; x and residual [B, C, H, W], norm of C channels.
+
+    One pass if ``norm`` normalises every channel by itself and is frozen.
+    """
+    return call("channel_norm", x, norm, residual, relu)
+
+
 def perceptron(
     x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None = None
 ) -> torch.Tensor:

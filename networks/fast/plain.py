@@ -16,6 +16,8 @@ from torch import nn
 from networks.fast.layer import Layer
 from networks.fast.table import Kernel, call
 
+Pair = tuple[int, int]  # height, width
+
 
 def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
     return F.linear(x, w, b)
@@ -31,6 +33,19 @@ def norm_relu(
     if bias is not None:
         x = x + bias.view(bias.size(0), *[1] * (x.dim() - 2), bias.size(1))
     return F.relu(F.dropout(x if norm is None else norm(x), p))
+
+
+def conv2d(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    return F.conv2d(x, w, b, stride, padding)
+
+
+def channel_norm(
+    x: torch.Tensor, norm: nn.Module, residual: torch.Tensor | None, relu: bool
+) -> torch.Tensor:
+    y = norm(x) if residual is None else norm(x) + residual
+    return F.relu(y, inplace=True) if relu else y
 
 
 def perceptron(
@@ -96,6 +111,8 @@ OPERATIONS = {
         linear,
         ensemble_matmul,
         norm_relu,
+        conv2d,
+        channel_norm,
         perceptron,
         min_member,
         spatial_embed,

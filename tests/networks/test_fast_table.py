@@ -74,6 +74,8 @@ def test_a_new_back_end_is_a_file_and_a_name(fresh: None, monkeypatch: pytest.Mo
 # Names of torch without a promise, with the reason why there is no other way.
 PRIVATE = {
     "torch.ops.mkldnn._linear_pointwise": "oneDNN's float32 product, for which torch has no switch",
+    "torch.ops.mkldnn._convolution_pointwise": "a convolution with a weight in oneDNN's layout",
+    "torch._C._nn.mkldnn_reorder_conv2d_weight": "that weight, made once",
     "torch._C._functions.DelayedError": "what once_differentiable is made of",
     "torch._foreach_add_": "one call for a list of tensors; torch.optim's own means",
     "torch._foreach_lerp_": "the same",

@@ -7,6 +7,7 @@ OPERATIONS = {
     "perceptron": Kernel(mlp.takes_perceptron, mlp.perceptron),
     "min_member": Kernel(mlp.takes_min_member, mlp.min_member),
     "norm_relu": Kernel(fused.takes_norm_relu, fused.norm_relu),
+    "channel_norm": Kernel(fused.takes_channel_norm, fused.channel_norm),
     "spatial_embed": Kernel(fused.takes_spatial_embed, fused.spatial_embed),
     "adam": Kernel(optim.takes_adam, optim.adam),
     "soft_update": Kernel(optim.takes_soft_update, optim.soft_update),

@@ -210,3 +210,48 @@ def spatial_embed(
     if needs_graph(*args[:5]):
         return _Spatial.apply(*args)
     return _spatial(*args)[0]
+
+
+def takes_channel_norm(
+    x: torch.Tensor, norm: nn.Module, residual: torch.Tensor | None, relu: bool
+) -> bool:
+    """One group per channel, frozen, and contiguous in either layout.
+
+    Networks that are being trained keep torch's own rounding, whether or not there is a graph.
+    """
+    if not isinstance(norm, nn.GroupNorm) or norm.num_groups != norm.num_channels:
+        return False
+    if x.dim() != 4 or x.numel() == 0 or x.size(1) != norm.num_channels or not norm.affine:
+        return False
+    if residual is not None and not (residual.shape == x.shape and _layout(residual) == _layout(x)):
+        return False
+    operands = (x, norm.weight, norm.bias, residual)
+    frozen = not norm.weight.requires_grad and not norm.bias.requires_grad
+    return frozen and _layout(x) is not None and module.fits(*operands) and not needs_graph(x)
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format | None:
+    """Of dense pictures; None: gaps."""
+    layouts = (torch.contiguous_format, torch.channels_last)
+    return next((f for f in layouts if x.is_contiguous(memory_format=f)), None)
+
+
+def channel_norm(
+    x: torch.Tensor, norm: nn.GroupNorm, residual: torch.Tensor | None, relu: bool
+) -> torch.Tensor:
+    """See ``networks.fast.ops``."""
+    y = torch.empty_like(x)
+    operands = kernels().ChannelNorm(
+        pictures=x.size(0),
+        channels=x.size(1),
+        size=x.size(2) * x.size(3),
+        x=address(x),
+        channels_last=not x.is_contiguous(),
+        gamma=address(norm.weight),
+        beta=address(norm.bias),
+        residual=address(residual),
+        eps=norm.eps,
+        relu=relu,
+    )
+    kernels().channel_norm(operands, y=address(y), threads=threads())
+    return y

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from networks.fast.cpu import module
 from networks.fast.cpu.module import loaded as kernels
@@ -50,6 +51,7 @@ def adam(group: dict[str, Any], rows: Sequence[Row]) -> None:
         eps=group["eps"],
         threads=threads(),
     )
+    increment_version([p for p, *_ in rows])
 
 
 def takes_soft_update(
@@ -68,3 +70,4 @@ def soft_update(net: Sequence[torch.Tensor], target: Sequence[torch.Tensor], tau
         for n, t in zip(net, target, strict=True)
     ]
     kernels().lerp(tensors, weight=tau, threads=threads())
+    increment_version(target)
