@@ -171,7 +171,7 @@ class GymnasiumEnv(SeededEnv):
                     good = [k for k, s in spaces.items() if isinstance(s, Box)]
                     vectors = [k for k in good if not _is_picture(spaces[k])]
                     raise EnvError(
-                        f"{name}: '{key}' is {'no observation' if space is None else space}; "
+                        f"{name}: '{key}' is {'not an observation' if space is None else space}; "
                         f"task '{self.cfg.task}' has vectors {', '.join(vectors) or 'none'}"
                     )
         for camera in self.cfg.cameras:

@@ -40,7 +40,7 @@ class PixelMetaWorld(OriginalApi):
         seed: int = 0,
     ) -> None:
         if robots and list(robots) != ["Sawyer"]:
-            raise EnvError(f"robots: {robots}; Meta-World has ['Sawyer']")
+            raise EnvError(f"robots: {robots}, expected ['Sawyer'] for Meta-World")
         if reward_shaping:
             raise EnvError("reward_shaping: 1; only the sparse reward is offered")
         if frame_stack > 1 and obs_stack > 1:

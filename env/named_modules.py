@@ -65,9 +65,9 @@ def settle_modules(env: EnvConfig, trust_module: str | Iterable[str], source: st
     for module in strange:
         if not _registered(env_id):
             raise ConfigError(
-                f"{source}: names the module '{module}', which would be imported and run, for "
-                f"'{env.task}', which is not in gymnasium's registry; if you trust the module: "
-                f"--trust_module {module} (in Python: trust_module='{module}')"
+                f"{source}: names the module '{module}' for '{env.task}', which is not in "
+                "gymnasium's registry; the module would be imported and run, so only if you trust "
+                f"it: --trust_module {module} (in Python: trust_module='{module}')"
             )
         if module in sys.modules:  # this program's own doing; a worker may have to repeat it
             continue

@@ -52,7 +52,7 @@ class PixelRobosuite(OriginalApi):
     ) -> None:
         expected = list(task_named(env_name).robots)
         if robots and list(robots) != expected:
-            raise EnvError(f"robots: {robots}; {env_name} is offered with {expected}")
+            raise EnvError(f"robots: {robots}, expected {expected} for {env_name}")
         if reward_shaping:
             raise EnvError("reward_shaping: 1; only the sparse reward is offered")
         if not flip_image:

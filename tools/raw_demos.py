@@ -71,8 +71,8 @@ def read_source(file: DemoFile) -> Source:
     robots = [robots] if isinstance(robots, str) else list(robots)
     if robots and robots != list(task.robots):
         raise file.error(
-            None, "data.attrs['env_args']", f"robots {robots}; {task.name} is offered with "
-            f"{list(task.robots)}"
+            None, "data.attrs['env_args']", f"robots {robots}, expected {list(task.robots)} for "
+            f"{task.name}"
         )  # fmt: skip
     version, here = str(args.get("env_version", "")), import_robosuite().__version__
     notes = list(file.notes)

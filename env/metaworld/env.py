@@ -91,7 +91,7 @@ class MetaWorldEnv(SeededEnv):
         notes = super().adopt(cfg, args, action_repeat)
         if stored is not None and stored not in (action_repeat, str(action_repeat)):
             notes.append(
-                f"env_kwargs.action_repeat: the demonstrations use {stored}, action_repeat "
+                f"env_kwargs.action_repeat: the demonstrations use {stored}, but action_repeat "
                 f"(dataset.action_repeat of a BC run) is {action_repeat}"
             )
         return notes

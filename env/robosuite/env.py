@@ -49,7 +49,7 @@ class RobosuiteEnv(SeededEnv):
     def __init__(self, cfg: EnvConfig) -> None:
         load_triton_before_mesa(rendering=bool(cfg.cameras))
         if cfg.action_repeat != 1:
-            raise EnvError(f"action_repeat: {cfg.action_repeat}; robosuite's tasks take 1")
+            raise EnvError(f"action_repeat: {cfg.action_repeat}, expected 1 for robosuite")
         self.cfg = cfg
         self.task = task_named(cfg.task)
         self._sim = make_sim(cfg.task, delta=bool(cfg.ctrl_delta))
@@ -101,8 +101,8 @@ class RobosuiteEnv(SeededEnv):
         two_arms = not isinstance(robots, str) and len(robots) > 1
         if two_arms and cfg.ctrl_delta and controller["input_ref_frame"] == "world":
             differences.append(
-                "relative actions go along the world's axes, here along each robot's "
-                "(python -m tools.dataset_states_to_obs turns them)"
+                "relative actions are along the world's axes, but here along each robot's base "
+                "(python -m tools.dataset_states_to_obs converts them)"
             )
         return super().adopt(cfg, args, action_repeat) + differences
 

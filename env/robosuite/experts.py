@@ -71,7 +71,9 @@ class RobosuiteExpert(Expert):
 
     def _now(self) -> TaskExpert:
         if self._playing is None:
-            raise EnvError("the expert has no episode yet; call reset after the environment's")
+            raise EnvError(
+                "the expert has no episode yet; call reset after that of the environment"
+            )
         return self._playing
 
     @property

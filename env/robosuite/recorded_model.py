@@ -140,9 +140,9 @@ def numbers(text: str, count: int = 0) -> np.ndarray:
     try:
         values = [float(x) for x in text.split()]
     except ValueError as error:
-        raise EnvError(f"the recorded model has '{text[:60]}' where numbers belong") from error
+        raise EnvError(f"the recorded model has '{text[:60]}', expected numbers") from error
     if not all(math.isfinite(v) and abs(v) <= MAX_NUMBER for v in values):
-        raise EnvError(f"the recorded model has '{text[:60]}' where finite numbers belong")
+        raise EnvError(f"the recorded model has '{text[:60]}', expected finite numbers")
     if count and len(values) != count:
-        raise EnvError(f"the recorded model has {values[:6]} for {count} numbers")
+        raise EnvError(f"the recorded model has {values[:6]}, expected {count} numbers")
     return np.array(values)

@@ -50,8 +50,8 @@ def restore_state(env: Any, state: np.ndarray, *, live: bool = False) -> None:
     expected = 1 + model.nq + model.nv
     if state.shape != (expected,):
         raise EnvError(
-            f"a state of {state.shape[0]} numbers; {type(env).__name__} has {expected} (time, "
-            f"{model.nq} positions, {model.nv} velocities)"
+            f"a state has {state.shape[0]} numbers, expected {expected} for {type(env).__name__} "
+            f"(time, {model.nq} positions, {model.nv} velocities)"
         )
     env.sim.set_state_from_flattened(state)
     if not live:
@@ -173,8 +173,8 @@ class RecordedScene:
         shaped = variable_body(self._env)
         if shaped and all(body.get("name") != shaped for body in world.iter("body")):
             differences.append(
-                f"the recording has no body '{shaped}', whose shape differs between episodes: it "
-                "is the simulation's own"
+                f"the recording has no body '{shaped}', whose shape differs between episodes; the "
+                "simulation's own shape is kept"
             )
         for body in world.iter("body"):
             name = body.get("name", "")

@@ -72,7 +72,7 @@ def task_named(name: str) -> Task:
 def recorded_task(suite: str, name: str) -> Task:
     """The task of a demonstration file; EnvError unless robosuite recorded it."""
     if suite != "robosuite" or not name:
-        found = suite or "nothing that says so"
+        found = suite or "a file that names no suite"
         raise EnvError(f"expected a robosuite recording, got {found} (task '{name}')")
     return task_named(name)
 
@@ -117,7 +117,7 @@ def import_robosuite() -> Any:
         import robosuite
     except Exception as error:
         raise EnvError(
-            f"robosuite does not import: {error!r}; python -m common_utils.doctor"
+            f"robosuite cannot be imported: {error!r}; python -m common_utils.doctor explains"
         ) from error
     finally:
         if without_cv2:

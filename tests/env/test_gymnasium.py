@@ -116,7 +116,7 @@ def test_cameras_proprioception_state_and_success_by_key():
     [
         ("NoSuchTask-v0", {}, "gymnasium cannot make 'NoSuchTask-v0'"),
         ("CartPole-v1", {}, "expected a float Box"),
-        ("Pusher-v5", {"gym_state_key": "joints"}, "gym_state_key: 'joints' is no observation"),
+        ("Pusher-v5", {"gym_state_key": "joints"}, "gym_state_key: 'joints' is not an observation"),
         ("Pusher-v5", {"cameras": ["wrist"]}, "camera 'wrist' does not exist"),
         ("Pusher-v5", {"gym_module": "no_such_module"}, "cannot import 'no_such_module'"),
         ("Pusher-v5", {"use_state": 0}, "would deliver nothing"),

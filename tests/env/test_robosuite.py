@@ -234,7 +234,7 @@ def test_sim_state_is_recorded_with_the_observation():
             {"task": "Lift", "cameras": ["corner2"]},
             "camera 'corner2' does not exist in Lift; expected one of frontview, .*eye_in_hand",
         ),
-        ({"task": "Lift", "action_repeat": 2}, "action_repeat: 2; robosuite's tasks take 1"),
+        ({"task": "Lift", "action_repeat": 2}, "action_repeat: 2, expected 1 for robosuite"),
     ],
 )
 def test_bad_configs_are_refused(options, message):

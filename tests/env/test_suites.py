@@ -98,7 +98,9 @@ def test_what_files_of_demonstrations_say():
     assert notes == []
     for wrong in (3, "two"):
         _, notes = adopted("metaworld", {"action_repeat": wrong})
-        assert f"use {wrong}, action_repeat (dataset.action_repeat of a BC run) is 2" in notes[0]
+        assert (
+            f"use {wrong}, but action_repeat (dataset.action_repeat of a BC run) is 2" in notes[0]
+        )
     # another suite's simulator steps are not the reader's business
     cfg, notes = adopted("gymnasium", {"action_repeat": 4})
     assert (cfg.action_repeat, notes) == (1, [])

@@ -205,7 +205,7 @@ FAULTS = {
     "task": (
         lambda d: replace_dset(d, "states", np.zeros((len(d["actions"]), 45))),
         [],
-        "demo_0, 'states': a state of 45 numbers; Lift has 32",
+        "demo_0, 'states': a state has 45 numbers, expected 32 for Lift",
     ),
     "length": (lambda d: replace_dset(d, "states", d["states"][:5]), [], "demo_0, 'states': has 5"),
     "xml": (
@@ -392,7 +392,7 @@ def test_conversion_faults(recorded, raw, tmp_path, capsys):
         replace_dset(file["data/demo_1"], "states", np.zeros((len(file["data/demo_1/actions"]), 9)))
     out = tmp_path / "abs.hdf5"
     assert to_absolute(raw, out) == 2
-    assert "raw.hdf5', demo_1, 'states': a state of 9 numbers" in capsys.readouterr().err
+    assert "raw.hdf5', demo_1, 'states': a state has 9 numbers" in capsys.readouterr().err
     assert not out.exists()
     assert to_absolute(raw, out, "--n", "5") == 2
     assert "n: 5, but" in capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_what_the_file_says_of_its_actions_is_checked_as_for_bc(tmp_path):
     with h5py.File(path, "r+") as file:
         file["data"].attrs["env_args"] = json.dumps(args)
     assert len(read("metaworld", path, action_repeat=2)) == 1
-    with pytest.raises(DatasetError, match=r"the demonstrations use 2, action_repeat .* is 1"):
+    with pytest.raises(DatasetError, match=r"the demonstrations use 2, but action_repeat .* is 1"):
         read("metaworld", path)
 
 
