@@ -30,8 +30,7 @@ from common_utils.logger import MultiCounter
 from common_utils.options import numeric
 from common_utils.ranges import Positive, Threads
 from networks import fast
-from networks.ibc.energy import Precision
-from networks.ibc.fused import choose
+from networks.ibc.energy import Precision, build_name
 from train_bc import MainConfig, RobomimicDataset, Workspace, fill_in
 
 CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc"
@@ -165,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
     report = common.start(args)
     fast.set_up(kernel_threads=args.kernel_threads)
-    chosen_builds = {p: choose(p, 128, 1) or "torch" for p in get_args(Precision)}
+    chosen_builds = {p: build_name(p, 128, 1) for p in get_args(Precision)}
     print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
     for case in chosen:

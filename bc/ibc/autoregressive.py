@@ -22,8 +22,10 @@ from torch import nn
 
 from bc.base import PolicyInputs
 from bc.ibc import losses, samplers
-from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig, score
-from bc.ibc.samplers import Energy, EnergyNet
+from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig
+from bc.ibc.samplers import Energy
+from networks.ibc.energy import fast_score
+from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import MLPEBM, MLPConfig
 
 
@@ -73,7 +75,7 @@ class AutoregressivePolicy(EbmPolicy):
             values = torch.cat([uniform[:, :, j], true[:, j : j + 1]], dim=1).unsqueeze(2)
             prefix = true[:, None, :j].expand(-1, num + 1, -1)
             actions = torch.cat([prefix, values], dim=2)
-            logits = score(net, net.encode(features), actions, cfg.precision)
+            logits = fast_score(net, net.encode(features), actions, cfg.precision)
             each = losses.info_nce(logits, cfg.softmax_temperature, cfg.prob_clip)
             total = total + each.mean()
         self.metrics = {"ebm_loss": total.detach()}

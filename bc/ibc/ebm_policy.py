@@ -21,8 +21,7 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import Obs, SpecError
-from networks.ibc.energy import fast_score, fast_score_and_action_grad
-from networks.ibc.fused import kernels_mode
+from networks.ibc.energy import check_kernels, fast_score, fast_score_and_action_grad
 from networks.ibc.mlp import MLPEBM, MLPConfig
 from networks.ibc.pixel import PixelEBM, PixelEBMConfig
 
@@ -160,26 +159,6 @@ class EbmPolicyConfig(PolicyConfig):
             raise ValueError("grad_penalty.add_grad_penalty: 1, expected 0 with autoregressive 1")
 
 
-def score(
-    net: Any, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
-) -> torch.Tensor:
-    """Logits [B, N] with graph, by the fast kernels if they support the network."""
-    if isinstance(net, MLPEBM):
-        return fast_score(net, encoded, actions, precision)
-    return net.score(encoded, actions)
-
-
-def score_and_grad(
-    net: Any, encoded: torch.Tensor, actions: torch.Tensor, precision: Precision
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B, N] and df/da [B, N, A], both differentiable by weights and ``encoded``."""
-    if isinstance(net, MLPEBM):
-        return fast_score_and_action_grad(net, encoded, actions, precision)
-    actions = actions.detach().requires_grad_()
-    logits = net.score(encoded, actions)
-    return logits, torch.autograd.grad(logits.sum(), actions, create_graph=True)[0]
-
-
 class Draws(NamedTuple):
     """Random numbers of one training step, to repeat a recorded step (None: drawn).
 
@@ -210,7 +189,7 @@ class EbmPolicy(NormalizedPolicy):
         action_dim: int,
         cfg: EbmPolicyConfig | None = None,
     ) -> None:
-        kernels_mode()  # a bad setting is refused here, not in the first step
+        check_kernels()  # a bad setting is refused here, not in the first step
         super().__init__(obs_key, obs_shape, stack, action_dim, cfg)
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
@@ -290,14 +269,14 @@ class EbmPolicy(NormalizedPolicy):
         """Logits [B, n+1] and the gradient penalty [B] (None without), both with graph."""
         cfg, net = self.cfg.grad_penalty, self.net
         if not cfg.add_grad_penalty:
-            return score(net, encoded, actions, self.cfg.precision), None
+            return fast_score(net, encoded, actions, self.cfg.precision), None
         where = actions if chain is None else torch.cat(chain.before, dim=1)
         if chain is None and self._one_pass:
-            logits, grad = score_and_grad(net, encoded, actions, self.cfg.precision)
+            logits, grad = fast_score_and_action_grad(net, encoded, actions, self.cfg.precision)
         else:
             # every call in training mode does its own power iteration, as published
-            logits = score(net, encoded, actions, self.cfg.precision)
-            _, grad = score_and_grad(net, encoded, where, self.cfg.precision)
+            logits = fast_score(net, encoded, actions, self.cfg.precision)
+            _, grad = fast_score_and_action_grad(net, encoded, where, self.cfg.precision)
         return logits, losses.grad_penalty(grad, cfg)
 
     @torch.no_grad()

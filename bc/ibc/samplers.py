@@ -10,7 +10,7 @@ Randomness comes only from the given generator.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 
@@ -18,7 +18,7 @@ from bc.ibc.losses import NormType, grad_norm
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, NoiseScale, StepSize, Temperature
 from networks.ibc.energy import Precision, Prepared
-from networks.ibc.mlp import MLPEBM
+from networks.ibc.energy_net import EnergyNet
 
 
 @dataclass
@@ -76,45 +76,28 @@ class LangevinConfig:
         ]
 
 
-class EnergyNet(Protocol):
-    """A network that scores actions: MLPEBM, PixelEBM."""
-
-    def score(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """encoded [B, E], actions [B, N, A] -> logits [B, N]."""
-        ...
-
-
 class Energy:
     """A network with one batch of observations, encoded once: logits of actions [B, N, A].
 
     Args:
         net: the network that scores actions; later changes to it are not followed.
         encoded: the output of ``net.encode`` for the observations.
-        precision: arithmetic of an MLPEBM's products.
+        precision: arithmetic of the fast passes' products.
     """
 
     def __init__(
         self, net: EnergyNet, encoded: torch.Tensor, precision: Precision = "float32"
     ) -> None:
-        self.net, self.encoded = net, encoded.detach()
-        self._fast = Prepared(net, precision) if isinstance(net, MLPEBM) else None
+        self.encoded = encoded.detach()
+        self._net = Prepared(net, precision)
 
-    @torch.no_grad()
     def logits(self, actions: torch.Tensor) -> torch.Tensor:
         """[B, N, A] -> float32 [B, N], no graph."""
-        if self._fast is not None:
-            return self._fast.logits(self.encoded, actions)
-        return self.net.score(self.encoded, actions)
+        return self._net.logits(self.encoded, actions)
 
     def logits_and_grad(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, N] and their gradients with respect to the actions [B, N, A], no graph."""
-        if self._fast is not None:
-            return self._fast.logits_and_action_grad(self.encoded, actions)
-        with torch.enable_grad():
-            actions = actions.detach().requires_grad_()
-            logits = self.net.score(self.encoded, actions)
-            (grad,) = torch.autograd.grad(logits.sum(), actions)
-        return logits.detach(), grad
+        return self._net.logits_and_action_grad(self.encoded, actions)
 
     @torch.no_grad()
     def probabilities(self, actions: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Fast evaluation of an :class:`networks.ibc.mlp.MLPEBM` on the CPU: values and gradients.
+"""Evaluation of energy networks: values and gradients, in fast passes where there are some.
 
-What it saves compared with plain torch, all of it exact up to rounding:
+What the passes save on the CPU compared with plain torch, all of it exact up to rounding:
 
 * the last dense layer of a pre-activation ResNet has only linear layers after it: the output
   unit is multiplied into it once per call, W_L^T w, instead of W_L into every row;
@@ -18,8 +18,10 @@ The passes are C++ (:mod:`networks.ibc.fused`) for networks that fit in the cach
 operations (:mod:`networks.ibc.passes`); ``IBC_KERNELS`` (environment) = auto, off or the name of
 a build of the C++ chooses.
 
-Networks that are not a ReLU trunk without normalisation and dropout run as plain torch, with the
-same results in float32 (and without the bfloat16 option's speed).
+Networks that have no ``fast_weights()`` (:class:`networks.ibc.energy_net.EnergyNet`) run
+as plain torch, with the same results in float32 (and without the bfloat16 option's speed).
+
+This is the only entrance: nothing outside this package imports the passes (import-linter).
 """
 
 from __future__ import annotations
@@ -30,11 +32,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from networks.ibc.fused import FusedNet, choose
-from networks.ibc.mlp import MLPEBM
-from networks.ibc.passes import Kind, TorchNet, Weights, supported, weights_of
+from networks.ibc.energy_net import EnergyNet, Kind, Weights
+from networks.ibc.fused import FusedNet, choose, kernels_mode
+from networks.ibc.passes import TorchNet
 
 Precision = Literal["float32", "bfloat16x3", "bfloat16"]
+
+
+def check_kernels() -> None:
+    """UserError for a value of ``IBC_KERNELS`` that names nothing."""
+    kernels_mode()
+
+
+def build_name(precision: Precision, width: int, layers: int) -> str:
+    """The build of the C++ that evaluates networks of this width on this CPU, or "torch"."""
+    return choose(precision, width, layers) or "torch"
 
 
 def _checked(precision: str) -> str:
@@ -59,16 +71,17 @@ def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
 class Prepared:
     """A network's weights prepared for many evaluations: make one per chain or per action.
 
-    Later changes to the network have no effect on it. Unsupported networks are called directly.
+    Later changes to the network have no effect on it, unless it has no ``fast_weights()``: then the
+    network itself is called.
     """
 
-    def __init__(self, net: MLPEBM, precision: Precision = "float32") -> None:
+    def __init__(self, net: EnergyNet, precision: Precision = "float32") -> None:
         self.net = net
         _checked(precision)
         self._ready: tuple[Weights, FusedNet | TorchNet] | None = None
-        if supported(net):
-            with torch.no_grad():
-                w = weights_of(net)
+        with torch.no_grad():
+            w = net.fast_weights()
+            if w is not None:
                 self._ready = w, _ready(w, precision)
 
     @torch.no_grad()
@@ -90,7 +103,7 @@ class Prepared:
         return f, grad
 
 
-def _plain_action_grad(net: MLPEBM, encoded: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+def _plain_action_grad(net: EnergyNet, encoded: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         actions = actions.detach().requires_grad_()
         f = net.score(encoded.detach(), actions)
@@ -98,20 +111,20 @@ def _plain_action_grad(net: MLPEBM, encoded: Tensor, actions: Tensor) -> tuple[T
     return f.detach(), grad
 
 
-def prepare(net: MLPEBM | Prepared, precision: Precision = "float32") -> Prepared:
+def prepare(net: EnergyNet | Prepared, precision: Precision = "float32") -> Prepared:
     """The network prepared for many calls; a prepared one is returned unchanged."""
     return net if isinstance(net, Prepared) else Prepared(net, precision)
 
 
 def logits(
-    net: MLPEBM | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
+    net: EnergyNet | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
 ) -> Tensor:
     """f [B, N] of encoded [B, E] and actions [B, N, A], without a graph."""
     return prepare(net, precision).logits(encoded, actions)
 
 
 def logits_and_action_grad(
-    net: MLPEBM | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
+    net: EnergyNet | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
 ) -> tuple[Tensor, Tensor]:
     """f [B, N] and df/da [B, N, A], without a graph."""
     return prepare(net, precision).logits_and_action_grad(encoded, actions)
@@ -154,7 +167,7 @@ class _Score(torch.autograd.Function):
 
 
 def fast_score(
-    net: MLPEBM, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
+    net: EnergyNet, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
 ) -> Tensor:
     """``net.score(encoded, actions)`` [B, N] with gradients for the weights and ``encoded``.
 
@@ -162,15 +175,15 @@ def fast_score(
     actions get no gradient; for the gradient penalty see :func:`fast_score_and_action_grad`.
     """
     _checked(precision)
-    if not supported(net):
+    w = net.fast_weights()
+    if w is None:
         return net.score(encoded, actions)
-    w = weights_of(net)
     first = w.first(encoded)
     return _Score.apply(first, actions.detach(), False, w.kind, precision, *w.tensors())[0]
 
 
 def fast_score_and_action_grad(
-    net: MLPEBM, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
+    net: EnergyNet, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
 ) -> tuple[Tensor, Tensor]:
     """f [B, N] and df/da [B, N, A], both differentiable (once) by the weights and ``encoded``.
 
@@ -178,9 +191,9 @@ def fast_score_and_action_grad(
     """
     _checked(precision)
     actions = actions.detach()
-    if not supported(net):
+    w = net.fast_weights()
+    if w is None:
         actions = actions.requires_grad_()
         f = net.score(encoded, actions)
         return f, torch.autograd.grad(f.sum(), actions, create_graph=True)[0]
-    w = weights_of(net)
     return _Score.apply(w.first(encoded), actions, True, w.kind, precision, *w.tensors())

@@ -17,7 +17,7 @@ from torch import Tensor
 from common_utils.errors import UserError
 from networks import fast
 from networks.fast.cpu.module import address
-from networks.ibc.passes import Kind, Weights
+from networks.ibc.energy_net import Kind, Weights
 
 try:
     from common_utils import ebm_kernels

@@ -11,7 +11,7 @@ Only twice differentiable operations are used: the gradient penalty differentiat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import nn
 
 from common_utils.ranges import Between, Dropout, Temperature, Width
 from networks.dropout import FastDropout
+from networks.ibc.energy_net import EnergyNet, Weights
 from networks.mixture import GaussianMixture
 
 INIT_STD = 0.05  # Keras's 'normal' initialiser, for kernels and biases alike
@@ -223,7 +224,7 @@ def check_last_dim(name: str, x: torch.Tensor, dim: int, ndim: int) -> None:
         raise ValueError(f"{name} must have {ndim} axes, the last of size {dim}: {list(x.shape)}")
 
 
-class MLPEBM(nn.Module):
+class MLPEBM(EnergyNet):
     """f(o, a): trunk over [o, a], then one unit. Higher is better (f is minus the energy)."""
 
     def __init__(self, obs_dim: int, action_dim: int, cfg: MLPConfig) -> None:
@@ -258,9 +259,53 @@ class MLPEBM(nn.Module):
         h = h.unsqueeze(1) + F.linear(actions, weight)
         return self.energy(self.trunk.rest(h)).squeeze(-1)
 
-    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """obs [B, D] and actions [B, N, A] -> f [B, N]."""
-        return self.score(self.encode(obs), actions)
+    def fast_weights(self) -> Weights | None:
+        """Of a ReLU trunk without normalisation or dropout, float32 on the CPU; else None."""
+        return _weights_of(self) if _is_plain(self) else None
+
+
+def _is_plain(net: MLPEBM) -> bool:
+    """Whether the network has the form of :class:`Weights`, on which the fast passes work."""
+    cfg = net.cfg
+    weight = net.energy.weight
+    if cfg.activation != "relu" or cfg.normalizer is not None:
+        return False
+    if cfg.rate > 0 and net.training:
+        return False
+    if cfg.layers != "MLPDropout" and cfg.depth < 2:
+        return False
+    return weight.is_cpu and weight.dtype is torch.float32
+
+
+def _weights_of(net: MLPEBM) -> Weights:
+    """A plain network's weights; one power iteration per layer with spectral norm."""
+    first, kind = net.trunk.first, net.cfg.layers
+    sigma = first.sigma()
+    w_a = first.weight[:, net.obs_dim :]
+    dense: list[Any] = [d for block in net.trunk.blocks for d in (block.w1, block.w2)]
+    dense += net.trunk.hidden
+    layers, biases = [_divided(d) for d in dense], [d.bias for d in dense]
+    out, const = _divided(net.energy)[0], net.energy.bias[0]
+    head, head_stream = out, None
+    if kind == "ResNetPreActivation":
+        head, head_stream = out @ layers.pop(), out
+        const = const + out @ biases.pop()
+    return Weights(
+        kind,
+        w_a if sigma is None else w_a / sigma,
+        tuple(layers),
+        tuple(biases),
+        head,
+        head_stream,
+        const,
+        sigma,
+        first.bias if isinstance(first, SpectralNormDense) else None,
+    )
+
+
+def _divided(layer: Any) -> torch.Tensor:
+    sigma = layer.sigma()
+    return layer.weight if sigma is None else layer.weight / sigma
 
 
 class MLPMSE(nn.Module):

@@ -1,102 +1,15 @@
-"""The passes of :mod:`networks.ibc.energy` in torch operations, and the weights they work on."""
+"""The passes of :mod:`networks.ibc.energy` in torch operations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from networks import fast
-from networks.ibc.mlp import MLPEBM, SpectralNormDense
-
-Kind = Literal["MLPDropout", "ResNetOrig", "ResNetPreActivation"]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """An MLPEBM in the form of the fast passes; differentiable functions of the parameters.
-
-    With x = encoded + w_a a, L layers and h_0..h_L their inputs and the last one's output,
-    f = head . h_L + head_stream . s + const; s is the residual stream at the head.
-    """
-
-    kind: Kind
-    w_a: Tensor  # [W, A]
-    layers: tuple[Tensor, ...]  # each [W, W], out x in
-    biases: tuple[Tensor, ...]  # each [W]
-    head: Tensor  # [W]
-    head_stream: Tensor | None  # [W]; pre-activation only
-    const: Tensor  # []
-    sigma: Tensor | None = None  # spectral norm of the first layer
-    first_bias: Tensor | None = None  # added after the division by sigma
-
-    def first(self, encoded: Tensor) -> Tensor:
-        """The observation's share of the first layer's output, [B, W]."""
-        if self.sigma is None or self.first_bias is None:
-            return encoded
-        return encoded / self.sigma + self.first_bias
-
-    def tensors(self) -> list[Tensor | None]:
-        """All tensors that a gradient is computed for."""
-        return [self.w_a, self.head, self.head_stream, self.const, *self.layers, *self.biases]
-
-    @staticmethod
-    def of_tensors(kind: Kind, tensors: Sequence[Tensor | None]) -> Weights:
-        """The weights with these :meth:`tensors`, without a graph."""
-        w_a, head, head_stream, const, *rest = tensors
-        assert w_a is not None and head is not None and const is not None  # see tensors()
-        found = [t for t in rest if t is not None]
-        half = len(found) // 2
-        layers, biases = tuple(found[:half]), tuple(found[half:])
-        return Weights(kind, w_a, layers, biases, head, head_stream, const)
-
-
-def supported(net: MLPEBM) -> bool:
-    """Whether the fast passes support the network: ReLU, no norm or dropout, float32 on the CPU."""
-    cfg = net.cfg
-    weight = net.energy.weight
-    if cfg.activation != "relu" or cfg.normalizer is not None:
-        return False
-    if cfg.rate > 0 and net.training:
-        return False
-    if cfg.layers != "MLPDropout" and cfg.depth < 2:
-        return False
-    return weight.is_cpu and weight.dtype is torch.float32
-
-
-def weights_of(net: MLPEBM) -> Weights:
-    """Collect a supported network's weights; one power iteration per layer with spectral norm."""
-    first, kind = net.trunk.first, net.cfg.layers
-    sigma = first.sigma()
-    w_a = first.weight[:, net.obs_dim :]
-    dense: list[Any] = [d for block in net.trunk.blocks for d in (block.w1, block.w2)]
-    dense += net.trunk.hidden
-    layers, biases = [_divided(d) for d in dense], [d.bias for d in dense]
-    out, const = _divided(net.energy)[0], net.energy.bias[0]
-    head, head_stream = out, None
-    if kind == "ResNetPreActivation":
-        head, head_stream = out @ layers.pop(), out
-        const = const + out @ biases.pop()
-    return Weights(
-        kind,
-        w_a if sigma is None else w_a / sigma,
-        tuple(layers),
-        tuple(biases),
-        head,
-        head_stream,
-        const,
-        sigma,
-        first.bias if isinstance(first, SpectralNormDense) else None,
-    )
-
-
-def _divided(layer: Any) -> Tensor:
-    sigma = layer.sigma()
-    return layer.weight if sigma is None else layer.weight / sigma
+from networks.ibc.energy_net import Weights
 
 
 @dataclass

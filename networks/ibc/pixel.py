@@ -19,6 +19,7 @@ from torch import nn
 
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, MultipleOf
+from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import (
     Dense,
     MDNConfig,
@@ -65,10 +66,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         height, width = self.image.target_height, self.image.target_width
-        if self.encoder == "conv_maxpool" and min(height, width) < 16:
+        least = ENCODERS[self.encoder].min_size
+        if min(height, width) < least:
             raise ValueError(
                 f"image.target_height: {height} and image.target_width {width}, expected at least "
-                "16 each with conv_maxpool"
+                f"{least} each with {self.encoder}"
             )
 
 
@@ -189,6 +191,8 @@ class ConvMaxpoolEncoder(nn.Module):
     float32 [B, C, H, W] -> [B, 256]; H and W at least 16. ValueError for smaller images.
     """
 
+    min_size = 16
+    adds_coords = False
     widths = (32, 64, 128, 256)
     out_dim = 256
 
@@ -198,8 +202,13 @@ class ConvMaxpoolEncoder(nn.Module):
         for i, (cin, cout) in enumerate(zip(inputs, self.widths, strict=True), start=1):
             self.add_module(f"conv{i}", Conv(cin, cout))
 
+    @classmethod
+    def build(cls, in_channels: int, cfg: EncoderConfig) -> ConvMaxpoolEncoder:
+        """It has no options."""
+        return cls(in_channels)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if min(x.shape[-2:]) < 16:
+        if min(x.shape[-2:]) < self.min_size:
             raise ValueError(f"conv_maxpool needs images of at least 16x16, got {list(x.shape)}")
         for conv in self.children():
             # pooling first gives the same values and gradients, on a quarter of the pixels
@@ -248,6 +257,9 @@ class BottleneckBlock(nn.Module):
 class SpatialAttentionEncoder(nn.Module):
     """Keypoints of residual features: float32 [B, C, H, W] -> [B, 2 * num_heads]."""
 
+    min_size = 1
+    adds_coords = True
+
     def __init__(self, in_channels: int, filters: int, num_blocks: int = 8, num_heads: int = 64):
         super().__init__()
         self.coords = CoordConv()
@@ -258,6 +270,11 @@ class SpatialAttentionEncoder(nn.Module):
         self.out_dim = 2 * num_heads
         # unlike conv_maxpool, faster channels-first: most of its convolutions are 1x1
         self.to(memory_format=torch.contiguous_format)
+
+    @classmethod
+    def build(cls, in_channels: int, cfg: EncoderConfig) -> SpatialAttentionEncoder:
+        """With the configured sizes."""
+        return cls(in_channels, cfg.filters, cfg.num_blocks, cfg.num_heads)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv0(self.coords(x).contiguous())
@@ -308,16 +325,22 @@ def run_encoder(
         return encoder(x)
 
 
-def make_encoder(
-    in_channels: int, cfg: EncoderConfig
-) -> ConvMaxpoolEncoder | SpatialAttentionEncoder:
+Encoder = ConvMaxpoolEncoder | SpatialAttentionEncoder
+
+# by name: what has ``build``, ``min_size`` (rows and columns it needs), ``adds_coords`` (it appends
+# each pixel's coordinates itself) and ``out_dim``
+ENCODERS: dict[str, type[Encoder]] = {
+    "conv_maxpool": ConvMaxpoolEncoder,
+    "spatial_attention": SpatialAttentionEncoder,
+}
+
+
+def make_encoder(in_channels: int, cfg: EncoderConfig) -> Encoder:
     """The configured encoder."""
-    if cfg.encoder == "conv_maxpool":
-        return ConvMaxpoolEncoder(in_channels)
-    return SpatialAttentionEncoder(in_channels, cfg.filters, cfg.num_blocks, cfg.num_heads)
+    return ENCODERS[cfg.encoder].build(in_channels, cfg)
 
 
-class PixelEBM(nn.Module):
+class PixelEBM(EnergyNet):
     """f(images, a), minus the energy, with late fusion: the images are encoded once.
 
     ``images`` [B, T, C, H, W] (see the module), actions [B, N, A]. The code is concatenated with
@@ -350,10 +373,6 @@ class PixelEBM(nn.Module):
         share = F.linear(actions, self.value.dense0.weight[:, -self.action_dim :])
         return self.value.rest(encoded.unsqueeze(1) + share).squeeze(-1)
 
-    def forward(self, images: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """images [B, T, C, H, W] and actions [B, N, A] -> f [B, N]."""
-        return self.score(self.encode(images), actions)
-
 
 class ConvTrunk(nn.Module):
     """Frames, coordinates, an encoder and a trunk: [B, T, C, H, W] -> [B, width]."""
@@ -362,7 +381,7 @@ class ConvTrunk(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.frames = FrameStack(num_frames, channels, cfg.image)
-        coords = bool(cfg.coord_conv) and cfg.encoder == "conv_maxpool"
+        coords = bool(cfg.coord_conv) and not ENCODERS[cfg.encoder].adds_coords
         self.coords = CoordConv() if coords else nn.Identity()
         self.encoder = make_encoder(num_frames * channels + 2 * coords, cfg)
         self.trunk = Trunk(self.encoder.out_dim, cfg)

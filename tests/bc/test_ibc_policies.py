@@ -22,6 +22,7 @@ from bc.normalized import NormConfig
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from common_utils.specs import Policy, SpecError
+from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import MDNConfig, MLPConfig
 from networks.optim import KerasAdam, set_lr, warmup
 
@@ -29,12 +30,15 @@ NET = MLPConfig(width=32, depth=2, rate=0.0)
 LOW, HIGH = torch.full((2,), -1.1), torch.full((2,), 1.1)
 
 
-class Bowl(nn.Module):
+class Bowl(EnergyNet):
     """f = -sharpness |a - o|^2: the best action is the observation."""
 
     def __init__(self, sharpness: float) -> None:
         super().__init__()
         self.sharpness = sharpness
+
+    def encode(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs
 
     def score(self, encoded: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         return -self.sharpness * (actions - encoded.unsqueeze(1)).square().sum(2)
@@ -319,7 +323,7 @@ def test_proposals_are_weighted_by_the_energy():
     """Two equally good actions are proposed about equally often, bad ones hardly."""
     policy = ebm(**dfo_settings(), dfo=DfoConfig(num_iterations=1)).eval()
 
-    class Bowls(nn.Module):
+    class Bowls(EnergyNet):
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.tensor(100.0))
