@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import sys
 import threading
@@ -16,6 +17,7 @@ from common_utils.paths import expand_home_in_options
 USER_ERROR = 2
 INTERRUPTED = 130  # what shells report for a process that SIGINT ended
 NOBODY_READS = 141  # and for one that SIGPIPE ended
+_LONG_NAME = re.compile(r"'[^'\n]{400,}'|\S{400,}")
 
 
 class UserError(Exception):
@@ -54,31 +56,34 @@ def _run(main: Callable[..., int | None], *args: Any) -> int:
     try:
         return main(*args) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if full := full_disk(error):
-            print(f"error: {full} ({error})", file=sys.stderr)
+            _report(f"{full} ({error})")
         elif isinstance(error, OSError) and error.errno and error.filename:
-            print(f"error: {error}", file=sys.stderr)  # no permission, a file in the way, ...
+            _report(error)  # no permission, a file in the way, ...
         elif _out_of_memory(error):
             line = str(error).strip().partition("\n")[0] or type(error).__name__
-            print(
-                f"error: memory is exhausted ({line}); lower batch_size or the networks' sizes",
-                file=sys.stderr,
-            )
+            _report(f"memory is exhausted ({line}); lower batch_size or the networks' sizes")
         else:
             raise
         return USER_ERROR
+
+
+def _report(error: object) -> None:
+    """Print an error; of a name that would fill the screen, the two ends."""
+    message = _LONG_NAME.sub(lambda m: f"{m[0][:120]}...{m[0][-60:]}", str(error))
+    print(f"error: {message}", file=sys.stderr)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """A thread that met a problem of the file system (TensorBoard's, in a removed folder) says
     so in a line; the main thread ends the program."""
     if isinstance(args.exc_value, OSError):
-        print(f"error: {args.exc_value}", file=sys.stderr)
+        _report(args.exc_value)
     else:
         threading.__excepthook__(args)
 

@@ -96,6 +96,7 @@ class RunFolder:
         self.state: RunState | None = None
         self._made: list[Path] = []  # folders that did not exist before, innermost first
         self._lock: int | None = None
+        self._entered = False
         self._begun = False
         self._saved = 0  # number of states
         self._id = ""  # of the run, in its states too
@@ -106,6 +107,7 @@ class RunFolder:
             make_folder(self.path)
             self._acquire()
             self._look()
+            self._entered = True
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -125,11 +127,18 @@ class RunFolder:
         ):  # torch reports a full disk as a RuntimeError
             full = full_disk(error)
             if full or isinstance(error, OSError):
-                raise ResourceError(self._refused(full or str(error))) from error
+                where = "" if self._is_elsewhere(error) else f"save_dir '{self.path}': "
+                raise ResourceError(self._refused(where + (full or str(error)))) from error
 
-    def _refused(self, what: str) -> str:
-        """The message when the file system stopped the run."""
-        message = f"save_dir '{self.path}': {what}"
+    def _is_elsewhere(self, error: BaseException) -> bool:
+        """Whether the error names a file that does not lie in the folder, such as an input."""
+        name = getattr(error, "filename", None)
+        if not self._entered or not isinstance(name, str):
+            return False
+        return not Path(os.path.abspath(name)).is_relative_to(os.path.abspath(self.path))
+
+    def _refused(self, message: str) -> str:
+        """The message when the file system stopped the run, and what the next one may do."""
         if not self._begun:
             return message
         try:

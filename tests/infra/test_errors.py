@@ -70,6 +70,20 @@ def test_what_the_file_system_refuses_is_one_line(capsys):
         run_program(partial(_raise, OSError("a fault of the program")))
 
 
+@pytest.mark.parametrize("name", ["b/" * 3000, "c" * 6000, "my folder/" * 600])
+def test_of_an_enormous_name_the_two_ends_are_printed(name, capsys):
+    def refused() -> None:
+        raise ConfigError(f"save_dir '{name}x': [Errno 36] File name too long: '{name}y'")
+
+    assert run_program(refused) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: save_dir '{name[:100]}") and len(said) < 600
+    assert f"{name[-50:]}x': [Errno 36] File name too long: '" in said and said.count("...") == 2
+    long = "/".join(["name"] * 70)  # may still be read
+    assert run_program(lambda: _raise(ConfigError(long))) == 2
+    assert capsys.readouterr().err == f"error: {long}\n"
+
+
 def test_exhausted_memory_is_one_line(capsys):
     huge = (lambda: bytearray(2**50), lambda: torch.empty(2**46))
     for allocate in (*huge, lambda: _raise(torch.OutOfMemoryError("CUDA out of memory.\nMore"))):

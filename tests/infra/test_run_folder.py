@@ -341,6 +341,15 @@ def test_what_the_file_system_refuses_is_an_error_of_one_line(
     assert "\n" not in str(error.value) and "[Errno" in str(error.value)
 
 
+def test_a_file_elsewhere_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    for run in (tmp_path / "run", tmp_path / "new" / "run"):
+        with pytest.raises(ResourceError) as error, open_folder(run):
+            open(tmp_path / "demos.hdf5")
+        assert str(error.value) == f"[Errno 2] No such file or directory: '{tmp_path}/demos.hdf5'"
+        with pytest.raises(ResourceError, match=f"^save_dir '{run}': "), open_folder(run):
+            open(run / "cfg.yaml")
+
+
 def test_a_bug_stays_a_bug(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="^a bug$"), open_folder(tmp_path):
         raise RuntimeError("a bug")

@@ -80,21 +80,25 @@ def test_without_login_or_network_a_line_says_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("lacking", ["no package", "no login"])
-def test_a_training_program_says_so_before_it_writes(tmp_path: Path, lacking: str) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "overwrite"), [("no package", False), ("no login", False), ("no login", True)]
+)
+def test_a_training_program_says_so_before_it_writes(
+    tmp_path: Path, lacking: str, overwrite: bool
+) -> None:
     """Also where a run was to be replaced: it stays as it was."""
     run, out = tmp_path / "run", tmp_path / "new" / "run"
     shutil.copytree(folders.whole("rl"), run)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     options = [f"--{k}={v}" for k, v in RUNS["train_rl"].items()]
     options += ["--q_agent.act_method=rl", "--use_wb=1"]
-    for more in ([f"--save_dir={out}"], [f"--save_dir={run}", "--overwrite=1"]):
-        done = program(run, lacking, *options, *more, code=TRAIN, WANDB_INIT_TIMEOUT="0.5")
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-        assert line.startswith("error: use_wb: 1, but ") and "--use_wb 0" in line
-        after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-        assert after == before and not out.parent.exists()
+    options += [f"--save_dir={run}", "--overwrite=1"] if overwrite else [f"--save_dir={out}"]
+    done = program(run, lacking, *options, code=TRAIN, WANDB_INIT_TIMEOUT="0.5")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert line.startswith("error: use_wb: 1, but ") and "--use_wb 0" in line
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert after == before and not out.parent.exists()
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
