@@ -130,9 +130,11 @@ def _cut_metrics(path: Path, seen: Mapping[str, int] | None, step: int, wall: fl
     # wall times are written to the millisecond
     kept = [r for r in records if r["step"] <= step and _wall(r) <= wall + 1e-3]
     notes = []
-    if bad:
+    changed = seen is not None and len(kept) < len(records)  # of which steps and times may lie
+    if bad or changed:
         aside = set_aside(path, copy=True)
-        notes.append(f"{path}: {len(bad)} lines are no records; the file as it was is {aside.name}")
+        what = f"{len(bad)} lines are no records" if bad else "the file was changed by hand"
+        notes.append(f"{path}: {what}; the file as it was is {aside.name}")
     with atomic_write(path, "w") as handle:
         handle.writelines(json.dumps(r) + "\n" for r in kept)
     return notes

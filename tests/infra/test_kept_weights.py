@@ -74,6 +74,18 @@ def test_a_damaged_list_is_named(text: str, run: Path) -> None:
         find(run)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "\0", "/"])
+def test_a_name_that_no_file_has_does_not_matter(name: str, run: Path) -> None:
+    """The run's own copy is there."""
+    path = run / "bc_policy" / "origin.json"
+    entries = json.loads(path.read_text())
+    entries[0]["path"] = name
+    path.write_text(json.dumps(entries))
+    kept = find(run)
+    assert kept is not None and kept.notes == []
+    assert [Path(p).read_text() for p in kept.files] == ["one", "two"]
+
+
 def test_a_file_that_changes_while_the_run_starts_is_refused(tmp_path: Path) -> None:
     path = weights(tmp_path / "a")
     read = originals([path])

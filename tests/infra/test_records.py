@@ -81,6 +81,17 @@ def test_a_changed_file_keeps_every_readable_record(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == broken
 
 
+def test_records_whose_times_were_changed_are_kept_aside(tmp_path: Path) -> None:
+    path = write(tmp_path, *({"step": s, "wall": float(s), "x": s} for s in (1, 2)))
+    where = position(tmp_path)
+    path.write_text(path.read_text().replace('"wall": 1.0', '"wall": 1e9'))
+    changed = path.read_text()
+    notes = cut_back(tmp_path, where, 2, wall=2.5)
+    assert len(notes) == 1 and "was changed by hand" in notes[0]
+    assert steps(tmp_path) == [(2, 2)]
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == changed
+
+
 def test_a_file_that_lost_its_end_keeps_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path, *({"step": s, "wall": float(s), "x": s} for s in (1, 2)))
     where = position(tmp_path)
