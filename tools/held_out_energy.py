@@ -36,6 +36,7 @@ from common_utils.ranges import Between, Positive, Seed
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.named_modules import add_trust_option
+from networks import fast
 
 BATCH = 32
 
@@ -214,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (2: wrong options, checkpoint or data)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    fast.set_up()
     result = evaluate(
         Path(args.weight), args.data, args.num, args.steps, args.seed, args.trust_module
     )

@@ -232,8 +232,10 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
     if args.task:
         env, policy = make_env({"suite": "particle", "task": args.task}), None
     else:
+        from networks import fast
         from workspace.build_policy import load_model
 
+        fast.set_up()
         policy, env, _ = load_model(args.weight, args.device, trust_module=args.trust_module)
     if not isinstance(env, ParticleEnv):
         raise ConfigError(

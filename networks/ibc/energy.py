@@ -111,25 +111,6 @@ def _plain_action_grad(net: EnergyNet, encoded: Tensor, actions: Tensor) -> tupl
     return f.detach(), grad
 
 
-def prepare(net: EnergyNet | Prepared, precision: Precision = "float32") -> Prepared:
-    """The network prepared for many calls; a prepared one is returned unchanged."""
-    return net if isinstance(net, Prepared) else Prepared(net, precision)
-
-
-def logits(
-    net: EnergyNet | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
-) -> Tensor:
-    """f [B, N] of encoded [B, E] and actions [B, N, A], without a graph."""
-    return prepare(net, precision).logits(encoded, actions)
-
-
-def logits_and_action_grad(
-    net: EnergyNet | Prepared, encoded: Tensor, actions: Tensor, precision: Precision = "float32"
-) -> tuple[Tensor, Tensor]:
-    """f [B, N] and df/da [B, N, A], without a graph."""
-    return prepare(net, precision).logits_and_action_grad(encoded, actions)
-
-
 # ---------------------------------------------------------------------- with a graph
 
 

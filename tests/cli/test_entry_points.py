@@ -59,6 +59,51 @@ def test_exceptions_exist_and_most_is_found() -> None:
     assert len(ENTRY_POINTS) > 30
 
 
+# rooms and files that compute with networks, and what sets the process up for them
+NETWORKS = ("networks", "rl.q_agent", "bc.explicit", "bc.ibc", "workspace", "train_bc", "train_rl")
+SET_UP = ("fast.set_up", "common.start", "stages.train_ibrl", *(
+    f"{trainer}.{name}" for trainer in ("train_bc", "train_rl") for name in ("run", "main")
+))  # fmt: skip
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Full names of what a module imports, inside functions as well."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _used(tree: ast.Module) -> set[str]:
+    """Names with a dot that a module calls or passes on, such as ``train_rl.main``."""
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def _computing() -> list[str]:
+    """Entry points that import something that computes with networks."""
+    trees = {name: ast.parse((REPO / name).read_text()) for name in ENTRY_POINTS}
+    return [
+        name
+        for name, tree in trees.items()
+        if not name.startswith("tests/")
+        and any(
+            f"{found}.".startswith(tuple(f"{n}." for n in NETWORKS)) for found in _imported(tree)
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", _computing())
+def test_programs_with_networks_set_the_process_up(name: str) -> None:
+    assert _used(ast.parse((REPO / name).read_text())) & set(SET_UP), name
+
+
+def test_programs_with_networks_are_found() -> None:
+    assert {"train_rl.py", "quickstart.py", "tools/plot_particle.py"} < set(_computing())
+
+
 PAGES = [
     page.relative_to(REPO).as_posix()
     for page in (REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md")))

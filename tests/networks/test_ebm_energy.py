@@ -69,9 +69,9 @@ def check_network(net: MLPEBM, precision: str, tolerance: float, b: int = 7, n: 
     want_net, want, want_grad = exact(net, obs, actions)
 
     encoded = net.encode(obs)
-    check(energy.logits(net, encoded, actions, precision), want, tolerance)
-    ready = energy.prepare(net, precision)
-    value, grad = energy.logits_and_action_grad(ready, encoded, actions)
+    check(energy.Prepared(net, precision).logits(encoded, actions), want, tolerance)
+    ready = energy.Prepared(net, precision)
+    value, grad = ready.logits_and_action_grad(encoded, actions)
     assert not value.requires_grad and not grad.requires_grad
     check(value, want, tolerance)
     check(grad, want_grad, tolerance)
@@ -141,7 +141,7 @@ def test_results_do_not_depend_on_threads(build: str, monkeypatch: pytest.Monkey
         for threads in (1, 3):
             torch.set_num_threads(threads)
             encoded = net.encode(obs).detach()
-            out = [*energy.logits_and_action_grad(net, encoded, actions, precision)]
+            out = [*energy.Prepared(net, precision).logits_and_action_grad(encoded, actions)]
             f = energy.fast_score(net, encoded, actions, precision)
             fast = [p for name, p in net.named_parameters() if "w1" in name]
             runs.append([*out, *torch.autograd.grad(f.logsumexp(1).sum(), fast)])
@@ -158,8 +158,8 @@ def test_what_the_kernels_do_not_know_runs_in_torch() -> None:
         obs, actions = inputs(net)
         want = net(obs, actions)
         encoded = net.encode(obs)
-        torch.testing.assert_close(energy.logits(net, encoded, actions), want)
-        f, grad = energy.logits_and_action_grad(net, encoded, actions)
+        torch.testing.assert_close(energy.Prepared(net).logits(encoded, actions), want)
+        f, grad = energy.Prepared(net).logits_and_action_grad(encoded, actions)
         assert not f.requires_grad
         torch.testing.assert_close(energy.fast_score(net, encoded, actions), want)
         f, again = energy.fast_score_and_action_grad(net, encoded, actions)
@@ -182,7 +182,7 @@ def test_nan_comes_through() -> None:
     obs, actions = inputs(net)
     actions[2, 3, 0] = float("nan")
     for precision in ("float32", "bfloat16x3", "bfloat16"):
-        f, grad = energy.logits_and_action_grad(net, net.encode(obs), actions, precision)
+        f, grad = energy.Prepared(net, precision).logits_and_action_grad(net.encode(obs), actions)
         assert f.isnan().nonzero().tolist() == [[2, 3]]
         assert not grad[0].isnan().any()
 
@@ -191,10 +191,10 @@ def test_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     net = make("ResNetPreActivation", 32, 2)
     obs, actions = inputs(net)
     with pytest.raises(ValueError, match="precision is 'half'"):
-        energy.logits(net, net.encode(obs), actions, "half")
+        energy.Prepared(net, "half").logits(net.encode(obs), actions)
     monkeypatch.setenv("IBC_KERNELS", "nonsense")
     with pytest.raises(UserError, match="^IBC_KERNELS: 'nonsense', expected one of auto, off"):
-        energy.prepare(net)
+        energy.Prepared(net)
     with pytest.raises(UserError, match="IBC_KERNELS"):  # before a run has written anything
         EbmPolicy("state", (4,), 1, 2)
 
