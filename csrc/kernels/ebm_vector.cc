@@ -49,6 +49,7 @@ struct Float {
   static constexpr int kPack = 1;  // numbers in a unit
   using Number = float;
   using Unit = float;
+  using Sum = Vec;
   static Vec get(const float* p) { return load(p); }
   static void put(float* p, Vec v) { store(p, v); }
   static Vec fma(Unit a, const Unit* b, Vec sum) { return sum + a * load(b); }
@@ -79,9 +80,11 @@ struct Bf16 {
   static void put(Number* p, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
   }
-  static Vec fma(Unit a, const Unit* b, Vec sum) {
+  // The intrinsic's own type: sums of type Vec would go through memory at every step (GCC 12)
+  using Sum = __m512;
+  static Sum fma(Unit a, const Unit* b, Sum sum) {
     const __m512i x = _mm512_set1_epi32(static_cast<int>(a)), y = _mm512_loadu_si512(b);
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
   }
 };
 #endif
@@ -95,9 +98,9 @@ struct Strides {
 
 template <class T, int kRows>
 inline void product(const typename T::Unit* a, const typename T::Unit* b, const Strides& s,
-                    int64_t k_units, Vec (&c)[kRows][kVectors]) {
+                    int64_t k_units, typename T::Sum (&c)[kRows][kVectors]) {
   UNROLL for (int m = 0; m < kRows; ++m) {
-    UNROLL for (int v = 0; v < kVectors; ++v) c[m][v] = Vec{};
+    UNROLL for (int v = 0; v < kVectors; ++v) c[m][v] = typename T::Sum{};
   }
   for (int64_t k = 0; k < k_units; ++k, a += s.a_k, b += s.b_k) {
     UNROLL for (int m = 0; m < kRows; ++m) {
@@ -113,7 +116,7 @@ inline void product(const typename T::Unit* a, const typename T::Unit* b, const 
 template <class T, int kRows, class Epilogue>
 inline void tile(const typename T::Unit* a, const typename T::Unit* b, const Strides& s,
                  int64_t k_units, int64_t row, int64_t column, const Epilogue& epilogue) {
-  Vec c[kRows][kVectors];
+  typename T::Sum c[kRows][kVectors];
   product<T, kRows>(a + row * s.a_row, b, s, k_units, c);
   UNROLL for (int v = 0; v < kVectors; ++v) {
     UNROLL for (int m = 0; m < kRows; ++m) epilogue(row + m, column + v * kLanes, c[m][v]);
