@@ -39,8 +39,9 @@ H5_FAULTS = (
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+    """Numbers by their size, as lengths and digits: python refuses to read the longest."""
+    parts = enumerate(re.split(r"([0-9]+)", name))
+    return [(1, len(n := p.lstrip("0")), n) if i % 2 else (0, 0, p) for i, p in parts]
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:

@@ -13,6 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common_utils.errors import shortened
+from common_utils.plain_file import read_small_text
+
+# of JSON; robosuite's longest descriptions have 10 kB
+MOST_TEXT = 2**20
+MOST_DIGITS = 100
+
 
 def read_env_args(attrs: Mapping[str, Any], side: Path) -> dict[str, Any]:
     """The environment in a file's ``data`` attributes, else in ``side`` (env_cfg.json), else {}.
@@ -33,8 +40,8 @@ def read_env_args(attrs: Mapping[str, Any], side: Path) -> dict[str, Any]:
         return args
     if side.is_file():
         try:
-            text = side.read_text()
-        except (OSError, UnicodeError) as error:
+            text = read_small_text(side, MOST_TEXT)
+        except (OSError, ValueError) as error:
             raise ValueError(f"'{side}': cannot be read: {error}") from error
         return _object(text, str(side))
     return {}
@@ -56,20 +63,32 @@ def _object(text: Any, where: str) -> dict[str, Any]:
 def _json_object(text: Any, where: str) -> dict[str, Any]:
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"'{where}': expected a JSON object as text, got {shown(text)}")
+    if len(text) > MOST_TEXT:
+        raise ValueError(
+            f"'{where}': more than {MOST_TEXT:,} characters, expected the description of an "
+            "environment"
+        )
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"'{where}': not valid JSON: nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"'{where}': not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"'{where}': expected a JSON object, got {type(found).__name__}")
     return found
 
 
+def _integer(digits: str) -> int:
+    # python's own message for the longest integers advises to lift a limit
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, expected at most {MOST_DIGITS}")
+    return int(digits)
+
+
 def shown(value: Any, limit: int = 60) -> str:
     """``value`` and its type, shortened for messages."""
-    text = " ".join(repr(value).split())
-    text = text if len(text) <= limit else f"{text[: limit - 3]}..."
-    return f"{text} ({type(value).__name__})"
+    return f"{shortened(repr(value), limit)} ({type(value).__name__})"
 
 
 # ---------------------------------------------------------------- types of what is read

@@ -20,6 +20,12 @@ NOBODY_READS = 141  # and for one that SIGPIPE ended
 _LONG_NAME = re.compile(r"'[^'\n]{400,}'|\S{400,}")
 
 
+def shortened(text: str, limit: int = 80) -> str:
+    """``text`` in one line of at most ``limit`` characters, for messages."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 class UserError(Exception):
     """Something the user supplied cannot be used: an option, a file, this machine.
 

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
+from common_utils.errors import shortened
 from common_utils.resources import format_bytes
 
 MOST_LINKS = 32  # followed on the way to one object
@@ -28,8 +29,8 @@ MOST_DEPTH = 16  # groups within groups
 MOST_VIRTUAL = 4  # virtual datasets of virtual datasets; one of itself ends the interpreter
 # so much is unpacked without asking how much of it is in the file ...
 SMALL_BYTES = 64 * 2**20
-# ... and beyond it at most so many times that (deflate packs 1032 to 1 at best)
-MOST_UNPACKED = 2000
+# ... and beyond it at most so many times that: deflate packs zeros 1032 to 1, pictures 2 to 100
+MOST_UNPACKED = 400
 PACKING_BYTES = 1024  # that filters add to a chunk which they cannot make smaller, at most
 
 SCANNED_BYTES = 16 * 2**20
@@ -204,7 +205,8 @@ class Size:
         if self.unpacked > max(SMALL_BYTES, MOST_UNPACKED * self.stored):
             raise Refused(
                 f"{what} would take {format_bytes(self.unpacked)}, of which "
-                f"{format_bytes(self.stored)} are in the file (damaged, or made to fill memory?)"
+                f"{format_bytes(self.stored)} are in the file, expected at least a "
+                f"{MOST_UNPACKED}th (damaged, or made to fill memory?)"
             )
 
 
@@ -212,7 +214,7 @@ def check(dset: h5py.Dataset) -> Size:
     """The size of ``dset``, whose numbers are there to be read; else Refused, nothing being read.
 
     Refused are: null dataspaces, external storage, virtual datasets that lack a source or a
-    part, and sizes that the file cannot hold.
+    part, sizes that the file cannot hold, and arrays that were not written, or not wholly.
     """
     return _check(dset, MOST_VIRTUAL)
 
@@ -225,7 +227,7 @@ def _check(dset: h5py.Dataset, depth: int) -> Size:
             f"keeps its data outside HDF5 files, in '{dset.external[0][0]}': external storage is "
             "not read (h5repack writes a file without it)"
         )
-    described = f"shape {list(dset.shape)} of {dset.dtype}"
+    described = f"shape {list(dset.shape)} of {shortened(str(dset.dtype))}"
     unpacked = math.prod(dset.shape) * dset.dtype.itemsize
     held = os.fstat(descriptor(dset)).st_size
     if dset.is_virtual:
@@ -240,7 +242,27 @@ def _check(dset: h5py.Dataset, depth: int) -> Size:
         _check_packing(dset, chunk, stored)
         size = Size(max(unpacked, chunk), min(stored, held))
     size.check(described)
+    if not dset.is_virtual:
+        _check_written(dset)
     return size
+
+
+def _check_written(dset: h5py.Dataset) -> None:
+    """Raise Refused where the library would make up numbers, because none were written there."""
+    if not dset.size or not dset.dtype.itemsize:
+        return
+    if dset.chunks is None:
+        written, expected = int(dset.id.get_storage_size() > 0), 1
+    else:
+        written = int(dset.id.get_num_chunks())
+        expected = math.prod(
+            -(-n // chunk) for n, chunk in zip(dset.shape, dset.chunks, strict=True)
+        )
+    if written < expected:
+        raise Refused(
+            f"has {written} of {expected} parts written; the rest would be read as "
+            f"{shortened(repr(dset.fillvalue))}, expected all (was its recording interrupted?)"
+        )
 
 
 def _check_packing(dset: h5py.Dataset, chunk: int, stored: int) -> None:

@@ -774,6 +774,74 @@ def test_small_files_that_unpack_to_much_are_refused(tmp_path, bomb, capsys):
     assert "would take" in capsys.readouterr().out
 
 
+def test_zeros_packed_as_small_as_deflate_can_are_refused(tmp_path):
+    """Each megabyte of such a file becomes a gigabyte, and several while it is converted."""
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    shape, packed = (7, 2**24), zlib.compress(bytes(7 * 2**18 * 4), 9)
+    unwritten(path, "data/demo_0/actions", shape, "f4", chunks=(7, 2**18), compression="gzip")
+    with h5py.File(path, "r+") as file:
+        for column in range(0, shape[1], 2**18):
+            file["data/demo_0/actions"].id.write_direct_chunk((0, column), packed)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(DatasetError, match="would take 448.0 MiB, .* expected at least a 400th"):
+        opened(path, use_state=1)
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 1)], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_numbers_that_were_never_written_are_refused(tmp_path, chunks, rows):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    unwritten(path, "data/demo_0/actions", (7, 7), "f8", chunks=chunks)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_0/actions"][:rows] = 0.5
+    if rows and chunks is None:  # in one piece it is written as a whole
+        opened(path, use_state=1).close()
+        return
+    message = r"'actions': has \d+ of \d+ parts written; the rest would be read as .*0.0"
+    with pytest.raises(DatasetError, match=message):
+        opened(path, use_state=1)
+    assert any("parts written" in text for text in inspect_dataset.inspect(path).problems)
+
+
+def test_a_type_of_many_fields_is_described_in_one_line(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    edit(path, "data/demo_0/actions", np.zeros(7, [(f"field_{i}", "f8") for i in range(500)]))
+    with pytest.raises(DatasetError) as error:
+        opened(path, use_state=1)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("place", ["attribute", "side"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": [' + "0," * 2**20 + "0]}", "(more than|larger than) 1,048,576 "),
+        ('{"a": %s}' % ("9" * 5000), "an integer of 5000 digits, expected at most 100$"),
+        ("[" * 30_000, "nested too deeply$"),
+    ],
+)
+def test_descriptions_of_no_environment(tmp_path, place, text, message):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
+    (tmp_path / "env_cfg.json").write_text(text)
+    with h5py.File(path, "r+") as file:
+        del file["data"].attrs["env_args"]
+        if place == "attribute":  # a text of variable length has its place outside the header
+            file["data"].attrs["env_args"] = text
+    with pytest.raises(DatasetError, match=message) as error:
+        opened(path)
+    assert "set_int_max_str_digits" not in str(error.value)
+
+
+def test_names_of_numbers_that_python_does_not_read(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7, 5, 9))
+    names = ["demo_" + "9" * 5000, "demo_\u00b2", "demo_007"]
+    with h5py.File(path, "r+") as file:
+        for number, name in enumerate(names):
+            file["data"].move(f"demo_{number}", name)
+    with DemoFile(path) as demos:
+        assert demos.names == [names[2], names[0], names[1]]
+
+
 @pytest.mark.parametrize("damage", ["one more", "beyond the end", "around"])
 def test_a_damaged_heap_of_texts_is_refused(tmp_path, damage):
     """HDF5 itself would go round and round in it."""
@@ -826,9 +894,10 @@ def test_numbers_that_cannot_be_packed_smaller_are_read(tmp_path):
 
 def test_one_small_dataset_under_many_names(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))
-    unwritten(path, "data/demo_0/actions", (2**17, 8), "f8", compression="gzip")
-    unwritten(path, "data/demo_0/rewards", (2**17,), "f8", compression="gzip")
     with h5py.File(path, "r+") as file:
+        for key, shape in (("actions", (2**17, 8)), ("rewards", (2**17,))):
+            del file[f"data/demo_0/{key}"]
+            file["data/demo_0"].create_dataset(key, data=np.zeros(shape), compression="gzip")
         for number in range(1, 200):
             file[f"data/demo_{number}"] = file["data/demo_0"]
     with pytest.raises(DatasetError, match="together with the datasets before it this one would"):
@@ -837,8 +906,10 @@ def test_one_small_dataset_under_many_names(tmp_path):
 
 def test_what_fits_the_file_but_not_memory_is_refused(tmp_path, monkeypatch):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,), size=8)
+    frames = np.random.default_rng(0).integers(0, 256, (7, 3, 512, 512), np.uint8)
+    frames = np.repeat(np.repeat(frames, 4, axis=-1), 4, axis=-2)  # packs 15 to 1
     replace_images(path, lambda obs, name: obs.create_dataset(
-        name, data=np.zeros((7, 3, 2048, 2048), np.uint8), compression="gzip"))  # fmt: skip
+        name, data=frames, chunks=(1, 3, 2048, 2048), compression="gzip"))  # fmt: skip
     monkeypatch.setattr("bc.dataset.available_memory", lambda: 50 * 2**20)
     data = opened(path)  # images are read one by one
     assert data.lazy
