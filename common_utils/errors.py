@@ -8,6 +8,7 @@ import re
 import select
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from common_utils.paths import expand_home_in_options
 
 USER_ERROR = 2
 INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+MOST_LINES = 3
+UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # categories of Unicode
 NOBODY_READS = 141  # and for one that SIGPIPE ended
 _LONG_NAME = re.compile(r"'[^'\n]{400,}'|\S{400,}")
 
@@ -33,6 +36,23 @@ class UserError(Exception):
     in a line or two and end with status 2; any other exception is a bug in the program and shows
     its traceback.
     """
+
+
+def print_error(what: object) -> None:
+    """Print a message on stderr. It may quote files, which must neither steer a terminal nor fill
+    it: control characters become escapes, enormous names are shortened, and lines after the third
+    stay in the third."""
+    text = _LONG_NAME.sub(lambda found: f"{found[0][:120]}...{found[0][-60:]}", str(what))
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1 :] = ["\\n".join(lines[MOST_LINES - 1 :])]
+    print("error: " + "\n".join(printable(line) for line in lines), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """``text`` in one line: characters that are not seen (control, direction, ends of lines) as
+    escapes."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in UNSEEN else c for c in text)
 
 
 def run_program(main: Callable[..., int | None], *args: Any) -> int:
@@ -62,34 +82,28 @@ def _run(main: Callable[..., int | None], *args: Any) -> int:
     try:
         return main(*args) or 0
     except UserError as error:
-        _report(error)
+        print_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if full := full_disk(error):
-            _report(f"{full} ({error})")
+            print_error(f"{full} ({error})")
         elif isinstance(error, OSError) and error.errno and error.filename:
-            _report(error)  # no permission, a file in the way, ...
+            print_error(error)  # no permission, a file in the way, ...
         elif _out_of_memory(error):
             line = str(error).strip().partition("\n")[0] or type(error).__name__
-            _report(f"memory is exhausted ({line}); lower batch_size or the networks' sizes")
+            print_error(f"memory is exhausted ({line}); lower batch_size or the networks' sizes")
         else:
             raise
         return USER_ERROR
-
-
-def _report(error: object) -> None:
-    """Print an error; of a name that would fill the screen, the two ends."""
-    message = _LONG_NAME.sub(lambda m: f"{m[0][:120]}...{m[0][-60:]}", str(error))
-    print(f"error: {message}", file=sys.stderr)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """A thread that met a problem of the file system (TensorBoard's, in a removed folder) says
     so in a line; the main thread ends the program."""
     if isinstance(args.exc_value, OSError):
-        _report(args.exc_value)
+        print_error(args.exc_value)
     else:
         threading.__excepthook__(args)
 

@@ -21,7 +21,7 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
-from common_utils.errors import shortened
+from common_utils.errors import printable, shortened
 from common_utils.resources import format_bytes
 
 MOST_LINKS = 32  # followed on the way to one object
@@ -154,10 +154,15 @@ def _other_file(item: h5py.Group | h5py.Dataset, name: str, what: str) -> h5py.F
 
 
 def names(group: h5py.Group) -> list[str]:
-    """What is in ``group``, sorted. Raises Refused for names that are no text (damaged bytes)."""
+    """What is in ``group``, sorted. Raises Refused for names that are no text (damaged bytes), or
+    hold characters that are not seen: they could steer the terminal that shows them."""
     found = list(group)
-    if wrong := [name for name in found if not isinstance(name, str)]:
-        raise Refused(f"holds a name that is no text, {wrong[0]!r} (damaged file?)")
+    wrong = [name for name in found if not isinstance(name, str) or printable(name) != name]
+    if wrong:
+        raise Refused(
+            f"holds a name that is no text, {shortened(ascii(wrong[0]))}, expected characters that "
+            "can be seen (damaged file?)"
+        )
     return sorted(found)
 
 

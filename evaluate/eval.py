@@ -19,7 +19,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.config_types import Flag
-from common_utils.errors import UserError, run_program
+from common_utils.errors import UserError, print_error, run_program
 from common_utils.kept_weights import is_copy
 from common_utils.options import Options, numeric
 from common_utils.ranges import Positive, Seed, Threads
@@ -244,7 +244,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
             results[path] = evaluator.evaluate(path)
         except UserError as error:  # the table still has the others
             failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print_error(f"{path}: {error}")
             continue
         print(f"{path}: success {results[path].rate()}", flush=True)
     if results:

@@ -17,12 +17,11 @@ from common_utils.run_state import RunState
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
 from env.core import Env
-from env.factory import make_env
 from env.named_modules import module_names, settle_modules, split_task
 from rl.agent import Agent, AgentInputs
 from workspace.bc_config import MainConfig as BcConfig
+from workspace.build_policy import env_of, load_policy, naming_fields
 from workspace.build_policy import load_config as load_bc_config
-from workspace.build_policy import load_policy, naming_fields
 from workspace.rl_config import MainConfig, rl_env_config
 from workspace.weights import load_weights, put_weights, require_weights
 
@@ -214,7 +213,7 @@ def load_model(
         print(note)
     bc_policies, bc_cameras = load_bc_policies(cfg, trusted, kept)
     env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
-    env = make_env(env_cfg)
+    env = env_of(env_cfg, path)
     agent = build_agent(cfg, env.spec, bc_policies)
     put_weights(agent, weights, weight_file, "weight_file")
     return agent.eval(), env, asdict(env_cfg)

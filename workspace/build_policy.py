@@ -21,7 +21,8 @@ from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.run_config import ConfigError, resolve_device
 from common_utils.specs import SpecError
-from env.core import Env
+from env.config import EnvConfig
+from env.core import Env, EnvError
 from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
@@ -230,9 +231,17 @@ def load_model(
     Raises SpecError where that environment does not deliver what the policy reads.
     """
     policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
-    env = make_env(cfg.env)
+    env = env_of(cfg.env, Path(weight_file).parent / run_config.CFG_NAME)
     check_plays_in(env, policy, f"weight_file: the policy of '{weight_file}'")
     return policy, env, asdict(cfg.env)
+
+
+def env_of(cfg: EnvConfig, config: Path) -> Env:
+    """The environment that a run's ``config`` file describes; an EnvError names that file."""
+    try:
+        return make_env(cfg)
+    except EnvError as error:
+        raise EnvError(f"'{config}', {error}") from error
 
 
 def check_plays_in(place: Env | EvalPool, policy: BasePolicy, who: str) -> None:

@@ -152,6 +152,14 @@ def test_links_that_branch_end(tmp_path):
     assert len(problems) == 18 and all("more than 32 links in a row" in x for x in problems)
 
 
+def test_names_that_steer_a_terminal_are_refused(tmp_path):
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(7, 5))
+    with h5py.File(path, "r+") as file:
+        file["data"].move("demo_1", "demo_1\x1b[2J")
+    with pytest.raises(DatasetError, match=r"'data': holds a name that .* 'demo_1\\x1b\[2J', exp"):
+        opened(path)
+
+
 @pytest.mark.parametrize("place", ["data", "data/demo_0", "data/demo_0/obs", "mask"])
 def test_names_that_are_no_text_are_refused(tmp_path, place):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(7,))

@@ -36,6 +36,24 @@ def test_every_error_of_use_is_one_line_and_status_2(kind, capsys):
     assert capsys.readouterr().err == "error: batch_size: 0, expected at least 1\n"
 
 
+@pytest.mark.parametrize(
+    ("quoted", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("a\rerror: none", r"a\rerror: none"),
+        ("\u202etxt.py\u2028", r"\u202etxt.py\u2028"),
+        ("prüfung 机器\u00a0x", "prüfung 机器\u00a0x"),
+        ("x\n" * 50, "x\nx\nx" + r"\nx" * 47 + r"\n"),
+    ],
+)
+def test_what_a_message_quotes_does_not_steer_the_terminal(quoted, shown, capsys):
+    def main() -> int:
+        raise EnvError(f"task: '{quoted}'")
+
+    assert run_program(main) == 2
+    assert capsys.readouterr().err == f"error: task: '{shown}'\n"
+
+
 def test_other_ends_of_a_program():
     def interrupted() -> None:
         raise KeyboardInterrupt
