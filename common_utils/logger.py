@@ -245,12 +245,16 @@ class RunLogger:
                 handle.write(f"{wandb_run.id}\n")
 
     def _make_room(self) -> list[str]:
-        """Set aside whatever blocks a log's name; returns notes that say so."""
+        """Set aside whatever blocks a log's name, and put copies in the place of links, which in
+        somebody else's folder lead anywhere; returns notes that say so."""
         notes = []
         files = (self.metrics_path, self.log_path, self.save_dir / ID_FILE)
         for path in (*files, self.save_dir / records.EVENTS):
             folder = path.name == records.EVENTS
-            fits = path.is_dir() if folder else path.is_file()
+            if path.is_symlink() and path.is_file() and not folder:
+                records.replace_link(path)
+                notes.append(f"{path}: was a link, is a copy of its file now")
+            fits = path.is_file() if not folder else path.is_dir() and not path.is_symlink()
             if os.path.lexists(path) and not (fits and os.access(path, os.W_OK)):
                 aside = records.set_aside(path)
                 notes.append(f"{path}: cannot be written to, set aside as {aside.name}")

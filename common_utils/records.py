@@ -78,8 +78,10 @@ def position(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _event_files(save_dir: Path) -> list[Path]:
-    """Ordinary files only: opening a pipe would wait for its writer."""
-    return sorted(path for path in (save_dir / EVENTS).glob(f"{_EVENT_FILE}*") if path.is_file())
+    """Ordinary files only: opening a pipe would wait for its writer, and cutting back what a link
+    leads to would damage another file."""
+    found = (save_dir / EVENTS).glob(f"{_EVENT_FILE}*")
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def remove_events(save_dir: str | os.PathLike[str]) -> None:
@@ -148,6 +150,15 @@ def _begins_as_seen(data: bytes, seen: Mapping[str, int]) -> bool:
 def _wall(record: Mapping[str, Any]) -> float:
     wall = record.get("wall")
     return float(wall) if isinstance(wall, (int, float)) else 0.0
+
+
+def replace_link(path: Path) -> None:
+    """Put a copy of the file that the link ``path`` leads to in its place."""
+    with open(path, "rb") as source:
+        data = source.read()
+    path.unlink()
+    with atomic_write(path, "wb") as handle:
+        handle.write(data)
 
 
 def set_aside(path: Path, copy: bool = False) -> Path:

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -156,7 +157,7 @@ class RunFolder:
     def _acquire(self) -> None:
         path = self.path / LOCK_NAME
         while self._lock is None:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = self._open_lock(path)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -184,6 +185,24 @@ class RunFolder:
             self._lock,
             f"process {os.getpid()} on {socket.gethostname()} since {started}".encode(),
             0,
+        )
+
+    def _open_lock(self, path: Path) -> int:
+        """The lock file, made if there is none. It is written to, so in a folder of somebody else
+        it may not be a link to another file, and nobody may be waited for."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            handle = os.open(path, flags, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+        else:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return handle
+            os.close(handle)
+        raise ConfigError(
+            f"save_dir: '{path}' is a link, a pipe or a device, expected an ordinary "
+            "file or nothing; remove it"
         )
 
     def _release(self) -> None:

@@ -132,6 +132,37 @@ def test_a_folder_in_the_place_of_a_log_is_set_aside(
     assert "set aside" in (tmp_path / "train.log").read_text()
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])
+def test_a_link_in_the_place_of_a_log_becomes_a_copy(name: str, tmp_path: Path) -> None:
+    """What a folder's files lead to belongs to somebody else."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.write_text('{"step": 1, "x": 0}\n{"step": 9, "x": 0}\n')
+    before = other.read_bytes()
+    (run / name).symlink_to(other)
+    with RunLogger(run, quiet=True, resume_step=3) as log:
+        log.log(4, {"x": 1})
+    assert other.read_bytes() == before and not (run / name).is_symlink()
+    assert steps(run) == ([(1, 0)] if name == "metrics.jsonl" else []) + [(4, 1)]
+    assert "was a link, is a copy" in (run / "train.log").read_text()
+
+
+def test_linked_events_are_neither_cut_nor_removed(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run / "tb", other):
+        folder.mkdir(parents=True)
+    (other / "events.out.tfevents.1").write_text("0123456789")
+    (run / "tb" / "events.out.tfevents.1").symlink_to(other / "events.out.tfevents.1")
+    where = {"metrics": None, "events": {"events.out.tfevents.1": 3}}
+    assert cut_back(run, where, 0) == []
+    (run / "tb").rename(run / "links")
+    (run / "tb").symlink_to(other)
+    with RunLogger(run, quiet=True, resume_step=3, saved={"files": {**where, "events": {}}}) as log:
+        log.log(4, {"x": 1})
+    assert (other / "events.out.tfevents.1").read_text() == "0123456789"
+    assert board(run) == [(4, 1)] and (run / "tb.damaged").is_symlink()
+
+
 def test_a_file_in_the_place_of_tensorboards_folder_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "tb").write_text("x")
     with RunLogger(tmp_path, quiet=True, resume_step=3, saved={"files": "?"}) as log:

@@ -240,6 +240,26 @@ def test_one_run_at_a_time_and_death_lets_go(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+def test_what_is_no_lock_is_neither_written_to_nor_waited_for(tmp_path: Path) -> None:
+    """Somebody else's folder may hold a link in its place, to any file."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.write_text("of somebody else")
+    lock = run / ".lock"
+    for make in (
+        lambda: lock.symlink_to(other),
+        lambda: lock.symlink_to(tmp_path / "nothing"),
+        lambda: lock.symlink_to("/dev/zero"),
+        lambda: os.mkfifo(lock),
+    ):
+        make()
+        with pytest.raises(ConfigError, match=f"save_dir: '{lock}' is a link, .* expected an ord"):
+            a_run(run)
+        assert os.listdir(run) == [".lock"]
+        lock.unlink()
+    assert other.read_text() == "of somebody else" and not (tmp_path / "nothing").exists()
+
+
 def test_a_folder_taken_away_stops_the_run(tmp_path: Path) -> None:
     """A new folder of that name would hold half a run and look like a whole one."""
     run = tmp_path / "run"
