@@ -91,21 +91,24 @@ DEMONSTRATIONS = (
     Row("", f"{_METAWORLD} TASK --output_path {{folder}} (writes dataset.hdf5 there)", "data/d.h5"),
 )
 
+# BC pretraining of RFT's agents
+_PRETRAINED = tuple(
+    Row(
+        rf"robomimic/{task}_pretrain/[^/]+$",
+        f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
+        f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} --save_dir {{folder}}',
+        f"release/model/robomimic/{task}_pretrain/model0.pt",
+    )
+    for task, epochs in {"can": 5, "square": 10}.items()
+)
+
 WEIGHTS = (
     Row(
         r"/path(?P<task>\w+?)_num_data[^/]*/[^/]+$",
         "python mw_main/train_bc_mw.py --dataset.path {task} --save_dir {folder}",
         "release/model/metaworld/pathAssembly_num_data3_num_epoch2_seed1/model1.pt",
     ),
-    *(
-        Row(
-            rf"robomimic/{task}_pretrain/[^/]+$",
-            f"python train_rl.py --config_path release/cfgs/robomimic_rl/{task}_rft.yaml "
-            f'--load_pretrained_agent "" --pretrain_num_epoch {epochs} --save_dir {{folder}}',
-            f"release/model/robomimic/{task}_pretrain/model0.pt",
-        )
-        for task, epochs in {"can": 5, "square": 10}.items()
-    ),
+    *_PRETRAINED,
     *(
         Row(
             rf"robomimic/{name}/[^/]+$",
@@ -129,6 +132,16 @@ WEIGHTS = (
     ),
 )
 
+AGENTS = (
+    *_PRETRAINED,
+    Row(
+        "",
+        "python train_rl.py --preload_datapath DEMONSTRATIONS.hdf5 --preload_num_data 10 "
+        "--pretrain_num_epoch 5 --save_dir {folder}",
+        "exps/rl/mine/model0.pt",
+    ),
+)
+
 
 def how_to_make(path: str | Path, rows: Sequence[Row] = DEMONSTRATIONS) -> str:
     """The command that makes a missing file of demonstrations (or one of ``rows``)."""
@@ -142,5 +155,10 @@ def how_to_make(path: str | Path, rows: Sequence[Row] = DEMONSTRATIONS) -> str:
 
 
 def how_to_train(path: str | Path) -> str:
-    """The command that makes missing weights."""
+    """The command that makes missing weights of a policy, or of an agent in a released run."""
     return how_to_make(path, WEIGHTS)
+
+
+def how_to_pretrain(path: str | Path) -> str:
+    """The command that makes missing weights of an agent."""
+    return how_to_make(path, AGENTS)

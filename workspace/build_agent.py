@@ -10,7 +10,7 @@ from typing import Any
 from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.kept_weights import KeptWeights, find, originals
-from common_utils.made_by import how_to_make
+from common_utils.made_by import how_to_make, how_to_pretrain
 from common_utils.paths import split_paths
 from common_utils.run_config import ConfigError
 from common_utils.run_state import RunState
@@ -43,7 +43,7 @@ def check_files(cfg: MainConfig) -> None:
         for path in split_paths(cfg.bc_policy):
             require_weights(path, "bc_policy")
     if cfg.load_pretrained_agent:
-        require_weights(cfg.load_pretrained_agent, "load_pretrained_agent")
+        require_weights(cfg.load_pretrained_agent, "load_pretrained_agent", how_to_pretrain)
 
 
 def inherit_env(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,8 +26,10 @@ SHOWN = 3  # names that a message lists
 DOS_FOLDER = 0x10  # of a record's external attributes
 
 
-def require_weights(path: str | Path, what: str) -> None:
-    """Raise ConfigError, with the command that makes the weights, if they are missing."""
+def require_weights(
+    path: str | Path, what: str, how: Callable[[str | Path], str] = how_to_train
+) -> None:
+    """Raise ConfigError, with the command that makes the weights (``how``), if they are missing."""
     if Path(path).is_dir():
         raise ConfigError(
             f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
@@ -35,7 +37,7 @@ def require_weights(path: str | Path, what: str) -> None:
     if Path(path).exists() and not Path(path).is_file():
         raise ConfigError(f"{what}: '{path}' is not an ordinary file (a pipe or device)")
     if not Path(path).is_file():
-        raise ConfigError(f"{what}: no file '{path}'; to make it: {how_to_train(path)}")
+        raise ConfigError(f"{what}: no file '{path}'; to make it: {how(path)}")
     if not Path(path).stat().st_size:  # as all files of /proc are, whatever reading them does
         raise ConfigError(f"{what}: '{path}' is not a readable weight file: it is empty")
 

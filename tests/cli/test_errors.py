@@ -132,6 +132,10 @@ DEMO_COMMAND = "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name 
                 "--pretrain_num_epoch 10",
             ),
         ),
+        (
+            ["train_rl.py", *MW, "--load_pretrained_agent=no/mine/model0.pt"],
+            ("load_pretrained_agent", "python train_rl.py", "--save_dir no/mine"),
+        ),
     ],
     ids=[
         "rl data",
@@ -140,6 +144,7 @@ DEMO_COMMAND = "python mw_main/generate_metaworld_dataset.py --env_cfg.env_name 
         "bc policy",
         "metaworld bc policy",
         "pretrained agent",
+        "own pretrained agent",
     ],
 )
 def test_missing_files_are_named_with_the_command_that_makes_them(

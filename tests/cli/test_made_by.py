@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from common_utils.made_by import (
+    AGENTS,
     DEMONSTRATIONS,
     RAW_ROBOMIMIC,
     WEIGHTS,
@@ -51,6 +52,12 @@ def test_demonstrations(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"{domain}-{kind}-v0" in TASKS
         else:
             check(part)
+
+
+@pytest.mark.parametrize("row", AGENTS, ids=lambda row: row.pattern or "any")
+def test_agents(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    check(filled_in(AGENTS, row))
 
 
 @pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: row.pattern or "any")
