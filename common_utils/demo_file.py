@@ -149,7 +149,7 @@ def write_env_cfg(env_args: Mapping[str, Any], dataset: Path) -> None:
     names = ", ".join(p.name for p in others[:4]) + (", ..." if len(others) > 4 else "")
     kept = f"'{side}' is kept as it is" if side.exists() else f"no '{side}' is written"
     console().print(
-        f"note: {kept}, for it would be read for {names} too; '{dataset.name}' carries its own "
+        f"note: {kept}, because it would also be read for {names}; '{dataset.name}' has its own "
         "description (env_args)",
         markup=False,
         soft_wrap=True,

@@ -74,7 +74,7 @@ def _check_heaps(file: h5py.File) -> None:
             if place + length > size:
                 continue  # the library itself reports that the file is too short
             if not _ends(os.pread(handle, length, place)[HEAP_HEAD:]):
-                raise OSError(f"the heap of texts at byte {place} is damaged")
+                raise OSError(f"the heap of strings at byte {place} is damaged")
 
 
 def _ends(objects: bytes) -> bool:
@@ -138,7 +138,7 @@ def _step(group: h5py.Group, name: str, links: Iterator[int]) -> Item | None:
         file, target = (os.fsdecode(part) for part in access.get_val(raw))
         with_file = _other_file(group, file, f"'{name}' is a link")
         return _find(with_file["/"], target, links)
-    raise Refused(f"'{name}' is a link of a kind that only another program knows")
+    raise Refused(f"'{name}' is a link of a kind that only another program can follow")
 
 
 def _other_file(item: h5py.Group | h5py.Dataset, name: str, what: str) -> h5py.File:
@@ -146,7 +146,7 @@ def _other_file(item: h5py.Group | h5py.Dataset, name: str, what: str) -> h5py.F
     beside = Path(item.file.filename).parent / name
     path = next((p for p in (beside, Path(name)) if p.is_file()), None)
     if path is None:
-        raise Refused(f"{what} into '{name}', which is no file (looked for as '{beside}')")
+        raise Refused(f"{what} into '{name}', which is not a file (looked for as '{beside}')")
     try:
         return open_file(path)
     except OSError as error:
@@ -154,14 +154,14 @@ def _other_file(item: h5py.Group | h5py.Dataset, name: str, what: str) -> h5py.F
 
 
 def names(group: h5py.Group) -> list[str]:
-    """What is in ``group``, sorted. Raises Refused for names that are no text (damaged bytes), or
-    hold characters that are not seen: they could steer the terminal that shows them."""
+    """Names in ``group``, sorted. Raises Refused for names that are not text (damaged bytes), or
+    have invisible characters, which could control the terminal that shows them."""
     found = list(group)
     wrong = [name for name in found if not isinstance(name, str) or printable(name) != name]
     if wrong:
         raise Refused(
-            f"holds a name that is no text, {shortened(ascii(wrong[0]))}, expected characters that "
-            "can be seen (damaged file?)"
+            f"holds a name that is not text, {shortened(ascii(wrong[0]))}, expected visible "
+            "characters (damaged file?)"
         )
     return sorted(found)
 
@@ -182,7 +182,7 @@ def _datasets(
         try:
             item = find(group, name)
             if item is None:
-                raise Refused("is a link to nothing")
+                raise Refused("is a broken link")
             if isinstance(item, h5py.Group) and depth == 0:
                 raise Refused(f"lies more than {MOST_DEPTH} groups deep")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -324,7 +324,7 @@ def _virtual_source(dset: h5py.Dataset, file: str, name: str) -> h5py.Dataset:
     what = "is a virtual dataset with a source"
     source = find((dset.file if file == "." else _other_file(dset, file, what))["/"], name)
     if not isinstance(source, h5py.Dataset):
-        raise Refused(f"{what} '{name}' in '{file}', which is no dataset there")
+        raise Refused(f"{what} '{name}' in '{file}', which is not a dataset there")
     return source
 
 
@@ -340,7 +340,7 @@ def _check_piece(source: h5py.Dataset, part: h5py.h5d.VDSmap, count: int) -> Non
     if not fits:
         raise Refused(
             f"is a virtual dataset, whose source '{part.dset_name}' in '{part.file_name}' has "
-            f"shape {list(shape)}, which is not what is taken of it"
+            f"shape {list(shape)}, which does not fit the part that is used"
         )
 
 

@@ -67,8 +67,8 @@ def find(run_dir: str | os.PathLike[str]) -> KeptWeights | None:
         original = _sums(Path(origin), Path(origin).parent / CFG_NAME)
         if not whole and original != want:
             raise ConfigError(
-                f"{KEPT_DIR}: '{copy}' is missing or damaged, and '{origin}', which it was copied "
-                "from, is not the same file any more"
+                f"{KEPT_DIR}: '{copy}' is missing or damaged, and its original '{origin}' has "
+                "changed since"
             )
         files.append(str(copy) if whole else origin)
         if not whole:

@@ -17,7 +17,7 @@ def read_small_text(path: str | os.PathLike[str], limit: int) -> str:
     fd = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("no ordinary file (a folder, pipe or device)")
+            raise ValueError("not an ordinary file (a folder, pipe or device)")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit:,} bytes")

@@ -55,7 +55,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     records, bad = _read(Path(path))
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        warnings.warn(f"{path}: passed over what is no record: line {shown}", stacklevel=2)
+        warnings.warn(f"{path}: skipped lines that are not records: {shown}", stacklevel=2)
     return records
 
 
@@ -132,11 +132,11 @@ def _cut_metrics(path: Path, seen: Mapping[str, int] | None, step: int, wall: fl
     # wall times are written to the millisecond
     kept = [r for r in records if r["step"] <= step and _wall(r) <= wall + 1e-3]
     notes = []
-    changed = seen is not None and len(kept) < len(records)  # of which steps and times may lie
+    changed = seen is not None and len(kept) < len(records)  # steps and times may be wrong
     if bad or changed:
         aside = set_aside(path, copy=True)
-        what = f"{len(bad)} lines are no records" if bad else "the file was changed by hand"
-        notes.append(f"{path}: {what}; the file as it was is {aside.name}")
+        what = f"lines that are not records: {len(bad)}" if bad else "the file was changed by hand"
+        notes.append(f"{path}: {what}; a copy is kept as {aside.name}")
     with atomic_write(path, "w") as handle:
         handle.writelines(json.dumps(r) + "\n" for r in kept)
     return notes

@@ -316,7 +316,7 @@ def _check_section(
         if key in retired:
             if value != retired[key]:
                 raise ConfigError(
-                    f"{source}: {name}: {value!r}: this option is gone; expected no such field "
+                    f"{source}: {name}: {value!r}: this option was removed; expected no such field "
                     f"(or {retired[key]!r}, which changes nothing)"
                 )
             continue

@@ -164,15 +164,15 @@ class RunFolder:
                 holder = _read(handle)
                 os.close(handle)
                 raise ConfigError(
-                    f"save_dir: '{self.path}' is in use by {holder or 'another process'}; wait for "
-                    "its end or stop it, or choose another save_dir"
+                    f"save_dir: '{self.path}' is in use by {holder or 'another process'}; wait "
+                    "until it ends, stop it, or choose another save_dir"
                 ) from None
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     os.close(handle)
                     raise
                 warnings.warn(
-                    f"'{self.path}' cannot be locked ({error.strerror}): start no second run in it",
+                    f"'{self.path}' cannot be locked ({error.strerror}); do not start a second run",
                     stacklevel=3,
                 )
             if _is_open_at(handle, path):
@@ -355,8 +355,8 @@ class RunFolder:
         """
         if not self._is_held():
             raise StateError(
-                f"save_dir: '{self.path}' is this run's no longer: the folder, or {LOCK_NAME} in "
-                "it, was removed or replaced while the run was writing to it"
+                f"save_dir: '{self.path}' no longer belongs to this run: the folder, or "
+                f"{LOCK_NAME} in it, was removed or replaced while the run was writing to it"
             )
         own = {run_id.ENTRY: self._id} if self._id else {}
         save_state(self.path / STATE_DIR, step, {**tree, **own}, parts)

@@ -36,9 +36,9 @@ def take_id(folder: Path, state: RunState) -> str:
     mine = read_id(folder / ID_FILE)
     if mine and mine != theirs:
         raise StateError(
-            f"{state.path}: is a state of another run (id {_short(theirs)}) than '{folder}' "
+            f"{state.path}: belongs to another run (id {_short(theirs)}) than '{folder}' "
             f"({ID_FILE}: {_short(mine)}); remove it to continue from the state before it, or copy "
-            "the whole folder of its own run and continue there"
+            "the whole folder of the other run and continue there"
         )
     return theirs
 
@@ -50,7 +50,7 @@ def write_id(folder: Path, run_id: str) -> str:
     if before == run_id:
         return note
     if os.path.lexists(path) and not before:
-        note = f"{path}: holds no id, set aside as {records.set_aside(path).name}"
+        note = f"{path}: holds no id; it is kept as {records.set_aside(path).name}"
     with atomic_write(path, "w") as handle:
         handle.write(f"{run_id}\n")
     return note

@@ -263,7 +263,7 @@ def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, int]]]:
         ) from None
     numbers = [step, *(number for pair in wanted.values() for number in pair)]
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise StateError(f"{path}: damaged: {MARKER} has something else where numbers belong")
+        raise StateError(f"{path}: damaged: {MARKER} has a value that is not a valid number")
     if (name := _STATE_NAME.fullmatch(path.name)) and int(name[1]) != step:
         raise StateError(f"{path}: damaged: {MARKER} says step {step}")
     if _TREE not in wanted:
@@ -362,7 +362,7 @@ def fitting(state: RunState) -> Iterator[None]:
             raise
         lines = str(error).splitlines() or [""]
         raise StateError(
-            f"{state.path}: is no state of such a run ({type(error).__name__}: {lines[0]})"
+            f"{state.path}: does not fit this run ({type(error).__name__}: {lines[0]})"
         ) from error
 
 

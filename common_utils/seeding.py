@@ -73,7 +73,7 @@ def other_device(generator: torch.Generator, state: torch.Tensor) -> str:
     have, own = (x.numel() for x in (state, generator.get_state()))
     if state.dtype is not torch.uint8 or have not in {own, *kinds}:
         raise ValueError(
-            f"{have} numbers of {state.dtype} are no state of a random generator, expected "
+            f"{have} numbers of {state.dtype} are not the state of a random generator, expected "
             f"{own} of torch.uint8"
         )
     if have == own:

@@ -115,7 +115,7 @@ class SparseReward(SuccessRule):
         for episode, steps in zip(recorded, hits, strict=True):
             if not len(steps):
                 raise ValueError(
-                    f"{episode.name}: no step has reward 1, so it is no successful demonstration "
+                    f"{episode.name}: no step has reward 1, so the demonstration is not a success "
                     f"(last reward {float(episode.rewards[-1]):g})"
                 )
         return Endings(_cut(recorded, hits, horizon), f"its first reward of 1 ({self.who})")
@@ -142,9 +142,9 @@ class RewardReached(SuccessRule):
         note = ""
         if self.ends and any(len(steps) for steps in hits):
             note = (
-                "a reward of at least 1 does not end the demonstrations, for rewards are not 0 "
-                "before it; an episode that is played ends there, unless end_on_success is 0 or "
-                f"success is something else ({self.who})"
+                "a reward of at least 1 does not end the demonstrations, because rewards are not 0 "
+                "before it; a played episode ends there, unless end_on_success is 0 or success is "
+                f"something else ({self.who})"
             )
         return Endings(whole, f"{AS_RECORDED} ({self.who}: a reward of 1 is success)", note)
 

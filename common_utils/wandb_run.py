@@ -15,7 +15,7 @@ from common_utils.run_config import ConfigError
 ID_FILE = "wandb_id.txt"
 _SECONDS = 30.0  # for the server's answer, and for typing a key where there is a terminal
 _WAYS_OUT = (
-    "log in (wandb login, or the variable WANDB_API_KEY), record here alone "
+    "log in (wandb login, or the variable WANDB_API_KEY), record on this machine only "
     "(WANDB_MODE=offline), or do without it (--use_wb 0)"
 )
 

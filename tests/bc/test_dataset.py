@@ -356,7 +356,7 @@ def test_a_damaged_name_is_no_foreign_error(tmp_path):
     with h5py.File(path, "r+") as file:
         obs = file["data/demo_1"].create_group("obs")
         h5py.h5g.create(obs.id, b"\xff\xfe")
-    with pytest.raises(DatasetError, match="demo_1, 'obs': holds a name that is no text"):
+    with pytest.raises(DatasetError, match="demo_1, 'obs': holds a name that is not text"):
         RobomimicDataset(DatasetConfig(path=str(path), use_state=1))
 
 

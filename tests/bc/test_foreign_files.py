@@ -120,8 +120,8 @@ def test_many_linked_files_do_not_stay_open(tmp_path, monkeypatch):
 
 LINKS = {
     "missing": (h5py.ExternalLink("gone.hdf5", "data/demo_0"), "'demo_1' is a link into 'gone"),
-    "folder": (h5py.ExternalLink(".", "data/demo_0"), "is a link into '.', which is no file"),
-    "device": (h5py.ExternalLink("/dev/zero", "x"), "link into '/dev/zero', which is no file"),
+    "folder": (h5py.ExternalLink(".", "data/demo_0"), "is a link into '.', which is not a file"),
+    "device": (h5py.ExternalLink("/dev/zero", "x"), "link into '/dev/zero', which is not a file"),
     "text": (h5py.ExternalLink("text.txt", "x"), "text.txt', which cannot be read as HDF5"),
     "circle": (h5py.SoftLink("/data/demo_1"), "more than 32 links in a row"),
     "nothing": (h5py.SoftLink("/data/nowhere"), "'demo_1': missing or not a group"),
@@ -167,13 +167,13 @@ def test_names_that_are_no_text_are_refused(tmp_path, place):
         file["mask/train"] = np.array([b"demo_0"])
         file[place][b"\xff\xfe"] = np.zeros(7)
         del file[KEY]  # the message says what there is instead
-    with pytest.raises(DatasetError, match="no text|missing"):
+    with pytest.raises(DatasetError, match="not text|missing"):
         opened(path)
     if place == "data":
-        with pytest.raises(DatasetError, match="holds a name that is no text"):
+        with pytest.raises(DatasetError, match="holds a name that is not text"):
             inspect_dataset.inspect(path)
     else:
-        assert any("name that is no text" in x for x in inspect_dataset.inspect(path).problems)
+        assert any("name that is not text" in x for x in inspect_dataset.inspect(path).problems)
 
 
 # ---------------------------------------------------------------- bytes that lie elsewhere
@@ -250,12 +250,12 @@ def test_virtual_datasets_with_all_their_sources(tmp_path, max_ram_gb, monkeypat
 
 WHOLE, FULL = slice(0, 7), (7, 3, 8, 8)
 VIRTUAL = {
-    "absent_file": ([(WHOLE, "gone.h5", FULL)], "frames", "'gone.h5', which is no file"),
+    "absent_file": ([(WHOLE, "gone.h5", FULL)], "frames", "'gone.h5', which is not a file"),
     "absent_dataset": ([(WHOLE, "source.h5", FULL)], "other", "'other' in 'source.h5', which is"),
     "one_of_two": (
         [(slice(0, 4), "source.h5", (4, 3, 8, 8)), (slice(4, 7), "gone.h5", (3, 3, 8, 8))],
         "frames",
-        "which is no file",
+        "which is not a file",
     ),
     "a_part": ([(slice(0, 4), "source.h5", FULL)], "frames", "do not fill it"),
     "twice": (
@@ -266,7 +266,7 @@ VIRTUAL = {
     "nothing": ([], "frames", "do not fill it"),
     "itself": ([(WHOLE, ".", FULL)], KEY, "more than 4 deep"),
     "percent": ([(WHOLE, "s%%.h5", FULL)], "frames", "named by a pattern"),
-    "device": ([(WHOLE, "/dev/zero", FULL)], "frames", "'/dev/zero', which is no file"),
+    "device": ([(WHOLE, "/dev/zero", FULL)], "frames", "'/dev/zero', which is not a file"),
 }
 
 
@@ -327,7 +327,7 @@ def test_a_virtual_dataset_whose_source_shrank(tmp_path):
     replace_images(path, make)
     assert opened(path).num_steps == 7
     edit(tmp_path / "source.h5", "frames", np.ones((5, 3, 8, 8), np.uint8))
-    with pytest.raises(DatasetError, match=r"has shape \[5, 3, 8, 8\], which is not what is taken"):
+    with pytest.raises(DatasetError, match=r"has shape \[5, 3, 8, 8\], which does not fit"):
         opened(path)
 
 
@@ -373,7 +373,7 @@ def test_links_into_pipes_are_refused(tmp_path):
 
     replace_images(path, make)
     said = inspected(path)
-    assert said.count("into 'pipe', which is no file") == 5  # 4 problems, and no contact sheet
+    assert said.count("into 'pipe', which is not a file") == 5  # 4 problems, and no contact sheet
     assert "no demonstration, since without 'actions': other" in said
 
 
@@ -865,7 +865,7 @@ def test_a_damaged_heap_of_texts_is_refused(tmp_path, damage):
         width = 4 if damage == "beyond the end" else 8
         data[size : size + width] = b"\xff" * width
     path.write_bytes(data)
-    with pytest.raises(DatasetError, match="d.hdf5' cannot be read as HDF5 .*heap of texts"):
+    with pytest.raises(DatasetError, match="d.hdf5' cannot be read as HDF5 .*heap of strings"):
         opened(path)
 
 

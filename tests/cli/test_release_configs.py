@@ -321,5 +321,5 @@ def test_options_that_are_gone_are_read_where_they_changed_nothing(tmp_path: Pat
     path.write_text("task_name: Lift\noverlap_env: 0\n")
     assert run_config.load(train_rl.MainConfig, path).task_name == "Lift"
     path.write_text("task_name: Lift\noverlap_env: 1\n")
-    with pytest.raises(run_config.ConfigError, match="overlap_env: 1: this option is gone"):
+    with pytest.raises(run_config.ConfigError, match="overlap_env: 1: this option was removed"):
         run_config.load(train_rl.MainConfig, path)

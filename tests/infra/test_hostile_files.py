@@ -143,7 +143,7 @@ def not_ordinary(path: Path, kind: str) -> str:
         "text": "not UTF-8 text: invalid start byte at byte 6",
         "circle": "Too many levels of symbolic links",
         "folder": "Is a directory",
-    }.get(kind, "no ordinary file")
+    }.get(kind, "not an ordinary file")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle", "huge", "text"])

@@ -63,7 +63,9 @@ def test_a_damaged_copy_is_replaced_by_its_original_or_named(run: Path, tmp_path
     assert kept is not None and kept.notes == [] and kept.files[1] == str(copy)
     copy.unlink()
     (tmp_path / "b/model0.pt").write_text("other")
-    with pytest.raises(ConfigError, match="missing or damaged, and .* not the same file any more"):
+    with pytest.raises(
+        ConfigError, match="missing or damaged, and its original .* has changed since"
+    ):
         find(run)
 
 

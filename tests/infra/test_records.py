@@ -77,7 +77,7 @@ def test_a_changed_file_keeps_every_readable_record(tmp_path: Path) -> None:
     broken = path.read_bytes()
     notes = cut_back(tmp_path, where, 3, wall=3.5)
     assert steps(tmp_path) == [(1, 1), (2, 2), (3, 3)]
-    assert len(notes) == 1 and "1 lines are no records" in notes[0]
+    assert len(notes) == 1 and "lines that are not records: 1" in notes[0]
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == broken
 
 
@@ -115,7 +115,7 @@ def test_reading_passes_over_what_is_no_record_and_names_it(tmp_path: Path) -> N
     good = b'{"step": 1, "x": 1}\n'
     bad = [b"nonsense", b"\xff\xff", b'{"stp": 1}', b"[1]", b'{"step": true}', b"[" * 5000]
     path.write_bytes(good + b"\n".join(bad) + b"\n\n" + good + b'{"step": 2, "x"')
-    with pytest.warns(UserWarning, match="no record: line 2, 3, 4, 5, 6, ..."):
+    with pytest.warns(UserWarning, match="not records: 2, 3, 4, 5, 6, ..."):
         assert [r["x"] for r in read_metrics(path)] == [1, 1]
 
 

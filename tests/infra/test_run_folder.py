@@ -265,11 +265,11 @@ def test_a_folder_taken_away_stops_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with open_folder(run) as folder, folder.open_log(Config(save_dir=str(run)), ()) as log:
         run.rename(tmp_path / "moved")
-        with pytest.raises(StateError, match="this run's no longer"):
+        with pytest.raises(StateError, match="no longer belongs to this run"):
             folder.save(1, {"log": log.state_dict()})
         assert not run.exists()
         a_run(run)
-        with pytest.raises(StateError, match="this run's no longer"):
+        with pytest.raises(StateError, match="no longer belongs to this run"):
             folder.save(1, {})
         with open_folder(run, resume=True):  # its lock outlives our end
             folder.__exit__(None, None, None)

@@ -137,7 +137,7 @@ def test_both_trainers_refuse_the_state_of_another_run(tmp_path: Path) -> None:
             train(run)
         shutil.rmtree(runs[0] / "state")
         shutil.copytree(runs[1] / "state", runs[0] / "state")
-        with pytest.raises(StateError, match="is a state of another run"):
+        with pytest.raises(StateError, match="belongs to another run"):
             train(runs[0], "--resume=1")
         shutil.copy(runs[1] / run_id.ID_FILE, runs[0])
         train(runs[0], "--resume=1")

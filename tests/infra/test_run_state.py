@@ -168,9 +168,9 @@ def test_nothing_there(tmp_path: Path) -> None:
         (lambda p: _edit(p, '"bytes"', '"bytfs"'), "COMPLETE cannot be read"),
         (lambda p: _edit(p, '"files"', '"filfs"'), "COMPLETE cannot be read"),
         (lambda p: _edit(p, '"step": ', '"step": 1'), "COMPLETE says step"),
-        (lambda p: _edit(p, '"step": ', '"step": -'), "something else where numbers belong"),
-        (lambda p: _edit(p, '"bytes": ', '"bytes": true, "x": '), "where numbers belong"),
-        (lambda p: _edit(p, '"crc32": ', '"crc32": "7", "x": '), "where numbers belong"),
+        (lambda p: _edit(p, '"step": ', '"step": -'), "not a valid number"),
+        (lambda p: _edit(p, '"bytes": ', '"bytes": true, "x": '), "not a valid number"),
+        (lambda p: _edit(p, '"crc32": ', '"crc32": "7", "x": '), "not a valid number"),
         (lambda p: _edit(p, "tree.pt", "trfe.pt"), "does not list tree.pt"),
         (lambda p: _edit(p, "parts/replay", "parts/" + "n" * 300), "cannot be read: File name"),
         (lambda p: _edit(p, "parts/replay", "parts/\\ud800"), "steps.bin|cannot be read"),
@@ -269,7 +269,7 @@ def test_a_state_of_something_else_is_an_error_in_one_line(tmp_path: Path) -> No
     for error in (KeyError("counters"), TypeError("a\nb"), RuntimeError("size mismatch\nfor x")):
         with pytest.raises(StateError) as error, fitting(state):
             raise error
-        assert "is no state of such a run" in str(error.value) and "\n" not in str(error.value)
+        assert "does not fit this run" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(StateError, match="no part"), fitting(state):
         state.part("replay")
 

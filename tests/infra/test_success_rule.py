@@ -77,12 +77,12 @@ def test_the_environments_own_verdict():
     assert found.episodes == [Ending(4, True, True)] and "'infos/won' is not in" in found.note
 
 
-def test_what_is_told():
+def test_what_is_reported():
     recorded = [Recorded("demo_0", np.ones(4, np.float32))]
     assert SparseReward("metaworld").endings(recorded, 0).ends_at == (
         "its first reward of 1 (metaworld)"
     )
     every_step = RewardReached("gym.success_key ''", ends=True).endings(recorded, 0)
     assert every_step.ends_at.startswith("the end of its recording (gym.success_key ''")
-    assert "an episode that is played ends there" in every_step.note
+    assert "a played episode ends there" in every_step.note
     assert RewardReached("x", ends=False).endings(recorded, 0).note == ""

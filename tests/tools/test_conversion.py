@@ -339,7 +339,7 @@ def test_output_beside_its_source_keeps_the_shared_description(recorded, tmp_pat
     side.write_text(json.dumps(env_args))
     assert to_absolute(path, tmp_path / "abs.hdf5") == 0
     out = capsys.readouterr().out
-    assert f"note: '{side}' is kept as it is, for it would be read for d.hdf5 too" in out
+    assert f"note: '{side}' is kept as it is, because it would also be read for d.hdf5" in out
     assert json.loads(side.read_text()) == env_args
     for name, delta in (("d.hdf5", True), ("abs.hdf5", False)):
         cfg = train_bc.MainConfig(

@@ -12,7 +12,7 @@ from tests import runs
 from tests.fuzz import folders
 from tests.fuzz.same_run import differences
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*passed over what is no record")
+pytestmark = pytest.mark.filterwarnings("ignore:.*skipped lines that are not records")
 
 LOGS = ("metrics.jsonl", "train.log", "tb")
 GARBAGE = b"\x00garbage }{\n[1, 2]\n\xff\xfe\x80 no text\n"

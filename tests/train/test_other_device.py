@@ -83,7 +83,7 @@ def test_a_cpus_generator_seeds_a_gpus_and_its_own_is_restored() -> None:
 
 @pytest.mark.parametrize("bad", [torch.zeros(17, dtype=torch.uint8), torch.zeros(16)])
 def test_what_is_no_generators_state_is_refused(bad: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="no state of a random generator, expected 5056 of"):
+    with pytest.raises(ValueError, match="not the state of a random generator, expected 5056 of"):
         seeding.restore_generator(torch.Generator(), bad)
 
 
@@ -172,5 +172,5 @@ def test_a_state_whose_generator_is_damaged_is_refused_by_name(tmp_path: Path) -
     save_state(run / "state", 8, state.tree, {"replay": Copied(path / "parts" / "replay")})
     damaged = latest_state(run / "state")
     assert damaged is not None and damaged != path
-    with pytest.raises(StateError, match=f"{damaged.name}: is no state of such a run.*5 numbers"):
+    with pytest.raises(StateError, match=f"{damaged.name}: does not fit this run.*5 numbers"):
         train_rl.run(rl_config(run, 16, 1, "cpu"))
