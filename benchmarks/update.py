@@ -118,10 +118,12 @@ def sizes_of(case: str) -> Sizes:
     return METAWORLD if case.startswith("metaworld") else ROBOMIMIC
 
 
-def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]]:
-    """An agent on the CPU with its BC policy, and a maker of random observation batches."""
+def make_agent(
+    case: str, cfg: MainConfig, device: str = "cpu"
+) -> tuple[QAgent, Callable[[int], Obs]]:
+    """An agent on ``device`` with its BC policy, and a maker of random observation batches."""
     sizes, q_cfg = sizes_of(case), cfg.own_section
-    q_cfg.device = "cpu"
+    q_cfg.device = device
     camera = cfg.rl_camera
     prop, state = (sizes.prop * cfg.prop_stack,), (sizes.state * cfg.state_stack,)
     shape = state if cfg.use_state else IMAGE
@@ -129,9 +131,9 @@ def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]
 
     def obs(n: int) -> Obs:
         if cfg.use_state:
-            return {"state": torch.randn(n, *state)}
-        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
-        return {camera: image, "prop": torch.randn(n, *prop)}
+            return {"state": torch.randn(n, *state, device=device)}
+        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8, device=device)
+        return {camera: image, "prop": torch.randn(n, *prop, device=device)}
 
     if q_cfg.bc_fields:
         policy: ExplicitPolicy
@@ -147,18 +149,19 @@ def make_agent(case: str, cfg: MainConfig) -> tuple[QAgent, Callable[[int], Obs]
 
 
 def make_batch(agent: QAgent, obs: Callable[[int], Obs], n: int) -> Batch:
-    """Random transitions."""
+    """Random transitions on the agent's device."""
+    device = agent.device
 
     def actions(*shape: int) -> torch.Tensor:
-        return 2 * torch.rand(*shape, agent.action_dim) - 1
+        return 2 * torch.rand(*shape, agent.action_dim, device=device) - 1
 
     k = agent.num_bc_action
     return Batch(
         obs=obs(n),
         next_obs=obs(n),
         action=actions(n),
-        reward=torch.rand(n),
-        bootstrap=torch.full((n,), 0.97),
+        reward=torch.rand(n, device=device),
+        bootstrap=torch.full((n,), 0.97, device=device),
         bc_action=actions(n, k) if k else None,
         next_bc_action=actions(n, k) if k else None,
     )

@@ -7,6 +7,8 @@ Column 0 is always the RL action, so a tie goes to it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 
@@ -37,17 +39,61 @@ def select_candidate(
             f"candidates must be [B, N, A] with values [B, N], got {list(actions.shape)} "
             f"and {list(q.shape)}"
         )
-    batch, num, _ = actions.shape
+    draws = draw_choice(q, soft_beta=soft_beta, eps_greedy=eps_greedy, generator=generator)
+    index = choose(q, draws, soft_beta=soft_beta, eps_greedy=eps_greedy)
+    return take(actions, index), index
+
+
+class ChoiceDraws(NamedTuple):
+    """The random numbers of one choice; None where the rule draws none."""
+
+    # [B, N], exponentially distributed: soft IBRL
+    exponential: torch.Tensor | None = None
+    # [B], uniform in [0, 1): whether to follow the rule
+    explore: torch.Tensor | None = None
+    # int64 [B]: the candidate taken otherwise
+    uniform: torch.Tensor | None = None
+
+
+def draw_choice(
+    q: torch.Tensor,
+    *,
+    soft_beta: float | None = None,
+    eps_greedy: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> ChoiceDraws:
+    """What :func:`choose` needs for values of ``q``'s shape [B, N], dtype and device."""
+    batch, num = q.shape
+    exponential = explore = uniform = None
+    if soft_beta is not None:
+        exponential = torch.empty_like(q, memory_format=torch.contiguous_format)
+        exponential.exponential_(generator=generator)
+    if eps_greedy < 1.0:
+        explore = torch.rand(batch, device=q.device, generator=generator)
+        uniform = torch.randint(num, (batch,), device=q.device, generator=generator)
+    return ChoiceDraws(exponential, explore, uniform)
+
+
+def choose(
+    q: torch.Tensor,
+    draws: ChoiceDraws,
+    *,
+    soft_beta: float | None = None,
+    eps_greedy: float = 1.0,
+) -> torch.Tensor:
+    """The chosen columns int64 [B] of values [B, N], by the rules of :func:`select_candidate`.
+
+    A sample of probabilities p is the argmax of p / e with exponential e. ``torch.multinomial``
+    computes that too, but reads p on the host to check it, which would stall a GPU.
+    """
     if soft_beta is None:
         index = q.argmax(dim=1)
     else:
-        prob = torch.softmax(q * soft_beta, dim=1)
-        index = torch.multinomial(prob, 1, generator=generator).squeeze(1)
-    if eps_greedy < 1.0:
-        explore = torch.rand(batch, device=q.device, generator=generator) >= eps_greedy
-        uniform = torch.randint(num, (batch,), device=q.device, generator=generator)
-        index = torch.where(explore, uniform, index)
-    return take(actions, index), index
+        assert draws.exponential is not None  # drawn for this rule
+        index = (torch.softmax(q * soft_beta, dim=1) / draws.exponential).argmax(dim=1)
+    if draws.explore is not None and draws.uniform is not None:
+        index = torch.where(draws.explore >= eps_greedy, draws.uniform, index)
+    return index
 
 
 def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

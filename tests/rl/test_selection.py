@@ -131,3 +131,13 @@ def test_take_picks_row_by_row() -> None:
     index = torch.tensor([2, 0])
     assert torch.equal(take(values, index), torch.stack([values[0, 2], values[1, 0]]))
     assert take(values[..., 0], index).tolist() == [8, 12]
+
+
+def test_a_soft_choice_is_multinomials_to_the_bit() -> None:
+    for seed in range(50):
+        q = torch.randn(9, 2 + seed % 3, generator=generator(seed))
+        gen, other = generator(seed), generator(seed)
+        index = select_candidate(numbered(q), q, soft_beta=10.0, generator=gen)[1]
+        drawn = torch.multinomial(torch.softmax(10.0 * q, 1), 1, generator=other)
+        assert torch.equal(index, drawn.squeeze(1))
+        assert torch.equal(gen.get_state(), other.get_state())
