@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,10 +35,20 @@ from tools import stages
 from tools.results import read_json
 from tools.stages import CFG_DIR
 
+
+class Compared(NamedTuple):
+    """A kind of BC policy in the comparison."""
+
+    label: str
+    colour: str
+    # whether several of its proposals for one observation differ
+    samples: bool = True
+
+
 POLICIES = {
-    "mse": ("squared error (IBRL as published)", "tab:gray"),
-    "mdn": ("mixture of Gaussians", "tab:orange"),
-    "ebm": ("energy-based", "tab:blue"),
+    "mse": Compared("squared error (IBRL as published)", "tab:gray", samples=False),
+    "mdn": Compared("mixture of Gaussians", "tab:orange"),
+    "ebm": Compared("energy-based", "tab:blue"),
 }
 
 
@@ -71,8 +81,8 @@ def rl_config(cfg: MainConfig) -> train_rl.MainConfig:
     """IBRL's configuration with the options applied."""
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "implicit_rl.yaml")
     config.num_train_step = cfg.num_train_step or config.num_train_step
-    if cfg.policy == "mse":
-        config.agent_cfg.num_bc_samples = 1  # its proposals would all be the same
+    if not POLICIES[cfg.policy].samples:
+        config.agent_cfg.num_bc_samples = 1
     elif cfg.num_bc_samples:
         config.agent_cfg.num_bc_samples = cfg.num_bc_samples
     return config
@@ -153,7 +163,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     titles = {"success": "evaluations", "exploring_success": "while exploring"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for policy, (label, colour) in POLICIES.items():
+        for policy, (label, colour, _) in POLICIES.items():
             mine = [r for r in runs if r["policy"] == policy]
             if not mine:
                 continue

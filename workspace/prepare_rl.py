@@ -189,6 +189,8 @@ def load_inputs(run: Run) -> list[str]:
     if not run.loaded:
         if cfg.preload_num_data > 0:
             lines = add_demos_to_replay(run)
+        elif cfg.preload_datapath:
+            lines = [f"note: {cfg.preload_datapath} is not read: preload_num_data is 0"]
         if cfg.load_pretrained_agent:
             load_pretrained(run.agent, cfg.load_pretrained_agent, bool(cfg.load_policy_only))
         run.loaded = True

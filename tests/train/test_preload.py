@@ -227,3 +227,11 @@ def test_more_demonstrations_than_the_file_has_are_refused(pendulum: Path, tmp_p
     with pytest.raises(DatasetError, match=said):
         train_rl.run(config(tmp_path / "run", pendulum, preload_num_data=9))
     assert not (tmp_path / "run").exists()
+
+
+def test_demonstrations_that_are_named_but_not_asked_for_are_reported(
+    pendulum: Path, tmp_path: Path
+) -> None:
+    cfg = config(tmp_path / "run", pendulum, preload_num_data=0, num_warm_up_episode=1)
+    _, log = preloaded(cfg)
+    assert f"note: {pendulum} is not read: preload_num_data is 0" in log
