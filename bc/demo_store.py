@@ -260,7 +260,9 @@ class DemoStore:
     def _finite(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise self.error(name, key, f"holds NaN or infinity, first at step {row}")
+            raise self.error(
+                name, key, f"holds NaN or infinity, first at step {row}, expected finite numbers"
+            )
         return array
 
     def _read(self, dset: h5py.Dataset, name: str, key: str, rows: Any = ()) -> np.ndarray:

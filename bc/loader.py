@@ -73,7 +73,10 @@ class DemoFile(DemoStore):
         if name not in self._lengths:
             shape = self.dataset(name, "actions").shape
             if not shape or 0 in shape:
-                raise self.error(name, "actions", "the demonstration has no steps")
+                raise self.error(
+                    name, "actions", f"has shape {list(shape)}, so the demonstration has no steps; "
+                    "expected [T, A]"
+                )  # fmt: skip
             self._lengths[name] = int(shape[0])
         return self._lengths[name]
 

@@ -162,7 +162,8 @@ def generate(cfg: MainConfig) -> Path:
                         f"env_cfg.env_name: {tried - len(kept)} of {tried} scripted episodes of "
                         f"{cfg.env_cfg.env_name} failed within env_cfg.episode_length "
                         f"{cfg.env_cfg.episode_length} (action_noise {cfg.action_noise}, "
-                        f"random_action_rate {cfg.random_action_rate})"
+                        f"random_action_rate {cfg.random_action_rate}), expected a share of at "
+                        f"most max_failure_rate {cfg.max_failure_rate:g}"
                     )
     finally:
         env.close()

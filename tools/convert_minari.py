@@ -284,7 +284,10 @@ def convert(cfg: MainConfig) -> Path:
         raise ConfigError(f"out: {target} exists already; --overwrite 1 replaces it")
     data = open_dataset(cfg)
     if data.total_episodes < max(cfg.num, 1):
-        raise ConfigError(f"num: {cfg.num}, but '{cfg.dataset}' has {data.total_episodes} episodes")
+        raise ConfigError(
+            f"num: {cfg.num}, but '{cfg.dataset}' has {data.total_episodes} episodes, "
+            "expected no more"
+        )
     converter = Converter(cfg, data)
     indices = data.episode_indices if cfg.num < 0 else data.episode_indices[: cfg.num]
     recordings, attrs = [], []

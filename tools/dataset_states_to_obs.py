@@ -136,7 +136,9 @@ def plan(options: argparse.Namespace) -> ReplayRun:
         source = read_source(file)
         names = file.names
         if options.n > len(names):
-            raise ConfigError(f"n: {options.n}, but '{path}' holds {len(names)} demonstrations")
+            raise ConfigError(
+                f"n: {options.n}, but '{path}' holds {len(names)} demonstrations, expected no more"
+            )
         num = len(names) if options.n < 0 else options.n
         longest = max(file.length(name) for name in names[:num])
     for note in source.notes:

@@ -135,7 +135,10 @@ def evaluate(
     """Measure one checkpoint; ``ranks`` and ``margins`` hold one value per step."""
     policy, cfg = train_bc.load_policy(weight, trust_module=trust_module)
     if not isinstance(policy, EbmPolicy) or policy.cfg.autoregressive:
-        raise ConfigError(f"--weight: '{weight}' is not an energy-based policy over whole actions")
+        raise ConfigError(
+            f"--weight: '{weight}' is not an energy-based policy over whole actions, "
+            "expected policy_type ebm"
+        )
     data = held_out(cfg, path)
     try:
         _check_inputs(policy, data, path)

@@ -84,7 +84,10 @@ def read_curve(folder: Path, key: str, task_pattern: str = "") -> Curve:
     if task_pattern:
         match = re.search(task_pattern, folder.name)
         if match is None:
-            raise ConfigError(f"{folder.name}: --task-from '{task_pattern}' does not match")
+            raise ConfigError(
+                f"{folder.name}: --task-from '{task_pattern}' does not match, "
+                "expected a pattern of run names"
+            )
         task = match.group(0)
     steps = sorted(pairs)
     values = np.array([pairs[s] for s in steps], np.float64)
@@ -136,7 +139,9 @@ def aggregate(curves: Sequence[Curve], repeats: int, confidence: float, seed: in
     end = min(c.steps[-1] for c in curves)
     if end < start:
         names = ", ".join(c.name for c in curves)
-        raise ConfigError(f"the runs {names} have no steps in common")
+        raise ConfigError(
+            f"the runs {names} have no steps in common, expected runs logged at the same steps"
+        )
     steps = np.unique(np.concatenate([c.steps for c in curves]))
     steps = steps[(steps >= start) & (steps <= end)]
     values = np.stack([np.interp(steps, c.steps, c.values) for c in curves])

@@ -363,7 +363,8 @@ class DemoRun:
                     if parts.tried >= 20 and len(parts.lost) / parts.tried > self.max_failure_rate:
                         raise ConfigError(
                             f"max_failure_rate: {len(parts.lost)} of {parts.tried} scripted "
-                            f"episodes of {self.title} failed{self.details}"
+                            f"episodes of {self.title} failed{self.details}, expected a share of "
+                            f"at most {self.max_failure_rate:g}"
                         )
         raise AssertionError("the attempts are endless")
 

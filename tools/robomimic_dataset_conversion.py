@@ -171,7 +171,10 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         if not source.delta:
             raise file.error(None, "data.attrs['env_args']", "the actions are already absolute")
         if num > len(file.names):
-            raise ConfigError(f"n: {num}, but '{dataset}' holds {len(file.names)} demonstrations")
+            raise ConfigError(
+                f"n: {num}, but '{dataset}' holds {len(file.names)} demonstrations, "
+                "expected no more"
+            )
         names = file.names if num < 0 else file.names[:num]
         for note in source.notes:
             console().print(f"note: {note}", soft_wrap=True, markup=False)

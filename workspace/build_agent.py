@@ -70,7 +70,9 @@ def inherit_env(
         require_weights(source, "bc_policy")
         env = load_bc_config(source, trust_module=trusted).env
     else:
-        raise ConfigError(f"{missing[0]}: empty, and there is no bc_policy to take it from")
+        raise ConfigError(
+            f"{missing[0]}: empty, and there is no bc_policy to take it from, expected a name"
+        )
     if not cfg.task_name:  # played in this run's suite, even if the policy's was another
         env = settle_modules(replace(env, suite=cfg.suite, gym_module=""), trusted, f"'{source}'")
     for name in missing:

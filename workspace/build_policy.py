@@ -149,11 +149,14 @@ def metaworld_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
+def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Shapes for a cfg.yaml of the original program, which does not record them."""
     heads = [k for k in weights if k.startswith(("net.", "policy.")) and weights[k].dim() == 2]
     if not heads:
-        raise ConfigError("weight_file: neither 'net.*' nor 'policy.*': not a BC policy")
+        raise ConfigError(
+            f"weight_file: '{path}' holds no matrix 'net.*' or 'policy.*', expected those of a BC "
+            "policy"
+        )
     cfg.action_dim = weights[heads[-1]].shape[0]
     # for Meta-World, metaworld_names has already set it
     cfg.env.suite = cfg.env.suite or "robosuite"
@@ -163,8 +166,8 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor]) -> None:
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         if size < 1:
             raise ConfigError(
-                f"cfg.yaml: rl_image_size: {size}, but neither it nor obs_shape states the size of "
-                "the images that the policy was trained on"
+                f"'{path.parent / run_config.CFG_NAME}': rl_image_size: {size} and no obs_shape, "
+                "expected the size of the images that the policy was trained on in one of them"
             )
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]
         cfg.prop_shape = [suite_class(cfg.env.suite).prop_dim * stack]
@@ -199,7 +202,7 @@ def load_policy(
     weights = load_weights(weight_file, "weight_file")
     cfg = load_config(weight_file, trust_module=trust_module)
     if not cfg.action_dim:
-        infer_shapes(cfg, weights)
+        infer_shapes(cfg, weights, Path(weight_file))
     config = Path(weight_file).parent / run_config.CFG_NAME
     try:
         with without_storage():  # the config may claim any size

@@ -35,11 +35,16 @@ def require_weights(
             f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
         )
     if Path(path).exists() and not Path(path).is_file():
-        raise ConfigError(f"{what}: '{path}' is not an ordinary file (a pipe or device)")
+        raise ConfigError(
+            f"{what}: '{path}' is not an ordinary file (a pipe or device), "
+            "expected a weight file (.pt)"
+        )
     if not Path(path).is_file():
         raise ConfigError(f"{what}: no file '{path}'; to make it: {how(path)}")
     if not Path(path).stat().st_size:  # as all files of /proc are, whatever reading them does
-        raise ConfigError(f"{what}: '{path}' is not a readable weight file: it is empty")
+        raise ConfigError(
+            f"{what}: '{path}' is not a readable weight file: it is empty, expected a state_dict"
+        )
 
 
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
@@ -104,7 +109,7 @@ def _fault(key: object, value: object) -> str:
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"'{_one_line(key)}' claims shape {list(value.shape)}, but the file holds less"
     if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
-        return f"'{_one_line(key)}' holds NaN or infinity: the run that wrote it had diverged"
+        return f"'{_one_line(key)}' holds NaN or infinity, expected finite numbers"
     return ""
 
 

@@ -84,7 +84,10 @@ class BlockPushEnv(SeededEnv):
     def __init__(self, cfg: EnvConfig) -> None:
         self.task = task_name(cfg.task)
         if unknown := [c for c in cfg.cameras if c != CAMERA]:
-            raise EnvError(f"cameras: {unknown}; block_pushing has ['{CAMERA}']")
+            raise EnvError(
+                f"cameras: {unknown}; block_pushing has ['{CAMERA}'], expected no other "
+                "(the option is rl_camera)"
+            )
         self.cfg = cfg
         self.rules = TASKS[self.task.name]()
         if cfg.goal_tolerance > 0:

@@ -241,6 +241,21 @@ def test_checkpoints_of_the_original_program_load(tmp_path):
     assert (cfg.env.suite, cfg.env.task) == ("robosuite", "PickPlaceCan")
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"other": torch.ones(2, 2)}, "model0.pt' holds no matrix 'net.*' or 'policy.*', expected"),
+        ({"net.0": torch.ones(2, 2)}, "cfg.yaml': rl_image_size: -1 and no obs_shape, expected"),
+    ],
+)
+def test_what_an_original_checkpoint_lacks_is_named(tmp_path, weights, said):
+    torch.save(weights, tmp_path / "model0.pt")
+    (tmp_path / "cfg.yaml").write_text("dataset: {use_state: 0}\nrl_image_size: -1\n")
+    with pytest.raises(ConfigError) as error:
+        train_bc.load_policy(tmp_path / "model0.pt", "cpu")
+    assert str(tmp_path) in str(error.value) and said in str(error.value)
+
+
 def test_metaworld_checkpoints_of_the_original_program_load(tmp_path):
     policy = MwBcPolicy((3, 96, 96), (4,), 4, MwBcPolicyConfig(hidden_dim=16))
     torch.save(policy.state_dict(), tmp_path / "model1.pt")
