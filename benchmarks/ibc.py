@@ -95,8 +95,11 @@ def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
     return write_demos(folder, recordings, [] if sizes.state else ["rgb"], sizes.env_args)
 
 
-def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
-    """The training run of a case on recorded random numbers; it plays no games."""
+def make_workspace(case: str, precision: str, folder: Path, batch_size: int = 0) -> Workspace:
+    """The training run of a case on recorded random numbers; it plays no games.
+
+    batch_size: 0 for the configuration's own.
+    """
     sizes = SIZES[case.split("/")[0]]
     pixels = not sizes.state
     option = "--ebm.pixel.image.conv_precision" if pixels else "--ebm.precision"
@@ -107,12 +110,13 @@ def make_workspace(case: str, precision: str, folder: Path) -> Workspace:
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
     cfg.device, cfg.num_eval_episode = "cpu", 0
+    cfg.batch_size = batch_size or cfg.batch_size
     data = RobomimicDataset(cfg.dataset, seed=0)
     fill_in(cfg, data)
     return Workspace(cfg, data)
 
 
-class _Log:
+class Log:
     """Collects the metrics of a step."""
 
     def __init__(self) -> None:
@@ -126,7 +130,7 @@ def bench(report: common.Report, case: str, precision: str, timing: dict[str, An
     step_s, act_s = REFERENCE.get(case, (None, None))
     with tempfile.TemporaryDirectory() as folder:
         work = make_workspace(case, precision, Path(folder))
-        work.log = _Log()  # type: ignore[assignment]
+        work.log = Log()  # type: ignore[assignment]
         work.policy.train()
         t = common.measure(work._train_step, **timing)
         batch = work.cfg.batch_size

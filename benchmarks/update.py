@@ -167,9 +167,15 @@ def make_batch(agent: QAgent, obs: Callable[[int], Obs], n: int) -> Batch:
     )
 
 
-def agent_calls(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
-    """Critic update, critic and actor update, act of one RL configuration."""
+def agent_calls(
+    case: str, eager: bool = False, batch_size: int = 0
+) -> dict[str, Callable[[], Any]]:
+    """Critic update, critic and actor update, act of one RL configuration.
+
+    batch_size: 0 for the configuration's own.
+    """
     cfg = config_of(case)
+    cfg.batch_size = batch_size or cfg.batch_size
     torch.manual_seed(0)
     agent, obs = make_agent(case, cfg)
     batch = make_batch(agent, obs, cfg.batch_size)

@@ -44,10 +44,13 @@ def gemm_mode() -> str:
 def named() -> Table | None:
     """The table that ``IBRL_GEMM`` asks for; None for auto."""
     mode = gemm_mode()
-    if mode == "auto":
-        return None
+    return None if mode == "auto" else all_by(mode)
+
+
+def all_by(library: str) -> Table:
+    """The table by which mkl or onednn computes everything."""
     return {
-        kind: {part: mode if mode in ways else "products" for part, ways in parts.items()}
+        kind: {part: library if library in ways else "products" for part, ways in parts.items()}
         for kind, parts in WAYS.items()
     }
 

@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from bc.normalized import NormalizedPolicy
-from benchmarks import ibc, update
+from benchmarks import check, ibc, update
 from benchmarks.eager import EagerAgent
 from common_utils.ibrl_utils import eval_mode
 from networks import fast
@@ -181,3 +183,18 @@ def test_every_ibc_configuration_finds_its_batches(case: str, tmp_path: Path) ->
         assert batch.action.shape == (2, ibc.SIZES[case.split("/")[0]].action)
     finally:
         work.close()
+
+
+def burn(seconds: float) -> None:
+    """Keep the processor busy for so long."""
+    began = time.process_time()
+    while time.process_time() - began < seconds:
+        pass
+
+
+def test_a_bad_choice_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = {"auto": partial(burn, 0.012), "mkl": partial(burn, 0.004)}
+    assert not check.obeyed("x", ways, "auto")
+    assert "auto takes 3.0" in capsys.readouterr().out
+    assert check.obeyed("x", ways, "mkl")
+    assert "mkl takes 1.00 x the best" in capsys.readouterr().out
