@@ -14,14 +14,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common_utils.specs import Batch, Obs
-from networks import mlp, spatial
+from networks import conv, mlp, resnet, spatial
 from networks.encoder import DrQEncoder, VitEncoder, scale_image
 from rl import critic as critics
 from rl.q_agent import QAgent
 from rl.selection import select_candidate
+
+
+class _BasicBlock(resnet.BasicBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(out + shortcut, inplace=True)
+
+
+class _ResNet(resnet.ResNet):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.init_downsample(x)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 class _SpatialEmb(spatial.SpatialEmb):
@@ -69,6 +84,9 @@ class _VitEncoder(VitEncoder):
 
 # our class -> the same module (and parameters) with a plain forward
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    conv.Conv2d: nn.Conv2d,
+    resnet.BasicBlock: _BasicBlock,
+    resnet.ResNet: _ResNet,
     mlp.Linear: nn.Linear,
     mlp.MLP: nn.Sequential,
     mlp.EnsembleMLP: _EnsembleMLP,
