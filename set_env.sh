@@ -1,22 +1,21 @@
 # shellcheck shell=bash
-# Sets the project up and readies this shell for it. Once per shell, from bash or zsh:
+# Sets the project up, and prepares this shell for it. Run it once per shell, from bash or zsh:
 #
 #     source set_env.sh
 #
-# Uses the active virtual or conda environment, or else creates .venv beside this file;
-# installs requirements.txt, builds the C++ replay core, and exports PYTHONPATH,
-# OMP_NUM_THREADS and MUJOCO_GL. Safe to repeat: when requirements, C++ sources, Python and
-# GL libraries are as they were, it only exports. On a problem it says what is missing and
-# returns non-zero; it never ends the shell. Remove .cache/set_env to have everything redone.
-# Missing system libraries are installed by apt where that is allowed without asking; with
-# SET_ENV_NO_APT=1 set, the line to run is printed instead.
+# It uses the active virtual or conda environment, or creates .venv next to this file. It installs
+# requirements.txt, builds the C++ modules, and exports PYTHONPATH, OMP_NUM_THREADS and MUJOCO_GL.
+# It is safe to repeat: if requirements, C++ sources, Python and GL libraries have not changed, it
+# only exports. If there is a problem, it says what is missing and returns non-zero; it never ends
+# the shell. Remove .cache/set_env to do everything again. Missing system libraries are installed
+# by apt if no password is needed. With SET_ENV_NO_APT=1 the command is printed instead.
 
 # ---------------------------------------------------------------- the work, in a child bash
 
 _setup_say() { printf 'set_env: %s\n' "$*"; }
 _setup_fail() { printf 'set_env: ERROR: %s\n' "$*" >&2; exit 1; }
 
-# Installs Debian packages where it may; otherwise prints the line to run. 0 if all are installed.
+# Installs Debian packages if allowed; otherwise prints the command. 0 if all are installed.
 _setup_apt() {
     local run="" package failed=0
     if ! command -v apt-get >/dev/null 2>&1; then
@@ -38,7 +37,7 @@ _setup_apt() {
     fi
     _setup_say "installing system packages with apt: $*"
     $run apt-get update -qq >/dev/null 2>&1
-    for package in "$@"; do # one by one: a release that lacks one still gets the others
+    for package in "$@"; do # one by one: if a release lacks one, the others are still installed
         if ! DEBIAN_FRONTEND=noninteractive $run apt-get install -y -qq --no-install-recommends \
             "$package" >/dev/null 2>&1; then
             _setup_say "apt could not install $package"
@@ -48,7 +47,7 @@ _setup_apt() {
     return $failed
 }
 
-_setup_version_ok() { # runs the program: a pyenv shim may exist and yet lead nowhere
+_setup_version_ok() { # runs the program, because a pyenv shim may exist without a Python behind it
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
@@ -75,7 +74,7 @@ _setup_venv() { # creates or repairs .venv
     [ -e "$_root/.venv" ] && _setup_say "$_root/.venv is broken or was moved: making it anew"
     _setup_say "creating $_root/.venv with $("$python" --version 2>&1)"
     "$python" -m venv --clear "$_root/.venv" || _setup_fail "$python -m venv failed"
-    # the pip that Python 3.10 brings along takes many minutes to choose among versions
+    # the pip that comes with Python 3.10 takes many minutes to choose among versions
     "$_root/.venv/bin/python" -m pip install -q --disable-pip-version-check --retries 1 \
         --upgrade 'pip>=24' 2>/dev/null || _setup_say "could not upgrade pip, going on with the old one"
 }
@@ -92,7 +91,7 @@ _setup_requirements() {
     [ "${PIPESTATUS[0]}" -eq 0 ] || _setup_fail "pip install -r requirements.txt failed (see above)"
 }
 
-_setup_tools() { # what the build needs, asked for before the long installation
+_setup_tools() { # the tools that the build needs, checked before the long installation
     local missing=""
     command -v "${CXX:-g++}" >/dev/null 2>&1 || missing="g++"
     command -v make >/dev/null 2>&1 || missing="$missing make"
@@ -139,7 +138,7 @@ _setup_gl() { # sets _gl to the back end that really renders
     esac
 }
 
-# What was set up, as one line: if it is as recorded, there is nothing to do.
+# A hash of everything that was set up: if it equals the recorded one, there is nothing to do.
 _setup_key() {
     {
         find "$_root/requirements.txt" "$_root/csrc" "$_root/common_utils/Makefile" -type f |
