@@ -210,7 +210,7 @@ def test_a_job_that_was_frozen_longer_than_the_limit_goes_on():
     time.sleep(0.3)
     for pid in (job.pid, *pids):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4.5)  # more than twice the limit
     os.kill(job.pid, signal.SIGCONT)
     time.sleep(0.5)  # the pool wakes first: its workers could not answer yet
     for pid in pids:
