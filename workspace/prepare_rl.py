@@ -17,6 +17,7 @@ import torch
 
 from bc.dataset import Demo
 from bc.loader import DatasetError
+from common_utils.atomic import make_folder
 from common_utils.finite import NonFiniteError
 from common_utils.ibrl_utils import eval_mode
 from common_utils.kept_weights import KeptWeights
@@ -114,27 +115,30 @@ def check_memory(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> list[str]:
     disk = disk_needs(agent, KEPT_WEIGHTS, replay)
     if cfg.replay_storage == "ram":
         return check_fits(needs, disk, cfg.save_dir)
-    storage_folder(cfg.replay_storage)
+    check_storage(cfg.replay_storage)
     return check_fits({}, needs, cfg.replay_storage) + check_fits({}, disk, cfg.save_dir)
 
 
-def storage_folder(path: str) -> Path:
-    """The folder of ``replay_storage``, made if needed; ConfigError if its parent is missing."""
+def check_storage(path: str) -> None:
+    """ConfigError unless ``replay_storage`` is a folder that can be written to, or made."""
     folder, expected = Path(path), "expected ram or a folder that can be written to"
-    if not path or not folder.parent.is_dir():
+    if not path or not os.path.isdir(folder.parent):
         raise ConfigError(f"replay_storage: '{path}', {expected} (its parent must exist)")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"replay_storage: '{path}', {expected}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
+    there = os.path.lexists(folder)
+    if there and not os.path.isdir(folder):
+        raise ConfigError(f"replay_storage: '{path}', {expected}: Not a directory")
+    if not os.access(folder if there else folder.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"replay_storage: '{path}', {expected}: Permission denied")
-    return folder
 
 
 def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) -> ReplayBuffer:
     """The run's replay; ``env_args`` go into files of saved successes (None: none are saved)."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
+    if cfg.replay_storage != "ram":
+        try:
+            make_folder(cfg.replay_storage)
+        except OSError as error:  # a name too long, say
+            raise ConfigError(f"replay_storage: '{cfg.replay_storage}': {error.strerror}") from None
     return ReplayBuffer(
         specs,
         spec.action_dim,

@@ -21,7 +21,7 @@ from networks.encoder import ResNetEncoderConfig as ResNetConfig
 from networks.encoder import VitEncoderConfig as VitConfig
 from workspace.build_policy import build_policy
 from workspace.network_memory import agent_footprint, check_agent, check_policy, policy_footprint
-from workspace.prepare_rl import storage_folder
+from workspace.prepare_rl import check_storage
 
 STATE = ["--dataset.use_state", "1", "--device", "cpu"]
 SPEC = EnvSpec(
@@ -151,13 +151,14 @@ def test_small_images_are_refused_by_name() -> None:
         check_agent(cfg, spec_of(cfg))
 
 
-def test_the_folder_of_a_replay_is_made_or_refused(tmp_path: Path) -> None:
-    assert storage_folder(str(tmp_path / "new")).is_dir()
+def test_the_folder_of_a_replay_can_be_made_or_is_refused(tmp_path: Path) -> None:
+    check_storage(str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()  # other options may still be refused
     (tmp_path / "file").touch()
     for path in ("", str(tmp_path / "none" / "new"), str(tmp_path / "file")):
         with pytest.raises(ConfigError, match="^replay_storage: '.*', expected ram or a folder"):
-            storage_folder(path)
+            check_storage(path)
     if os.getuid():
-        (tmp_path / "new").chmod(0o500)
+        (tmp_path / "new").mkdir(0o500)
         with pytest.raises(ConfigError, match="replay_storage: .*Permission denied"):
-            storage_folder(str(tmp_path / "new"))
+            check_storage(str(tmp_path / "new"))
