@@ -303,11 +303,22 @@ class RunLogger:
     def state_dict(self) -> dict[str, Any]:
         """Meters, wall time and the files' lengths, for resume."""
         self._tensorboard.flush()
+        self._reopen_metrics()
         return {
             "meters": self.meters.state_dict(),
             "wall": self.wall,
             "files": records.position(self.save_dir),
         }
+
+    def _reopen_metrics(self) -> None:
+        """If the file was removed meanwhile, later records go to a new one instead of nowhere."""
+        if os.path.lexists(self.metrics_path) or not self.log_path.is_file():
+            return
+        if not os.path.samestat(os.fstat(self._text.fileno()), os.stat(self.log_path)):
+            return  # the folder is another run's now
+        self._metrics.close()
+        self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
+        self.print(f"{self.metrics_path}: was removed while the run was writing to it")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.meters.load_state_dict(state["meters"])

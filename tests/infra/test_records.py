@@ -119,6 +119,29 @@ def test_reading_passes_over_what_is_no_record_and_names_it(tmp_path: Path) -> N
         assert [r["x"] for r in read_metrics(path)] == [1, 1]
 
 
+def test_records_after_the_file_was_removed_are_kept(tmp_path: Path) -> None:
+    with RunLogger(tmp_path, quiet=True) as log:
+        log.log(1, {"x": 1})
+        (tmp_path / "metrics.jsonl").unlink()
+        state = log.state_dict()
+        log.log(2, {"x": 2})
+    assert steps(tmp_path) == [(2, 2)] and state["files"]["metrics"]["bytes"] == 0
+    assert "was removed" in (tmp_path / "train.log").read_text()
+    with RunLogger(tmp_path, quiet=True, resume_step=1, saved=state) as log:
+        log.log(2, {"x": 3})
+    assert steps(tmp_path) == [(2, 3)]
+
+
+@pytest.mark.parametrize("name", ["train.log", "notes.txt"])
+def test_nothing_is_written_to_a_folder_that_was_replaced(name: str, tmp_path: Path) -> None:
+    with RunLogger(tmp_path / "run", quiet=True) as log:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("another's")
+        log.state_dict()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [name]
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "wandb_id.txt"])
 @pytest.mark.parametrize("resume_step", [None, 3])
 def test_a_folder_in_the_place_of_a_log_is_set_aside(
