@@ -5,7 +5,9 @@ Each function takes the objects it works on, or the :class:`Run` itself if it pl
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -124,9 +126,14 @@ def check_storage(path: str) -> None:
     folder, expected = Path(path), "expected ram or a folder that can be written to"
     if not path or not os.path.isdir(folder.parent):
         raise ConfigError(f"replay_storage: '{path}', {expected} (its parent must exist)")
-    there = os.path.lexists(folder)
-    if there and not os.path.isdir(folder):
-        raise ConfigError(f"replay_storage: '{path}', {expected}: Not a directory")
+    try:
+        there = stat.S_ISDIR(os.stat(folder).st_mode)
+        if not there:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except FileNotFoundError:
+        there = False
+    except OSError as error:  # a name too long, say
+        raise ConfigError(f"replay_storage: '{path}', {expected}: {error.strerror}") from None
     if not os.access(folder if there else folder.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"replay_storage: '{path}', {expected}: Permission denied")
 
@@ -135,10 +142,7 @@ def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) ->
     """The run's replay; ``env_args`` go into files of saved successes (None: none are saved)."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
     if cfg.replay_storage != "ram":
-        try:
-            make_folder(cfg.replay_storage)
-        except OSError as error:  # a name too long, say
-            raise ConfigError(f"replay_storage: '{cfg.replay_storage}': {error.strerror}") from None
+        make_folder(cfg.replay_storage)
     return ReplayBuffer(
         specs,
         spec.action_dim,

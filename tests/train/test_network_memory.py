@@ -155,7 +155,8 @@ def test_the_folder_of_a_replay_can_be_made_or_is_refused(tmp_path: Path) -> Non
     check_storage(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()  # other options may still be refused
     (tmp_path / "file").touch()
-    for path in ("", str(tmp_path / "none" / "new"), str(tmp_path / "file")):
+    missing, long = tmp_path / "none" / "new", tmp_path / ("x" * 300)
+    for path in ("", str(missing), str(tmp_path / "file"), str(long)):
         with pytest.raises(ConfigError, match="^replay_storage: '.*', expected ram or a folder"):
             check_storage(path)
     if os.getuid():
