@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,8 +23,6 @@ from common_utils.resources import cpu_name
 from networks import fast
 from networks.fast import table
 
-# (case, whether to use the original's way) -> name -> a call to measure
-MakeCalls = Callable[[str, bool], dict[str, Callable[[], Any]]]
 LEAST_SECONDS = 0.2  # of one turn
 
 
@@ -35,13 +33,17 @@ class Variant:
     eager: compute as the original program does (``benchmarks.eager``).
     backends: backends of ``networks.fast``; None: all of them.
     env: environment variables of its process.
+    precision: arithmetic of an energy network; None: float32.
     """
 
     eager: bool = False
     backends: tuple[str, ...] | None = None
     env: dict[str, str] = field(default_factory=dict)
+    precision: str | None = None
 
 
+# (case, variant) -> name -> a call to measure
+MakeCalls = Callable[[str, Variant], dict[str, Callable[[], Any]]]
 VARIANTS = {
     "eager": Variant(eager=True, backends=("plain",), env={"IBRL_MALLOC": "system"}),
     "plain": Variant(backends=("plain",)),
@@ -72,7 +74,7 @@ class Compared:
 class _Player:
     """A variant's process."""
 
-    def __init__(self, variant: str, make: MakeCalls, case: str, threads: int) -> None:
+    def __init__(self, variant: Variant, make: MakeCalls, case: str, threads: int) -> None:
         context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         args = (theirs, variant, make, case, threads)
@@ -101,15 +103,14 @@ class _Player:
         self.process.join()
 
 
-def _play(pipe: Connection, variant: str, make: MakeCalls, case: str, threads: int) -> None:
-    chosen = VARIANTS[variant]
-    os.environ.update(chosen.env)
-    if chosen.backends is not None:
-        table.BACKENDS = chosen.backends
+def _play(pipe: Connection, variant: Variant, make: MakeCalls, case: str, threads: int) -> None:
+    os.environ.update(variant.env)
+    if variant.backends is not None:
+        table.BACKENDS = variant.backends
     try:
         fast.set_up(threads)
         torch.manual_seed(0)
-        calls = make(case, chosen.eager)
+        calls = make(case, variant)
         pipe.send(list(calls))
         while True:
             pipe.send(_time(calls[pipe.recv()]))
@@ -131,15 +132,15 @@ def _time(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def compare(
-    case: str, variants: Sequence[str], make: MakeCalls, turns: int, threads: int
+    case: str, variants: Mapping[str, Variant], make: MakeCalls, turns: int, threads: int
 ) -> list[Compared]:
     """Time every call of ``case`` by every variant, ``turns`` times, alternating."""
     players: dict[str, _Player] = {}
     try:
-        for name in variants:
-            players[name] = _Player(name, make, case, threads)
+        for name, variant in variants.items():
+            players[name] = _Player(variant, make, case, threads)
         found = []
-        for call in players[variants[0]].names:
+        for call in next(iter(players.values())).names:
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
             for _ in range(turns + 1):  # the first is a warm-up
                 for name in variants:
@@ -175,7 +176,7 @@ def show(rows: Sequence[Compared]) -> None:
     for r in rows:
         what = f"{r.case}: {r.call}"
         print(
-            f"{what:<52} {r.variant:<7} {r.cpu_ms:>9.2f} ms ({r.cpu_ms_least:.2f} to "
+            f"{what:<52} {r.variant:<10} {r.cpu_ms:>9.2f} ms ({r.cpu_ms_least:.2f} to "
             f"{r.cpu_ms_most:.2f})  {r.ratio:.2f} x",
             flush=True,
         )

@@ -1,6 +1,10 @@
 """Measure the cost of a training step and an action for every released Implicit BC config.
 
     python -m benchmarks.ibc [--case NAME] [--precision float32] [--repeat N] [--json FILE]
+    python -m benchmarks.ibc --compare float32,bfloat16 [--case NAME] [--repeat N] [--json FILE]
+
+``--compare`` alternates precisions in one run, and prints ratios to the first (the default of
+--repeat is 5 there).
 
 Process CPU time on one thread. A training step is that of a real run: it draws the batch from the
 dataset (random numbers in the task's sizes), makes the counter-examples, and updates the weights.
@@ -11,10 +15,13 @@ with its input pipeline, measured on an AMD Zen 5; on another machine a ratio is
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import os
+import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +29,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from benchmarks import common
+from benchmarks import common, compare
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
@@ -144,6 +151,48 @@ def bench(report: common.Report, case: str, precision: str, timing: dict[str, An
         work.close()
 
 
+def compared_calls(case: str, variant: compare.Variant) -> dict[str, Callable[[], Any]]:
+    """A training step and an action in the variant's precision; for a process of its own."""
+    folder = tempfile.TemporaryDirectory()
+    work = make_workspace(case, variant.precision or "float32", Path(folder.name))
+    work.log = Log()  # type: ignore[assignment]
+    obs = {k: v[0] for k, v in work.data.batch_at(np.arange(2)).obs.items()}
+
+    def step(_folder: tempfile.TemporaryDirectory[str] = folder) -> None:
+        # the folder is removed when this function is
+        work.policy.train()
+        work._train_step()
+
+    def act() -> None:
+        work.policy.eval()
+        work.policy.act(obs)  # type: ignore[operator]
+
+    return {"training step": step, "action": act}
+
+
+def _compare(args: argparse.Namespace, chosen: list[str], argv: list[str] | None) -> None:
+    turns = args.repeat or (1 if args.quick else 5)
+    command = shlex.join(["python", "-m", "benchmarks.ibc", *(argv or sys.argv[1:])])
+    rows: list[compare.Compared] = []
+    for case in chosen:
+        variants = {p: compare.Variant(precision=p) for p in args.compare if p in precisions(case)}
+        if len(variants) < len(args.compare):
+            print(f"{case}: left out, its network has {', '.join(precisions(case))} only")
+            continue
+        found = compare.compare(case, variants, compared_calls, turns, args.threads)
+        compare.show(found)
+        rows += found
+        compare.write(args.json, rows, args.threads, command)
+
+
+def _precisions(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [n for n in names if n not in get_args(Precision)]:
+        known = ", ".join(get_args(Precision))
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}', expected some of {known}")
+    return names
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = common.parser(__doc__)
@@ -152,8 +201,12 @@ def main(argv: list[str] | None = None) -> None:
         "--precision", choices=[*get_args(Precision), "all"], default="all", help="for EBMs"
     )
     parser.add_argument(
-        "--repeat", type=numeric(Positive), default=3, help="repeats whose median is taken"
+        "--repeat", type=numeric(Positive), help="repeats whose median is taken (default 3)"
     )
+    parser.add_argument(
+        "--compare", metavar="A,B,...", type=_precisions,
+        help=f"alternate these and print ratios to the first: {', '.join(get_args(Precision))}",
+    )  # fmt: skip
     parser.add_argument(
         "--kernel_threads", type=numeric(Threads), default=0, help="threads of the kernels"
     )
@@ -163,7 +216,9 @@ def main(argv: list[str] | None = None) -> None:
         chosen = [c for c in chosen if any(fnmatch.fnmatch(c, f"*{p}") for p in args.case)]
         if not chosen:
             parser.error(f"--case: none of {cases()} matches {args.case}")
-    timing: dict[str, Any] = {"repeats": args.repeat, "min_seconds": 0.1, "warmup": 1}
+    if args.compare and args.kernel_threads:
+        parser.error("--kernel_threads: not with --compare, which runs on one kernel thread")
+    timing: dict[str, Any] = {"repeats": args.repeat or 3, "min_seconds": 0.1, "warmup": 1}
     if args.quick:
         timing = {"repeats": 1, "min_seconds": 0.001, "warmup": 0}
     report = common.start(args)
@@ -171,6 +226,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen_builds = {p: build_name(p, 128, 1) for p in get_args(Precision)}
     print("energy networks: " + ", ".join(f"{p} {b}" for p, b in chosen_builds.items()))
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
+    if args.compare:
+        return _compare(args, chosen, argv)
     for case in chosen:
         known = precisions(case)
         for precision in known:

@@ -279,12 +279,17 @@ def _variants(text: str) -> list[str]:
     return names
 
 
+def _calls(case: str, variant: compare.Variant) -> dict[str, Callable[[], Any]]:
+    return calls_of(case, variant.eager)
+
+
 def _compare(args: argparse.Namespace, cases: list[str], argv: list[str] | None) -> None:
     turns = args.repeat or (1 if args.quick else 5)
     command = shlex.join(["python", "-m", "benchmarks.update", *(argv or sys.argv[1:])])
+    variants = {name: compare.VARIANTS[name] for name in args.compare}
     rows: list[compare.Compared] = []
     for case in cases:
-        found = compare.compare(case, args.compare, calls_of, turns, args.threads)
+        found = compare.compare(case, variants, _calls, turns, args.threads)
         compare.show(found)
         rows += found
         compare.write(args.json, rows, args.threads, command)

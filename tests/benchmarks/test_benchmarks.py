@@ -145,6 +145,37 @@ def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "'fast', expected some of eager, plain" in capsys.readouterr().err
 
 
+def test_precisions_of_an_energy_network_alternate(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.json"
+    args = ["--compare", "float32,bfloat16", "--case", "particle/mlp_*_langevin", "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ibc", *args, "--json", str(file)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [r["call"] for r in rows] == ["training step"] * 2 + ["action"] * 2
+    assert [r["variant"] for r in rows] == ["float32", "bfloat16"] * 2
+    for r in rows:
+        first = next(x for x in rows if x["call"] == r["call"])
+        assert r["ratio"] == pytest.approx(first["cpu_ms"] / r["cpu_ms"])
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--compare", "float32,half"], "'half', expected some of float32, bfloat16x3"),
+        (["--compare", "float32,bfloat16", "--kernel_threads", "2"], "--kernel_threads: not with"),
+    ],
+)
+def test_an_impossible_comparison_of_precisions_is_refused(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ibc.main(args)
+    assert message in capsys.readouterr().err
+
+
 def test_loop(tmp_path: Path) -> None:
     records = records_of(tmp_path, "loop")
     value = {metric: r["value"] for (case, metric), r in records.items() if case == "quickstart_rl"}

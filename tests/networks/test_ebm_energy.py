@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -149,6 +150,28 @@ def test_results_do_not_depend_on_threads(build: str, monkeypatch: pytest.Monkey
         torch.set_num_threads(before)
     for one, three in zip(*runs, strict=True):
         assert torch.equal(one, three)
+
+
+def seconds_of(ready: energy.Prepared, encoded: torch.Tensor, actions: torch.Tensor) -> float:
+    before = time.process_time()
+    ready.logits_and_action_grad(encoded, actions)
+    return time.process_time() - before
+
+
+@pytest.mark.parametrize("build", ["amx", "amx_x3", "v4_bf16"])
+def test_what_is_offered_as_faster_is(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers have put the sums of products into memory: half the speed of float32."""
+    if build not in BUILDS:
+        return  # nothing is offered on this CPU
+    net = make("ResNetPreActivation", 256, 2)
+    obs, actions = inputs(net, 64, 32)
+    encoded = net.encode(obs).detach()
+    plain = energy.Prepared(net, "float32")
+    monkeypatch.setenv("IBC_KERNELS", build)
+    fast = energy.Prepared(net, PRECISION[build])
+    times = [[seconds_of(x, encoded, actions) for x in (plain, fast)] for _ in range(20)]
+    float32, bfloat16 = (min(column) for column in zip(*times, strict=True))
+    assert float32 > 1.2 * bfloat16
 
 
 def test_what_the_kernels_do_not_know_runs_in_torch() -> None:
