@@ -107,7 +107,7 @@ class EnsembleMLP(nn.Sequential):
         return x
 
     def forward(  # type: ignore[override]
-        self, x: torch.Tensor, members: Sequence[int] | None = None
+        self, x: torch.Tensor, members: Sequence[int] | torch.Tensor | None = None
     ) -> torch.Tensor:
         """x [rows, in] -> [M, rows, out] of the given members (None: all)."""
         layers = self.layers()

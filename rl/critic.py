@@ -250,9 +250,15 @@ class MultiFcQ(nn.Module):
         return self.q(feats, action.unsqueeze(1))[:, 0]
 
     def q(
-        self, feats: Obs, actions: torch.Tensor, members: Sequence[int] | None = None
+        self,
+        feats: Obs,
+        actions: torch.Tensor,
+        members: Sequence[int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members (None: all)."""
+        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members (None: all).
+
+        members may be an index int64 [M] on the critic's device, which the host never reads.
+        """
         b, n, _ = actions.shape
         state = feats["state"].unsqueeze(1).expand(-1, n, -1)
         x = torch.cat([state, actions], dim=-1).reshape(b * n, -1)

@@ -39,13 +39,17 @@ class Layer:
         """Members."""
         return self.weight.size(0) if self.weight.dim() == 3 else 1
 
-    def of(self, run: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weights [M, in, out] and bias [M, 1 or out] of neighbouring members, as views."""
+    def of(self, run: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weights [M, in, out] and bias [M, 1 or out] of neighbouring members, as views, or of
+        those that an index int64 [M] names.
+        """
         weight, bias = self.params[:2]
         assert weight is not None  # the type of the tuple is wider
         if weight.dim() == 2:
             weight = weight.t().unsqueeze(0)
         bias = None if bias is None else bias.reshape(weight.size(0), -1)
-        if run == slice(0, weight.size(0)):  # the whole weight: this avoids copying its gradient
+        if isinstance(run, slice) and run == slice(
+            0, weight.size(0)
+        ):  # the whole weight: this avoids copying its gradient
             return weight, bias
         return weight[run], None if bias is None else bias[run]

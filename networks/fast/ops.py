@@ -66,9 +66,12 @@ def channel_norm(
 
 
 def perceptron(
-    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None = None
+    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [rows, in] (or [M, rows, in]) -> [M, rows, out] of the given members (None: all)."""
+    """x [rows, in] (or [M, rows, in]) -> [M, rows, out] of the given members (None: all).
+
+    members as an index int64 [M] are never read by the host, but their weights are copied.
+    """
     return call("perceptron", x, layers, members)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from networks.fast.layer import Layer
-from networks.fast.table import Kernel, call
+from networks.fast.table import Kernel, call, compilable
 
 Pair = tuple[int, int]  # height, width
 
@@ -49,8 +49,10 @@ def channel_norm(
 
 
 def perceptron(
-    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None
+    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | torch.Tensor | None
 ) -> torch.Tensor:
+    if isinstance(members, torch.Tensor):
+        return _neighbours(x, layers, members)
     first = 0
     parts = []
     for run in _runs(range(layers[0].num) if members is None else members):
@@ -72,7 +74,9 @@ def _runs(members: Sequence[int]) -> list[slice]:
     return runs
 
 
-def _neighbours(x: torch.Tensor, layers: Sequence[Layer], run: slice) -> torch.Tensor:
+def _neighbours(
+    x: torch.Tensor, layers: Sequence[Layer], run: slice | torch.Tensor
+) -> torch.Tensor:
     for layer in layers:
         weight, bias = layer.of(run)
         x = call("ensemble_matmul", x, weight)
@@ -119,3 +123,4 @@ OPERATIONS = {
         soft_update,
     )
 }
+compilable(OPERATIONS)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 BACKENDS: tuple[str, ...] = ("cpu", "onednn", "plain")
 
 
@@ -23,6 +25,15 @@ class Kernel:
 
     takes: Callable[..., bool]
     run: Callable[..., Any]
+
+
+# of the plain back end, which enters them here: torch.compile follows no import
+_PLAIN: dict[str, Kernel] = {}
+
+
+def compilable(operations: dict[str, Kernel]) -> None:
+    """Use these operations, made of torch's own, where torch.compile looks on."""
+    _PLAIN.update(operations)
 
 
 @lru_cache(maxsize=1)
@@ -38,6 +49,8 @@ def rows() -> dict[str, list[tuple[str, Kernel]]]:
 
 def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
     """The first back end that accepts these operands, and its kernel."""
+    if torch.compiler.is_compiling():
+        return ("plain", _PLAIN[operation]) if operation in _PLAIN else None
     for found in rows().get(operation, ()):
         if found[1].takes(*args):
             return found
@@ -46,6 +59,8 @@ def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
 
 def call(operation: str, *args: Any) -> Any:
     """The operation's result, by the first back end that accepts these operands."""
+    if torch.compiler.is_compiling():  # a graph can hold torch's operations only
+        return _PLAIN[operation].run(*args)
     for _, kernel in rows()[operation]:
         if kernel.takes(*args):
             return kernel.run(*args)

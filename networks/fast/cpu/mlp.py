@@ -22,10 +22,10 @@ from networks.fast.process import threads
 
 
 def takes_perceptron(
-    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | None
+    x: torch.Tensor, layers: Sequence[Layer], members: Sequence[int] | torch.Tensor | None
 ) -> bool:
     """CPU, float32, one input for all members, contiguous parameters, not empty."""
-    if not layers or x.dim() != 2 or x.numel() == 0:
+    if not layers or x.dim() != 2 or x.numel() == 0 or isinstance(members, torch.Tensor):
         return False
     if not (module.fits(x) and module.has_gemm()):
         return False
