@@ -97,8 +97,8 @@ class MainConfig:
     seed: NotNegative = 0
     # standard deviation of Gaussian noise on the executed (and recorded) actions
     action_noise: NotNegativeNumber = 0.0
-    # share of steps at which a uniformly random action is executed (and recorded) instead: an
-    # unsteady demonstrator
+    # share of steps at which a uniformly random action is executed (and recorded) instead: a
+    # noisy demonstrator
     random_action_rate: Share = 0.0
     # give up when more than this share of at least 20 episodes fails
     max_failure_rate: Share = 0.95

@@ -2,7 +2,7 @@
 
     python -m tools.implicit_ibrl --policy ebm --seed 1       # or mse, mdn; every seed
 
-One command makes one run: demonstrations of an unsteady demonstrator (the same for all runs),
+One command makes one run: demonstrations by a noisy demonstrator (the same for all runs),
 a BC policy on them (squared error, a mixture of Gaussians, or energy-based), IBRL bootstrapped
 by it, and its evaluation. An interrupted run continues where it stopped. Each run writes
 ``{policy}_seed{seed}/summary.json``; the summaries of all finished runs are then gathered in
