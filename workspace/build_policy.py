@@ -166,7 +166,7 @@ def infer_shapes(cfg: MainConfig, weights: dict[str, torch.Tensor], path: Path) 
         size, stack = cfg.rl_image_size, cfg.dataset.prop_stack
         if size < 1:
             raise ConfigError(
-                f"'{path.parent / run_config.CFG_NAME}': rl_image_size: {size} and no obs_shape, "
+                f"{path.parent / run_config.CFG_NAME}: rl_image_size: {size} and no obs_shape, "
                 "expected the size of the images that the policy was trained on in one of them"
             )
         cfg.obs_shape = [3 * cfg.dataset.image_stack, size, size]

@@ -300,8 +300,9 @@ def _other_state(d: Draft) -> None:
     other = "rl" if d.kind == "bc" else "bc"
     source = whole(other) / "state" / states(other)[-1]
     newest = sorted((d.run / "state").iterdir())[-1]
-    shutil.copytree(source, d.run / "state" / d.rng.choice([source.name, f"{newest.name}_7"]),
-                    dirs_exist_ok=True)  # fmt: skip
+    target = d.run / "state" / d.rng.choice([source.name, f"{newest.name}_7"])
+    if target.is_dir() or not os.path.lexists(target):  # no stray is there
+        shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 STRAYS: tuple[Any, ...] = (
