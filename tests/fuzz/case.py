@@ -14,10 +14,12 @@ raises.
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -60,6 +62,18 @@ class Case(Protocol):
     def run(self) -> Outcome: ...
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder to work in: what a relative path of a case makes goes away with the case."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(before)
+
+
 @dataclass(frozen=True)
 class Trial:
     """A case that is a call, in a scratch folder of its own.
@@ -75,9 +89,9 @@ class Trial:
     names: Sequence[str] = ()
 
     def run(self) -> Outcome:
-        with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+        with scratch_folder() as folder:
             try:
-                wrong = self.call(Path(folder))
+                wrong = self.call(folder)
             except self.refusals as error:
                 return judge_message(str(error), self.names)
             except Exception as error:

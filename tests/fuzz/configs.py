@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import tempfile
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from common_utils.run_config import field_types
 from common_utils.specs import BC_ACTION, ArraySpec, Batch, EnvSpec
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
 from rl.agent import Agent
-from tests.fuzz.case import Outcome, Verdict, brief, judge_message
+from tests.fuzz.case import Outcome, Verdict, brief, judge_message, scratch_folder
 from tools import (
     collect_oracle,
     convert_minari,
@@ -251,9 +250,9 @@ class ConfigCase:
         return str(self.drawn)
 
     def run(self) -> Outcome:
-        with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+        with scratch_folder() as folder:
             try:
-                self.call(self.drawn, Path(folder))
+                self.call(self.drawn, folder)
             except NonFiniteError as error:
                 return Outcome(Verdict.ACCEPTED, str(error))  # diverged, by a step size of 1000
             except UserError as error:
