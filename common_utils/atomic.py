@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,17 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
         fsync_path(target.parent)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def remove_any(path: str | os.PathLike[str]) -> None:
+    """Remove whatever is there: a folder with its content, a file, a link, a pipe; or nothing.
+
+    (``shutil.rmtree`` opens a pipe and waits for its writer.)
+    """
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

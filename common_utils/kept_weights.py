@@ -18,7 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common_utils.atomic import atomic_json, atomic_write, fsync_path, remove_leftovers
+from common_utils.atomic import (
+    atomic_json,
+    atomic_write,
+    fsync_path,
+    remove_any,
+    remove_leftovers,
+)
 from common_utils.run_config import CFG_NAME, ConfigError
 
 KEPT_DIR = "bc_policy"
@@ -97,7 +103,7 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
             remove_leftovers(Path(copy).parent)
         return
     new = folder.with_name(f"{folder.name}.new")  # complete before it is renamed
-    shutil.rmtree(new, ignore_errors=True)
+    remove_any(new)
     for number, (path, want) in enumerate(zip(weights.files, weights.sums, strict=True)):
         source, target = Path(path), new / str(number) / _WEIGHTS
         _copy(source, target)
@@ -106,7 +112,7 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
             raise ConfigError(f"{KEPT_DIR}: '{path}' was changed while the run was starting")
     entries = [{"path": p, **s} for p, s in zip(weights.origins, weights.sums, strict=True)]
     atomic_json(entries, new / _ORIGIN)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_any(folder)
     new.rename(folder)
     fsync_path(folder.parent)
 

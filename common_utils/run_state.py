@@ -33,7 +33,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from common_utils.atomic import fsync_path, full_disk, make_folder
+from common_utils.atomic import fsync_path, full_disk, make_folder, remove_any
 from common_utils.errors import UserError
 from common_utils.finite import check_tensors, non_finite_entry
 
@@ -162,20 +162,13 @@ def tidy(root: str | os.PathLike[str]) -> None:
         return
     for path in list(root.iterdir()):
         if path.name.startswith(_TEMP):
-            _remove_anything(path)
+            remove_any(path)
         elif path.name.startswith(f"{_OLD}step_"):
             target = root / path.name.removeprefix(_OLD)
             if target.exists():
-                _remove_anything(path)
+                remove_any(path)
             else:
                 path.rename(target)
-
-
-def _remove_anything(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_marker(folder: Path, step: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,29 @@ def test_weights_need_their_config(tmp_path: Path) -> None:
     (tmp_path / "a" / "cfg.yaml").unlink()
     with pytest.raises(ConfigError, match="must have its cfg.yaml beside it"):
         originals([path])
+
+
+@pytest.mark.parametrize("what", ["pipe", "file", "link", "loop"])
+@pytest.mark.parametrize("name", ["bc_policy", "bc_policy.new"])
+def test_what_lies_in_the_place_of_the_copies_is_replaced(
+    what: str, name: str, run: Path, tmp_path: Path
+) -> None:
+    """A pipe would be waited for."""
+    shutil.rmtree(run / "bc_policy")
+    place, elsewhere = run / name, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x").write_text("kept")
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "file":
+        place.write_text("x")
+    else:
+        place.symlink_to(place.name if what == "loop" else elsewhere)
+    keep(run, originals([str(tmp_path / "a/model0.pt"), str(tmp_path / "b/model0.pt")]))
+    kept = find(run)
+    assert kept is not None and kept.notes == []
+    assert (elsewhere / "x").read_text() == "kept"
+    assert sorted(p.name for p in run.iterdir()) == ["bc_policy"]
 
 
 def test_half_a_copy_is_none(run: Path, tmp_path: Path) -> None:
