@@ -1,12 +1,12 @@
-"""Whether what programs choose on this CPU is a good choice; about two minutes, in CI.
+"""Whether what programs choose on this CPU is a good choice; under a minute, in CI.
 
     python -m benchmarks.check
 
 Two rules, each for the calls of released configurations at their real widths and strides, with
 small batches: what is measured at a program's start (IBRL_GEMM=auto) takes at most 1.15 x the time
-of the best named library, and energy networks in bfloat16 take no longer than in float32. Ways
-take turns in one process, and the shortest process CPU time of each counts. Exit status 1, and the
-calls that break a rule, if one is broken three times.
+of the best named library, and energy networks in bfloat16 take no longer than in float32 where
+this CPU multiplies bfloat16. Ways take turns in one process, and the shortest process CPU time of
+each counts. Exit status 1, and the calls that break a rule, if one is broken three times.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from benchmarks import common, ibc, update
 from common_utils.errors import run_program
 from networks.fast import choice, measure
+from networks.ibc.energy import build_name
 
 AT_MOST = 1.15  # times the best
 BATCH = 32
@@ -32,6 +33,7 @@ AGENTS = (
     "robomimic_rl/can_ibrl", "metaworld/ibrl_basic",
 )  # fmt: skip
 ENERGY = ("particle/mlp_ebm_langevin", "pushing_states/mlp_ebm")
+FASTER_BUILDS = ("amx", "v4_bf16")  # that have instructions for bfloat16
 ROUNDS, TURNS = 3, 4
 
 Way = Callable[[], Any]
@@ -48,17 +50,17 @@ def shortest(ways: Mapping[str, Way], best: dict[str, float]) -> dict[str, float
     return best
 
 
-def obeyed(title: str, ways: Mapping[str, Way], judged: str) -> bool:
-    """Whether ``judged`` takes at most ``AT_MOST`` times the best; prints the times."""
+def obeyed(title: str, ways: Mapping[str, Way], judged: str, at_most: float = AT_MOST) -> bool:
+    """Whether ``judged`` takes at most ``at_most`` times the best; prints the times."""
     best: dict[str, float] = {}
     for _ in range(ROUNDS):
         ratio = shortest(ways, best)[judged] / min(best.values())
-        if ratio <= AT_MOST:
+        if ratio <= at_most:
             break
     times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in best.items())
-    verdict = "ok" if ratio <= AT_MOST else f"NOT at most {AT_MOST}"
+    verdict = "ok" if ratio <= at_most else f"NOT at most {at_most}"
     print(f"{title}: {judged} takes {ratio:.2f} x the best ({times}): {verdict}", flush=True)
-    return ratio <= AT_MOST
+    return ratio <= at_most
 
 
 def _by(table: choice.Table, call: Way) -> Way:
@@ -92,13 +94,15 @@ def training_step(case: str, precision: str) -> Iterator[Way]:
 
 
 def check_precisions() -> Iterator[bool]:
-    """Training steps of energy networks."""
+    """Training steps of energy networks, if bfloat16 is more than float32 with rounded factors."""
+    if build_name("bfloat16", 128, 2) not in FASTER_BUILDS:
+        return
     for case in ENERGY:
         with (
             training_step(case, "float32") as float32,
             training_step(case, "bfloat16") as bfloat16,
         ):
-            yield obeyed(case, {"float32": float32, "bfloat16": bfloat16}, "bfloat16")
+            yield obeyed(case, {"float32": float32, "bfloat16": bfloat16}, "bfloat16", 1.0)
 
 
 def main(argv: list[str] | None = None) -> int:
