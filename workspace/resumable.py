@@ -109,8 +109,9 @@ def _multiply_as_in(tree: Mapping[str, Any]) -> str:
     """Multiply matrices by the libraries that the run has used, so that it computes the same bits;
     returns what changes by that, or by a choice that was named. Absent in older states.
     """
-    recorded, here = tree.get("matrix_products"), choice.current()
-    if recorded is None or recorded == here:
+    found, here = tree.get("matrix_products"), choice.current()
+    recorded = here if found is None else choice.completed(found)
+    if recorded == here:
         return ""
     if choice.named() is not None:
         return "IBRL_GEMM names other matrix products than the run has used; bits may differ"

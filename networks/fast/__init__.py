@@ -8,7 +8,6 @@ float32 matrices on the CPU (``choice``, ``measure``); ``IBRL_MALLOC`` = keep or
 (``process``).
 """
 
-from networks.fast import plain as _plain  # noqa: F401 (enters its operations)
 from networks.fast.layer import Layer
 from networks.fast.measure import set_up
 from networks.fast.ops import (

@@ -77,6 +77,20 @@ def use(table: Mapping[str, Mapping[str, str]] | None) -> None:
     _current = None if table is None else copy.deepcopy({k: dict(v) for k, v in table.items()})
 
 
+def completed(recorded: Mapping[str, Mapping[str, str]]) -> Table:
+    """The choices that another version recorded, with the current ones for parts it did not know.
+
+    Raises UserError unless ``recorded`` is a table of tables.
+    """
+    try:
+        return {
+            kind: {part: recorded.get(kind, {}).get(part, way) for part, way in parts.items()}
+            for kind, parts in current().items()
+        }
+    except AttributeError:
+        raise UserError(f"matrix products: {recorded!r}, expected a choice for each part") from None
+
+
 def is_table(found: object) -> bool:
     """Whether it names an allowed way for every kind and part."""
     return (

@@ -114,6 +114,16 @@ def test_no_other_table_is_used(table: Any) -> None:
     assert choice.current() == choice.UNMEASURED
 
 
+def test_what_another_version_recorded_is_completed() -> None:
+    older = {"layer": {"forward": "onednn"}, "gone": {"x": "y"}}
+    found = choice.completed(older)
+    assert choice.is_table(found) and found["layer"]["forward"] == "onednn"
+    assert found["perceptron"] == choice.current()["perceptron"]
+    for damaged in (3, {"layer": 3}):
+        with pytest.raises(UserError, match="matrix products: .*expected a choice"):
+            choice.completed(damaged)  # type: ignore[arg-type]
+
+
 TABLES = list(itertools.product(("mkl", "onednn"), repeat=3))
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common_utils import kernels
 from networks import fast
 from networks.conv import Conv2d
 from networks.fast import choice, table
@@ -19,18 +18,6 @@ from networks.resnet import ResNet
 from networks.resnet_rl import ResNet96
 
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-
-
-@pytest.fixture(params=["base", "v3", "v4"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this CPU has."""
-    best = kernels.isa()
-    try:
-        kernels.use(request.param)
-    except ValueError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    kernels.use(best)
 
 
 @pytest.fixture

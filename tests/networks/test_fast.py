@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common_utils import kernels
 from common_utils.errors import UserError
 from networks import fast
 from networks.fast import choice, onednn, process
@@ -18,18 +17,6 @@ from networks.fast.layer import Layer
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.spatial import SpatialEmb
 from rl.critic import MultiFcQ, MultiFcQConfig
-
-
-@pytest.fixture(params=["base", "v3", "v4"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this CPU has."""
-    best = kernels.isa()
-    try:
-        kernels.use(request.param)
-    except ValueError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    kernels.use(best)
 
 
 @pytest.fixture(params=["mkl", "onednn"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from common_utils import kernels
 from networks import fast
 from networks.fast import table
 from networks.fast.cpu import mlp, module
@@ -20,18 +19,11 @@ from networks.mlp import MLP, Linear
 from rl.critic import MultiFcQ, MultiFcQConfig
 
 
-@pytest.fixture(params=["base", "v3", "v4"], autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every instruction set that this CPU has."""
-    best = kernels.isa()
-    try:
-        kernels.use(request.param)
-    except ValueError:
-        pytest.skip(f"this CPU has no {request.param}")
+@pytest.fixture(autouse=True)
+def with_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their matrix products, on every instruction set."""
     monkeypatch.setattr(module, "has_gemm", lambda: True)
     torch.manual_seed(0)
-    yield request.param
-    kernels.use(best)
 
 
 def network(dims: tuple[int, ...], norm: bool, end: str) -> MLP:
