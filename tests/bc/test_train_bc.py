@@ -245,7 +245,7 @@ def test_checkpoints_of_the_original_program_load(tmp_path):
     ("weights", "said"),
     [
         ({"other": torch.ones(2, 2)}, "model0.pt' holds no matrix 'net.*' or 'policy.*', expected"),
-        ({"net.0": torch.ones(2, 2)}, "cfg.yaml': rl_image_size: -1 and no obs_shape, expected"),
+        ({"net.0": torch.ones(2, 2)}, "cfg.yaml: rl_image_size: -1 and no obs_shape, expected"),
     ],
 )
 def test_what_an_original_checkpoint_lacks_is_named(tmp_path, weights, said):
