@@ -232,20 +232,27 @@ def _decode(value: Any) -> Any:
 # ---------------------------------------------------------------- reading
 
 
-def _complete_states(root: Path) -> list[Path]:
-    """Folders with a marker, newest first (contents not verified)."""
+def _named_states(root: Path) -> list[Path]:
+    """What has a state's name, newest first (nothing else is checked)."""
     found = []
     for path in root.iterdir():
-        match = _STATE_NAME.fullmatch(path.name)
-        if match and os.path.isfile(path / MARKER):
+        if match := _STATE_NAME.fullmatch(path.name):
             found.append(((int(match[1]), int(match[2] or 0)), path))
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def _complete_states(root: Path) -> list[Path]:
+    """Folders with a marker, newest first (contents not verified)."""
+    return [path for path in _named_states(root) if os.path.isfile(path / MARKER)]
+
+
 def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, int]]]:
     """What a state's marker says: its step, and (bytes, crc32) of every file."""
+    marker = path / MARKER
+    if os.path.lexists(marker) and not marker.is_file():  # reading a pipe would wait forever
+        raise StateError(f"{path}: damaged: {MARKER} is not an ordinary file")
     try:
-        manifest = json.loads((path / MARKER).read_bytes())
+        manifest = json.loads(marker.read_bytes())
         step, files = manifest["step"], manifest["files"]
         wanted = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
     except (FileNotFoundError, NotADirectoryError):
@@ -288,11 +295,14 @@ def _verify_file(state: Path, name: str, size: int, crc: int) -> None:
 
 
 def _newest(root: str | os.PathLike[str], read: Callable[[Path], T]) -> T | None:
-    """``read`` of the newest state that it accepts, None if there is no state at all."""
+    """``read`` of the newest state that it accepts, None if there is no state at all.
+
+    What has a state's name and is none has lost something: a writer names a state when it is whole.
+    """
     root = Path(root)
     problems = []
     try:
-        states = _complete_states(root)
+        states = _named_states(root)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,12 @@ def test_nothing_there(tmp_path: Path) -> None:
         (lambda p: (p / "tree.pt").write_bytes(b"x"), "tree.pt has 1 bytes, expected"),
         (lambda p: _flip_a_byte(p / "tree.pt"), "checksum of tree.pt"),
         (lambda p: _flip_a_byte(p / "parts/replay/sub/steps.bin"), "checksum of parts/replay"),
+        (lambda p: (p / "COMPLETE").unlink(), r"no complete state here \(no COMPLETE marker"),
+        (lambda p: _replace(p / "COMPLETE", os.mkdir), "COMPLETE is not an ordinary file"),
+        (lambda p: _replace(p / "COMPLETE", os.mkfifo), "COMPLETE is not an ordinary file"),
+        (lambda p: _replace(p / "COMPLETE", _link_to_nowhere), "COMPLETE is not an ordinary file"),
+        (lambda p: _replace(p, Path.touch), r"no complete state here \(no COMPLETE marker"),
+        (lambda p: _replace(p, _link_to_nowhere), r"no complete state here \(no COMPLETE marker"),
         (lambda p: (p / "COMPLETE").write_text("{"), "COMPLETE cannot be read"),
         (lambda p: (p / "COMPLETE").write_text("[]"), "COMPLETE cannot be read"),
         (lambda p: (p / "COMPLETE").write_bytes(b"\xff\xfe{"), "COMPLETE cannot be read"),
@@ -188,8 +195,20 @@ def test_damage_is_named_and_the_state_before_is_used(
     with pytest.warns(UserWarning, match="trying the state before it"):
         assert latest_state(tmp_path) == tmp_path / "step_000000001"
     harm(tmp_path / "step_000000001")  # type: ignore[operator]
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(StateError, match="no usable"):
+    with pytest.warns(UserWarning, match=message), pytest.raises(StateError, match="no usable"):
         latest_state(tmp_path)
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    make(path)
+
+
+def _link_to_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
 
 
 def _edit(state: Path, old: str, new: str) -> None:
@@ -215,7 +234,8 @@ def test_strays_among_the_states_are_neither_counted_nor_touched(tmp_path: Path)
     for step in (1, 9):
         save_state(tmp_path, step, {"s": step})
     tidy(tmp_path)
-    assert latest_state(tmp_path) == tmp_path / "step_000000009_1"
+    with pytest.warns(UserWarning, match="step_00000001[01]: no complete state here"):
+        assert latest_state(tmp_path) == tmp_path / "step_000000009_1"
     assert (half / "tree.pt").exists() and (tmp_path / "notes.txt").exists()
     (tmp_path / "file").write_text("no folder")
     assert latest_state(tmp_path / "file") is None
