@@ -65,8 +65,12 @@ def run_program(main: Callable[..., int | None], *args: Any) -> int:
     """
     _use_utf8()
     _print_every_character()
-    sys.argv[1:] = expand_home_in_options(sys.argv[1:])
     threading.excepthook = _thread_failed
+    try:
+        sys.argv[1:] = expand_home_in_options(sys.argv[1:])
+    except ValueError as error:
+        print_error(error)
+        return USER_ERROR
     try:
         status = _run(main, *args)
         print(end="", flush=True)  # here, where a failure can be handled

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -36,17 +36,37 @@ def is_input(kind: Any) -> bool:
 
 
 def expand_home(text: str) -> str:
-    """``~/x`` with the home folder filled in; anything else unchanged."""
-    return os.path.expanduser(text) if re.match(r"~(/|$)", text) else text
+    """``~/x`` with the home folder filled in; anything without ``~`` in front unchanged.
+
+    Raises ValueError for another user's home folder (``~name/x``) and if no home folder is known,
+    because a folder called ``~name`` or ``~`` is never meant.
+    """
+    if not text.startswith("~"):
+        return text
+    if not re.match(r"~(/|$)", text):
+        raise ValueError(
+            f"'{text}', expected a path without '{text.partition('/')[0]}': only '~' alone, your "
+            "own home folder, is filled in"
+        )
+    if (path := os.path.expanduser(text)) == text:
+        raise ValueError(f"'{text}', expected a path without '~': no home folder is known (HOME)")
+    return path
 
 
-def expand_home_in_options(args: Iterable[str]) -> list[str]:
-    """The same for ``--option=~/x``, which shells do not expand, and ``'~/x'``."""
+def expand_home_in_options(args: Sequence[str]) -> list[str]:
+    """The same for ``--option=~/x``, which shells do not expand, and ``'~/x'``.
+
+    Raises ValueError, naming the option.
+    """
     out = []
-    for arg in args:
+    for before, arg in zip(["", *args], args, strict=False):
         option = re.match(r"--[\w.-]+=", arg)
         start = option.end() if option else 0
-        out.append(arg[:start] + expand_home(arg[start:]))
+        named = option[0].rstrip("=") if option else before if before.startswith("--") else ""
+        try:
+            out.append(arg[:start] + expand_home(arg[start:]))
+        except ValueError as error:
+            raise ValueError(f"{named}: {error}" if named else str(error)) from None
     return out
 
 
@@ -62,7 +82,10 @@ def split_paths(text: str, exists: Callable[[str], bool] = os.path.isfile) -> li
 
 
 def locate(text: str, folders: Sequence[Path]) -> str:
-    """Absolute path of the file in the first of ``folders`` that has it, else ``text`` itself."""
+    """Absolute path of the file in the first of ``folders`` that has it, else ``text`` itself.
+
+    Raises ValueError as :func:`expand_home` does.
+    """
     text = expand_home(text)
     if not text or "\0" in text:
         return text

@@ -124,7 +124,11 @@ def _sources(
     given = {k: _from_text(k, v, known[k]) for k, v in overrides.items()}
     if path is None:
         return given, None, {}
-    return given, expand_home(path), read_yaml(expand_home(path), CONFIG_ARG)
+    try:
+        path = expand_home(path)
+    except ValueError as error:
+        raise ConfigError(f"{CONFIG_ARG}: {error}") from None
+    return given, path, read_yaml(path, CONFIG_ARG)
 
 
 def _chosen(
@@ -167,13 +171,16 @@ def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
 def _with_paths(
     values: Mapping[str, Any], known: Mapping[str, Any], folders: Sequence[Path]
 ) -> dict[str, Any]:
-    """Flat values, with paths found as in :mod:`common_utils.paths`."""
+    """Flat values, with paths found as in :mod:`common_utils.paths`; raises ConfigError."""
     out = dict(values)
     for name, value in values.items():
-        if isinstance(value, str) and is_input(known.get(name)):
-            out[name] = locate_input(value, known[name], folders)
-        elif isinstance(value, str):
-            out[name] = expand_home(value)
+        try:
+            if isinstance(value, str) and is_input(known.get(name)):
+                out[name] = locate_input(value, known[name], folders)
+            elif isinstance(value, str):
+                out[name] = expand_home(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
     return out
 
 

@@ -120,13 +120,52 @@ def test_home_in_the_options_of_every_program(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = place / "home"
-    given = ["--a.b=~/x", "~/y", "~", "--c", "a~/b", "~other/x", "--d=~"]
+    given = ["--a.b=~/x", "~/y", "~", "--c", "a~/b", "--d=~"]
     assert expand_home_in_options(given) == [
-        f"--a.b={home}/x", f"{home}/y", str(home), "--c", "a~/b", "~other/x", f"--d={home}",
+        f"--a.b={home}/x", f"{home}/y", str(home), "--c", "a~/b", f"--d={home}",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["eval", "--weight=~/no.pt"])
     assert run_program(evaluation.main) == 2
     assert f"no file '{home}/no.pt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--save_dir=~nobody/run"], "save_dir: '~nobody/run', expected a path without '~nobody'"),
+        (["--data.path", "~nobody"], "data.path: '~nobody', expected a path without '~nobody'"),
+        (["--policies", "here.pt+~no/b.pt"], "policies: '~no/b.pt', expected a path without '~no'"),
+        (["--config_path", "~nobody/c.yaml"], "config_path: '~nobody/c.yaml', expected a path"),
+    ],
+)
+def test_the_home_of_somebody_else_is_no_folders_name(
+    place: Path, args: list[str], said: str
+) -> None:
+    with pytest.raises(run_config.ConfigError) as refusal:
+        run_config.parse_args(Config, args)
+    assert str(refusal.value).startswith(said)
+
+
+def test_nor_is_it_in_a_file(place: Path) -> None:
+    path = place / "cfgs" / "mine.yaml"
+    path.write_text("save_dir: ~nobody/run\n")
+    with pytest.raises(run_config.ConfigError, match="save_dir: '~nobody/run'"):
+        run_config.parse_args(Config, ["--config_path", str(path)])
+
+
+def test_a_program_names_the_option_whose_home_is_not_known(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for args in (["--weight=~nobody/no.pt"], ["--weight", "~nobody/no.pt"]):
+        monkeypatch.setattr(sys, "argv", ["eval", *args])
+        assert run_program(evaluation.main) == 2
+        said = "error: --weight: '~nobody/no.pt', expected a path without '~nobody': only '~' "
+        assert capsys.readouterr().err.startswith(said)
+    monkeypatch.setattr(sys, "argv", ["eval", "--weight=~/no.pt"])
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a user without an entry, in a container
+    assert run_program(evaluation.main) == 2
+    assert "--weight: '~/no.pt', expected a path without '~'" in capsys.readouterr().err
 
 
 def test_a_plus_in_the_name_of_a_file(place: Path) -> None:
