@@ -21,6 +21,7 @@ from pathlib import Path
 
 from common_utils.errors import run_program
 from common_utils.native_output import silenced
+from common_utils.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -34,6 +35,10 @@ class Finding:
     status: str
     found: str
     advice: str = ""
+
+
+def check_program() -> Finding:
+    return Finding("ibrl", OK, f"{__version__} ({ROOT})")
 
 
 def check_python() -> Finding:
@@ -254,6 +259,7 @@ def check_shell() -> list[Finding]:
 def examine() -> list[Finding]:
     """All findings; a check that fails unexpectedly becomes a problem itself."""
     checks: list[Callable[[], Finding | list[Finding]]] = [
+        check_program,
         check_python,
         check_packages,
         check_cuda,

@@ -29,7 +29,7 @@ def test_this_machine_is_usable_and_everything_is_looked_at() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     findings = {f["name"]: f for f in json.loads(done.stdout)}
     assert {
-        "Python", "torch", "mujoco", "metaworld", "robosuite", "CUDA", "C++ compiler",
+        "ibrl", "Python", "torch", "mujoco", "metaworld", "robosuite", "CUDA", "C++ compiler",
         "C++ replay core", "C++ kernels", "C++ energy networks", "C++ control loop",
         "GL rendering", "Memory", "Disk",
         "OMP_NUM_THREADS", "PYTHONPATH",
