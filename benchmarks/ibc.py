@@ -102,7 +102,9 @@ def write_data(folder: Path, sizes: Sizes, episodes: int, length: int) -> Path:
     return write_demos(folder, recordings, [] if sizes.state else ["rgb"], sizes.env_args)
 
 
-def make_workspace(case: str, precision: str, folder: Path, batch_size: int = 0) -> Workspace:
+def make_workspace(
+    case: str, precision: str, folder: Path, batch_size: int = 0, device: str = "cpu"
+) -> Workspace:
     """The training run of a case on recorded random numbers; it plays no games.
 
     batch_size: 0 for the configuration's own.
@@ -116,7 +118,7 @@ def make_workspace(case: str, precision: str, folder: Path, batch_size: int = 0)
     cfg = run_config.parse_args(MainConfig, args)
     path = write_data(folder, sizes, 4 if pixels else 100, 40 if pixels else 50)
     cfg.dataset.path, cfg.dataset.num_data, cfg.save_dir = str(path), -1, str(folder)
-    cfg.device, cfg.num_eval_episode = "cpu", 0
+    cfg.device, cfg.num_eval_episode = device, 0
     cfg.batch_size = batch_size or cfg.batch_size
     data = RobomimicDataset(cfg.dataset, seed=0)
     fill_in(cfg, data)

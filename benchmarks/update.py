@@ -19,7 +19,7 @@ import fnmatch
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,22 +168,28 @@ def make_batch(agent: QAgent, obs: Callable[[int], Obs], n: int) -> Batch:
 
 
 def agent_calls(
-    case: str, eager: bool = False, batch_size: int = 0
+    case: str,
+    eager: bool = False,
+    batch_size: int = 0,
+    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Callable[[], Any]]:
     """Critic update, critic and actor update, act of one RL configuration.
 
-    batch_size: 0 for the configuration's own.
+    batch_size: 0 for the configuration's own. options: fields of the agent's configuration.
     """
     cfg = config_of(case)
     cfg.batch_size = batch_size or cfg.batch_size
+    for name, value in (options or {}).items():
+        setattr(cfg.own_section, name, value)
     torch.manual_seed(0)
-    agent, obs = make_agent(case, cfg)
+    agent, obs = make_agent(case, cfg, device)
     batch = make_batch(agent, obs, cfg.batch_size)
     extra: dict[str, Any] = {}
     if cfg.add_bc_loss:
         ref_agent = agent.reference_copy()
         extra = {"bc_batch": batch, "ref_agent": plainly(ref_agent) if eager else ref_agent}
-    one = {k: v[0] for k, v in obs(1).items()}
+    one = {k: v[0].cpu() for k, v in obs(1).items()}  # as the environment delivers it
     what: Any = EagerAgent(agent) if eager else agent
 
     def act() -> None:

@@ -1,0 +1,85 @@
+"""The check for accelerators runs on a CPU, and survives parts that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import device, device_parts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def check(out: Path, *args: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the script as a user would; what it printed and its report."""
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "device_check.sh"), "--device", "cpu", "--quick", *args],
+        cwd=out, env={**os.environ, "MUJOCO_GL": "disabled", "OUT": str(out)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return done, json.loads((out / device.RESULTS).read_text())
+
+
+def test_a_part_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+    parts = ("can", "update", "replay")
+    done, report = check(tmp_path, *(a for name in parts for a in ("--only", name)))
+    assert done.returncode == 1, done.stderr
+    found = report["parts"]
+    assert {k: v["status"] for k, v in found.items()} == {
+        "can": "failed", "update": "ok", "replay": "ok"
+    }  # fmt: skip
+    assert "MUJOCO_GL" in found["can"]["reason"]  # disabled above: nothing can be rendered
+    assert "can      failed" in done.stdout and "===== can" in (tmp_path / device.LOG).read_text()
+    case = found["update"]["results"]["small_state, eager"]
+    assert set(case) == {"critic update", "critic + actor update", "act"}
+    assert all(0 < c["ms_least"] <= c["ms"] <= c["ms_most"] for c in case.values())
+    assert found["replay"]["results"]["pixel, prefetch 0"]["sample"]["ms"] > 0
+    assert (report["torch"], report["device"]) == (torch.__version__, "cpu")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [device.RESULTS, device.LOG]
+
+
+def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
+    args = device.options().parse_args(["--device", "cpu", "--quick", "--out", str(tmp_path)])
+    with open(tmp_path / "log", "a") as log:
+        outcome = device.run_part("update", 0.2, args, log)
+    assert (outcome.status, outcome.results) == ("timed out", None)
+    assert 0.2 <= outcome.seconds < 5
+
+
+def test_all_parts_fit_into_eight_minutes() -> None:
+    assert sum(part.seconds for part in device_parts.PARTS.values()) <= 480
+
+
+def test_a_case_that_fails_does_not_stop_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    task = device_parts.Task("cpu", True, float("inf"), Path())
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no such operation\nand more")
+
+    assert device_parts.measured(task, fail) == {"error": "RuntimeError: no such operation"}
+    assert "no such operation" in capsys.readouterr().err
+    assert device_parts.measured(task, lambda: {"ms": 1.0}) == {"ms": 1.0}
+    late = device_parts.Task("cpu", True, 0.0, Path())
+    assert "left_out" in device_parts.measured(late, fail)
+
+
+def test_every_release_configuration_is_measured() -> None:
+    cases = device_parts.ordered_cases()
+    assert sorted(cases) == sorted(device_parts.update.rl_cases())
+    assert cases[0] == "robomimic_rl/can_ibrl"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "device_check.sh"), "--device", "cuda", "--out", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --device: ") and not list(tmp_path.iterdir())
