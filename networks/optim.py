@@ -60,6 +60,28 @@ class Adam(torch.optim.Adam):
                 backend[1].run(group, rows)
         return None
 
+    def td_step(
+        self,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        layers: Sequence[fast.Layer],
+        follow: Sequence[torch.Tensor],
+        tau: float,
+    ) -> torch.Tensor | None:
+        """One step of an ensemble on its squared error, if a kernel takes all of it; else None.
+
+        x float32 [rows, in], target [rows]; layers with one output, whose weights are this
+        optimiser's. Then follow <- tau * weights + (1 - tau) * follow, in the order of the layers'
+        parameters. Returns the loss: summed over the members, averaged over the rows.
+        """
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+            return None  # somebody looks at the gradients
+        (group,) = self.param_groups
+        states = [self.state[p] for layer in layers for p in layer.params if p is not None]
+        operands = (x, target, layers, group, states, follow, tau)
+        found = table.find("td_step", *operands)
+        return None if found is None else found[1].run(*operands)
+
     def _with_gradient(self, group: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
         """(parameter, gradient, state) of every parameter that has a gradient."""
         return [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]

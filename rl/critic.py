@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from common_utils.ibrl_utils import orth_weight_init
 from common_utils.ranges import Between, Dropout, Layers, Width
 from common_utils.specs import Obs
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
+from networks.optim import Adam
 from networks.spatial import spatial_embed
 
 
@@ -205,6 +206,9 @@ class Critic(nn.Module):
         """action [B, A] -> the smaller head's value, [B]."""
         return self(feats, action).min(dim=-1).values
 
+    def td_step(self, *_: Any) -> None:
+        """No kernel does all of ``QAgent.update_critic``: the encoder takes part in it."""
+
     @property
     def draws_subset(self) -> bool:
         """Whether :meth:`draw_members` is random: never, the minimum is over both heads."""
@@ -263,6 +267,26 @@ class MultiFcQ(nn.Module):
         state = feats["state"].unsqueeze(1).expand(-1, n, -1)
         x = torch.cat([state, actions], dim=-1).reshape(b * n, -1)
         return self.net(x, members).view(-1, b, n).permute(1, 2, 0)
+
+    def td_step(
+        self,
+        feats: Obs,
+        action: torch.Tensor,
+        target_q: torch.Tensor,
+        opt: Adam,
+        follow: nn.Module,
+        tau: float,
+    ) -> torch.Tensor | None:
+        """The whole of ``QAgent.update_critic`` in one call, if a kernel takes it; else None.
+
+        ``follow`` is the target critic, which follows by ``tau``. Returns the loss, detached.
+        """
+        if self.net.repeated:
+            return None
+        assert isinstance(follow, MultiFcQ)  # a copy of this critic
+        params = [p for layer in follow.net.layers() for p in layer.params if p is not None]
+        x = torch.cat([feats["state"], action], dim=-1)
+        return opt.td_step(x, target_q, self.net.layers(), params, tau)
 
     def min_q(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
         """action [B, A] -> the smallest member's value, [B].

@@ -276,7 +276,6 @@ class QAgent(rft.Regularised):
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
         metrics |= self.update_critic(feats, batch.action, target_q)
-        soft_update_params(*self._critic_params, self.cfg.critic_target_tau)
         if update_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
@@ -330,10 +329,18 @@ class QAgent(rft.Regularised):
     def update_critic(
         self, feats: Obs, action: torch.Tensor, target_q: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """One step on the squared TD error, summed over the ensemble, averaged over the batch."""
-        q = self.critic(feats, action)
-        loss = (q - target_q.unsqueeze(-1)).square().sum(dim=-1).mean()
-        self._step(loss, self.critic_opt, self.encoder_opt)
+        """One step on the squared TD error, summed over the ensemble, averaged over the batch.
+
+        The target critic then follows by ``critic_target_tau``.
+        """
+        tau = self.cfg.critic_target_tau
+        args = feats, action, target_q, self.critic_opt, self.critic_target, tau
+        loss = self.critic.td_step(*args)  # small networks: all in one call
+        if loss is None:
+            q = self.critic(feats, action)
+            loss = (q - target_q.unsqueeze(-1)).square().sum(dim=-1).mean()
+            self._step(loss, self.critic_opt, self.encoder_opt)
+            soft_update_params(*self._critic_params, tau)
         return {"train/critic_loss": loss.detach()}
 
     def update_actor(self, feats: Obs, stddev: float) -> dict[str, torch.Tensor]:

@@ -8,14 +8,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "blocks.h"
 #include "kernels.h"
 #include "mlp.h"
+#include "optim.h"
+#include "td_step.h"
 #include "../null.h"
-#include "../workers.h"
 
 namespace py = pybind11;
 using null::required;
@@ -56,23 +59,6 @@ template <typename T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
-
-// Cut [0, n) in `blocks` equal parts and run fn(block, begin, end), on up to `threads` threads.
-template <typename Fn>
-void for_blocks(int64_t n, int64_t blocks, int threads, const Fn& fn) {
-  auto run = [&](int64_t first, int64_t step) {
-    for (int64_t i = first; i < blocks; i += step) fn(i, n * i / blocks, n * (i + 1) / blocks);
-  };
-  const int64_t size = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
-  workers::pool().run(static_cast<int>(size), [&](int rank) { run(rank, size); });
-}
-
-// Below this many elements a thread costs more than it saves.
-constexpr int64_t kSmall = 1 << 16;
-// Blocks whose sums are kept apart: more threads than this bring nothing.
-constexpr int64_t kBlocks = 8;
-
-int fit_threads(int threads, int64_t elements) { return elements < kSmall ? 1 : threads; }
 
 void require_array(const char* name, const void* array, bool used) {
   required<char>(name, reinterpret_cast<uintptr_t>(array), used);
@@ -292,70 +278,43 @@ void py_mlp_grad_picked(const Mlp& a, uintptr_t saved, bool hidden, uintptr_t pi
   mlp_grad_picked(a, kept, hidden, picked, from, required<float>("dx", dx, a.rows > 0), threads);
 }
 
-// fn(tensor, begin, end) over all elements of several tensors, each thread on its own share.
-template <typename Fn>
-void over_elements(const std::vector<int64_t>& sizes, int threads, const Fn& fn) {
-  int64_t total = 0;
-  for (int64_t n : sizes) total += n;
-  threads = fit_threads(threads, total);
-  for_blocks(total, threads, threads, [&](int64_t, int64_t begin, int64_t end) {
-    int64_t first = 0;  // of the tensor, among all elements
-    for (size_t i = 0; i < sizes.size(); first += sizes[i++]) {
-      const int64_t from = std::max(begin - first, int64_t{0});
-      const int64_t to = std::min(end - first, sizes[i]);
-      if (from < to) fn(i, from, to);
-    }
-  });
-}
-
-// A tensor of weights, its gradient and its moments, all of n elements.
-struct AdamTensor {
-  int64_t n;
-  float* weight;
-  const float* grad;
-  float* exp_avg;
-  float* exp_avg_sq;
-};
-
 AdamTensor make_adam_tensor(int64_t n, uintptr_t weight, uintptr_t grad, uintptr_t exp_avg,
-                            uintptr_t exp_avg_sq) {
+                            uintptr_t exp_avg_sq, uintptr_t step) {
   check(n >= 0);
-  return {n, required<float>("weight", weight, n > 0), required<float>("grad", grad, n > 0),
+  return {n,
+          required<float>("weight", weight, n > 0),
+          at<float>(grad),
           required<float>("exp_avg", exp_avg, n > 0),
-          required<float>("exp_avg_sq", exp_avg_sq, n > 0)};
+          required<float>("exp_avg_sq", exp_avg_sq, n > 0),
+          required<float>("step", step)};
 }
 
-void adam(const std::vector<AdamTensor>& tensors, float step_size, float beta1, float beta2,
-          float root, float eps, int threads) {
-  std::vector<int64_t> sizes;
-  for (const auto& t : tensors) sizes.push_back(t.n);
-  const Adam step{step_size, beta1, beta2, root, eps};
-  over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
-    const AdamTensor& t = tensors[i];
-    active->adam(step, t.weight + begin, t.grad + begin, t.exp_avg + begin, t.exp_avg_sq + begin,
-                 end - begin);
-  });
+void py_adam(const std::vector<AdamTensor>& tensors, const AdamRule& rule, int threads) {
+  for (const AdamTensor& t : tensors) require_array("grad", t.grad, t.n > 0);
+  adam(tensors, rule, threads);
 }
-
-// A target and what it follows, both of n elements.
-struct LerpTensor {
-  int64_t n;
-  float* to;
-  const float* from;
-};
 
 LerpTensor make_lerp_tensor(int64_t n, uintptr_t to, uintptr_t from) {
   check(n >= 0);
   return {n, required<float>("to", to, n > 0), required<float>("from_", from, n > 0)};
 }
 
-void lerp(const std::vector<LerpTensor>& tensors, float weight, int threads) {
-  std::vector<int64_t> sizes;
-  for (const auto& t : tensors) sizes.push_back(t.n);
-  over_elements(sizes, threads, [&](size_t i, int64_t begin, int64_t end) {
-    const LerpTensor& t = tensors[i];
-    active->lerp(t.to + begin, t.from + begin, weight, end - begin);
-  });
+std::unique_ptr<TdStep> make_td_step(std::vector<MlpLayer> layers, int64_t members,
+                                     std::vector<AdamTensor> weights,
+                                     std::vector<uintptr_t> follow) {
+  check(!layers.empty() && members >= 1 && layers.back().out == 1 && !layers.back().hidden);
+  for (size_t i = 1; i < layers.size(); ++i) check(layers[i - 1].out == layers[i].in);
+  std::vector<float*> targets;
+  for (uintptr_t target : follow) targets.push_back(required<float>("follow", target));
+  return std::make_unique<TdStep>(std::move(layers), members, std::move(weights),
+                                  std::move(targets));
+}
+
+float py_td_step(TdStep& step, int64_t rows, uintptr_t x, uintptr_t target, const AdamRule& rule,
+                 float tau, int threads) {
+  check(rows >= 1);
+  return step.run(rows, required<float>("x", x), required<float>("target", target), rule, tau,
+                  threads);
 }
 
 }  // namespace
@@ -413,14 +372,22 @@ PYBIND11_MODULE(kernels, m) {
   m.def("mlp_grad_picked", &py_mlp_grad_picked, unlocked, arg("operands"), named, arg("saved"),
         arg("hidden"), arg("pick"), arg("dout"), arg("dx"), arg("threads"));
 
+  py::class_<AdamRule>(m, "AdamRule")
+      .def(py::init<double, double, double, double>(), named, arg("lr"), arg("beta1"), arg("beta2"),
+           arg("eps"));
   py::class_<AdamTensor>(m, "AdamTensor")
       .def(py::init(&make_adam_tensor), named, arg("n"), arg("weight"), arg("grad"), arg("exp_avg"),
-           arg("exp_avg_sq"));
-  m.def("adam", &adam, unlocked, arg("tensors"), named, arg("step_size"), arg("beta1"),
-        arg("beta2"), arg("root"), arg("eps"), arg("threads"));
+           arg("exp_avg_sq"), arg("step"));
+  m.def("adam", &py_adam, unlocked, arg("tensors"), arg("rule"), named, arg("threads"));
   py::class_<LerpTensor>(m, "LerpTensor")
       .def(py::init(&make_lerp_tensor), named, arg("n"), arg("to"), arg("from_"));
   m.def("lerp", &lerp, unlocked, arg("tensors"), named, arg("weight"), arg("threads"));
+
+  py::class_<TdStep>(m, "TdStep", "one step of an ensemble on its squared error, and its target's")
+      .def(py::init(&make_td_step), named, arg("layers"), arg("members"), arg("weights"),
+           arg("follow"))
+      .def("run", &py_td_step, unlocked, named, arg("rows"), arg("x"), arg("target"), arg("rule"),
+           arg("tau"), arg("threads"));
 
   m.def("isa", [] { return std::string(active->isa); }, "the instruction set in use");
   m.def("use", [](const std::string& isa) { active = &by_name(isa); }, arg("isa"));

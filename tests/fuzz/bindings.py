@@ -347,6 +347,7 @@ FIELDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "MlpLayer": (kernels.kernels.MlpLayer, kernels.LAYER),
     "AdamTensor": (kernels.kernels.AdamTensor, kernels.ADAM),
     "LerpTensor": (kernels.kernels.LerpTensor, kernels.LERP),
+    "td step": (lambda **k: kernels.td_step().run(**k), kernels.TD_STEP),
     "Network": (kernels.ebm_kernels.Network, kernels.NETWORK),
     "forward": (lambda **k: kernels.network().forward(**k), kernels.FORWARD),
     "backward": (lambda **k: kernels.network().backward(**k), kernels.BACKWARD),

@@ -58,7 +58,7 @@ for what, call, argument in (
     print(what, flush=True)
     refused(what, call, argument)
 try:
-    kernels.adam([None], step_size=1, beta1=0, beta2=0, root=1, eps=1, threads=1)
+    kernels.adam([None], kernels.AdamRule(lr=1, beta1=0, beta2=0, eps=1), threads=1)
 except TypeError:
     print("refused", count)
 """
@@ -99,7 +99,9 @@ LAYER = dict(
     inputs=8, outputs=8, w=AT, transposed=False, bias=AT, bias_per_unit=True, gamma=AT, beta=AT,
     eps=1e-5, keep=0, scale=1.0, seed=0, hidden=True,
 )  # fmt: skip
-ADAM = dict(n=8, weight=AT, grad=AT, exp_avg=AT, exp_avg_sq=AT)
+ADAM = dict(n=8, weight=AT, grad=AT, exp_avg=AT, exp_avg_sq=AT, step=AT)
+RULE = kernels.AdamRule(lr=1, beta1=0, beta2=0, eps=1)
+TD_STEP = dict(rows=2, x=AT, target=AT, rule=RULE, tau=0.1, threads=1)
 LERP = dict(n=8, to=AT, from_=AT)
 GRAD = dict(saved=AT, hidden=True, dout=AT, dx=AT, threads=1)
 PICKED = dict(saved=AT, hidden=False, pick=AT, dout=AT, dx=AT, threads=1)
@@ -116,6 +118,16 @@ BACKWARD = dict(
 
 def mlp(x: int = AT) -> kernels.Mlp:
     return kernels.Mlp(rows=2, x=x, members=[0], layers=[kernels.MlpLayer(**LAYER)])
+
+
+def adam(grad: int) -> None:
+    kernels.adam([kernels.AdamTensor(**ADAM | dict(grad=grad))], RULE, threads=1)
+
+
+def td_step(follow: int = AT) -> kernels.TdStep:
+    layer = kernels.MlpLayer(**LAYER | dict(outputs=1, bias=0, gamma=0, hidden=False))
+    weights = [kernels.AdamTensor(**ADAM)]
+    return kernels.TdStep(layers=[layer], members=1, weights=weights, follow=[follow])
 
 
 def network() -> ebm_kernels.Network:
@@ -147,7 +159,13 @@ NULLS = {
     "mlp out": (lambda **k: kernels.mlp(mlp(), saved=0, hidden=False, threads=1, **k), "out"),
     "mlp grad": (lambda **k: kernels.mlp_grad(mlp(), layers=[], **GRAD | k), "saved dout"),
     "picked": (lambda **k: kernels.mlp_grad_picked(mlp(), **PICKED | k), "saved pick dout dx"),
-    "adam": (lambda **k: kernels.AdamTensor(**ADAM | k), "weight grad exp_avg exp_avg_sq"),
+    "adam": (lambda **k: kernels.AdamTensor(**ADAM | k), "weight exp_avg exp_avg_sq step"),
+    "adam grad": (adam, "grad"),
+    "td weights": (td_step, "follow"),
+    "td step": (
+        lambda **k: td_step().run(**TD_STEP | k),
+        "x target",
+    ),
     "lerp": (lambda **k: kernels.LerpTensor(**LERP | k), "to from_"),
     "network": (
         lambda **k: ebm_kernels.Network(**NETWORK | k),
@@ -179,12 +197,20 @@ def test_null_addresses_are_type_errors(name: str) -> None:
             call(**{field: 0})
 
 
+def test_a_step_needs_weights_that_match_its_layers() -> None:
+    layer = kernels.MlpLayer(**LAYER | dict(outputs=1, gamma=0, hidden=False))
+    tensor = kernels.AdamTensor(**ADAM)
+    for weights in ([], [tensor], [tensor, tensor], [tensor] * 3):
+        with pytest.raises(ValueError, match="weights do not match the layers"):
+            kernels.TdStep(layers=[layer], members=1, weights=weights, follow=[AT] * len(weights))
+
+
 def test_arrays_without_elements_may_be_null() -> None:
     kernels.norm_relu(kernels.NormRelu(**NORM | dict(rows=0, x=0, stats=0)), y=0, threads=1)
     kernels.spatial(
         kernels.Spatial(**SPATIAL | dict(batch=0, shared=0, action=0, stats=0)), out=0, threads=1
     )
-    tensors = [kernels.AdamTensor(n=0, weight=0, grad=0, exp_avg=0, exp_avg_sq=0)]
-    kernels.adam(tensors, step_size=1, beta1=0, beta2=0, root=1, eps=1, threads=1)
+    none = dict(n=0, weight=0, grad=0, exp_avg=0, exp_avg_sq=0)
+    kernels.adam([kernels.AdamTensor(**ADAM | none)], RULE, threads=1)
     kernels.lerp([kernels.LerpTensor(n=0, to=0, from_=0)], weight=0.5, threads=1)
     assert torch.zeros(0).data_ptr() == 0 and np.isfinite(ROOM).all()

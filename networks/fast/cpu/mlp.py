@@ -65,6 +65,10 @@ def _outputs(
     return outputs if fits else 0
 
 
+# All but the dropout of a layer, as the first arguments of `named`.
+Described = tuple[tuple[int, ...], torch.Size, int, float, bool]
+
+
 class _Plan:
     """What a call needs in addition to tensors: the perceptrons in the kernels' form."""
 
@@ -92,17 +96,22 @@ class _Plan:
         return out, saved
 
 
-def _operands(layer: Layer) -> Any:
+def described(layer: Layer) -> Described:
+    """All but the dropout of a layer, as the first arguments of :func:`named`."""
     where = tuple([0 if t is None else t.data_ptr() for t in layer.params])
     bias = layer.params[1]
     per_member = 0 if bias is None else bias.size(-1)
     eps = 0.0 if layer.norm is None else layer.norm.eps
+    return where, layer.weight.shape, per_member, eps, layer.hidden
+
+
+def _operands(layer: Layer) -> Any:
     if layer.p:  # each call has its own seed
-        return _named(where, layer.weight.shape, per_member, eps, layer.hidden, drop_args(layer.p))
-    return _known(where, layer.weight.shape, per_member, eps, layer.hidden)
+        return named(*described(layer), drop=drop_args(layer.p))
+    return _known(*described(layer))
 
 
-def _named(
+def named(
     where: tuple[int, ...],
     shape: torch.Size,
     per_member: int,
@@ -136,7 +145,7 @@ def _named(
 
 # Describing the operands of a small layer takes longer than computing it. The key contains all of
 # the description, so that weights which are moved, replaced or freed are never mistaken for others.
-_known = lru_cache(maxsize=1024)(_named)
+_known = lru_cache(maxsize=1024)(named)
 
 
 class _Mlp(torch.autograd.Function):

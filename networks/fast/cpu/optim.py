@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,25 +12,33 @@ from networks.fast.cpu import module
 from networks.fast.cpu.module import loaded as kernels
 from networks.fast.process import threads
 
-Row = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+State = dict[str, torch.Tensor]
+Row = tuple[torch.Tensor, torch.Tensor, State]
+
+
+def state_fits(p: torch.Tensor, state: State) -> bool:
+    """Whether torch has made the state of this parameter, in the form that the kernel knows."""
+    if not state or not p.is_contiguous():  # torch creates it in its own form
+        return False
+    return module.fits(p, state["step"])
 
 
 def takes_adam(group: dict[str, Any], rows: Sequence[Row]) -> bool:
-    """State in torch's form, one step count for all, contiguous float32 on the CPU."""
-    for p, grad, state in rows:
-        if not state:  # torch creates it in its own form
-            return False
-        if not module.fits(p, grad) or not (p.is_contiguous() and grad.is_contiguous()):
-            return False
-    return len({state["step"].item() for *_, state in rows}) <= 1
+    """State in torch's form, contiguous float32 on the CPU."""
+    return all(
+        state_fits(p, state) and module.fits(grad) and grad.is_contiguous()
+        for p, grad, state in rows
+    )
+
+
+def rule_of(group: dict[str, Any]) -> Any:
+    """A group's settings in the kernel's form."""
+    beta1, beta2 = group["betas"]
+    return kernels().AdamRule(lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"])
 
 
 def adam(group: dict[str, Any], rows: Sequence[Row]) -> None:
     """One step of Adam on parameters, their gradients and their torch.optim.Adam state."""
-    if not rows:
-        return
-    torch._foreach_add_([state["step"] for *_, state in rows], 1)
-    t, (beta1, beta2) = rows[0][2]["step"].item(), group["betas"]
     tensors = [
         kernels().AdamTensor(
             n=p.numel(),
@@ -39,18 +46,11 @@ def adam(group: dict[str, Any], rows: Sequence[Row]) -> None:
             grad=g.data_ptr(),
             exp_avg=state["exp_avg"].data_ptr(),
             exp_avg_sq=state["exp_avg_sq"].data_ptr(),
+            step=state["step"].data_ptr(),
         )
         for p, g, state in rows
     ]
-    kernels().adam(
-        tensors,
-        step_size=group["lr"] / (1 - beta1**t),
-        beta1=beta1,
-        beta2=beta2,
-        root=math.sqrt(1 - beta2**t),
-        eps=group["eps"],
-        threads=threads(),
-    )
+    kernels().adam(tensors, rule_of(group), threads=threads())
     increment_version([p for p, *_ in rows])
 
 
