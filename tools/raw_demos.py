@@ -8,6 +8,7 @@ observations and rewards, and actions that do not lead from one state to the nex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from bc.loader import DatasetError, DemoFile
 from common_utils.demo_file import Recording
 from common_utils.env_args import arm_controller, version_numbers
+from common_utils.errors import shortened
 from common_utils.progress import console
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
@@ -125,7 +127,11 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
         actions = actions.clip(-1, 1)
     xml = file.text(name, "model_file")
     if "<" not in xml:
-        xml = ""
+        if xml.strip() and not re.fullmatch(r"[^\n]{1,300}\.xml", xml.strip()):
+            raise file.error(
+                name, "model_file", f"is '{shortened(xml)}', expected a model in MuJoCo's XML"
+            )
+        xml = ""  # no model, or the name of a file, as the first versions recorded
         notes.append("the model is not in the file: objects have the simulation's sizes")
     obs = {
         key: file.numbers(name, f"obs/{key}", 2)
@@ -142,6 +148,20 @@ def read_demo(file: DemoFile, name: str, source: Source) -> RawDemo:
         xml,
         tuple(notes),
     )
+
+
+def adopt(file: DemoFile, scene: RecordedScene, demo: RawDemo) -> tuple[list[str], list[str]]:
+    """``RecordedScene.adopt`` of a demonstration's model, or the simulation's own without one.
+
+    Raises DatasetError for a model that is refused.
+    """
+    if not demo.model_xml:
+        scene.reset()
+        return [], []
+    try:
+        return scene.adopt(demo.model_xml)
+    except EnvError as error:
+        raise file.error(demo.name, "model_file", str(error)) from error
 
 
 def print_each_note(notes: Mapping[str, Sequence[str]]) -> None:
@@ -223,7 +243,7 @@ class Replayer:
     def replay(self, name: str) -> tuple[RawDemo, Recording, dict[str, Any]]:
         """The demonstration, its new recording, and the attributes to store."""
         demo = read_demo(self._file, name, self.source)
-        taken, differences = self._adopt(demo)
+        taken, differences = adopt(self._file, self.scene, demo)
         notes = [*demo.notes, *differences]
         sim = self.env.sim
         if self.source.delta and self.source.world_frame:
@@ -249,15 +269,6 @@ class Replayer:
             "notes": notes,
         }
         return demo, recording, attrs
-
-    def _adopt(self, demo: RawDemo) -> tuple[list[str], list[str]]:
-        if not demo.model_xml:
-            self.scene.reset()
-            return [], []
-        try:
-            return self.scene.adopt(demo.model_xml)
-        except EnvError as error:
-            raise self._file.error(demo.name, "model_file", str(error)) from error
 
     def _observe(self, demo: RawDemo) -> tuple[Recording, np.ndarray]:
         """Observations in the recorded states; rewards [T] of the states that follow, both

@@ -43,24 +43,29 @@ from env.robosuite.replay import (
     to_base_frame,
 )
 from env.robosuite.sim import make_sim, reset_sim, step_sim
-from tools.raw_demos import RawDemo, Source, print_each_note, read_demo, read_source
+from tools.raw_demos import RawDemo, Source, adopt, print_each_note, read_demo, read_source
 from tools.recording import disk_reported
 
 
 class Converter:
     """Absolute actions of one file's demonstrations."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, file: DemoFile, source: Source) -> None:
+        self.source, self._file = source, file
         self._env = make_sim(source.task)
         reset_sim(self._env, 0)
         self._scene = RecordedScene(self._env)
 
-    def absolute(self, demo: RawDemo) -> np.ndarray:
-        """float64 [T, A]: the poses that the demonstration's relative actions command."""
-        self._scene.reset()
-        if demo.model_xml:
-            self._scene.adopt(demo.model_xml)
+    def absolute(self, demo: RawDemo) -> tuple[np.ndarray, list[str]]:
+        """float64 [T, A]: the poses that the demonstration's relative actions command; and
+        sentences about what of its model is not taken over. Raises DatasetError."""
+        _, differences = adopt(self._file, self._scene, demo)
+        try:
+            return self._poses(demo), differences
+        except EnvError as error:
+            raise self._file.error(demo.name, "states", str(error)) from error
+
+    def _poses(self, demo: RawDemo) -> np.ndarray:
         env, out = self._env, []
         restore_state(env, demo.states[0])
         goals = hand_rotations(env) if self.source.keeps_rotation else None
@@ -92,8 +97,8 @@ def continuous_rotations(actions: np.ndarray, arms: int) -> np.ndarray:
 class Reporter:
     """Plays actions from a recording's first state and compares with the recorded path."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, file: DemoFile, source: Source) -> None:
+        self.source, self._file = source, file
         self._envs = {
             kind: make_sim(source.task, delta=kind == "relative")
             for kind in ("relative", "absolute")
@@ -110,9 +115,7 @@ class Reporter:
         out: dict[str, Any] = {"name": demo.name, "steps": len(relative)}
         for kind, actions in (("relative", relative), ("absolute", absolute)):
             env, scene = self._envs[kind], self._scenes[kind]
-            scene.reset()
-            if demo.model_xml:
-                scene.adopt(demo.model_xml)
+            adopt(self._file, scene, demo)
             path = self._path(env, demo.states)
             success, errors = self._play(env, demo.states, actions, path)
             out[kind] = {
@@ -178,8 +181,8 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         names = file.names if num < 0 else file.names[:num]
         for note in source.notes:
             console().print(f"note: {note}", soft_wrap=True, markup=False)
-        converter = Converter(source)
-        reporter = Reporter(source) if with_report else None
+        converter = Converter(file, source)
+        reporter = Reporter(file, source) if with_report else None
         env_args = absolute_env_args(file.env_args)
         with (
             disk_reported(output),
@@ -191,12 +194,9 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
                     out.data.attrs[key] = value
             for done, name in enumerate(names):
                 demo = read_demo(file, name, source)
-                for note in demo.notes:
+                absolute, differences = converter.absolute(demo)
+                for note in [*demo.notes, *differences]:
                     notes.setdefault(note, []).append(name)
-                try:
-                    absolute = converter.absolute(demo)
-                except EnvError as error:
-                    raise file.error(name, "states", str(error)) from error
                 file.check_all(name)
                 copy = out.copy(file.group(name), name, expand_soft=True, expand_external=True)
                 copy.move("actions", "actions_delta")

@@ -4,7 +4,7 @@ Only sizes and positions of bodies, and positions of cameras, are read. No file 
 names (meshes and textures among its assets) is opened. Everything that could make MuJoCo or the
 parser do more than this is refused: includes and other models, elements that generate others
 (composite, flexcomp, replicate), plugins, entities, files named in the scene, and more or deeper
-elements than a scene has.
+elements than a scene has. So is what MuJoCo would read in another way, or not at all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
+from common_utils.errors import shortened
 from env.core import EnvError
 
 Element = ElementTree.Element
@@ -26,7 +27,7 @@ MAX_DEPTH = 100
 # numbers of a scene are metres, kilograms, or components of quaternions
 MAX_NUMBER = 1e6
 REFUSED = {
-    *("include", "attach", "replicate", "composite", "flexcomp"),
+    *("include", "model", "attach", "replicate", "composite", "flexcomp"),
     *("flex", "skin", "deformable", "plugin", "extension"),
 }
 SHAPES = ("box", "sphere", "capsule", "cylinder", "ellipsoid")
@@ -60,24 +61,41 @@ def recorded_world(xml: str) -> Element:
         raise EnvError(f"the recorded model has more than {MAX_TAGS:,} tags")
     try:
         root = ElementTree.fromstring(xml)
+    except UnicodeEncodeError:  # h5py's escapes for bytes that are not UTF-8
+        raise EnvError("the recorded model is not UTF-8 text") from None
     except (ElementTree.ParseError, ValueError) as error:
         raise EnvError(f"the recorded model is not XML: {error}") from error
     _check(root)
-    world = root.find("worldbody")
-    if world is None:
-        raise EnvError("the recorded model has no worldbody")
-    bodies: set[str] = set()
+    world = _only_world(root)
+    bodies = {"world"}  # MuJoCo's name of the world itself
     for element in world.iter():
         name = element.get("name", "")
         if "file" in element.attrib:
-            raise EnvError(
-                f"the recorded model's {element.tag} '{name[:60]}' names a file, which is refused"
-            )
+            raise EnvError(f"the recorded {_called(element)} names a file, which is refused")
         if element.tag == "body" and name:
             if name in bodies:
                 raise EnvError(f"the recorded model has two bodies of the name '{name[:60]}'")
             bodies.add(name)
     return world
+
+
+def _only_world(root: Element) -> Element:
+    if root.tag != "mujoco":
+        raise EnvError(f"the recorded model is a '{shortened(root.tag)}', expected a 'mujoco'")
+    worlds = root.findall("worldbody")
+    if len(worlds) != 1:
+        raise EnvError(f"the recorded model has {len(worlds) or 'no'} worldbody, expected one")
+    for compiler in root.iter("compiler"):
+        if (frame := compiler.get("coordinate", "local")) != "local":
+            raise EnvError(
+                f"the recorded model has coordinate '{shortened(frame)}', expected 'local'"
+            )
+    return worlds[0]
+
+
+def _called(element: Element) -> str:
+    """An element's kind and name, for messages."""
+    return f"{shortened(element.tag)} '{shortened(element.get('name', ''))}'"
 
 
 def _check(root: Element) -> None:
@@ -90,12 +108,9 @@ def _check(root: Element) -> None:
                 f"the recorded model has more than {MAX_ELEMENTS:,} elements or {MAX_DEPTH} levels"
             )
         for element in level:
-            if element.tag in REFUSED:
-                raise EnvError(f"the recorded model holds '{element.tag}', which is refused")
+            if (tag := element.tag.rpartition("}")[2].lower()) in REFUSED:
+                raise EnvError(f"the recorded model holds '{tag}', which is refused")
         level = [child for element in level for child in element]
-    asset = root.find("asset")
-    if asset is not None and asset.find("model") is not None:
-        raise EnvError("the recorded model holds another model ('asset/model'), which is refused")
 
 
 def shape_of(body: Element) -> Element:
@@ -110,7 +125,7 @@ def shape_of(body: Element) -> Element:
         elif child.tag in TAKEN:
             ElementTree.SubElement(out, child.tag, _taken(child))
         elif child.tag not in ("site", "camera", "light"):  # these have no mass
-            raise EnvError(f"the recorded body '{body.get('name')}' holds '{child.tag}'")
+            raise EnvError(f"the recorded {_called(body)} holds '{shortened(child.tag)}'")
     return out
 
 
@@ -121,7 +136,7 @@ def _taken(element: Element) -> dict[str, str]:
             continue
         if key not in TAKEN[element.tag]:
             raise EnvError(
-                f"the recorded {element.tag} '{element.get('name', '')}' has '{key}', expected "
+                f"the recorded {_called(element)} has '{shortened(key)}', expected "
                 f"{', '.join(TAKEN[element.tag])}"
             )
         if key not in WORDS:
@@ -129,7 +144,7 @@ def _taken(element: Element) -> dict[str, str]:
         taken[key] = value
     if element.tag == "geom" and taken.get("type", "sphere") not in SHAPES:
         raise EnvError(
-            f"the recorded geom '{element.get('name', '')}' is of type '{taken['type']}', expected "
+            f"the recorded {_called(element)} is of type '{shortened(taken['type'])}', expected "
             f"one of {', '.join(SHAPES)}"
         )
     return taken
@@ -139,8 +154,11 @@ def numbers(text: str, count: int = 0) -> np.ndarray:
     """``count`` numbers (0: any) in ``text``, float64. Raises EnvError for anything else."""
     try:
         values = [float(x) for x in text.split()]
-    except ValueError as error:
-        raise EnvError(f"the recorded model has '{text[:60]}', expected numbers") from error
+    except ValueError:
+        values = []
+    # python alone reads 1_000 and the digits of other scripts
+    if not values or not text.isascii() or "_" in text:
+        raise EnvError(f"the recorded model has '{text[:60]}', expected numbers")
     if not all(math.isfinite(v) and abs(v) <= MAX_NUMBER for v in values):
         raise EnvError(f"the recorded model has '{text[:60]}', expected finite numbers")
     if count and len(values) != count:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.errors import shortened
 from env.core import EnvError
 from env.robosuite.obs import ARM
 from env.robosuite.recorded_model import numbers, recorded_world, shape_of
@@ -200,7 +201,8 @@ class RecordedScene:
         try:
             copy_shape(self._env.sim, compiled(shape), name)
         except (ValueError, RuntimeError, KeyError) as error:
-            raise EnvError(f"the recorded body '{name}' does not compile: {error}") from error
+            said = shortened(str(error), 200)  # MuJoCo's messages have several lines
+            raise EnvError(f"the recorded body '{name}' does not compile: {said}") from error
         if np.abs(self._model.geom_size - before).max() > TOLERANCE:
             taken.append(name)
 

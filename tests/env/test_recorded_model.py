@@ -52,7 +52,7 @@ def give(key: str, value: str) -> Any:
 HOSTILE = {
     "include": (put("root", '<include file="/etc/passwd"/>'), "holds 'include'"),
     "include in a body": (put("cube", '<include file="other.xml"/>'), "holds 'include'"),
-    "another model": (put("asset", '<model name="m" file="other.xml"/>'), "holds another model"),
+    "another model": (put("asset", '<model name="m" file="other.xml"/>'), "holds 'model'"),
     "attach": (put("world", '<attach model="m" prefix="a"/>'), "holds 'attach'"),
     "composite": (
         put("cube", '<composite type="cable" count="999999 1 1" prefix="c"/>'),
@@ -125,7 +125,7 @@ BOMB = "<!DOCTYPE m [" + "".join(
         ("<a>" + "<b/>" * 500_000 + "</a>", "more than 60,000 tags"),
         ("<a>" + "<b/>" * 30_000 + "</a>", "more than 20,000 elements"),
         ("<mujoco/>", "has no worldbody"),
-        ("\ud800<mujoco/>", "is not XML"),
+        ("\ud800<mujoco/>", "is not UTF-8 text"),
     ],
     ids=["entities", "external", "long", "torn", "deep", "tags", "wide", "empty", "surrogate"],
 )

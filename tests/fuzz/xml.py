@@ -55,13 +55,13 @@ def bench() -> Bench:
     reset_sim(env, 1)
     scene, model = RecordedScene(env), env.sim.model._model
     scene.adopt(xml)
-    return Bench(scene, xml, model, _fields(model))
+    return Bench(scene, xml, model, fields(model))
 
 
 prepare = bench
 
 
-def _fields(model: Any) -> dict[str, np.ndarray]:
+def fields(model: Any) -> dict[str, np.ndarray]:
     names = [k for k in dir(model) if not k.startswith(("_", "mesh_", "tex_"))]
     found = {name: getattr(model, name) for name in names}
     # meshes and textures are large, and their normals may be NaN
@@ -78,23 +78,23 @@ def trial(name: str, xml: str) -> Trial:
         finally:
             bench().scene.reset()
         bench().scene.adopt(bench().xml)
-        changed = _differences(_fields(bench().model))
+        changed = differences_of(fields(bench().model))
         return said or (f"afterwards other recordings give other {changed}" if changed else None)
 
     return Trial(name, call, refusals=(EnvError,), names=("record",))
 
 
-def _differences(fields: dict[str, np.ndarray]) -> list[str]:
+def differences_of(fields: dict[str, np.ndarray]) -> list[str]:
     adopted = bench().adopted
     return [k for k, v in fields.items() if not np.array_equal(v, adopted[k], equal_nan=True)]
 
 
 def _wrong(text: str, differences: list[str]) -> str | None:
     """What of the model is neither the simulation's own nor written in ``text``."""
-    fields = _fields(bench().model)
-    if other := [k for k in _differences(fields) if not k.startswith(MAY_CHANGE)]:
+    have = fields(bench().model)
+    if other := [k for k in differences_of(have) if not k.startswith(MAY_CHANGE)]:
         return f"{other} have changed"
-    if bad := [k for k, v in fields.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]:
+    if bad := [k for k, v in have.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]:
         return f"{bad} are not finite"
     world = ElementTree.fromstring(text).find("worldbody")
     bodies = [b for b in (world or Element("x")).iter("body") if b.get("name") == "cube_main"]

@@ -22,13 +22,20 @@ from scipy.spatial.transform import Rotation
 
 import train_bc
 from bc.dataset import DatasetConfig, DatasetError, RobomimicDataset
+from bc.loader import DemoFile
 from common_utils.env_args import arm_controller, read_env_args
 from common_utils.errors import run_program
 from common_utils.gl import best_backend
 from env.robosuite.replay import poses_asked_for, to_base_frame
 from env.robosuite.robomimic_args import OSC_POSE, robomimic_env_args
 from env.robosuite.sim import make_sim, reset_sim
-from tools import dataset_states_to_obs, generate_demos, robomimic_dataset_conversion
+from tests.fuzz.xml import bench
+from tools import (
+    dataset_states_to_obs,
+    generate_demos,
+    raw_demos,
+    robomimic_dataset_conversion,
+)
 from workspace import build_policy
 
 HUMAN = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "human_demos"
@@ -374,6 +381,53 @@ def test_both_tools_report_clipped_actions(raw, tmp_path, capsys):
     assert f"{note} [demo_1]" in capsys.readouterr().out
     assert replay(raw, tmp_path / "out", "--on_mismatch", "report") == 0
     assert f"{note} [demo_1]" in capsys.readouterr().out
+
+
+NO_MODELS = {
+    "XML": (b"<x", "the recorded model is not XML"),
+    "UTF-16": (np.bytes_("<mujoco/>".encode("utf-16-le")), "the recorded model is not XML"),
+    "bytes": (np.bytes_(b"\xff\xfe\x00\x01"), "expected a model in MuJoCo's XML"),
+    "a device": (b"/dev/zero", "is '/dev/zero', expected a model in MuJoCo's XML"),
+    "UTF-8": (b"<mujoco\xff/>", "the recorded model is not UTF-8 text"),
+    "a bomb": (b'<!DOCTYPE m [<!ENTITY a "b">]><mujoco>&a;</mujoco>', "holds '<!DOCTYPE'"),
+    "a number": (5, "expected an attribute that is text"),
+}
+
+
+def put_model(path: Path, model: object) -> None:
+    with h5py.File(path, "r+") as file:
+        attrs = file["data/demo_1"].attrs
+        del attrs["model_file"]
+        dtype = h5py.string_dtype() if type(model) is bytes else None
+        attrs.create("model_file", model, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", NO_MODELS)
+def test_a_bad_model_is_named(raw, name):
+    model, message = NO_MODELS[name]
+    put_model(raw, model)
+    with DemoFile(raw) as file, pytest.raises(DatasetError) as refusal:
+        demo = raw_demos.read_demo(file, "demo_1", raw_demos.read_source(file))
+        raw_demos.adopt(file, bench().scene, demo)
+    assert "raw.hdf5', demo_1, 'model_file': " in str(refusal.value)
+    assert message in str(refusal.value)
+
+
+def test_both_tools_refuse_a_bad_model(raw, tmp_path, capsys):
+    put_model(raw, b"<mujoco/>")
+    said = "raw.hdf5', demo_1, 'model_file': the recorded model has no worldbody"
+    assert to_absolute(raw, tmp_path / "abs.hdf5") == 2
+    assert said in capsys.readouterr().err
+    assert replay(raw, tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_absolute_actions_say_what_of_the_model_is_not_taken_over(raw, tmp_path, capsys):
+    with h5py.File(raw, "r+") as file:
+        attrs = file["data/demo_1"].attrs
+        attrs["model_file"] = str(attrs["model_file"]).replace('name="cube_main"', 'name="die"')
+    assert to_absolute(raw, tmp_path / "abs.hdf5") == 0
+    assert "note: the recording has no body 'cube_main'" in capsys.readouterr().out
 
 
 def test_a_dataset_is_not_replayed_onto_itself(raw, tmp_path, capsys):
