@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from bc.base import BasePolicy
-from bc.dataset import RobomimicDataset
+from bc.dataset import BcBatch, RobomimicDataset
 from common_utils import run_config
+from common_utils.ahead import Ahead
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress
 from common_utils.resources import check_fits
@@ -96,6 +97,7 @@ class Workspace(ResumableRun):
         self.scores: dict[str, float] = {}
         self.finished = False  # the last number is written
         self.pool: EvalPool | None = None
+        self.batches = Ahead[BcBatch](data, self.device)
 
     def train(self) -> None:
         """All remaining epochs."""
@@ -123,7 +125,8 @@ class Workspace(ResumableRun):
     def _train_step(self) -> None:
         cfg = self.cfg
         self.log.meters.step = self.step + 1
-        loss = self.policy.loss(self.data.sample_bc(cfg.batch_size, self.device))
+        drawn = (self.data.sample_bc, cfg.batch_size, self.device)
+        loss = self.policy.loss(self.batches.take(*drawn))
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         if cfg.grad_clip > 0:
@@ -132,6 +135,7 @@ class Workspace(ResumableRun):
         if cfg.lr_schedule != "constant":
             set_lr(self.optim, cfg.lr_at(self.step))
         self.optim.step()
+        self.batches.prepare(*drawn)
         if self.ema is not None:
             soft_update_params(list(self.policy.parameters()), list(self.ema.parameters()), cfg.ema)
         # kept on the device, read now and then

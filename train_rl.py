@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from common_utils import run_config
+from common_utils.ahead import Ahead
 from common_utils.errors import run_program
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode, schedule
@@ -37,7 +38,7 @@ from common_utils.seeding import (
     set_generator_state,
     set_global_rng_state,
 )
-from common_utils.specs import BC_ACTION, Obs
+from common_utils.specs import BC_ACTION, Batch, Obs
 from common_utils.stopwatch import Stopwatch
 from env.core import Env
 from env.factory import env_args, make_env, recording_config
@@ -98,6 +99,8 @@ class Workspace(ResumableRun):
         self.memory = check_memory(cfg, self.env.spec, self.agent)
         saved_env_args = env_args(self.train_env_cfg) if saves else None
         self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
+
+        self.batches = Ahead[tuple[Batch, Batch | None]](self.replay, self.agent.device)
 
         self.global_step = 0
         self.train_step = 0
@@ -225,20 +228,26 @@ class Workspace(ResumableRun):
 
     def _update(self, stddev: float) -> None:
         """``num_critic_update`` updates; the actor is updated in the last."""
-        cfg = self.cfg
-        for i in range(cfg.num_critic_update):
-            update_actor = i == cfg.num_critic_update - 1
+        last = self.cfg.num_critic_update - 1
+        for i in range(last + 1):
+            update_actor = i == last
             with self.watch("sample"):
-                batch = self._sample()
-                bc_batch = None
-                if update_actor and cfg.add_bc_loss:
-                    bc_batch = self.replay.sample_bc(cfg.batch_size, self.agent.device)
+                batch, bc_batch = self.batches.take(self._draw, update_actor)
             with self.watch("update"):
                 metrics = self.agent.update(batch, stddev, update_actor, bc_batch, self.ref_agent)
+            with self.watch("sample"):
+                self.batches.prepare(self._draw, (i + 1) % (last + 1) == last)
             self.log.meters.update(metrics)
             self.train_step += update_actor
 
-    def _sample(self) -> Any:
+    def _draw(self, update_actor: bool) -> tuple[Batch, Batch | None]:
+        """The batch of one update, and RFT's demonstrations."""
+        batch = self._sample()
+        if not (update_actor and self.cfg.add_bc_loss):
+            return batch, None
+        return batch, self.replay.sample_bc(self.cfg.batch_size, self.agent.device)
+
+    def _sample(self) -> Batch:
         cfg = self.cfg
         if cfg.mix_rl_rate >= 1:
             return self.replay.sample(cfg.batch_size, self.agent.device)

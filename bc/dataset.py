@@ -79,6 +79,18 @@ class BcBatch(NamedTuple):
 
 
 @dataclass
+class SamplingMark:
+    """Where the sampling of a dataset stands."""
+
+    # numpy's generator, and as it was when the pass began
+    rng: dict[str, Any]
+    epoch_rng: dict[str, Any]
+    # in the pass, whose order follows from epoch_rng
+    position: int
+    order: np.ndarray | None = field(compare=False)
+
+
+@dataclass
 class _Column:
     """One observation key over all steps: an array, or a reader if it would not fit."""
 
@@ -342,6 +354,16 @@ class RobomimicDataset:
             num -= len(part)
             parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def mark(self) -> SamplingMark:
+        """What decides the next batches."""
+        rng = generator_state(self._rng)
+        return SamplingMark(rng, self._epoch_rng, self._position, self._order)
+
+    def rewind(self, mark: SamplingMark) -> None:
+        """Sample on as from ``mark``."""
+        set_generator_state(self._rng, mark.rng)
+        self._epoch_rng, self._position, self._order = mark.epoch_rng, mark.position, mark.order
 
     def first_samples(self, num: int, batch_size: int = 512) -> Iterator[BcBatch]:
         """``num`` shuffled steps (0, or more than there are: all) in batches, for statistics.

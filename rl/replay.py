@@ -331,6 +331,15 @@ class ReplayBuffer:
                 source.donate(torch.empty(size[1], dtype=torch.uint8, pin_memory=True).numpy())
         return split_flat(on_gpu, raw.layout)
 
+    def mark(self) -> list[tuple[int, list[int]]]:
+        """What decides the next batches: the versions of the contents, and the generators."""
+        return [core.mark() for core in self._cores().values()]
+
+    def rewind(self, mark: list[tuple[int, list[int]]]) -> None:
+        """Set the generators as they were at ``mark``; the contents stay."""
+        for core, (_, rng) in zip(self._cores().values(), mark, strict=True):
+            core.set_rng(rng)
+
     # ---------------------------------------------------------------- contents
 
     def size(self, bc: bool = False) -> int:

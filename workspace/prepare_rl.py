@@ -19,6 +19,7 @@ import torch
 
 from bc.dataset import Demo
 from bc.loader import DatasetError
+from common_utils.ahead import Ahead
 from common_utils.atomic import make_folder
 from common_utils.finite import NonFiniteError
 from common_utils.ibrl_utils import eval_mode
@@ -29,7 +30,7 @@ from common_utils.resources import Need, check_fits
 from common_utils.run_config import ConfigError
 from common_utils.saver import TopkSaver
 from common_utils.seeding import seed_for
-from common_utils.specs import BC_ACTION, EnvSpec, Obs
+from common_utils.specs import BC_ACTION, Batch, EnvSpec, Obs
 from common_utils.stacking import stack_episode
 from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
@@ -315,11 +316,14 @@ def _pretrain(run: Run) -> None:
     finish = partial(_finish_pretrain_epoch, run)
     if not run.reported:  # interrupted before the report
         run.report(finish, run.pretrain_step == total)
+    drawn = (run.replay.sample_bc, cfg.batch_size, run.agent.device)
+    batches = Ahead[Batch](run.replay, run.agent.device)
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
             run.log.meters.step = run.pretrain_step + 1
-            batch = run.replay.sample_bc(cfg.batch_size, run.agent.device)
-            run.log.meters.update(run.agent.pretrain_actor_with_bc(batch))
+            metrics = run.agent.pretrain_actor_with_bc(batches.take(*drawn))
+            batches.prepare(*drawn)
+            run.log.meters.update(metrics)
             run.pretrain_step += 1
             progress.update(run.pretrain_step)
             if run.pretrain_step % cfg.pretrain_epoch_len == 0:

@@ -138,6 +138,15 @@ struct PyReplay {
     return out;
   }
 
+  // What decides the next batch: the contents' version and the generator.
+  std::pair<uint64_t, Rng::State> mark() const {
+    return locked([](Replay& r) { return std::make_pair(r.version, r.rng.state()); });
+  }
+
+  void set_rng(const Rng::State& state) {
+    locked([&](Replay& r) { r.rng.set_state(state); });
+  }
+
   Replay::Snapshot snapshot() const {
     return locked([](Replay& r) { return r.snapshot(); });
   }
@@ -345,6 +354,8 @@ void bind_replay_methods(C& c) {
                              [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
       .def_property_readonly("action_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
+      .def("mark", null::checked(&PyReplay::mark))
+      .def("set_rng", null::checked(&PyReplay::set_rng), py::arg("state"))
       .def("meta", null::checked(&PyReplay::meta))
       .def("state_dict", null::checked(&PyReplay::state_dict))
       .def("load_state_dict", null::checked(&PyReplay::load_state_dict), py::arg("state"))

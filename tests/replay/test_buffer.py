@@ -411,15 +411,3 @@ def test_one_flat_copy_splits_into_the_same_arrays() -> None:
             np.testing.assert_array_equal(parts[group][key].numpy(), value)
     np.testing.assert_array_equal(parts["reward"]["reward"].numpy(), raw.reward)
     np.testing.assert_array_equal(parts["bootstrap"]["bootstrap"].numpy(), raw.bootstrap)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_batches_equal_cpu_batches() -> None:
-    a, b = make(prefetch=2), make()
-    drive(a, FakeTask(0), 60, draw=False)
-    drive(b, FakeTask(0), 60, draw=False)
-    for _ in range(12):
-        x, y = a.sample_rl_bc(64, 64, "cuda"), b.sample_rl_bc(64, 64)
-        assert x.reward.is_cuda
-        assert torch.equal(x.reward.cpu(), y.reward)
-        assert torch.equal(x.next_obs["cam"].cpu(), y.next_obs["cam"])
