@@ -3,13 +3,14 @@
     python -m common_utils.gl        # prints egl, osmesa or disabled
 
 A back end that imports may still fail, abort or hang when it draws, so each is tried by a
-small program with a time limit. The answer is remembered in ``.cache/gl.json`` until the GL
+small program with a time limit. The answer is remembered in the user's cache folder until the GL
 libraries change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -20,10 +21,10 @@ from pathlib import Path
 
 from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
+from common_utils.paths import cache_folder
 
 BACKENDS = ("egl", "osmesa")
 APT_LINE = "apt-get install -y libosmesa6 libegl1 libgl1"
-_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "gl.json"
 _TIMEOUT_S = 60.0
 
 _PROGRAM = """
@@ -73,21 +74,27 @@ def _fingerprint() -> str:
     return f"{sys.executable}\n{listing}"
 
 
+def _cache_file() -> Path:
+    """One for each Python: environments have different versions of mujoco."""
+    name = hashlib.sha256(sys.executable.encode()).hexdigest()[:16]
+    return cache_folder() / f"gl-{name}.json"
+
+
 def best_backend(use_cache: bool = True) -> str:
     """ "egl" where it renders, else "osmesa", else "disabled"."""
-    key = _fingerprint()
+    key, file = _fingerprint(), _cache_file()
     if use_cache:
         try:
-            cached = json.loads(_CACHE.read_text())
+            cached = json.loads(file.read_text())
             if cached["key"] == key and cached["backend"] in (*BACKENDS, "disabled"):
                 return str(cached["backend"])
         except (OSError, ValueError, KeyError):
             pass
     found = next((b for b in BACKENDS if probe(b)[0]), "disabled")
     try:
-        atomic_json({"key": key, "backend": found}, _CACHE)
+        atomic_json({"key": key, "backend": found}, file)
     except OSError:
-        pass  # a read-only checkout only costs the probe each time
+        pass  # no home folder: this only costs the probe each time
     return found
 
 

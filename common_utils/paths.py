@@ -1,10 +1,11 @@
 """Paths as people write them: with ``~`` for the home folder, or relative.
 
 A relative path in a configuration file is looked up next to that file, then in the working
-directory, then in the repository (which holds ``release/``). On the command line it is looked up in
-the working directory only. A path that is found becomes absolute, so that the configuration that a
-run saves names the same files from anywhere. A path that is not found stays as written, for the
-error message.
+directory, then in the program's folder (which holds ``release/``). On the command line it is looked
+up in the working directory only, except that ``--config_path release/cfgs/x.yaml`` names the
+program's own configuration where the working directory has no such file. A path that is found
+becomes absolute, so that the configuration that a run saves names the same files from anywhere. A
+path that is not found stays as written, for the error message.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-REPO = Path(__file__).resolve().parents[1]
+_HERE = Path(__file__).resolve().parent
+IS_CHECKOUT = (_HERE.parent / "release").is_dir()
+# the folder with release/: the checkout; in an installed copy this package (setup.py puts it here)
+REPO = _HERE.parent if IS_CHECKOUT else _HERE
+RELEASED = REPO / "release" / "cfgs"
+"""The configurations that come with the program."""
 
 
 class _Input:
@@ -110,6 +116,23 @@ def locate_input(text: str, kind: Any, folders: Sequence[Path]) -> str:
 def beside(path: str | os.PathLike[str]) -> list[Path]:
     """The folders in which files named in the configuration file ``path`` are looked up."""
     return [Path(path).absolute().parent, Path.cwd(), REPO]
+
+
+def config_file(text: str) -> str:
+    """``text``, or the program's own ``release/cfgs/...`` if the working directory lacks that.
+
+    Raises ValueError if ``~`` has no meaning.
+    """
+    path = expand_home(text)
+    if not path.startswith("release/cfgs/") or os.path.lexists(path):
+        return path
+    return locate(path, [REPO])
+
+
+def cache_folder() -> Path:
+    """The user's folder of things that are measured once per machine; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "ibrl"
 
 
 def same_input(before: str, now: str) -> bool:

@@ -37,7 +37,7 @@ from common_utils import config_kinds
 from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
 from common_utils.errors import UserError
-from common_utils.paths import beside, expand_home, is_input, locate_input
+from common_utils.paths import beside, config_file, expand_home, is_input, locate_input
 from common_utils.plain_file import read_small_text
 from common_utils.yaml_text import MAX_BYTES, parse_yaml
 
@@ -125,7 +125,7 @@ def _sources(
     if path is None:
         return given, None, {}
     try:
-        path = expand_home(path)
+        path = config_file(path)
     except ValueError as error:
         raise ConfigError(f"{CONFIG_ARG}: {error}") from None
     return given, path, read_yaml(path, CONFIG_ARG)

@@ -29,6 +29,7 @@ import train_bc
 from common_utils import run_config
 from common_utils.atomic import atomic_json, atomic_write
 from common_utils.errors import run_program
+from common_utils.paths import RELEASED
 from common_utils.progress import console
 from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
 from common_utils.run_folder import output_folder
@@ -37,7 +38,7 @@ from networks.ibc.energy import Precision
 from tools import collect_oracle
 from tools.results import earlier_results
 
-CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "ibc" / "particle"
+CFG_DIR = RELEASED / "ibc" / "particle"
 # configuration, label and colour
 POLICIES = {
     "mse": ("mlp_mse", "explicit (MSE)", "tab:orange"),

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import train_bc
 import train_rl
 from common_utils import run_config
+from common_utils.paths import RELEASED
 from env.config import EnvConfig
 from evaluate.multi_process_eval import EvalPool
 from evaluate.rollout import EvalResult
 from mw_main import generate_metaworld_dataset as demos
 from rl.agent import Agent
 
-CFG_DIR = Path(__file__).resolve().parents[1] / "release" / "cfgs" / "metaworld"
+CFG_DIR = RELEASED / "metaworld"
 EVAL_SEED = 1_000_000  # far from every seed that training or its evaluations use
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from common_utils.atomic import atomic_write
+from common_utils.paths import cache_folder
 from common_utils.resources import cpu_name
 from networks.fast import choice, onednn, plain, process
 from networks.fast.cpu import mlp, module
@@ -138,8 +138,7 @@ def cache_file() -> Path:
         "threads": torch.get_num_threads(), "kernels": module.build(),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "ibrl" / f"products-{name}.json"
+    return cache_folder() / f"products-{name}.json"
 
 
 def _read(path: Path) -> Measured | None:

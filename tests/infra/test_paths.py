@@ -15,6 +15,7 @@ from common_utils.paths import (
     REPO,
     InputFile,
     InputFiles,
+    config_file,
     expand_home_in_options,
     same_input,
     split_paths,
@@ -89,6 +90,18 @@ def test_on_the_command_line_paths_are_those_of_the_working_directory(place: Pat
     assert parsed("--policies", "no.pt+nor.pt").policies == "no.pt+nor.pt"
     (place / "home" / "c.yaml").write_text("note: ~/x\n")
     assert parsed("--config_path=~/c.yaml").note == str(place / "home" / "x")
+
+
+def test_a_released_configuration_is_found_from_any_folder(place: Path) -> None:
+    name = "release/cfgs/metaworld/quickstart_bc.yaml"
+    assert config_file(name) == str(REPO / name)
+    assert config_file("~/x.yaml") == str(place / "home" / "x.yaml")
+    # a file of one's own comes first, and a name that nobody has stays as it is
+    touch(place / "cwd" / name)
+    assert config_file(name) == name
+    assert config_file("release/cfgs/none.yaml") == "release/cfgs/none.yaml"
+    with pytest.raises(run_config.ConfigError, match="cannot read 'release/cfgs/none.yaml'"):
+        run_config.parse_args(Config, ["--config_path", "release/cfgs/none.yaml"])
 
 
 def test_what_is_written_down_is_read_again_from_anywhere(
