@@ -14,16 +14,10 @@ static_assert(kKC * (kNC + kNR) + (kMC + 2 * kMR) * kQC <= kGemmScratch, "scratc
 
 typedef float Vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 
-// c[R, kNR] = (c +) a b over kc; a[k * a_k + i * a_i], b row k at b + k * ldb. Of packed blocks
-// the strides are known when this is compiled.
-template <int R, bool kPacked>
-__attribute__((noinline)) void tile(int64_t kc, const float* a, int64_t a_i, int64_t a_k,
-                                    const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  if (kPacked) {
-    a_i = 1;
-    a_k = kMR;
-    ldb = kNR;
-  }
+// c[R, kNR] = (c +) a b over kc, of packed panels: a [kc, kMR], b [kc, kNR].
+template <int R>
+__attribute__((noinline)) void tile(int64_t kc, const float* a, const float* b, float* c,
+                                    int64_t ldc, bool add) {
   Vec sum[R][kNV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -37,10 +31,10 @@ __attribute__((noinline)) void tile(int64_t kc, const float* a, int64_t a_i, int
   for (int64_t k = 0; k < kc; ++k) {
     Vec row[kNV];
 #pragma GCC unroll 4
-    for (int j = 0; j < kNV; ++j) row[j] = *reinterpret_cast<const Vec*>(b + k * ldb + j * kVL);
+    for (int j = 0; j < kNV; ++j) row[j] = *reinterpret_cast<const Vec*>(b + k * kNR + j * kVL);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const float s = a[k * a_k + i * a_i];
+      const float s = a[k * kMR + i];
 #pragma GCC unroll 4
       for (int j = 0; j < kNV; ++j) sum[i][j] += s * row[j];
     }
@@ -56,22 +50,21 @@ __attribute__((noinline)) void tile(int64_t kc, const float* a, int64_t a_i, int
 }
 
 // A tile of r <= kMR rows.
-template <int R, bool kPacked>
-inline void tile_of(int64_t r, int64_t kc, const float* a, int64_t a_i, int64_t a_k, const float* b,
-                    int64_t ldb, float* c, int64_t ldc, bool add) {
+template <int R>
+inline void tile_of(int64_t r, int64_t kc, const float* a, const float* b, float* c, int64_t ldc,
+                    bool add) {
   if constexpr (R > 0) {
-    if (r == R) return tile<R, kPacked>(kc, a, a_i, a_k, b, ldb, c, ldc, add);
-    tile_of<R - 1, kPacked>(r, kc, a, a_i, a_k, b, ldb, c, ldc, add);
+    if (r == R) return tile<R>(kc, a, b, c, ldc, add);
+    tile_of<R - 1>(r, kc, a, b, c, ldc, add);
   }
 }
 
-// The same with only n <= kNR columns of c to be written; b has kNR readable columns.
-template <bool kPacked>
-inline void edge_tile(int64_t r, int64_t n, int64_t kc, const float* a, int64_t a_i, int64_t a_k,
-                      const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  if (n == kNR) return tile_of<kMR, kPacked>(r, kc, a, a_i, a_k, b, ldb, c, ldc, add);
+// The same with only n <= kNR columns of c to be written.
+inline void edge_tile(int64_t r, int64_t n, int64_t kc, const float* a, const float* b, float* c,
+                      int64_t ldc, bool add) {
+  if (n == kNR) return tile_of<kMR>(r, kc, a, b, c, ldc, add);
   float part[kMR * kNR];
-  tile_of<kMR, kPacked>(r, kc, a, a_i, a_k, b, ldb, part, kNR, false);
+  tile_of<kMR>(r, kc, a, b, part, kNR, false);
   for (int64_t i = 0; i < r; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       c[i * ldc + j] = add ? c[i * ldc + j] + part[i * kNR + j] : part[i * kNR + j];
@@ -151,36 +144,82 @@ void pack_block(const Gemm& g, int64_t j0, int64_t nc, int64_t k, int64_t kc, fl
   }
 }
 
-// A few rows: b is used in place: packing it would cost more than the product.
-void gemm_few(const Gemm& g, float* scratch) {
+constexpr int kFew = 4;              // rows that are not worth packing b
+constexpr int64_t kFewWidth = 1024;  // columns whose sums and rows of b stay in the first cache
+
+// sum[i, j] += a[i, 0] b[0, j] + ... + a[i, kRows - 1] b[kRows - 1, j], in this order, i < kM
+template <int kM, int kRows>
+void add_rows(const float* a, int64_t a_i, int64_t a_k, const float* b, int64_t ldb, int64_t n,
+              float* sum) {
+  float s[kM][kRows];
+  for (int i = 0; i < kM; ++i) {
+    for (int k = 0; k < kRows; ++k) s[i][k] = a[i * a_i + k * a_k];
+  }
+  int64_t j = 0;
+  for (; j + kVL <= n; j += kVL) {
+    Vec row[kRows];
+#pragma GCC unroll 8
+    for (int k = 0; k < kRows; ++k) row[k] = *reinterpret_cast<const Vec*>(b + k * ldb + j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kM; ++i) {
+      Vec* const to = reinterpret_cast<Vec*>(sum + i * kFewWidth + j);
+      Vec total = *to;
+#pragma GCC unroll 8
+      for (int k = 0; k < kRows; ++k) total += s[i][k] * row[k];
+      *to = total;
+    }
+  }
+  for (; j < n; ++j) {
+    for (int i = 0; i < kM; ++i) {
+      for (int k = 0; k < kRows; ++k) sum[i * kFewWidth + j] += s[i][k] * b[k * ldb + j];
+    }
+  }
+}
+
+// The same with m <= kM rows of a, and all k rows of b.
+template <int kM>
+void add_all(const Gemm& g, int64_t j0, int64_t n, float* sum) {
+  if constexpr (kM > 0) {
+    if (g.m < kM) return add_all<kM - 1>(g, j0, n, sum);
+    constexpr int kRows = 8;
+    const int64_t a_i = g.ta ? 1 : g.lda, a_k = g.ta ? g.lda : 1, whole = g.k / kRows * kRows;
+    for (int64_t k = 0; k < whole; k += kRows) {
+      add_rows<kM, kRows>(g.a + k * a_k, a_i, a_k, g.b + k * g.ldb + j0, g.ldb, n, sum);
+    }
+    for (int64_t k = whole; k < g.k; ++k) {
+      add_rows<kM, 1>(g.a + k * a_k, a_i, a_k, g.b + k * g.ldb + j0, g.ldb, n, sum);
+    }
+  }
+}
+
+// A few rows of a: the time goes into reading b from memory, once and from end to end. (Columns of
+// b, a panel at a time, would be read with a jump per row.)
+void gemm_few(const Gemm& g, float* sum) {
+  const int64_t a_i = g.ta ? 1 : g.lda, a_k = g.ta ? g.lda : 1;
   if (g.tb) {
-    for (int64_t i = 0; i < g.m; ++i) {
-      for (int64_t j = 0; j < g.n; ++j) {
-        const float* b = g.b + j * g.ldb;
-        float sum = 0.0f;
+    for (int64_t j = 0; j < g.n; ++j) {
+      const float* b = g.b + j * g.ldb;
+      for (int64_t i = 0; i < g.m; ++i) {
+        const float* a = g.a + i * a_i;
+        float total = 0.0f;
         if (g.ta) {
-          for (int64_t k = 0; k < g.k; ++k) sum += g.a[k * g.lda + i] * b[k];
+          for (int64_t k = 0; k < g.k; ++k) total += a[k * a_k] * b[k];
         } else {
-          const float* a = g.a + i * g.lda;
-          SIMD_SUM(sum) for (int64_t k = 0; k < g.k; ++k) sum += a[k] * b[k];
+          SIMD_SUM(total) for (int64_t k = 0; k < g.k; ++k) total += a[k] * b[k];
         }
-        g.c[i * g.ldc + j] = g.add ? g.c[i * g.ldc + j] + sum : sum;
+        g.c[i * g.ldc + j] = g.add ? g.c[i * g.ldc + j] + total : total;
       }
     }
     return;
   }
-  const int64_t a_i = g.ta ? 1 : g.lda, a_k = g.ta ? g.lda : 1;
-  for (int64_t j = 0; j < g.n; j += kNR) {
-    const int64_t n = g.n - j < kNR ? g.n - j : kNR;
-    if (n == kNR) {
-      edge_tile<false>(g.m, n, g.k, g.a, a_i, a_k, g.b + j, g.ldb, g.c + j, g.ldc, g.add);
-      continue;
-    }
-    for (int64_t k = 0; k < g.k; k += kKC) {
-      const int64_t kc = g.k - k < kKC ? g.k - k : kKC;
-      pack_b(g, j, n, k, kc, scratch);
-      edge_tile<false>(g.m, n, kc, g.a + k * a_k, a_i, a_k, scratch, kNR, g.c + j, g.ldc,
-                       g.add || k > 0);
+  for (int64_t j0 = 0; j0 < g.n; j0 += kFewWidth) {
+    const int64_t n = g.n - j0 < kFewWidth ? g.n - j0 : kFewWidth;
+    __builtin_memset(sum, 0, g.m * kFewWidth * sizeof(float));
+    add_all<kFew>(g, j0, n, sum);
+    for (int64_t i = 0; i < g.m; ++i) {
+      float* c = g.c + i * g.ldc + j0;
+      const float* from = sum + i * kFewWidth;
+      for (int64_t j = 0; j < n; ++j) c[j] = g.add ? c[j] + from[j] : from[j];
     }
   }
 }
@@ -197,7 +236,7 @@ void pack_a(const Gemm& g, int64_t i0, int64_t rows, int64_t k0, int64_t kc, flo
 }
 
 void gemm(const Gemm& g, float* scratch) {
-  if (g.m <= 4 && g.m <= kMR) return gemm_few(g, scratch);
+  if (g.m <= kFew) return gemm_few(g, scratch);
   float* const packed_b = scratch;
   float* const packed_a = scratch + kKC * (kNC + kNR);
   const int64_t a_blocks = (g.m + kMC - 1) / kMC;
@@ -220,8 +259,8 @@ void gemm(const Gemm& g, float* scratch) {
             const int64_t n = nc - j < kNR ? nc - j : kNR;
             for (int64_t i = 0; i < rows; i += kMR) {
               const int64_t r = rows - i < kMR ? rows - i : kMR;
-              edge_tile<true>(r, n, kc, panels + i * kc, 1, kMR, packed_b + j * kc, kNR,
-                              g.c + (i0 + i) * g.ldc + j0 + j, g.ldc, add);
+              edge_tile(r, n, kc, panels + i * kc, packed_b + j * kc,
+                        g.c + (i0 + i) * g.ldc + j0 + j, g.ldc, add);
             }
           }
         }

@@ -29,8 +29,6 @@ def takes_perceptron(
         return False
     if not (module.fits(x) and module.has_gemm()):
         return False
-    if choice.perceptron(layers[0].sizes[1]) != "kernels":
-        return False
     num, inputs = layers[0].num, x.size(1)
     if members is not None and not all(0 <= m < num for m in members):
         return False
@@ -43,7 +41,7 @@ def takes_perceptron(
         for t in layer.params:
             if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
                 return False
-    return True
+    return choice.perceptron(layers[0].sizes[1]) == "kernels"
 
 
 @lru_cache(maxsize=1024)  # looking at shapes takes longer than a small layer
