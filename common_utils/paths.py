@@ -136,7 +136,11 @@ def cache_folder() -> Path:
 
 
 def same_input(before: str, now: str) -> bool:
-    """Whether both name the same file or, if ``before`` is gone, a file of the same name."""
+    """Whether both name the same file or, if ``before`` is gone, a file of the same name. A file
+    that is gone is the same by the same path, absolute in ``before``; ``now`` may be several.
+    """
+    if "+".join(map(os.path.abspath, split_paths(now))) == before:
+        return True
     if not os.path.isfile(now):
         return False
     if os.path.isfile(before):

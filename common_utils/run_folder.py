@@ -32,7 +32,7 @@ from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.errors import UserError
 from common_utils.kept_weights import KEPT_DIR
 from common_utils.logger import RunLogger
-from common_utils.paths import is_input, same_input
+from common_utils.paths import is_input, same_input, split_paths
 from common_utils.resources import ResourceError
 from common_utils.run_config import CFG_NAME, ConfigError, RunConfig
 from common_utils.run_state import (
@@ -291,6 +291,7 @@ class RunFolder:
         saved = self.saved_config(type(cfg))
         if saved is not None:
             moved = self._moved_inputs(saved, cfg)
+            cfg = _with_known_paths(saved, cfg, moved)
             changed = run_config.diff(saved, cfg)
             allowed = {*may_change, *moved}
             changed = [line for line in changed if line.split(":")[0] not in allowed]
@@ -342,7 +343,8 @@ class RunFolder:
         names = [k for k, kind in run_config.field_types(type(cfg)).items() if is_input(kind)]
         moved = [k for k in names if before[k] != now[k] and same_input(before[k], now[k])]
         for name in moved:
-            print(f"{name}: {before[name]} is now {now[name]}")
+            if os.path.exists(split_paths(now[name])[0]):
+                print(f"{name}: {before[name]} is now {now[name]}")
         return moved
 
     def save(
@@ -385,6 +387,16 @@ class RunFolder:
                 (remove_states if name == STATE_DIR else shutil.rmtree)(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _with_known_paths(saved: ConfigType, cfg: ConfigType, moved: Collection[str]) -> ConfigType:
+    """``cfg`` with the absolute paths of ``saved`` for files that are gone, which keep the name
+    that was given: it may be relative, and the next start may be elsewhere."""
+    before, now = (run_config.flatten(run_config.to_dict(c)) for c in (saved, cfg))
+    gone = {k: before[k] for k in moved if not os.path.exists(split_paths(now[k])[0])}
+    if not gone:
+        return cfg
+    return run_config.from_dict(type(cfg), run_config.deflatten({**now, **gone}))
 
 
 def _read(handle: int) -> str:

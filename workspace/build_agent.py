@@ -100,6 +100,12 @@ def bc_weights(
         for path in paths:
             require_weights(path, "bc_policy")
         kept = originals(paths)
+        if run_dir is not None and (state is None or "bc_policy" not in state.tree):
+            note = (
+                f"bc_policy: '{run_dir}' keeps no copy of it; {' and '.join(paths)} is used as it "
+                "is now, whether or not it has changed since the run began"
+            )
+            kept = replace(kept, notes=[note])
     if state is not None and state.tree.get("bc_policy", kept.sums) != kept.sums:
         raise ConfigError(
             f"bc_policy: {' and '.join(kept.files)} are not the weights that {state.path} was "

@@ -196,3 +196,7 @@ def test_the_same_input(place: Path) -> None:
     assert not same_input(here, there)  # both exist, and are two
     assert same_input("/gone/here.pt", there) and not same_input("/gone/other.pt", there)
     assert not same_input(here, "/gone/here.pt")
+    (place / "cwd/here.pt").unlink()  # a run that goes on may hold its own copy
+    assert same_input(here, "here.pt") and same_input(here, "../cwd/here.pt")
+    assert same_input(f"{here}+{there}", f"here.pt+{there}")
+    assert not same_input(here, "other.pt")

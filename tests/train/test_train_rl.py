@@ -278,10 +278,18 @@ def test_a_run_holds_its_bc_policy(
     refused = python(*command(bc_run, moved, *more))
     assert refused.returncode == 2 and "are not the weights that" in refused.stderr
     shutil.copy(bc_run / "bc" / "model0.pt", bc)  # as in runs of earlier versions
+    capsys.readouterr()
     assert bc_outputs(moved) == before
+    assert f"bc_policy: '{moved}' keeps no copy of it" in capsys.readouterr().out
     copies.rename(moved / "bc_policy")
     shutil.rmtree(bc)
     assert bc_outputs(moved) == before
+    relative = os.path.relpath(bc / "model0.pt", REPO)
+    done = python(
+        *command(bc_run, moved, f"--bc_policy={relative}", "--num_train_step=120", "--resume=1")
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"bc_policy: {bc / 'model0.pt'}\n" in (moved / "cfg.yaml").read_text()
 
 
 def test_the_same_weights_by_another_path_go_on(bc_run: Path, tmp_path: Path) -> None:
