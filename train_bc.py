@@ -22,10 +22,10 @@ from bc.base import BasePolicy
 from bc.dataset import BcBatch, RobomimicDataset
 from common_utils import run_config
 from common_utils.ahead import Ahead
+from common_utils.device import resolve_device
 from common_utils.errors import run_program
 from common_utils.progress import RunProgress
 from common_utils.resources import check_fits
-from common_utils.run_config import resolve_device
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop
 from common_utils.saver import TopkSaver, save_weights

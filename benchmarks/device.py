@@ -28,11 +28,11 @@ import torch
 
 from benchmarks.device_parts import PARTS, Task
 from common_utils.atomic import atomic_json, make_folder
+from common_utils.device import resolve_device
 from common_utils.errors import run_program
 from common_utils.options import Options, numeric
 from common_utils.ranges import Positive
 from common_utils.resources import cpu_name
-from common_utils.run_config import resolve_device
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, LOG = "device.json", "device.log"

@@ -38,6 +38,10 @@ class UserError(Exception):
     """
 
 
+class ConfigError(UserError):
+    """The configuration cannot be used; the message names field, value and what was expected."""
+
+
 def print_error(what: object) -> None:
     """Print a message on stderr. It may quote files, which must neither steer a terminal nor fill
     it: control characters become escapes, enormous names are shortened, and lines after the third

@@ -28,7 +28,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pyrallis.utils import CONFIG_ARG, deflatten, flatten
 from pyrallis.wrappers.docstring import get_attribute_docstring
@@ -36,21 +36,14 @@ from pyrallis.wrappers.docstring import get_attribute_docstring
 from common_utils import config_kinds
 from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag, Mismatch, coerce, expectation, is_switch
-from common_utils.errors import UserError
+from common_utils.errors import ConfigError, UserError
 from common_utils.paths import beside, config_file, expand_home, is_input, locate_input
 from common_utils.plain_file import read_small_text
 from common_utils.yaml_text import MAX_BYTES, parse_yaml
 
-if TYPE_CHECKING:  # environment workers read configs and must not pay for torch
-    import torch
-
 T = TypeVar("T")
 
 CFG_NAME = "cfg.yaml"
-
-
-class ConfigError(UserError):
-    """The configuration cannot be used; the message names field, value and what was expected."""
 
 
 @dataclass
@@ -506,25 +499,3 @@ def help_text(config_class: Any, args: Sequence[str] = ()) -> str:
         if doc:
             lines.append(f"      {doc}")
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- devices
-
-
-def resolve_device(name: str, field: str = "device") -> torch.device:
-    """``auto`` (CUDA when present), ``cpu``, ``cuda``, ``cuda:N``; ConfigError if absent."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"{field}: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count <= (device.index or 0):
-            raise ConfigError(
-                f"{field}: {name!r} was asked for, but torch sees {count} CUDA devices; "
-                "use auto or cpu"
-            )
-    return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from common_utils.config_types import Flag
 from common_utils.ranges import (
     Between,
     EpisodeLength,
@@ -13,7 +14,6 @@ from common_utils.ranges import (
     RewardScale,
     Stack,
 )
-from common_utils.run_config import Flag
 from common_utils.specs import ArraySpec
 from common_utils.stacking import StackPad
 from env.suites import AnySuite

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_utils.device import resolve_device
 from common_utils.finite import check_action, check_observed
-from common_utils.run_config import resolve_device
 from env.core import Env, ObsDict
 
 if TYPE_CHECKING:  # evaluation workers import this file and must not pay for torch

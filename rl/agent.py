@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import nn
 
+from common_utils.device import resolve_device
 from common_utils.ranges import Between
-from common_utils.run_config import resolve_device
 from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import Batch, Obs, Policy
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common_utils.data_aug import RandomShiftsAug
-from common_utils.run_config import ConfigError
+from common_utils.errors import ConfigError
 from common_utils.specs import Obs
 from networks.encoder import DrQEncoder, ResNet96Encoder, ResNetEncoder, VitEncoder
 from networks.normalizer import Normalizer

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+from common_utils.config_types import Flag
 from common_utils.ranges import Above, AtMost, NotNegativeNumber, PositiveNumber, Share
-from common_utils.run_config import Flag
 from networks.encoder import ResNet96EncoderConfig, ResNetEncoderConfig, VitEncoderConfig
 from rl.actor import ActorConfig, FcActorConfig
 from rl.agent import AgentConfig, RunFacts

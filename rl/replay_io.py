@@ -12,7 +12,6 @@ import torch
 
 from common_utils import rela
 from common_utils.atomic import atomic_write, fsync_path
-from common_utils.demo_file import Recording, open_demos
 from common_utils.stacking import stack_episode
 from common_utils.success_rule import TERMINATED, TRUNCATED
 
@@ -36,6 +35,8 @@ def write_hdf5(
     ``terminated``, if present, becomes the attribute "ended".
     ``env_args``: how the environment was built, kept as ``data.attrs["env_args"]``.
     """
+    from common_utils.demo_file import Recording, open_demos  # with h5py, which a replay needs not
+
     with open_demos(path, env_args) as out:
         for e in episodes:
             obs, attrs = _records(e.get("records", []), len(e["reward"]))

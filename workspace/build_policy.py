@@ -19,7 +19,8 @@ from bc.dataset import RobomimicDataset
 from bc.loader import DatasetError
 from bc.registry import POLICIES
 from common_utils import run_config
-from common_utils.run_config import ConfigError, resolve_device
+from common_utils.device import resolve_device
+from common_utils.run_config import ConfigError
 from common_utils.specs import SpecError
 from env.config import EnvConfig
 from env.core import Env, EnvError

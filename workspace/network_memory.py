@@ -18,8 +18,9 @@ from torch import nn
 
 from bc.base import BasePolicy
 from common_utils import run_config
+from common_utils.device import resolve_device
 from common_utils.resources import ResourceError, available_memory, format_bytes
-from common_utils.run_config import ConfigError, resolve_device
+from common_utils.run_config import ConfigError
 from common_utils.specs import EnvSpec
 from networks.mlp import _MultiLinear
 from workspace.bc_config import MainConfig as BcConfig

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from common_utils.device import resolve_device
 from common_utils.run_config import (
     ConfigError,
     Flag,
@@ -21,7 +22,6 @@ from common_utils.run_config import (
     load,
     parse,
     parse_args,
-    resolve_device,
 )
 
 ROOT = Path(__file__).parents[2]
