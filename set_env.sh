@@ -4,9 +4,9 @@
 #     source set_env.sh
 #
 # It uses the active virtual or conda environment, or creates .venv next to this file. It installs
-# requirements.txt, builds the C++ modules, and exports PYTHONPATH, OMP_NUM_THREADS and MUJOCO_GL.
-# It is safe to repeat: if requirements, C++ sources, Python and GL libraries have not changed, it
-# only exports. If there is a problem, it says what is missing and returns non-zero; it never ends
+# requirements.txt, builds the C++ modules, installs the command ibrl, and exports PYTHONPATH,
+# OMP_NUM_THREADS and MUJOCO_GL. It is safe to repeat: if requirements, C++ sources, pyproject.toml,
+# Python and GL libraries have not changed, it only exports. If there is a problem, it says what is missing and returns non-zero; it never ends
 # the shell. Remove .cache/set_env to do everything again. Missing system libraries are installed
 # by apt if no password is needed. With SET_ENV_NO_APT=1 the command is printed instead.
 
@@ -79,14 +79,24 @@ _setup_venv() { # creates or repairs .venv
         --upgrade 'pip>=24' 2>/dev/null || _setup_say "could not upgrade pip, going on with the old one"
 }
 
+# pip install, without the warnings that call for nothing: about an index that lacks a package
+# (another has it), an extra that a package no longer has, and being root
+_setup_pip() {
+    {
+        PIP_ROOT_USER_ACTION=ignore "$_python" -m pip install --disable-pip-version-check "$@" \
+            2>&1 >&3 | grep --line-buffered -vE \
+            "^WARNING: (Location|Url) '.*' is ignored|^WARNING: .* does not provide the extra" >&2
+        return "${PIPESTATUS[0]}"
+    } 3>&1
+}
+
 _setup_requirements() {
     if ! "$_python" -m pip --version >/dev/null 2>&1; then
         "$_python" -m ensurepip --upgrade >/dev/null 2>&1 ||
             _setup_fail "$_python has no pip; run: $_python -m ensurepip (or install pip in this environment)"
     fi
     _setup_say "installing requirements.txt (the first time several minutes and up to 6 GB)"
-    "$_python" -m pip install --disable-pip-version-check --progress-bar off \
-        -r "$_root/requirements.txt" |
+    _setup_pip --progress-bar off -r "$_root/requirements.txt" |
         sed -u -n -E 's/^(Collecting|Building|Installing collected)([^()]*).*/  \1\2/p' | cut -c 1-100
     [ "${PIPESTATUS[0]}" -eq 0 ] || _setup_fail "pip install -r requirements.txt failed (see above)"
 }
@@ -110,6 +120,12 @@ _setup_build() {
     _setup_say "building the C++ module (cd common_utils && make)"
     PATH="$(dirname "$_python"):$PATH" make -s -C "$_root/common_utils" ||
         _setup_fail "the C++ module did not build (see above); to retry: cd common_utils && make"
+}
+
+_setup_command() {
+    _setup_say "installing the command ibrl"
+    _setup_pip -q --no-deps --no-build-isolation -e "$_root" ||
+        _setup_fail "pip install -e failed (see above)"
 }
 
 _setup_libraries() { # names of the GL libraries the loader knows
@@ -141,7 +157,7 @@ _setup_gl() { # sets _gl to the back end that really renders
 # A hash of everything that was set up: if it equals the recorded one, there is nothing to do.
 _setup_key() {
     {
-        find "$_root/requirements.txt" "$_root/csrc" "$_root/common_utils/Makefile" -type f |
+        find "$_root"/{requirements.txt,pyproject.toml,setup.py,csrc,common_utils/Makefile} -type f |
             LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat
         printf '%s\n' "$_python" "$_root"
         stat -L -c '%s %Y' "$_python" 2>/dev/null
@@ -178,6 +194,7 @@ _setup_main() {
     _setup_tools
     _setup_requirements
     _setup_build
+    _setup_command
     _setup_gl
     # written last: an interrupted set-up is done again
     printf '%s\n%s\n' "$(_setup_key)" "$_gl" >"$stamp.new" && mv -f "$stamp.new" "$stamp"
@@ -259,7 +276,8 @@ _set_env_status=0
 _set_env "$_set_env_file" || _set_env_status=1
 unset _set_env_file
 unset -f _set_env _setup_say _setup_fail _setup_apt _setup_version_ok _setup_venv \
-    _setup_requirements _setup_tools _setup_build _setup_libraries _setup_gl _setup_key _setup_main
+    _setup_pip _setup_requirements _setup_tools _setup_build _setup_command _setup_libraries \
+    _setup_gl _setup_key _setup_main
 if [ "$_set_env_status" -ne 0 ]; then
     unset _set_env_status
     return 1

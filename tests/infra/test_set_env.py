@@ -18,6 +18,32 @@ all:
 \ttest -z "$$BREAK_BUILD"
 \tcd $(here) && touch rela.so kernels.so osc.so ebm_kernels.so
 """
+PYPROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "a-project"
+version = "1"
+"""
+# a build backend that needs no package: an editable wheel with a console command
+BACKEND = """
+import zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name = "a_project-1-py3-none-any.whl"
+    info = {
+        "METADATA": "Metadata-Version: 2.1\\nName: a-project\\nVersion: 1\\n",
+        "WHEEL": "Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        "entry_points.txt": "[console_scripts]\\na-command = common_utils.gl:main\\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        for file, text in info.items():
+            wheel.writestr(f"a_project-1.dist-info/{file}", text)
+    return name
+"""
 SHELLS = [
     "bash",
     pytest.param("zsh", marks=pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")),
@@ -32,10 +58,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "csrc").mkdir()
     shutil.copy(ROOT / "set_env.sh", root)
     (root / "requirements.txt").write_text("# nothing\n")
+    (root / "pyproject.toml").write_text(PYPROJECT)
+    (root / "backend.py").write_text(BACKEND)
+    (root / "setup.py").touch()
     (root / "csrc" / "a.cc").write_text("int a;\n")
     (root / "common_utils" / "Makefile").write_text(MAKEFILE)
     (root / "common_utils" / "__init__.py").touch()
-    (root / "common_utils" / "gl.py").write_text("print('disabled')\n")
+    (root / "common_utils" / "gl.py").write_text("main = print\nprint('disabled')\n")
     done = source(root, SHOW)
     assert done.returncode == 0, done.stderr
     assert "creating" in done.stdout
@@ -120,12 +149,36 @@ def test_failed_requirements_are_named(project: Path) -> None:
     assert "pip install -r requirements.txt failed" in done.stderr
 
 
+def test_the_command_is_installed(project: Path) -> None:
+    assert "disabled" in source(project, "a-command").stdout
+
+
+def test_an_index_that_lacks_a_package_is_no_warning(project: Path, tmp_path: Path) -> None:
+    old = (project / "requirements.txt").read_text()
+    (project / "requirements.txt").write_text("no-such-package-at-all\n")
+    try:
+        done = source(
+            project,
+            "echo status=$?",
+            PIP_INDEX_URL=f"file://{tmp_path}/none",
+            PIP_EXTRA_INDEX_URL=f"file://{tmp_path}/nor",
+        )
+    finally:
+        (project / "requirements.txt").write_text(old)
+    assert "status=1" in done.stdout
+    assert "WARNING" not in done.stdout + done.stderr
+    # pip's own words about what is wrong are still printed
+    assert "No matching distribution found for no-such-package-at-all" in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used(project: Path, tmp_path: Path, kind: str) -> None:
     shutil.copytree(project, tmp_path / "p", ignore=shutil.ignore_patterns(".venv", ".cache"))
-    done = source(tmp_path / "p", "echo status=$?", **{kind: sys.prefix})
-    assert f"using the active environment {sys.prefix}" in done.stdout
-    assert f"ready: {sys.prefix}," in done.stdout
+    active = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", str(active)], check=True)
+    done = source(tmp_path / "p", "echo status=$?", **{kind: str(active)})
+    assert f"using the active environment {active}" in done.stdout
+    assert f"ready: {active}," in done.stdout
     assert "status=0" in done.stdout
     assert not (tmp_path / "p" / ".venv").exists()
 
