@@ -93,12 +93,19 @@ class TruncatedNormal:
         return torch.ones_like(self.loc) * self.std
 
     def sample(
-        self, clip: float | None = None, generator: torch.Generator | None = None
+        self,
+        clip: float | None = None,
+        generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """loc + noise, [..., A]; ``clip`` limits the noise itself to [-clip, clip]."""
-        noise = torch.randn(
-            self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device
-        )
+        """loc + noise, [..., A]; ``clip`` limits the noise itself to [-clip, clip].
+
+        noise: standard normal numbers [..., A], instead of drawing.
+        """
+        if noise is None:
+            noise = torch.randn(
+                self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device
+            )
         noise = noise * self.std
         if clip is not None:
             noise = noise.clamp(-clip, clip)
@@ -166,7 +173,13 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(params: Sequence[torch.Tensor]) -> Iterator[None]:
-    """No gradients for these parameters inside the block."""
+    """No gradients for these parameters inside the block.
+
+    In a graph this does nothing: ``torch.autograd.grad`` names the parameters there.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
     for p in params:
         p.requires_grad_(False)
     try:

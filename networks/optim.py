@@ -82,6 +82,51 @@ class Adam(torch.optim.Adam):
         found = table.find("td_step", *operands)
         return None if found is None else found[1].run(*operands)
 
+    @torch.no_grad()
+    def apply(self, grads: Sequence[torch.Tensor | None]) -> None:
+        """One step with these gradients of all parameters, in torch operations alone: for graphs.
+
+        Needs :meth:`prepare`. Equal to :meth:`step` except for the last bits.
+        """
+        first = 0
+        for group in self.param_groups:
+            params = group["params"]
+            found = zip(params, grads[first : first + len(params)], strict=True)
+            rows = [(p, g, self.state[p]) for p, g in found if g is not None]
+            if rows:
+                self._apply_group(group, rows)
+            first += len(params)
+
+    def _apply_group(self, group: dict[str, Any], rows: Sequence[tuple[Any, Any, Any]]) -> None:
+        params, grads = [p for p, *_ in rows], [g for _, g, _ in rows]
+        steps, mean, square = (
+            [state[name] for *_, state in rows] for name in ("step", "exp_avg", "exp_avg_sq")
+        )
+        beta1, beta2 = group["betas"]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(mean, grads, 1 - beta1)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
+        for p, m, v, t in zip(params, mean, square, steps, strict=True):
+            root = self._root(group, v, (1 - beta2**t).sqrt())
+            p.addcdiv_(m * (-group["lr"] / (1 - beta1**t)), root)
+
+    def _root(self, group: dict[str, Any], v: torch.Tensor, debias: torch.Tensor) -> torch.Tensor:
+        """What a step is divided by; ``debias`` is sqrt(1 - beta2^t)."""
+        return v.sqrt() / debias + group["eps"]
+
+    def prepare(self) -> None:
+        """Make the state that torch makes in the first step, so that a graph finds it."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p] = {
+                        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                        "exp_avg": zeros,
+                        "exp_avg_sq": zeros.clone(),
+                    }
+
     def _with_gradient(self, group: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
         """(parameter, gradient, state) of every parameter that has a gradient."""
         return [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
@@ -110,6 +155,22 @@ class KerasAdam(Adam):
             group["t"] += 1
             group["eps"] = group["keras_eps"] / math.sqrt(1 - group["betas"][1] ** group["t"])
         return super().step(closure)
+
+
+def descend(loss: torch.Tensor, *opts: Adam) -> None:
+    """Backward from ``loss``, a scalar, and a step of these optimisers (the last first)."""
+    if torch.compiler.is_compiling():
+        params = [[p for group in opt.param_groups for p in group["params"]] for opt in opts]
+        grads = iter(torch.autograd.grad(loss, [p for ps in params for p in ps], allow_unused=True))
+        mine = [[next(grads) for _ in ps] for ps in params]
+        for opt, found in zip(reversed(opts), reversed(mine), strict=True):
+            opt.apply(found)
+        return
+    for opt in opts:
+        opt.zero_grad(set_to_none=True)
+    loss.backward()
+    for opt in reversed(opts):
+        opt.step()
 
 
 def exponential_decay(lr: float, step: int, decay_steps: float, rate: float = 0.99) -> float:

@@ -157,7 +157,7 @@ class Agent(nn.Module, ABC):
         """One critic step, and one actor step if asked; returns detached scalar metrics."""
 
     @abstractmethod
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Its optimisers by name."""
 
     # ------------------------------------------- optional parts

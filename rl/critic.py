@@ -25,6 +25,10 @@ from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.optim import Adam
 from networks.spatial import spatial_embed
 
+# numbers of an ensemble's members, or an index int64 [M] on the critic's device, which the host
+# never reads; None: all
+Members = Sequence[int] | torch.Tensor | None
+
 
 @dataclass
 class CriticConfig:
@@ -191,9 +195,7 @@ class Critic(nn.Module):
         """action [B, A] -> every member's value, [B, M]."""
         return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q(
-        self, feats: Obs, actions: torch.Tensor, members: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def q(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
         """feats {"feat", "prop"}, actions [B, N, A] -> [B, N, M], the given heads (None: both)."""
         prop = feats.get("prop") if self.prop_dim > 0 else None
         if self.prop_dim > 0 and prop is None:
@@ -253,16 +255,8 @@ class MultiFcQ(nn.Module):
         """action [B, A] -> every member's value, [B, M]."""
         return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q(
-        self,
-        feats: Obs,
-        actions: torch.Tensor,
-        members: Sequence[int] | torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members (None: all).
-
-        members may be an index int64 [M] on the critic's device, which the host never reads.
-        """
+    def q(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
+        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members."""
         b, n, _ = actions.shape
         state = feats["state"].unsqueeze(1).expand(-1, n, -1)
         x = torch.cat([state, actions], dim=-1).reshape(b * n, -1)

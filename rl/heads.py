@@ -33,8 +33,14 @@ class Head(Protocol):
     def parts(self) -> dict[str, nn.Module]:
         """Modules under their official names: encoder (pixels), critic, actor, ..."""
 
-    def features(self, obs: Obs, augment: bool) -> Obs:
-        """The features that actor and critic see, from batched observations."""
+    def draw_shifts(self, rows: int, device: torch.device) -> torch.Tensor | None:
+        """Random numbers of an augmentation of so many rows; None without augmentation."""
+
+    def features(self, obs: Obs, augment: bool, shifts: torch.Tensor | None = None) -> Obs:
+        """The features that actor and critic see, from batched observations.
+
+        shifts: of :meth:`draw_shifts`; None: drawn if ``augment``.
+        """
 
 
 class StateHead:
@@ -60,7 +66,10 @@ class StateHead:
         norm = {} if self.norm is None else {"state_norm": self.norm}
         return {"critic": self.critic, "actor": self.actor, **norm}
 
-    def features(self, obs: Obs, augment: bool) -> Obs:
+    def draw_shifts(self, rows: int, device: torch.device) -> None:
+        """See :class:`Head`: states are not augmented."""
+
+    def features(self, obs: Obs, augment: bool, shifts: torch.Tensor | None = None) -> Obs:
         """{"state" float32 [B, S]}, normalised if configured."""
         state = obs["state"].float()
         return {"state": state if self.norm is None else self.norm(state)}
@@ -92,16 +101,21 @@ class PixelHead:
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
         self.critic = Critic(*dims, cfg.critic)
         self.actor = Actor(*dims, cfg.actor)
-        self.aug: nn.Module = RandomShiftsAug(pad=4)
+        self.aug: Any = RandomShiftsAug(pad=4)
 
     def parts(self) -> dict[str, nn.Module]:
         """See :class:`Head`."""
         return {"encoder": self.encoder, "critic": self.critic, "actor": self.actor}
 
-    def features(self, obs: Obs, augment: bool) -> Obs:
+    def draw_shifts(self, rows: int, device: torch.device) -> torch.Tensor:
+        """See :class:`Head`: int64 [rows, 2]."""
+        return self.aug.draw(rows, device)
+
+    def features(self, obs: Obs, augment: bool, shifts: torch.Tensor | None = None) -> Obs:
         """{"feat" float32 [B, patches, dim], "prop" [B, P]}."""
         image = obs[self.camera]
-        image = self.aug(image) if augment else image
+        if augment:
+            image = self.aug(image) if shifts is None else self.aug.shift(image, shifts)
         feats: dict[str, torch.Tensor] = {"feat": self.encoder(image, flatten=False)}
         if self.use_prop:
             feats["prop"] = obs["prop"].float()

@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,21 +24,26 @@ from torch import nn
 
 from common_utils.ibrl_utils import frozen
 from common_utils.specs import BC_ACTION, Batch, Obs
-from networks.optim import Adam, soft_update_params
+from networks.graphs import compiled
+from networks.optim import Adam, descend, soft_update_params
 from rl import rft
 from rl.agent import AgentInputs, EvalVariant, Networks
+from rl.critic import Members
+from rl.draws import DRAWN_LATER, ActDraws, UpdateDraws
 from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
-from rl.selection import act_metrics, select_candidate, take
+from rl.selection import act_metrics, draw_choice, select_candidate, take
 
 
 class _Acting(NamedTuple):
     """How one call of ``act`` explores, and its source of random numbers."""
 
     eval_mode: bool
-    stddev: float
-    rng: torch.Generator
-    host_rng: torch.Generator
+    stddev: float | torch.Tensor
+    # None in a graph, where ``draws`` has all numbers
+    rng: torch.Generator | None
+    host_rng: torch.Generator | None
+    draws: ActDraws = ActDraws()
 
 
 class QAgent(rft.Regularised):
@@ -93,6 +99,10 @@ class QAgent(rft.Regularised):
 
         self._switched: list[nn.Module] = []  # all but the targets, once known
         self.train()
+        # functions of the agent and tensors, as graphs if asked
+        graph = partial(compiled, how=cfg.compile, field="q_agent.compile")
+        self._run_update, self._run_decide = graph(QAgent._update), graph(QAgent._decide)
+        self._run_pretrain = graph(QAgent._pretrain)
 
     @classmethod
     def build(cls, inputs: AgentInputs, cfg: QAgentConfig) -> QAgent:
@@ -191,41 +201,60 @@ class QAgent(rft.Regularised):
         if self.training:
             raise RuntimeError("QAgent.act: the agent is in train mode; call agent.eval() first")
         obs, batched = self._to_batched(obs, self.head.batched_dim)
-        feats = self.features(obs, augment=False)
         rng = self._on_device(generator) or (self._eval_rng if eval_mode else self.rng)
         host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
         how = _Acting(eval_mode, stddev, rng, host_rng)
-        if self.act_method == "rl":
-            action = self._act_rl(feats, how)
-        else:
-            ibrl = self._act_ibrl_soft if self.act_method == "ibrl_soft" else self._act_ibrl
-            action = ibrl(obs, feats, how)
+        if self.cfg.compile != "off":
+            obs, how = self._drawn_before(obs, stddev, how)
+        action, metrics = self._run_decide(self, obs, how, self.stats is not None)
+        self._append_stats(metrics)
         if not batched:
             action = action.squeeze(0)
         return action.cpu() if cpu else action
 
+    def _drawn_before(self, obs: Obs, stddev: float, how: _Acting) -> tuple[Obs, _Acting]:
+        """All that a graph needs to act: proposals and random numbers as tensors."""
+        rows = len(obs[self.input_keys[0]])
+        noise = None if how.eval_mode else self._normal(rows, how.rng)
+        members = choice = None
+        if self.act_method != "rl":
+            if BC_ACTION not in obs:
+                obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
+            members = self._draw_members(how.host_rng)
+            values = torch.empty(rows, 1 + obs[BC_ACTION].size(1), device=self.device)
+            choice = draw_choice(values, generator=how.rng, **self._rule(how.eval_mode))
+        draws = ActDraws(noise, members, choice)
+        return obs, _Acting(how.eval_mode, self._scalar(stddev), None, None, draws)
+
+    def _decide(
+        self, obs: Obs, how: _Acting, measured: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The actions [B, A] for observations, and their metrics if ``measured``."""
+        feats = self.features(obs, augment=False)
+        rl_action = self._act_rl(feats, how)
+        if self.act_method == "rl":
+            return rl_action, {}
+        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
+        members = self._members(how.draws.members, how.host_rng)
+        q, rule = self._target_q(feats, candidates, members), self._rule(how.eval_mode)
+        action, index = select_candidate(
+            candidates, q, generator=how.rng, draws=how.draws.choice, **rule
+        )
+        if not measured:
+            return action, {}
+        return action, act_metrics(candidates, q, index, how.eval_mode, **rule)
+
     def _act_rl(self, feats: Obs, how: _Acting) -> torch.Tensor:
         dist = self.actor(feats, how.stddev)
-        return dist.mean if how.eval_mode else dist.sample(clip=None, generator=how.rng)
+        return dist.mean if how.eval_mode else dist.sample(None, how.rng, how.draws.noise)
 
-    def _act_ibrl(self, obs: Obs, feats: Obs, how: _Acting) -> torch.Tensor:
-        """Actor proposal (paper eq. 2): the better of the RL and the BC actions."""
-        eps = 1.0 if how.eval_mode else self.cfg.ibrl_eps_greedy
-        return self._choose(obs, feats, how, eps_greedy=eps)
-
-    def _act_ibrl_soft(self, obs: Obs, feats: Obs, how: _Acting) -> torch.Tensor:
-        """Soft IBRL: a candidate drawn with probability softmax(beta Q'(s, a))."""
-        return self._choose(obs, feats, how, soft_beta=self.cfg.soft_ibrl_beta)
-
-    def _choose(self, obs: Obs, feats: Obs, how: _Acting, **rule: float) -> torch.Tensor:
-        """One of the RL and the BC actions, by the target critic's values of them."""
-        rl_action = self._act_rl(feats, how)
-        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
-        q = self._target_q(feats, candidates, self.critic_target.draw_members(how.host_rng))
-        action, index = select_candidate(candidates, q, generator=how.rng, **rule)
-        if self.stats is not None:
-            self._append_stats(act_metrics(candidates, q, index, how.eval_mode, **rule))
-        return action
+    def _rule(self, eval_mode: bool) -> dict[str, float]:
+        """How ``act`` chooses. ibrl: the actor proposal (paper eq. 2), the better of the RL and
+        the BC actions; ibrl_soft: one drawn with probability softmax(beta Q'(s, a)).
+        """
+        if self.act_method == "ibrl_soft":
+            return {"soft_beta": self.cfg.soft_ibrl_beta}
+        return {"eps_greedy": 1.0 if eval_mode else self.cfg.ibrl_eps_greedy}
 
     def _candidates(
         self,
@@ -241,13 +270,11 @@ class QAgent(rft.Regularised):
 
     # -------------------------------------------------------------- features, Q
 
-    def features(self, obs: Obs, augment: bool) -> Obs:
+    def features(self, obs: Obs, augment: bool, shifts: torch.Tensor | None = None) -> Obs:
         """The input of actor and critic: {"state"} or {"feat" [B, patches, dim], "prop"}."""
-        return self.head.features(obs, augment)
+        return self.head.features(obs, augment, shifts)
 
-    def _target_q(
-        self, feats: Obs, actions: torch.Tensor, members: Sequence[int] | None
-    ) -> torch.Tensor:
+    def _target_q(self, feats: Obs, actions: torch.Tensor, members: Members) -> torch.Tensor:
         """min over the target critic's (drawn) members for actions [B, N, A] -> [B, N]."""
         return self.critic_target.q(feats, actions, members).min(dim=-1).values
 
@@ -269,10 +296,73 @@ class QAgent(rft.Regularised):
             bc_batch: demonstrations, for the BC regulariser (RFT).
             ref_agent: the frozen pretrained agent, for its dynamic weight.
         """
-        feats = self.features(batch.obs, augment=True)
+        if self.cfg.compile == "off":
+            return self._update(batch, stddev, update_actor, bc_batch, ref_agent)
+        self._prepare_optimizers()
+        batch, draws = self._draw_update(batch, update_actor, bc_batch)
+        scale = self._scalar(stddev)
+        return self._run_update(self, batch, scale, update_actor, bc_batch, ref_agent, draws)
+
+    def _draw_update(
+        self, batch: Batch, update_actor: bool, bc_batch: Batch | None
+    ) -> tuple[Batch, UpdateDraws]:
+        """The batch with proposals if needed, and every random number of an update with it."""
+        rows, rng, method = len(batch.action), self.rng, self.bootstrap_method
+        shifts, next_shifts = (self.head.draw_shifts(rows, self.device) for _ in range(2))
+        noise, first = self._normal(rows, rng), self._draw_members(self.host_rng)
+        second = choice = None
+        if method != "rl":
+            if batch.next_bc_action is None:
+                batch = replace(batch, next_bc_action=self.propose(batch.next_obs))
+            values = torch.empty(rows, 1 + self.num_bc_action, device=self.device)
+            choice = draw_choice(values, soft_beta=self._soft_bootstrap, generator=rng)
+            second = self._draw_members(self.host_rng)
+        draws = UpdateDraws(shifts, next_shifts, noise, first, second, choice)
+        if update_actor:
+            draws = draws._replace(actor_noise=self._normal(rows, rng))
+        if update_actor and bc_batch is not None:
+            draws = self._draw_bc(bc_batch, draws)
+            if self.cfg.bc_loss_dynamic:
+                members = self._draw_members(self.host_rng), self._draw_members(self.host_rng)
+                draws = draws._replace(ratio_members=members)
+        return batch, draws
+
+    def _draw_bc(self, bc_batch: Batch, draws: UpdateDraws) -> UpdateDraws:
+        """``draws`` with those of the BC loss."""
+        rows = len(bc_batch.action)
+        shifts = self.head.draw_shifts(rows, self.device)
+        return draws._replace(bc_shifts=shifts, bc_noise=self._normal(rows, self.rng))
+
+    def _normal(self, rows: int, rng: torch.Generator | None) -> torch.Tensor:
+        return torch.randn(rows, self.action_dim, generator=rng, device=self.device)
+
+    def _scalar(self, value: float) -> torch.Tensor:
+        """A number as a tensor, so that a graph holds for all of its values."""
+        return torch.full((), value, device=self.device)
+
+    def _draw_members(self, rng: torch.Generator | None) -> torch.Tensor | None:
+        """Members of a random subset as an index int64 [K]; None if there is nothing to draw."""
+        if not self.critic_target.draws_subset:
+            return None
+        return torch.tensor(self.critic_target.draw_members(rng)).to(self.device)
+
+    def _members(self, drawn: torch.Tensor | None, rng: torch.Generator | None) -> Members:
+        return self.critic_target.draw_members(rng) if drawn is None else drawn
+
+    def _update(
+        self,
+        batch: Batch,
+        stddev: float | torch.Tensor,
+        update_actor: bool,
+        bc_batch: Batch | None,
+        ref_agent: QAgent | None,
+        draws: UpdateDraws = DRAWN_LATER,
+    ) -> dict[str, torch.Tensor]:
+        """:meth:`update`, a function of tensors if all is drawn before."""
+        feats = self.features(batch.obs, True, draws.shifts)
         with torch.no_grad():
-            next_feats = self.features(batch.next_obs, augment=True)
-            target_q, metrics = self.compute_target_q(batch, next_feats, stddev)
+            next_feats = self.features(batch.next_obs, True, draws.next_shifts)
+            target_q, metrics = self.compute_target_q(batch, next_feats, stddev, draws)
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
         metrics |= self.update_critic(feats, batch.action, target_q)
@@ -280,45 +370,60 @@ class QAgent(rft.Regularised):
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
             if bc_batch is None:
-                metrics |= self.update_actor(feats, stddev)
+                metrics |= self.update_actor(feats, stddev, draws)
             else:
-                metrics |= self.update_actor_rft(feats, stddev, bc_batch, ref_agent)
+                metrics |= self.update_actor_rft(feats, stddev, bc_batch, ref_agent, draws)
             soft_update_params(*self._actor_params, self.cfg.critic_target_tau)
         return metrics
 
     @torch.no_grad()
     def compute_target_q(
-        self, batch: Batch, next_feats: Obs, stddev: float
+        self,
+        batch: Batch,
+        next_feats: Obs,
+        stddev: float | torch.Tensor,
+        draws: UpdateDraws = DRAWN_LATER,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """TD target [B]: n-step reward + bootstrap * Q'(s', a'), a' by bootstrap_method (eq. 3)."""
         dist = self.actor_target(next_feats, stddev)
-        rl_action = dist.sample(clip=self.cfg.stddev_clip, generator=self.rng)
+        rl_action = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
         metrics: dict[str, torch.Tensor] = {}
-        members = self.critic_target.draw_members(self.host_rng)
+        members = self._members(draws.members, self.host_rng)
         if self.bootstrap_method == "rl":
             q = self._target_q(next_feats, rl_action.unsqueeze(1), members).squeeze(1)
         else:
             candidates = self._candidates(rl_action, batch.next_obs, batch.next_bc_action)
-            q, index = self._bootstrap_ibrl(next_feats, candidates, members)
+            q, index = self._bootstrap_ibrl(next_feats, candidates, members, draws)
             metrics["actor/bootstrap_bc"] = (index > 0).float().mean()
         target_q = torch.addcmul(batch.reward, batch.bootstrap, q)
         metrics["train/critic_qt"] = target_q.mean()
         return target_q, metrics
 
+    @property
+    def _soft_bootstrap(self) -> float | None:
+        return self.cfg.soft_ibrl_beta if self.bootstrap_method == "ibrl_soft" else None
+
     def _bootstrap_ibrl(
-        self, feats: Obs, candidates: torch.Tensor, members: list[int]
+        self, feats: Obs, candidates: torch.Tensor, members: Members, draws: UpdateDraws
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose among candidates with one subset, value the choice with another (REDQ).
 
-        Values already computed are reused: only members of the second subset that are not in the
-        first are evaluated, and only for the chosen action.
+        Values already computed are reused if the host knows the members: only those of the second
+        subset that are not in the first are evaluated, and only for the chosen action.
         """
         q = self.critic_target.q(feats, candidates, members)
-        soft = self.cfg.soft_ibrl_beta if self.bootstrap_method == "ibrl_soft" else None
         action, index = select_candidate(
-            candidates, q.min(dim=-1).values, soft_beta=soft, generator=self.rng
+            candidates,
+            q.min(dim=-1).values,
+            soft_beta=self._soft_bootstrap,
+            generator=self.rng,
+            draws=draws.choice,
         )
-        second = self.critic_target.draw_members(self.host_rng)
+        second = self._members(draws.second, self.host_rng)
+        if isinstance(second, torch.Tensor) or isinstance(members, torch.Tensor):
+            chosen = self._target_q(feats, action.unsqueeze(1), second)
+            return chosen.squeeze(1), index
+        assert second is not None and members is not None  # drawn by the host
         known = [members.index(m) for m in second if m in members]
         fresh = [m for m in second if m not in members]
         parts = [take(q, index)[:, known]] if known else []
@@ -343,23 +448,30 @@ class QAgent(rft.Regularised):
             soft_update_params(*self._critic_params, tau)
         return {"train/critic_loss": loss.detach()}
 
-    def update_actor(self, feats: Obs, stddev: float) -> dict[str, torch.Tensor]:
+    def update_actor(
+        self, feats: Obs, stddev: float | torch.Tensor, draws: UpdateDraws = DRAWN_LATER
+    ) -> dict[str, torch.Tensor]:
         """One step on -min Q(s, pi(s))."""
-        loss = self._actor_loss(feats, stddev)
+        loss = self._actor_loss(feats, stddev, draws)
         self._step(loss, self.actor_opt)
         return {"train/actor_loss": loss.detach()}
 
     def update_actor_rft(
-        self, feats: Obs, stddev: float, bc_batch: Batch, ref_agent: QAgent | None = None
+        self,
+        feats: Obs,
+        stddev: float | torch.Tensor,
+        bc_batch: Batch,
+        ref_agent: QAgent | None = None,
+        draws: UpdateDraws = DRAWN_LATER,
     ) -> dict[str, torch.Tensor]:
         """One step on -min Q(s, pi(s)) + coef * ratio * BC loss of demonstrations (RFT)."""
-        actor_loss = self._actor_loss(feats, stddev)
-        bc_loss = rft.bc_loss(self, bc_batch)
+        actor_loss = self._actor_loss(feats, stddev, draws)
+        bc_loss = rft.bc_loss(self, bc_batch, draws=draws)
         ratio = torch.ones((), device=self.device)
         if self.cfg.bc_loss_dynamic:
             if ref_agent is None:
                 raise ValueError("bc_loss_dynamic = 1 needs a reference agent")
-            ratio = rft.bc_ratio(self, ref_agent, bc_batch.obs)
+            ratio = rft.bc_ratio(self, ref_agent, bc_batch.obs, draws)
         self._step(actor_loss + self.cfg.bc_loss_coef * ratio * bc_loss, self.actor_opt)
         return {
             "train/actor_loss": actor_loss.detach(),
@@ -367,23 +479,27 @@ class QAgent(rft.Regularised):
             "rft/ratio": ratio,
         }
 
-    def _actor_loss(self, feats: Obs, stddev: float) -> torch.Tensor:
-        action = self.actor(feats, stddev).sample(clip=self.cfg.stddev_clip, generator=self.rng)
+    def _actor_loss(
+        self, feats: Obs, stddev: float | torch.Tensor, draws: UpdateDraws
+    ) -> torch.Tensor:
+        dist = self.actor(feats, stddev)
+        action = dist.sample(self.cfg.stddev_clip, self.rng, draws.actor_noise)
         with frozen(self._critic_params[0]):  # no gradients for weights that this step won't touch
             return -self.critic.min_q(feats, action).mean()
 
     def _step(self, loss: torch.Tensor, *opts: Adam | None) -> None:
         """Backward, and a step of these optimisers (the last first, as released)."""
-        used = [opt for opt in opts if opt is not None]
-        for opt in used:
-            opt.zero_grad(set_to_none=True)
-        loss.backward()
-        for opt in reversed(used):
-            opt.step()
+        descend(loss, *[opt for opt in opts if opt is not None])
 
     def pretrain_actor_with_bc(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One BC step on encoder and actor (RFT's first phase). Targets are not touched."""
-        loss = rft.bc_loss(self, batch, train_encoder=True)
+        if self.cfg.compile == "off":
+            return self._pretrain(batch)
+        self._prepare_optimizers()
+        return self._run_pretrain(self, batch, self._draw_bc(batch, UpdateDraws()))
+
+    def _pretrain(self, batch: Batch, draws: UpdateDraws = DRAWN_LATER) -> dict[str, torch.Tensor]:
+        loss = rft.bc_loss(self, batch, train_encoder=True, draws=draws)
         self._step(loss, self.actor_opt, self.encoder_opt)
         return {"pretrain/loss": loss.detach()}
 
@@ -394,14 +510,18 @@ class QAgent(rft.Regularised):
 
     def reference_copy(self) -> QAgent:
         """A frozen copy that acts by its own actor (RFT's reference agent)."""
-        cfg = replace(self.cfg, act_method="rl", bootstrap_method="rl")
+        # it is part of this agent's graphs
+        cfg = replace(self.cfg, act_method="rl", bootstrap_method="rl", compile="off")
         with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten immediately
             ref = QAgent(*self._shapes, cfg)
         ref.load_state_dict(self.state_dict())
         return ref.requires_grad_(False)
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def _prepare_optimizers(self) -> None:
+        for opt in self.optimizers().values():
+            opt.prepare()
+
+    def optimizers(self) -> dict[str, Adam]:
         """The optimisers: critic, actor, and encoder for pixels."""
-        opts: dict[str, torch.optim.Optimizer]
         opts = {"critic": self.critic_opt, "actor": self.actor_opt}
         return opts | ({"encoder": self.encoder_opt} if self.encoder_opt is not None else {})

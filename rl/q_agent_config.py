@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from common_utils.config_types import Flag
 from common_utils.ranges import Above, AtMost, NotNegativeNumber, PositiveNumber, Share
 from networks.encoder import ResNet96EncoderConfig, ResNetEncoderConfig, VitEncoderConfig
+from networks.graphs import Compile
 from rl.actor import ActorConfig, FcActorConfig
 from rl.agent import AgentConfig, RunFacts
 from rl.critic import CriticConfig, MultiFcQConfig
@@ -55,6 +56,9 @@ class QAgentConfig(AgentConfig):
     norm_state: Flag = 0
     # copy actor to actor_target after BC pretraining (0 = as released: target stays random)
     sync_actor_target: Flag = 0
+    # off: operations one by one, with the kernels on a CPU; default: update and act are compiled
+    # into one graph each by torch.compile; max: compiled with tuning
+    compile: Compile = "off"
 
     @property
     def bc_fields(self) -> tuple[str, ...]:

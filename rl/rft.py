@@ -11,6 +11,7 @@ from common_utils.specs import Batch, Obs
 from rl.actor import Actor, FcActor
 from rl.agent import Agent
 from rl.critic import Critic, MultiFcQ
+from rl.draws import DRAWN_LATER, UpdateDraws
 
 
 class Regularised(Agent):
@@ -20,31 +21,39 @@ class Regularised(Agent):
     critic: Critic | MultiFcQ
 
     @abstractmethod
-    def features(self, obs: Obs, augment: bool) -> Obs:
+    def features(self, obs: Obs, augment: bool, shifts: torch.Tensor | None = None) -> Obs:
         """The features of observations that actor and critic read."""
 
 
-def bc_loss(agent: Regularised, batch: Batch, train_encoder: bool = False) -> torch.Tensor:
+def bc_loss(
+    agent: Regularised,
+    batch: Batch,
+    train_encoder: bool = False,
+    draws: UpdateDraws = DRAWN_LATER,
+) -> torch.Tensor:
     """Squared error of the actor's mean: summed over action dims, averaged over the batch.
 
     The encoder gets gradients only in pretraining.
     """
     with torch.set_grad_enabled(train_encoder):
-        feats = agent.features(batch.obs, augment=True)
-    pred = agent.actor(feats, 0.0).sample(clip=None, generator=agent.rng)
+        feats = agent.features(batch.obs, True, draws.bc_shifts)
+    pred = agent.actor(feats, 0.0).sample(None, agent.rng, draws.bc_noise)
     return (pred - batch.action).square().sum(dim=-1).mean()
 
 
 @torch.no_grad()
-def bc_ratio(agent: Regularised, ref_agent: Regularised, obs: Obs) -> torch.Tensor:
+def bc_ratio(
+    agent: Regularised, ref_agent: Regularised, obs: Obs, draws: UpdateDraws = DRAWN_LATER
+) -> torch.Tensor:
     """Fraction of demonstration states where the reference agent's action is valued higher."""
     with eval_mode(agent, ref_agent):
         feats = agent.features(obs, augment=False)
         ref_action = ref_agent.actor(ref_agent.features(obs, augment=False), 0.0).mean
         action = agent.actor(feats, 0.0).mean
         q = []
-        for a in (ref_action, action):  # two different subsets, as released
-            members = agent.critic.draw_members(agent.host_rng)
+        # two different subsets, as released
+        for a, drawn in zip((ref_action, action), draws.ratio_members, strict=True):
+            members = agent.critic.draw_members(agent.host_rng) if drawn is None else drawn
             q_a = agent.critic.q(feats, a.unsqueeze(1), members)
             q.append(q_a.min(dim=-1).values)
     return (q[0] > q[1]).float().mean()

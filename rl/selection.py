@@ -19,6 +19,7 @@ def select_candidate(
     soft_beta: float | None = None,
     eps_greedy: float = 1.0,
     generator: torch.Generator | None = None,
+    draws: ChoiceDraws | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pick one candidate per row.
 
@@ -30,6 +31,7 @@ def select_candidate(
         eps_greedy: probability of following that rule; otherwise a uniformly random
             candidate is taken.
         generator: source of the randomness, on ``q``'s device; None means torch's global one.
+        draws: random numbers, instead of drawing.
 
     Returns:
         (action float [B, A], index int64 [B]).
@@ -39,7 +41,8 @@ def select_candidate(
             f"candidates must be [B, N, A] with values [B, N], got {list(actions.shape)} "
             f"and {list(q.shape)}"
         )
-    draws = draw_choice(q, soft_beta=soft_beta, eps_greedy=eps_greedy, generator=generator)
+    if draws is None:
+        draws = draw_choice(q, soft_beta=soft_beta, eps_greedy=eps_greedy, generator=generator)
     index = choose(q, draws, soft_beta=soft_beta, eps_greedy=eps_greedy)
     return take(actions, index), index
 

@@ -34,7 +34,8 @@ def small(case: str, device: str = "cpu", **options: Any) -> Small:
     q_cfg.critic.spatial_emb = min(q_cfg.critic.spatial_emb, 16)
     q_cfg.state_critic.hidden_dim = q_cfg.state_actor.hidden_dim = 32
     for name, value in options.items():
-        setattr(q_cfg, name, value)
+        section, _, field = name.rpartition(".")
+        setattr(getattr(q_cfg, section) if section else q_cfg, field, value)
     torch.manual_seed(0)
     agent, observe = update.make_agent(case, cfg, device)
     batch = update.make_batch(agent, observe, ROWS)
