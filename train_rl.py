@@ -100,7 +100,8 @@ class Workspace(ResumableRun):
         saved_env_args = env_args(self.train_env_cfg) if saves else None
         self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
 
-        self.batches = Ahead[tuple[Batch, Batch | None]](self.replay, self.agent.device)
+        copies_to = self.replay.copies_to(self.agent.device)
+        self.batches = Ahead[tuple[Batch, Batch | None]](self.replay, copies_to)
 
         self.global_step = 0
         self.train_step = 0

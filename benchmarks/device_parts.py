@@ -16,17 +16,23 @@ import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from benchmarks import ibc, update
 from benchmarks.replay import ACTION_DIM, MAX_LEN, PIXEL, STATE, make_buffer, random_episode
 from common_utils import run_config
+from common_utils.ahead import Ahead
 from common_utils.records import read_metrics
 from common_utils.saver import save_weights
+from common_utils.specs import BC_ACTION, ArraySpec, Batch, Obs
 from networks import fast
+from rl.q_agent import QAgent
+from rl.replay import ReplayBuffer
 from train_bc import MainConfig as BcConfig
 from workspace.build_policy import build_policy
 
@@ -149,7 +155,7 @@ def ordered_cases() -> list[str]:
 def updates(task: Task) -> Results:
     """Critic update, critic and actor update, and act of every release configuration."""
     for case in ["small_state"] if task.quick else ordered_cases():
-        yield f"{case}, eager", measured(task, lambda c=case: _update(task, c))  # type: ignore
+        yield f"{case}, eager", measured(task, partial(_update, task, case))
 
 
 def _update(task: Task, case: str, **options: Any) -> dict[str, Any]:
@@ -163,22 +169,68 @@ def _update(task: Task, case: str, **options: Any) -> dict[str, Any]:
 
 
 def replays(task: Task) -> Results:
-    """Batches from the replay to the device."""
+    """Batches on the device: copied by themselves, copied ahead of an update, gathered there."""
     for name, specs in (("state", STATE), ("pixel", PIXEL)):
-        for prefetch in (0, 2):
-            what = f"{name}, prefetch {prefetch}"
-            yield what, measured(task, lambda s=specs, p=prefetch: _replay(task, s, p))  # type: ignore
+        for how in ("copied", "resident"):
+            what = f"{name}, {how}"
+            yield what, measured(task, partial(_replay, task, specs, how))
 
 
-def _replay(task: Task, specs: Any, prefetch: int) -> dict[str, Any]:
-    rows = 8 if task.quick else 256
-    buffer = make_buffer(specs, prefetch=prefetch)
+def _replay(task: Task, specs: Any, how: str) -> dict[str, Any]:
+    rows, where = 8 if task.quick else 256, torch.device(task.device)
+    buffer = make_buffer(specs, resident=where if how == "resident" else None)
     episode = random_episode(specs, MAX_LEN)
     for _ in range(2 if task.quick else 20):
         buffer.add_episode(*episode)
-    found = timed(lambda: buffer.sample(rows, task.device), task)
+    found = timed(lambda: buffer.sample(rows, where), task)
     nbytes = rows * 2 * sum(s.nbytes for s in specs.values()) + rows * 4 * (ACTION_DIM + 2)
     return {"sample": found, "bytes": nbytes, "bytes_per_second": 1e3 * nbytes / found["ms"]}
+
+
+def waits(task: Task) -> Results:
+    """How long an update waits for its batch, which is drawn while the last one is computed."""
+    for case in ["small_state"] if task.quick else FIRST:
+        for how in ("ahead", "not ahead", "resident"):
+            yield f"{case}, {how}", measured(task, partial(_waiting, task, case, how))
+
+
+def _waiting(task: Task, case: str, how: str) -> dict[str, Any]:
+    """Milliseconds per update with batches of the replay, and with one batch again and again."""
+    fast.set_up(1)
+    cfg, where = update.config_of(case), torch.device(task.device)
+    rows = 8 if task.quick else cfg.batch_size
+    agent, obs = update.make_agent(case, cfg, task.device)
+    buffer = update_replay(agent, obs, where if how == "resident" else None)
+    ahead = Ahead[Batch](buffer, where if how == "ahead" else torch.device("cpu"))
+
+    def drawn() -> None:
+        batch = ahead.take(buffer.sample, rows, where)
+        agent.update(batch, 0.1, True)
+        ahead.prepare(buffer.sample, rows, where)
+
+    same = buffer.sample(rows, where)
+    alone = timed(lambda: agent.update(same, 0.1, True), task)
+    together = timed(drawn, task)
+    return {"update": alone, "with its batch": together, "wait_ms": together["ms"] - alone["ms"]}
+
+
+def update_replay(
+    agent: QAgent, obs: Callable[[int], Obs], resident: torch.device | None
+) -> ReplayBuffer:
+    """A replay of random episodes for an agent; stacks are stored as they are delivered."""
+    frames = {k: v.cpu().numpy() for k, v in obs(MAX_LEN).items()}
+    specs = {k: ArraySpec(v.shape[1:], str(v.dtype)) for k, v in frames.items()}
+    buffer = ReplayBuffer(
+        specs, agent.action_dim, nstep=3, gamma=0.99, max_episode_length=MAX_LEN, replay_size=20,
+        seed=1, num_bc_action=agent.num_bc_action, resident=resident,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (MAX_LEN, agent.action_dim)).astype(np.float32)
+    if k := agent.num_bc_action:
+        frames[BC_ACTION] = np.repeat(actions[:, None], k, axis=1)
+    for _ in range(5):
+        buffer.add_episode(frames, actions, np.zeros(MAX_LEN, np.float32))
+    return buffer
 
 
 # -------------------------------------------------------------------------------------ibc
@@ -192,7 +244,7 @@ IBC_CASES = (
 def ibc_steps(task: Task) -> Results:
     """A training step and an action of Implicit BC's configurations."""
     for case in IBC_CASES[:1] if task.quick else IBC_CASES:
-        yield case, measured(task, lambda c=case: _ibc(task, c))  # type: ignore
+        yield case, measured(task, partial(_ibc, task, case))
 
 
 def _ibc(task: Task, case: str) -> dict[str, Any]:
@@ -216,7 +268,7 @@ def _ibc(task: Task, case: str) -> dict[str, Any]:
 
 def can(task: Task) -> Results:
     """A short IBRL run of Can from pixels, simulated and rendered, with an untrained BC policy."""
-    yield "run", measured(task, lambda: _can(task))
+    yield "run", measured(task, partial(_can, task))
 
 
 def untrained_bc(folder: Path) -> Path:
@@ -263,8 +315,9 @@ def _can(task: Task) -> dict[str, Any]:
 
 PARTS = {
     "tests": Part(110, tests),
-    "update": Part(170, updates),
-    "replay": Part(30, replays),
+    "update": Part(160, updates),
+    "replay": Part(20, replays),
+    "waits": Part(40, waits),
     "ibc": Part(60, ibc_steps),
-    "can": Part(100, can),
+    "can": Part(90, can),
 }

@@ -123,21 +123,23 @@ def check_fits(
     ``memory`` and ``disk``: purpose -> bytes, with the config field that sets them. ``disk`` is
     needed on the disk of ``path``. ``headroom``: fraction of the free amount that must stay free.
     """
-    lines = []
-    for kind, needs, free in (
-        ("memory", memory, available_memory()),
-        (f"disk ({path})", disk or {}, available_disk(path)),
-    ):
-        full = {k: n if isinstance(n, Need) else Need(int(n)) for k, n in needs.items()}
-        if not full:
-            continue
-        total = sum(n.bytes for n in full.values())
-        parts = ", ".join(f"{k} {format_bytes(n.bytes)}" for k, n in full.items())
-        lines.append(f"{kind}: {parts}; {format_bytes(free)} available")
-        if total > free * (1 - headroom):
-            more = "; free some, or choose another folder" if kind.startswith("disk") else ""
-            raise ResourceError(_too_big(kind, parts, total, free, full) + more)
-    return lines
+    lines = check_room("memory", memory, available_memory(), headroom)
+    return lines + check_room(f"disk ({path})", disk or {}, available_disk(path), headroom)
+
+
+def check_room(
+    kind: str, needs: Mapping[str, Need | int], free: int, headroom: float = 0.05
+) -> list[str]:
+    """As :func:`check_fits`, for any kind of memory of which ``free`` bytes are left."""
+    full = {k: n if isinstance(n, Need) else Need(int(n)) for k, n in needs.items()}
+    if not full:
+        return []
+    total = sum(n.bytes for n in full.values())
+    parts = ", ".join(f"{k} {format_bytes(n.bytes)}" for k, n in full.items())
+    if total > free * (1 - headroom):
+        more = "; free some, or choose another folder" if kind.startswith("disk") else ""
+        raise ResourceError(_too_big(kind, parts, total, free, full) + more)
+    return [f"{kind}: {parts}; {format_bytes(free)} available"]
 
 
 def _too_big(kind: str, parts: str, total: int, free: int, needs: Mapping[str, Need]) -> str:

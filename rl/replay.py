@@ -23,6 +23,7 @@ import torch
 from common_utils import rela
 from common_utils.errors import UserError
 from common_utils.specs import BC_ACTION, ArraySpec, Batch
+from rl.device_store import DeviceStore, Parts, joined
 from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
 from rl.successes import Record, SuccessWriter
 
@@ -53,8 +54,9 @@ class ReplayBuffer:
     env_args: how the environment was built ({"env_name", "env_kwargs"}), stored in saved files.
     prefetch: batches prepared ahead in a thread; affects only speed.
     storage: "ram", or a folder for a memory-mapped scratch file.
+    resident: a device that holds the contents as well, and on which all batches are gathered.
 
-    The same seed and calls give the same batches, for any prefetch and num_threads.
+    The same seed and calls give the same batches, for any prefetch, num_threads and resident.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ReplayBuffer:
         prefetch: int = 0,
         num_threads: int = 1,
         storage: str = "ram",
+        resident: torch.device | None = None,
     ) -> None:
         if not obs_specs:
             raise ValueError("ReplayBuffer: obs_specs is empty, nothing to store")
@@ -115,6 +118,11 @@ class ReplayBuffer:
             self._joint = rela.JointSampler(
                 [self._bc_core, self._core], prefetch=prefetch, num_threads=num_threads
             )
+        self.resident = resident
+        self._stores: dict[rela.SingleStepTransitionReplay, DeviceStore] = {}
+        if resident is not None:
+            for core in self._cores().values():
+                self._stores[core] = DeviceStore(core, self._stacks, nstep, resident)
         self._episode = rela.Episode(nstep, max_episode_length, gamma)
         self._running = False
         self._in_flight: deque[tuple[Any, Any]] = deque()  # (CUDA event, batch being copied)
@@ -270,22 +278,22 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
         """``batch_size`` transitions, uniform over all stored ones, with replacement."""
-        return self._batch(self._core, batch_size, device)
+        return self._batch([self._core], [batch_size], device)
 
     def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
         """Like :meth:`sample`, from successful episodes; ReplayError while there are none."""
-        return self._batch(self._need_bc(), batch_size, device)
+        return self._batch([self._need_bc()], [batch_size], device)
 
     def sample_rl_bc(
         self, rl_batchsize: int, bc_batchsize: int, device: str | torch.device = "cpu"
     ) -> Batch:
         """One batch of bc_batchsize rows from successes followed by rl_batchsize from all."""
-        self._need_bc()
+        bc_core = self._need_bc()
         if rl_batchsize == 0:
             return self.sample_bc(bc_batchsize, device)
         if bc_batchsize == 0:
             return self.sample(rl_batchsize, device)
-        return self._batch(self._joint, [bc_batchsize, rl_batchsize], device)
+        return self._batch([bc_core, self._core], [bc_batchsize, rl_batchsize], device)
 
     def _need_bc(self) -> rela.SingleStepTransitionReplay:
         if self._bc_core is None:
@@ -294,29 +302,44 @@ class ReplayBuffer:
             raise ReplayError("no successful episode in the BC replay yet")
         return self._bc_core
 
-    def _batch(self, source: Any, size: Any, device: str | torch.device) -> Batch:
-        if torch.device(device).type == "cuda":
-            raw = source.sample(size, None)
-            parts = self._copy_to_cuda(source, raw, torch.device(device))
-            obs, next_obs, action = parts["obs"], parts["next_obs"], parts["action"]["action"]
-            reward, bootstrap = parts["reward"]["reward"], parts["bootstrap"]["bootstrap"]
+    def _batch(
+        self,
+        cores: list[rela.SingleStepTransitionReplay],
+        sizes: list[int],
+        device: str | torch.device,
+    ) -> Batch:
+        where = torch.device(device)
+        if self.resident is not None:
+            parts = self._gather_resident(cores, sizes, where)
         else:
-            raw = source.sample(size, str(device))
-            obs, next_obs, action = raw.obs, raw.next_obs, raw.action["action"]
-            reward, bootstrap = raw.reward, raw.bootstrap
+            # rows of several replays are drawn by one sampler
+            source: Any = self._joint if len(cores) > 1 else cores[0]
+            size: Any = sizes if len(cores) > 1 else sizes[0]
+            if where.type == "cuda":
+                parts = self._copy_to_cuda(source, source.sample(size, None), where)
+            else:
+                parts = _parts(source.sample(size, str(device)))
+        obs, next_obs = parts["obs"], parts["next_obs"]
         return Batch(
             obs=obs,
             next_obs=next_obs,
-            action=action,
-            reward=reward,
-            bootstrap=bootstrap,
+            action=parts["action"]["action"],
+            reward=parts["reward"]["reward"],
+            bootstrap=parts["bootstrap"]["bootstrap"],
             bc_action=obs.pop(BC_ACTION, None),
             next_bc_action=next_obs.pop(BC_ACTION, None),
         )
 
-    def _copy_to_cuda(
-        self, source: Any, raw: rela.Batch, device: torch.device
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def _gather_resident(
+        self, cores: list[rela.SingleStepTransitionReplay], sizes: list[int], where: torch.device
+    ) -> Parts:
+        assert self.resident is not None  # asked by the caller
+        if where.type != self.resident.type:
+            raise ReplayError(f"this replay is on {self.resident}: it has no batches on {where}")
+        drawn = zip(cores, sizes, strict=True)
+        return joined([self._stores[core].sample(n) for core, n in drawn])
+
+    def _copy_to_cuda(self, source: Any, raw: rela.Batch, device: torch.device) -> Parts:
         """One asynchronous copy of the whole batch; page-locked memory from the second batch on."""
         on_gpu = torch.from_numpy(raw.flat).to(device, non_blocking=True)
         event = torch.cuda.Event()
@@ -330,6 +353,10 @@ class ReplayBuffer:
             for _ in range(self._prefetch + 3):
                 source.donate(torch.empty(size[1], dtype=torch.uint8, pin_memory=True).numpy())
         return split_flat(on_gpu, raw.layout)
+
+    def copies_to(self, device: torch.device) -> torch.device:
+        """Where batches of an agent on ``device`` are copied: not there if the contents are."""
+        return torch.device("cpu") if self.resident is not None else device
 
     def mark(self) -> list[tuple[int, list[int]]]:
         """What decides the next batches: the versions of the contents, and the generators."""
@@ -443,6 +470,7 @@ class ReplayBuffer:
                 raise ValueError(f"ReplayBuffer.load_state_dict: '{name}' is missing")
             core.load_state_dict(to_numpy(state[name]))
         self._load_rest(state)
+        self._forget_copies()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``state_dict`` as files to an empty or new folder, without a copy in memory."""
@@ -451,13 +479,28 @@ class ReplayBuffer:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Inverse of :meth:`save`."""
         self._load_rest(load_folder(path, self._cores()))
+        self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        for store in self._stores.values():
+            store.forget()
+
+
+def _parts(batch: rela.Batch) -> Parts:
+    return {
+        "obs": batch.obs,
+        "next_obs": batch.next_obs,
+        "action": batch.action,
+        "reward": {"reward": batch.reward},
+        "bootstrap": {"bootstrap": batch.bootstrap},
+    }
 
 
 def split_flat(
     flat: torch.Tensor, layout: Sequence[tuple[str, str, str, tuple[int, ...], int]]
-) -> dict[str, dict[str, torch.Tensor]]:
+) -> Parts:
     """The arrays {group: {key: tensor}} inside one uint8 tensor, as views."""
-    out: dict[str, dict[str, torch.Tensor]] = {}
+    out: Parts = {}
     for group, key, dtype, shape, offset in layout:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         part = flat[offset : offset + nbytes].view(getattr(torch, dtype)).view(shape)

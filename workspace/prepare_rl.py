@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from common_utils.ibrl_utils import eval_mode
 from common_utils.kept_weights import KeptWeights
 from common_utils.logger import RunLogger
 from common_utils.progress import RunProgress
-from common_utils.resources import Need, check_fits
+from common_utils.resources import Need, check_fits, check_room
 from common_utils.run_config import ConfigError
 from common_utils.saver import TopkSaver
 from common_utils.seeding import seed_for
@@ -39,6 +39,7 @@ from evaluate.protocol import Games
 from evaluate.protocol import Protocol as EvalProtocol
 from evaluate.rollout import EvalResult
 from rl.agent import Agent
+from rl.device_store import ROOM
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
 from workspace.disk_needs import disk_needs
@@ -46,6 +47,7 @@ from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
 
 KEPT_WEIGHTS = 1  # of the best
+ON_GPU = "cuda"  # of replay_storage
 
 
 class Run(Protocol):
@@ -116,15 +118,29 @@ def check_memory(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> list[str]:
     needs = memory_needs(cfg, spec, agent)
     replay = Need(sum(need.bytes for need in needs.values()), "replay_buffer_size")
     disk = disk_needs(agent, KEPT_WEIGHTS, replay)
-    if cfg.replay_storage == "ram":
-        return check_fits(needs, disk, cfg.save_dir)
+    if cfg.replay_storage in ("ram", ON_GPU):
+        fits = check_fits(needs, disk, cfg.save_dir)
+        return fits + (check_card(cfg, needs, agent.device) if cfg.replay_storage == ON_GPU else [])
     check_storage(cfg.replay_storage)
     return check_fits({}, needs, cfg.replay_storage) + check_fits({}, disk, cfg.save_dir)
 
 
+def check_card(cfg: MainConfig, needs: Mapping[str, Need], device: torch.device) -> list[str]:
+    """What a replay on the agent's GPU will take there; an error if there is none, or no room."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"replay_storage: '{cfg.replay_storage}', expected ram or a folder: the agent "
+            f"({cfg.agent_kind.section}.device {cfg.agent_cfg.device}) is on the {device.type}"
+        )
+    # successes stay in memory until they are written
+    held = {k: n for k, n in needs.items() if k != "successes"}
+    on_card = {k: Need(int(ROOM * n.bytes), n.field) for k, n in held.items()}
+    return check_room(f"memory of {device}", on_card, torch.cuda.mem_get_info(device)[0])
+
+
 def check_storage(path: str) -> None:
     """ConfigError unless ``replay_storage`` is a folder that can be written to, or made."""
-    folder, expected = Path(path), "expected ram or a folder that can be written to"
+    folder, expected = Path(path), "expected ram, cuda or a folder that can be written to"
     if not path or not os.path.isdir(folder.parent):
         raise ConfigError(f"replay_storage: '{path}', {expected} (its parent must exist)")
     try:
@@ -142,7 +158,8 @@ def check_storage(path: str) -> None:
 def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) -> ReplayBuffer:
     """The run's replay; ``env_args`` go into files of saved successes (None: none are saved)."""
     specs = {k: spec.observations[k] for k in agent.input_keys}
-    if cfg.replay_storage != "ram":
+    on_gpu = cfg.replay_storage == ON_GPU
+    if not on_gpu and cfg.replay_storage != "ram":
         make_folder(cfg.replay_storage)
     return ReplayBuffer(
         specs,
@@ -159,7 +176,8 @@ def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) ->
         save_dir=cfg.save_dir,
         prefetch=cfg.replay_prefetch,
         num_threads=cfg.replay_threads,
-        storage=cfg.replay_storage,
+        storage="ram" if on_gpu else cfg.replay_storage,
+        resident=agent.device if on_gpu else None,
         reward_scale=cfg.env_reward_scale,
         env_args=env_args,
     )
@@ -317,7 +335,7 @@ def _pretrain(run: Run) -> None:
     if not run.reported:  # interrupted before the report
         run.report(finish, run.pretrain_step == total)
     drawn = (run.replay.sample_bc, cfg.batch_size, run.agent.device)
-    batches = Ahead[Batch](run.replay, run.agent.device)
+    batches = Ahead[Batch](run.replay, run.replay.copies_to(run.agent.device))
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
             run.log.meters.step = run.pretrain_step + 1

@@ -43,6 +43,7 @@ RESUMABLE_CHANGES = (
     "use_wb",
     "mp_eval",
     "num_eval_worker",
+    "replay_storage",
     "replay_threads",
     "replay_prefetch",
     "kernel_threads",
@@ -110,7 +111,8 @@ class MainConfig(Kinded, RunConfig):
     bootstrap_truncated: Flag = 0
     # capacity of the replay, in episodes
     replay_buffer_size: Positive = 500
-    # "ram", or a folder for memory-mapped files (made if its parent exists)
+    # "ram", "cuda" (in memory, and a copy on the agent's GPU, where batches are then gathered), or
+    # a folder for memory-mapped files (made if its parent exists)
     replay_storage: str = "ram"
     # threads that gather a batch
     replay_threads: Workers = 1

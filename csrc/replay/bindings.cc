@@ -138,6 +138,30 @@ struct PyReplay {
     return out;
   }
 
+  // The next batch for a copy of the columns: rows of it, returns, bootstraps.
+  py::dict draw(int64_t batch) {
+    const Drawn d = locked([&](Replay& r) { return r.draw_for_copy(batch); });
+    py::dict out;
+    auto put = [&](const char* name, DType dtype, const auto& values) {
+      out[name] =
+          copy_array({name, dtype, {}}, batch, reinterpret_cast<const uint8_t*>(values.data()));
+    };
+    put("step0", DType::i64, d.step0);
+    put("obs0", DType::i64, d.obs0);
+    put("t", DType::i64, d.t);
+    put("last", DType::i64, d.last);
+    put("reward", DType::f32, d.reward);
+    put("bootstrap", DType::f32, d.bootstrap);
+    return out;
+  }
+
+  // Rows that are held of observations and of actions: the first, and one past the last.
+  std::pair<std::array<int64_t, 2>, std::array<int64_t, 2>> spans() const {
+    return locked([](Replay& r) {
+      return std::make_pair(r.live_span(Group::obs), r.live_span(Group::action));
+    });
+  }
+
   // What decides the next batch: the contents' version and the generator.
   std::pair<uint64_t, Rng::State> mark() const {
     return locked([](Replay& r) { return std::make_pair(r.version, r.rng.state()); });
@@ -354,6 +378,8 @@ void bind_replay_methods(C& c) {
                              [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
       .def_property_readonly("action_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
+      .def("draw", null::checked(&PyReplay::draw), py::arg("batchsize"))
+      .def("spans", null::checked(&PyReplay::spans))
       .def("mark", null::checked(&PyReplay::mark))
       .def("set_rng", null::checked(&PyReplay::set_rng), py::arg("state"))
       .def("meta", null::checked(&PyReplay::meta))

@@ -319,9 +319,46 @@ void Replay::gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutF
   }
 }
 
+// The n-step sum of rewards from a step on, up to the episode's end.
+float Replay::returns(const RowRef& r) const {
+  float sum = 0.0F;
+  const int64_t k = std::min<int64_t>(options_.nstep, r.len - r.t);
+  for (int64_t j = 0; j < k; ++j) {
+    float x;
+    std::memcpy(&x, reward_[0].row(r.step0 + r.t + j), sizeof x);
+    sum += weights_[static_cast<size_t>(j)] * x;
+  }
+  return sum;
+}
+
+// The factor of the value after the n steps.
+float Replay::bootstrap(const RowRef& r) const {
+  const int64_t n = options_.nstep;
+  if (r.t + n < r.len) return discounts_[static_cast<size_t>(n)];
+  return r.has_final ? discounts_[static_cast<size_t>(r.len - r.t)] : 0.0F;
+}
+
+Drawn Replay::draw_for_copy(int64_t batch) {
+  check_sampling(batch);
+  Drawn out;
+  for (const RowRef& r : draw(rng, batch)) {
+    out.step0.push_back(r.step0);
+    out.obs0.push_back(r.obs0);
+    out.t.push_back(r.t);
+    out.last.push_back(r.len - (r.has_final ? 0 : 1));
+    out.reward.push_back(returns(r));
+    out.bootstrap.push_back(bootstrap(r));
+  }
+  return out;
+}
+
+std::array<int64_t, 2> Replay::live_span(Group g) const {
+  if (empty_schema()) return {0, 0};
+  return {column(g, 0).begin(), column(g, 0).end()};
+}
+
 void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& layout,
                     int64_t row0, uint8_t* base) const {
-  const int64_t n = options_.nstep;
   for (const OutField& f : layout.fields) {
     uint8_t* out = base + f.offset + static_cast<size_t>(row0) * f.row_bytes;
     if (f.group == Group::obs || f.group == Group::next_obs) {
@@ -335,23 +372,9 @@ void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& 
         std::memset(dst, 0, f.row_bytes);
       } else if (f.group == Group::action) {
         if (f.row_bytes) std::memcpy(dst, action_[f.column].row(r.step0 + r.t), f.row_bytes);
-      } else if (f.group == Group::reward) {
-        float sum = 0.0F;
-        const int64_t k = std::min<int64_t>(n, r.len - r.t);
-        for (int64_t j = 0; j < k; ++j) {
-          float x;
-          std::memcpy(&x, reward_[0].row(r.step0 + r.t + j), sizeof x);
-          sum += weights_[static_cast<size_t>(j)] * x;
-        }
-        std::memcpy(dst, &sum, sizeof sum);
       } else {
-        float b = 0.0F;
-        if (r.t + n < r.len) {
-          b = discounts_[static_cast<size_t>(n)];
-        } else if (r.has_final) {
-          b = discounts_[static_cast<size_t>(r.len - r.t)];
-        }
-        std::memcpy(dst, &b, sizeof b);
+        const float x = f.group == Group::reward ? returns(r) : bootstrap(r);
+        std::memcpy(dst, &x, sizeof x);
       }
     }
   }

@@ -56,6 +56,14 @@ struct RowRef {
 };
 using Rows = std::vector<RowRef>;
 
+// Drawn transitions for a copy of the columns that is held elsewhere. Rows count from the first
+// that this replay ever held: actions from step0, observations from obs0; `last` is the last
+// observation's step.
+struct Drawn {
+  std::vector<int64_t> step0, obs0, t, last;
+  std::vector<float> reward, bootstrap;
+};
+
 enum class Group : int { obs = 0, next_obs = 1, action = 2, reward = 3, bootstrap = 4 };
 
 struct OutField {
@@ -86,7 +94,9 @@ class Replay {
   void check_sampling(int64_t batch) const;
   Rows draw(Rng& rng, int64_t batch) const;  // uniform over transitions
   Rows draw_episodes(Rng& rng, int64_t batch, int64_t& T, std::vector<int32_t>& lens) const;
-  Rows episode_rows(int64_t i) const;  // all steps of one episode
+  Drawn draw_for_copy(int64_t batch);               // the next batch; moves the generator
+  std::array<int64_t, 2> live_span(Group g) const;  // first row, and one past the last
+  Rows episode_rows(int64_t i) const;               // all steps of one episode
   Rows range_rows(int64_t a, int64_t b, int64_t& T, std::vector<int32_t>& lens) const;
   Layout layout(int64_t rows) const;
 
@@ -138,6 +148,8 @@ class Replay {
   void evict_oldest();
   void wipe();
   RowRef ref(const EpisodeRow& e, int64_t t) const;
+  float returns(const RowRef& r) const;
+  float bootstrap(const RowRef& r) const;
   Rows padded_rows(const std::vector<int64_t>& picks, int64_t& T, std::vector<int32_t>& lens) const;
   void gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f,
                   uint8_t* out) const;

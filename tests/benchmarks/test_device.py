@@ -27,19 +27,23 @@ def check(out: Path, *args: str) -> tuple[subprocess.CompletedProcess[str], dict
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    parts = ("can", "update", "replay")
+    parts = ("can", "update", "replay", "waits")
     done, report = check(tmp_path, *(a for name in parts for a in ("--only", name)))
     assert done.returncode == 1, done.stderr
     found = report["parts"]
     assert {k: v["status"] for k, v in found.items()} == {
-        "can": "failed", "update": "ok", "replay": "ok"
+        "can": "failed", "update": "ok", "replay": "ok", "waits": "ok"
     }  # fmt: skip
     assert "MUJOCO_GL" in found["can"]["reason"]  # disabled above: nothing can be rendered
     assert "can      failed" in done.stdout and "===== can" in (tmp_path / device.LOG).read_text()
     case = found["update"]["results"]["small_state, eager"]
     assert set(case) == {"critic update", "critic + actor update", "act"}
     assert all(0 < c["ms_least"] <= c["ms"] <= c["ms_most"] for c in case.values())
-    assert found["replay"]["results"]["pixel, prefetch 0"]["sample"]["ms"] > 0
+    assert set(found["replay"]["results"]) == {
+        f"{what}, {how}" for what in ("state", "pixel") for how in ("copied", "resident")
+    }
+    waits = found["waits"]["results"]["small_state, resident"]
+    assert waits["wait_ms"] == waits["with its batch"]["ms"] - waits["update"]["ms"]
     assert (report["torch"], report["device"]) == (torch.__version__, "cpu")
     assert sorted(p.name for p in tmp_path.iterdir()) == [device.RESULTS, device.LOG]
 

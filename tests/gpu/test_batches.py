@@ -53,6 +53,23 @@ def test_replay(prefetch: int, device: str, monkeypatch: pytest.MonkeyPatch) -> 
             drive(buffer, task, 9, draw=False)
 
 
+def test_resident_replay(device: str) -> None:
+    where = torch.device(device)
+    ours, plain = make(resident=where, replay_size=4), make(replay_size=4)
+    tasks = FakeTask(0), FakeTask(0)
+    for _ in range(20):
+        for buffer, task in zip((ours, plain), tasks, strict=True):
+            drive(buffer, task, 11, draw=False)
+        if plain.size(bc=True) == 0:
+            continue
+        for _ in range(3):
+            got, want = ours.sample_rl_bc(64, 32, device), plain.sample_rl_bc(64, 32)
+            busy(device)
+            for a, b in zip(tensors(got), tensors(want), strict=True):
+                assert a.device.type == device
+                assert torch.equal(a.cpu(), b)
+
+
 def test_demonstrations(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ahead, "on_cpu", True)
     file = write_robomimic(tmp_path / "data.hdf5", size=8)

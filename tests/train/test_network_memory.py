@@ -157,7 +157,9 @@ def test_the_folder_of_a_replay_can_be_made_or_is_refused(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     missing, long = tmp_path / "none" / "new", tmp_path / ("x" * 300)
     for path in ("", str(missing), str(tmp_path / "file"), str(long)):
-        with pytest.raises(ConfigError, match="^replay_storage: '.*', expected ram or a folder"):
+        with pytest.raises(
+            ConfigError, match="^replay_storage: '.*', expected ram, cuda or a folder"
+        ):
             check_storage(path)
     if os.getuid():
         (tmp_path / "new").mkdir(0o500)
