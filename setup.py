@@ -41,6 +41,8 @@ class WithConfigurations(build_py):
     """Copies release/cfgs into a wheel; an editable installation reads the checkout's."""
 
     def run(self) -> None:
+        if not self.editable_mode:  # or files that are no longer in the checkout would be installed
+            shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
         if not self.editable_mode:
             inside = Path(self.build_lib, "common_utils", "release", "cfgs")

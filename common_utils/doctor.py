@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common_utils.errors import run_program
+from common_utils.extras import how_to_build, how_to_install
 from common_utils.native_output import silenced
+from common_utils.paths import IS_CHECKOUT
 from common_utils.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,14 +65,38 @@ def _package(name: str, module: str, required: bool, advice: str) -> Finding:
 
 
 def check_packages() -> list[Finding]:
-    advice = "source set_env.sh (or pip install -r requirements.txt)"
-    needed = ["numpy", "torch", "gymnasium", "h5py", "pyrallis", "rich"]
-    found = [_package(n, n, True, advice) for n in needed]
-    found.append(_package("mujoco", "mujoco", True, advice))
-    found.append(_package("metaworld", "metaworld", True, advice))
+    needed = {
+        "train": ("numpy", "torch", "gymnasium", "h5py", "pyrallis", "rich"),
+        "sim": ("mujoco", "metaworld"),
+    }
+    found = [
+        _package(name, name, True, how_to_install(extra))
+        for extra, names in needed.items()
+        for name in names
+    ]
     extra = "optional, for block pushing: pip install pybullet (no wheels from Python 3.12 on)"
     found.append(_package("pybullet", "pybullet", False, extra))
     return found
+
+
+def _installed_names() -> list[str]:
+    """Top-level names of the program as an installed package; none if it is not installed."""
+    try:
+        return (importlib.metadata.distribution("ibrl").read_text("top_level.txt") or "").split()
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def check_names() -> Finding:
+    """The program's packages have plain names, which another installed package may have too."""
+    own = _installed_names()
+    owners = importlib.metadata.packages_distributions()
+    taken = [f"{n} ({', '.join(sorted(set(owners[n]) - {'ibrl'}))})" for n in own
+             if set(owners.get(n, ())) - {"ibrl"}]  # fmt: skip
+    if not taken:
+        return Finding("Names of packages", OK, "no other package has one of the program's")
+    found = f"also in other packages, whose files may have replaced ours: {', '.join(taken)}"
+    return Finding("Names of packages", PROBLEM, found, "install the program alone, in a new venv")
 
 
 def _run_program(text: str) -> subprocess.CompletedProcess[str]:
@@ -96,7 +122,7 @@ print("a step of Lift works")
 
 def check_robosuite() -> Finding:
     """Takes a step of Lift from states, in a separate process."""
-    name, advice = "robosuite", "for the robomimic tasks: pip install -r requirements.txt"
+    name, advice = "robosuite", f"for the robomimic tasks: {how_to_install('sim')}"
     try:
         version = importlib.metadata.version("robosuite")
     except importlib.metadata.PackageNotFoundError:
@@ -135,7 +161,7 @@ def check_compiler() -> Finding:
 
 
 def check_replay_core() -> Finding:
-    advice = "cd common_utils && make"
+    advice = how_to_build()
     try:
         module = importlib.import_module("common_utils.rela")
     except ImportError as error:
@@ -166,7 +192,7 @@ def check_kernels() -> list[Finding]:
             built = importlib.import_module(f"common_utils.{module}")
         except ImportError as error:
             found = f"not usable, {instead} its place: {error}"
-            findings.append(Finding(name, NOTE, found, f"{gain}: cd common_utils && make"))
+            findings.append(Finding(name, NOTE, found, f"{gain}: {how_to_build()}"))
             continue
         isa = f" ({built.isa()})" if hasattr(built, "isa") else ""
         findings.append(Finding(name, OK, f"{Path(str(built.__file__)).name}{isa}"))
@@ -237,7 +263,11 @@ def check_resources() -> list[Finding]:
 def check_shell() -> list[Finding]:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     paths = [Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    advice = "source set_env.sh in this shell"
+    advice = "source set_env.sh in this shell" if IS_CHECKOUT else "export OMP_NUM_THREADS=1"
+    found = "has the repository" if ROOT in paths else "lacks the repository"
+    if _installed_names():
+        found += " (not needed: the program is installed)"
+    importable = bool(ROOT in paths or _installed_names())
     return [
         Finding(
             "OMP_NUM_THREADS",
@@ -249,9 +279,9 @@ def check_shell() -> list[Finding]:
         ),
         Finding(
             "PYTHONPATH",
-            OK if ROOT in paths else NOTE,
-            "has the repository" if ROOT in paths else "lacks the repository",
-            "" if ROOT in paths else advice,
+            OK if importable else NOTE,
+            found,
+            "" if importable else advice,
         ),
     ]
 
@@ -262,6 +292,7 @@ def examine() -> list[Finding]:
         check_program,
         check_python,
         check_packages,
+        check_names,
         check_cuda,
         check_compiler,
         check_replay_core,

@@ -26,6 +26,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from common_utils.extras import how_to_install
 from common_utils.success_rule import AsRecorded, SuccessRule
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
@@ -201,8 +202,7 @@ def import_robotics() -> None:
             import gymnasium_robotics  # noqa: F401
     except ImportError as error:
         raise EnvError(
-            f"suite d4rl: cannot import gymnasium_robotics ({error}); "
-            "pip install -r requirements.txt"
+            f"suite d4rl: cannot import gymnasium_robotics ({error}); {how_to_install('sim')}"
         ) from error
     finally:
         lines = printed.getvalue().splitlines(keepends=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common_utils.extras import how_to_install, missing_package
 from common_utils.lookup import resolve
 from common_utils.run_config import check
 from common_utils.success_rule import SuccessRule
@@ -27,7 +28,15 @@ def make_env(cfg: EnvConfig | dict[str, Any]) -> Env:
         cfg = EnvConfig(**cfg)
     made: Any = suite_class(cfg.suite)
     check(cfg)
-    env: Env = made(cfg)
+    try:
+        env: Env = made(cfg)
+    except ModuleNotFoundError as error:
+        if not (package := missing_package(error)):
+            raise
+        raise EnvError(
+            f"suite {cfg.suite}: the package '{package}' is not installed; "
+            f"expected what this installs: {how_to_install('sim')}"
+        ) from error
     return env
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from common_utils.errors import USER_ERROR, UserError, run_program
-from common_utils.extras import how_to_install
+from common_utils.extras import how_to_install, missing_package
 from common_utils.version import __version__
 
 
@@ -75,9 +74,8 @@ def load(command: Command) -> Any:
     try:
         return importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or importlib.util.find_spec(package) is not None:
-            raise  # not a missing package
+        if not (package := missing_package(error)):
+            raise
         raise UserError(
             f"ibrl {command.words}: the package '{package}' is not installed; "
             f"expected what this installs: {how_to_install(command.extra)}"

@@ -32,6 +32,7 @@ import numpy as np
 from common_utils import run_config
 from common_utils.demo_file import FILE_NAME, Recording, write_demos
 from common_utils.errors import run_program
+from common_utils.extras import how_to_install
 from common_utils.ranges import AllOr
 from common_utils.run_config import ConfigError, Flag
 from common_utils.run_folder import output_folder
@@ -96,9 +97,7 @@ def open_dataset(cfg: MainConfig) -> MinariDataset:
     try:
         import minari
     except ImportError as error:
-        raise ConfigError(
-            f"cannot import minari ({error}); pip install -r requirements.txt"
-        ) from error
+        raise ConfigError(f"cannot import minari ({error}); {how_to_install('sim')}") from error
     try:
         return minari.MinariDataset(path)
     except Exception as error:  # a damaged dataset can make minari or h5py raise anything

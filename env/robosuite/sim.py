@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.extras import how_to_install
 from env.core import EnvError
 from env.robosuite.fast import FastLoop, fits
 from env.robosuite.shapes import draw_shapes
@@ -103,7 +104,7 @@ def import_robosuite() -> Any:
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
     if importlib.util.find_spec("robosuite") is None:
-        raise EnvError("robosuite is not installed: pip install robosuite==1.5.2")
+        raise EnvError(f"robosuite is not installed: {how_to_install('sim')}")
     sys.modules.setdefault("robosuite.macros_private", _quiet_macros())
     gl_backend = os.environ.get("MUJOCO_GL")
     try:

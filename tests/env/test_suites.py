@@ -152,3 +152,16 @@ def test_spellings_of_a_task(suite, a, same, other):
     suite = suite_class(suite)
     assert suite.same_task(a, same)
     assert not suite.same_task(a, other)
+
+
+class NeedsASimulator:
+    def __init__(self, cfg: EnvConfig) -> None:
+        import no_such_simulator.tasks  # noqa: F401
+
+
+def test_a_simulator_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SUITES, "metaworld", f"{__name__}:NeedsASimulator")
+    with pytest.raises(EnvError, match=r"metaworld: the package 'no_such_simulator'.*ibrl\[sim\]"):
+        make_env(EnvConfig(suite="metaworld", task="drawer-open-v3", use_state=1))

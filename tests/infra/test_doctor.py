@@ -69,6 +69,21 @@ def test_missing_kernels_are_slower_but_no_problem(monkeypatch: pytest.MonkeyPat
     assert "make" in found.advice
 
 
+def test_a_name_that_another_package_took_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ibrl", "other"):
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "top_level.txt").write_text("tools\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found = doctor.check_names()
+    assert (found.status, "tools (other)" in found.found) == (doctor.PROBLEM, True)
+    (tmp_path / "other-1.dist-info" / "top_level.txt").write_text("others\n")
+    assert doctor.check_names().status == doctor.OK
+
+
 def test_a_check_that_fails_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def check_broken() -> doctor.Finding:
         raise OSError("driver gone")
