@@ -60,6 +60,10 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Rows of a product from which a further thread pays, and far more than are multiplied in another
+// order (gemm_few).
+constexpr int64_t kGemmRows = 64;
+
 void require_array(const char* name, const void* array, bool used) {
   required<char>(name, reinterpret_cast<uintptr_t>(array), used);
 }
@@ -220,6 +224,29 @@ void spatial_grad(const Spatial& a, const SpatialGrad& to, int threads) {
   }
 }
 
+Gemm make_gemm(int64_t m, int64_t n, int64_t k, uintptr_t a, int64_t lda, bool ta, uintptr_t b,
+               int64_t ldb, bool tb, uintptr_t bias) {
+  check(m >= 1 && n >= 1 && k >= 1 && lda >= (ta ? m : k) && ldb >= (tb ? k : n));
+  Gemm g{m, n, k, required<float>("a", a), lda, ta, required<float>("b", b), ldb, tb, nullptr, n};
+  g.bias = at<float>(bias);
+  return g;
+}
+
+void py_gemm(const Gemm& all, uintptr_t c, int threads) {
+  float* const to = required<float>("c", c);
+  const int64_t parts = std::max<int64_t>(1, all.m / kGemmRows);
+  threads = fit_threads(threads, all.m * all.n);
+  for_blocks(all.m, std::min<int64_t>(threads, parts), threads,
+             [&](int64_t, int64_t begin, int64_t end) {
+               thread_local std::vector<float> scratch(kGemmScratch);
+               Gemm g = all;
+               g.m = end - begin;
+               g.a += begin * (g.ta ? 1 : g.lda);
+               g.c = to + begin * g.ldc;
+               active->gemm(g, scratch.data());
+             });
+}
+
 MlpLayer make_mlp_layer(int64_t inputs, int64_t outputs, uintptr_t w, bool transposed,
                         uintptr_t bias, bool bias_per_unit, uintptr_t gamma, uintptr_t beta,
                         float eps, uint32_t keep, float scale, uint64_t seed, bool hidden) {
@@ -352,6 +379,11 @@ PYBIND11_MODULE(kernels, m) {
   m.def("spatial", &spatial, unlocked, arg("operands"), named, arg("out"), arg("threads"));
   m.def("spatial_grad", &spatial_grad, unlocked, arg("operands"), arg("grad"), named,
         arg("threads"));
+
+  py::class_<Gemm>(m, "Gemm", "op(a) op(b) + bias")
+      .def(py::init(&make_gemm), named, arg("m"), arg("n"), arg("k"), arg("a"), arg("lda"),
+           arg("ta"), arg("b"), arg("ldb"), arg("tb"), arg("bias"));
+  m.def("gemm", &py_gemm, unlocked, arg("operands"), named, arg("c"), arg("threads"));
 
   py::class_<MlpLayer>(m, "MlpLayer")
       .def(py::init(&make_mlp_layer), named, arg("inputs"), arg("outputs"), arg("w"),

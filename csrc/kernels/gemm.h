@@ -14,10 +14,10 @@ static_assert(kKC * (kNC + kNR) + (kMC + 2 * kMR) * kQC <= kGemmScratch, "scratc
 
 typedef float Vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 
-// c[R, kNR] = (c +) a b over kc, of packed panels: a [kc, kMR], b [kc, kNR].
+// c[R, kNR] = (c +) a b (+ bias) over kc, of packed panels: a [kc, kMR], b [kc, kNR].
 template <int R>
 __attribute__((noinline)) void tile(int64_t kc, const float* a, const float* b, float* c,
-                                    int64_t ldc, bool add) {
+                                    int64_t ldc, bool add, const float* bias) {
   Vec sum[R][kNV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -44,6 +44,7 @@ __attribute__((noinline)) void tile(int64_t kc, const float* a, const float* b, 
 #pragma GCC unroll 4
     for (int j = 0; j < kNV; ++j) {
       Vec* p = reinterpret_cast<Vec*>(c + i * ldc + j * kVL);
+      if (bias != nullptr) sum[i][j] += *reinterpret_cast<const Vec*>(bias + j * kVL);
       *p = add ? *p + sum[i][j] : sum[i][j];
     }
   }
@@ -52,22 +53,23 @@ __attribute__((noinline)) void tile(int64_t kc, const float* a, const float* b, 
 // A tile of r <= kMR rows.
 template <int R>
 inline void tile_of(int64_t r, int64_t kc, const float* a, const float* b, float* c, int64_t ldc,
-                    bool add) {
+                    bool add, const float* bias) {
   if constexpr (R > 0) {
-    if (r == R) return tile<R>(kc, a, b, c, ldc, add);
-    tile_of<R - 1>(r, kc, a, b, c, ldc, add);
+    if (r == R) return tile<R>(kc, a, b, c, ldc, add, bias);
+    tile_of<R - 1>(r, kc, a, b, c, ldc, add, bias);
   }
 }
 
 // The same with only n <= kNR columns of c to be written.
 inline void edge_tile(int64_t r, int64_t n, int64_t kc, const float* a, const float* b, float* c,
-                      int64_t ldc, bool add) {
-  if (n == kNR) return tile_of<kMR>(r, kc, a, b, c, ldc, add);
+                      int64_t ldc, bool add, const float* bias) {
+  if (n == kNR) return tile_of<kMR>(r, kc, a, b, c, ldc, add, bias);
   float part[kMR * kNR];
-  tile_of<kMR>(r, kc, a, b, part, kNR, false);
+  tile_of<kMR>(r, kc, a, b, part, kNR, false, nullptr);
   for (int64_t i = 0; i < r; ++i) {
     for (int64_t j = 0; j < n; ++j) {
-      c[i * ldc + j] = add ? c[i * ldc + j] + part[i * kNR + j] : part[i * kNR + j];
+      const float sum = part[i * kNR + j] + (bias != nullptr ? bias[j] : 0.0f);
+      c[i * ldc + j] = add ? c[i * ldc + j] + sum : sum;
     }
   }
 }
@@ -201,7 +203,7 @@ void gemm_few(const Gemm& g, float* sum) {
       const float* b = g.b + j * g.ldb;
       for (int64_t i = 0; i < g.m; ++i) {
         const float* a = g.a + i * a_i;
-        float total = 0.0f;
+        float total = g.bias != nullptr ? g.bias[j] : 0.0f;
         if (g.ta) {
           for (int64_t k = 0; k < g.k; ++k) total += a[k * a_k] * b[k];
         } else {
@@ -214,7 +216,11 @@ void gemm_few(const Gemm& g, float* sum) {
   }
   for (int64_t j0 = 0; j0 < g.n; j0 += kFewWidth) {
     const int64_t n = g.n - j0 < kFewWidth ? g.n - j0 : kFewWidth;
-    __builtin_memset(sum, 0, g.m * kFewWidth * sizeof(float));
+    for (int64_t i = 0; i < g.m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        sum[i * kFewWidth + j] = g.bias != nullptr ? g.bias[j0 + j] : 0.0f;
+      }
+    }
     add_all<kFew>(g, j0, n, sum);
     for (int64_t i = 0; i < g.m; ++i) {
       float* c = g.c + i * g.ldc + j0;
@@ -260,7 +266,8 @@ void gemm(const Gemm& g, float* scratch) {
             for (int64_t i = 0; i < rows; i += kMR) {
               const int64_t r = rows - i < kMR ? rows - i : kMR;
               edge_tile(r, n, kc, panels + i * kc, packed_b + j * kc,
-                        g.c + (i0 + i) * g.ldc + j0 + j, g.ldc, add);
+                        g.c + (i0 + i) * g.ldc + j0 + j, g.ldc, add,
+                        g.bias != nullptr && !add ? g.bias + j0 + j : nullptr);
             }
           }
         }

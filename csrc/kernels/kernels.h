@@ -38,7 +38,8 @@ struct ChannelNorm {
   bool relu;
 };
 
-// c [m, n] = (c +) op(a) op(b): a is [m, k], or [k, m] with ta; b is [k, n], or [n, k] with tb.
+// c [m, n] = (c +) op(a) op(b) (+ bias): a is [m, k], or [k, m] with ta; b is [k, n], or [n, k]
+// with tb. A bias is not for sums that add to c.
 struct Gemm {
   int64_t m, n, k;
   const float* a;
@@ -50,6 +51,7 @@ struct Gemm {
   float* c;
   int64_t ldc;
   bool add = false;
+  const float* bias = nullptr;  // [n]
 };
 constexpr int64_t kGemmScratch = 256 * (256 + 96) + 1024 * 320;  // floats
 

@@ -1,11 +1,11 @@
 """The hot operations of networks and the back ends that compute them.
 
-``ops`` has the operations, ``table`` chooses the back end: C++ kernels (``cpu``), oneDNN's matrix
-products (``onednn``) or plain torch (``plain``). ``process`` has settings of the whole process.
+``ops`` has the operations, ``table`` chooses the back end: C++ kernels (``cpu``), the fastest
+library's matrix products (``products``) or plain torch (``plain``). ``process`` has settings of
+the whole process.
 
-Environment variables: ``IBRL_GEMM`` = auto, mkl or onednn chooses the library that multiplies
-float32 matrices on the CPU (``choice``, ``measure``); ``IBRL_MALLOC`` = keep or system
-(``process``).
+Environment variables: ``IBRL_GEMM`` = auto, mkl, onednn or kernels chooses who multiplies float32
+matrices on the CPU (``choice``, ``measure``); ``IBRL_MALLOC`` = keep or system (``process``).
 """
 
 from networks.fast.layer import Layer

@@ -1,8 +1,8 @@
 """Who multiplies matrices on the CPU, per kind of product.
 
-``IBRL_GEMM`` = mkl or onednn names one library for all. With auto, the default, programs measure
-the kinds at their start (``measure``) and a resumed run uses what its state recorded, so that it
-computes the same bits. Code that measures nothing gets :data:`UNMEASURED`.
+``IBRL_GEMM`` = mkl, onednn or kernels names one library for all. With auto, the default,
+programs measure the kinds at their start (``measure``) and a resumed run uses what its state
+recorded, so that it computes the same bits. Code that measures nothing gets :data:`UNMEASURED`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ TALL_ROWS = 4096
 # perceptrons with layers at least so wide: a weight matrix fills the cache
 WIDE = 512
 
-PRODUCTS, PERCEPTRON = ("mkl", "onednn"), ("kernels", "products")
+PRODUCTS, PERCEPTRON = ("mkl", "onednn", "kernels"), ("kernels", "products")
 # kind of operation -> part of it -> who may compute it; the first unless another is faster
 WAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "layer": {"forward": PRODUCTS, "input gradient": PRODUCTS, "weight gradient": PRODUCTS},
     "tall layer": {"forward": PRODUCTS, "input gradient": PRODUCTS, "weight gradient": PRODUCTS},
-    "convolution": {"of one picture": PRODUCTS},
+    "convolution": {"of one picture": ("mkl", "onednn")},
     "perceptron": {"narrow": PERCEPTRON, "wide": PERCEPTRON},
 }
 UNMEASURED: Table = {
@@ -34,10 +34,12 @@ UNMEASURED: Table = {
 
 
 def gemm_mode() -> str:
-    """``IBRL_GEMM``: auto, mkl or onednn; UserError on anything else."""
+    """``IBRL_GEMM``: auto, mkl, onednn or kernels; UserError on anything else."""
     mode = os.environ.get("IBRL_GEMM", "auto")
     if mode not in ("auto", *PRODUCTS):
-        raise UserError(f"IBRL_GEMM: {mode!r}, expected auto, mkl or onednn")
+        raise UserError(
+            f"IBRL_GEMM: {mode!r}, expected auto, {', '.join(PRODUCTS[:-1])} or {PRODUCTS[-1]}"
+        )
     return mode
 
 
@@ -48,11 +50,12 @@ def named() -> Table | None:
 
 
 def all_by(library: str) -> Table:
-    """The table by which mkl or onednn computes everything."""
-    return {
-        kind: {part: library if library in ways else "products" for part, ways in parts.items()}
-        for kind, parts in WAYS.items()
-    }
+    """The table by which one library computes everything that it can."""
+
+    def way(ways: tuple[str, ...]) -> str:
+        return library if library in ways else "products" if "products" in ways else ways[0]
+
+    return {kind: {part: way(ways) for part, ways in parts.items()} for kind, parts in WAYS.items()}
 
 
 _current: Table | None = None

@@ -20,11 +20,11 @@ import torch
 from common_utils.atomic import atomic_write
 from common_utils.paths import cache_folder
 from common_utils.resources import cpu_name
-from networks.fast import choice, onednn, plain, process
+from networks.fast import choice, plain, process, products
 from networks.fast.cpu import mlp, module
 from networks.fast.layer import Layer
 
-FORMAT = 2  # raise it when the ways or what is measured changes
+FORMAT = 3  # raise it when the ways or what is measured changes
 # the established way is left only for one that takes at most this share of its time
 CLEARLY_FASTER = 0.9
 # turns of each way, the first of which is not counted, and about how long a part may take
@@ -45,15 +45,18 @@ class Measured:
 
 def _calls() -> Calls:
     """One product of each kind, at widths and strides of the released configurations."""
-    libraries = choice.PRODUCTS if onednn.available() else ("mkl",)
+    libraries = [name for name in choice.PRODUCTS if products.available(name)]
     generator = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    def products(rows: int, inputs: int, outputs: int) -> dict[str, dict[str, Callable[[], Any]]]:
-        x, w, g = numbers(rows, inputs), numbers(outputs, inputs), numbers(rows, outputs)
-        b, product = numbers(outputs), onednn.product
+    def layer(
+        rows: int, inputs: int, outputs: int, gap: int = 0
+    ) -> dict[str, dict[str, Callable[[], Any]]]:
+        x, g = numbers(rows, inputs), numbers(rows, outputs)
+        w = numbers(outputs, inputs + gap)[:, :inputs]
+        b, product = numbers(outputs), products.product
         return {
             "forward": {by: partial(product, by, x, w, b) for by in libraries},
             "input gradient": {by: partial(product, by, g, w.t()) for by in libraries},
@@ -63,13 +66,13 @@ def _calls() -> Calls:
     def convolutions() -> dict[str, Callable[[], Any]]:
         pictures = [numbers(1, 64, 24, 24), numbers(1, 512, 3, 3)]  # of a ResNet's ends
         weights = [numbers(64, 64, 3, 3), numbers(512, 512, 3, 3)]
-        ways = {"mkl": plain.conv2d, "onednn": onednn.conv2d}
+        ways = {"mkl": plain.conv2d, "onednn": products.conv2d}
 
         def both(by: str) -> None:
             for x, w in zip(pictures, weights, strict=True):
                 ways[by](x, w, None, (1, 1), (1, 1))
 
-        return {by: partial(both, by) for by in libraries}
+        return {by: partial(both, by) for by in ways if by in libraries}
 
     def perceptrons(rows: int, width: int) -> dict[str, Callable[[], Any]]:
         x = numbers(rows, width)
@@ -94,8 +97,8 @@ def _calls() -> Calls:
         return ways
 
     return {
-        "layer": products(256, 1024, 1024),
-        "tall layer": products(choice.TALL_ROWS, 155, 1024),
+        "layer": layer(256, 1024, 1024),
+        "tall layer": layer(choice.TALL_ROWS, 121, 1024, gap=34),
         "convolution": {"of one picture": convolutions()},
         "perceptron": {"narrow": perceptrons(256, 256), "wide": perceptrons(256, 1024)},
     }

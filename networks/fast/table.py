@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-BACKENDS: tuple[str, ...] = ("cpu", "onednn", "plain")
+BACKENDS: tuple[str, ...] = ("cpu", "products", "plain")
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,22 @@ def _threads(rng: random.Random) -> Trial:
 
 # ---------------------------------------------------------------- kernels
 
-SIZES = ("groups", "rows", "width", "batch", "num", "inputs", "outputs", "n", "layers", "action")
+SIZES = (
+    "m",
+    "k",
+    "lda",
+    "ldb",
+    "groups",
+    "rows",
+    "width",
+    "batch",
+    "num",
+    "inputs",
+    "outputs",
+    "n",
+    "layers",
+    "action",
+)
 FIELDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "NormRelu": (kernels.kernels.NormRelu, kernels.NORM),
     "NormReluGrad": (kernels.kernels.NormReluGrad, kernels.NORM_GRAD),
@@ -347,6 +362,7 @@ FIELDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "MlpLayer": (kernels.kernels.MlpLayer, kernels.LAYER),
     "AdamTensor": (kernels.kernels.AdamTensor, kernels.ADAM),
     "LerpTensor": (kernels.kernels.LerpTensor, kernels.LERP),
+    "Gemm": (kernels.kernels.Gemm, kernels.GEMM),
     "td step": (lambda **k: kernels.td_step().run(**k), kernels.TD_STEP),
     "Network": (kernels.ebm_kernels.Network, kernels.NETWORK),
     "forward": (lambda **k: kernels.network().forward(**k), kernels.FORWARD),

@@ -101,6 +101,7 @@ LAYER = dict(
 )  # fmt: skip
 ADAM = dict(n=8, weight=AT, grad=AT, exp_avg=AT, exp_avg_sq=AT, step=AT)
 RULE = kernels.AdamRule(lr=1, beta1=0, beta2=0, eps=1)
+GEMM = dict(m=8, n=8, k=8, a=AT, lda=8, ta=False, b=AT, ldb=8, tb=True, bias=0)
 TD_STEP = dict(rows=2, x=AT, target=AT, rule=RULE, tau=0.1, threads=1)
 LERP = dict(n=8, to=AT, from_=AT)
 GRAD = dict(saved=AT, hidden=True, dout=AT, dx=AT, threads=1)
@@ -154,6 +155,8 @@ NULLS = {
     ),
     "spatial out": (lambda **k: kernels.spatial(kernels.Spatial(**SPATIAL), threads=1, **k), "out"),
     "spatial grad": (spatial, "dz daction"),
+    "gemm": (lambda **k: kernels.Gemm(**GEMM | k), "a b"),
+    "gemm out": (lambda **k: kernels.gemm(kernels.Gemm(**GEMM), threads=1, **k), "c"),
     "layer": (lambda **k: kernels.MlpLayer(**LAYER | k), "w beta"),
     "mlp": (mlp, "x"),
     "mlp out": (lambda **k: kernels.mlp(mlp(), saved=0, hidden=False, threads=1, **k), "out"),

@@ -17,7 +17,7 @@ import torch
 
 from common_utils.errors import UserError
 from networks import fast
-from networks.fast import choice, measure, onednn
+from networks.fast import choice, measure, products
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +95,14 @@ def test_only_the_clearly_faster_replaces_the_established() -> None:
     assert measure._fastest({"onednn": 5.0}, ways) == "onednn"  # the only one there
 
 
-@pytest.mark.parametrize("mode", ["mkl", "onednn"])
+@pytest.mark.parametrize("mode", ["mkl", "onednn", "kernels"])
 def test_a_named_library_computes_everything(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBRL_GEMM", mode)
     fast.set_up()
     table = choice.current()
     assert set(table["layer"].values()) == set(table["tall layer"].values()) == {mode}
-    assert set(table["perceptron"].values()) == {"products"}
+    perceptron = "kernels" if mode == "kernels" else "products"
+    assert set(table["perceptron"].values()) == {perceptron}
     assert not Path(os.environ["XDG_CACHE_HOME"]).exists()  # nothing needs to be measured
 
 
@@ -124,7 +125,31 @@ def test_what_another_version_recorded_is_completed() -> None:
             choice.completed(damaged)  # type: ignore[arg-type]
 
 
-TABLES = list(itertools.product(("mkl", "onednn"), repeat=3))
+@pytest.mark.parametrize("shape", [(3, 64, 100), (4, 1100, 9), (70, 121, 513), (300, 1030, 20)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernels_product(shape: tuple[int, int, int], threads: int) -> None:
+    """Dense, transposed and padded operands; the bits depend on no number of threads."""
+    m, n, k = shape
+    torch.manual_seed(0)
+    a, b, bias = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
+
+    def stored(t: torch.Tensor) -> list[torch.Tensor]:
+        padded = torch.randn(t.size(0), k + 9)[:, 4 : 4 + k].copy_(t)
+        return [t, t.t().contiguous().t(), padded, torch.stack([t, t], dim=2)[:, :, 0]]
+
+    try:
+        for mine, theirs, extra in itertools.product(stored(a), stored(b), (None, bias)):
+            expected = mine.double() @ theirs.double().t() + (0 if extra is None else bias)
+            fast.use_threads(threads)
+            found = products.product("kernels", mine, theirs, extra)
+            torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+            fast.use_threads(1)
+            assert torch.equal(found, products.product("kernels", mine, theirs, extra))
+    finally:
+        fast.use_threads(0)
+
+
+TABLES = list(itertools.product(choice.PRODUCTS, repeat=3))
 
 
 @pytest.mark.parametrize("libraries", TABLES)
@@ -138,14 +163,14 @@ def test_each_part_may_have_its_own_library(libraries: tuple[str, ...], rows: in
     w = torch.randn(66, 70, requires_grad=True)
     b = torch.randn(66, requires_grad=True)
     asked: list[str] = []
-    real = onednn.product
+    real = products.product
 
     def noticed(library: str, *operands: Any) -> torch.Tensor:
         asked.append(library)
         return real(library, *operands)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onednn, "product", noticed)
+        patch.setattr(products, "product", noticed)
         y = fast.linear(x, w, b)
         dy = torch.randn_like(y)
         found = torch.autograd.grad(y, (x, w, b), dy)

@@ -11,7 +11,7 @@ from torch import nn
 
 from common_utils.errors import UserError
 from networks import fast
-from networks.fast import choice, onednn, process
+from networks.fast import choice, process, products
 from networks.fast.cpu import module
 from networks.fast.layer import Layer
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
@@ -19,10 +19,10 @@ from networks.spatial import SpatialEmb
 from rl.critic import MultiFcQ, MultiFcQConfig
 
 
-@pytest.fixture(params=["mkl", "onednn"])
+@pytest.fixture(params=["mkl", "onednn", "kernels"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
-    monkeypatch.setattr(onednn, "_MIN_GEMM_WIDTH", 1)  # these tests are small
+    monkeypatch.setattr(products, "_MIN_GEMM_WIDTH", 1)  # these tests are small
     choice.use(choice.named())
     yield request.param
     choice.use(None)

@@ -21,7 +21,7 @@ AT_MOST = 4.0  # times as long as dense operands
 LAYOUTS = ("dense", "transposed", "padded")
 
 
-@pytest.fixture(params=["mkl", "onednn", "auto"])
+@pytest.fixture(params=["mkl", "onednn", "kernels", "auto"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("IBRL_GEMM", request.param)
     fast.set_up()

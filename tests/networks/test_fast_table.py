@@ -79,6 +79,9 @@ PRIVATE = {
     "torch._C._nn.mkldnn_reorder_conv2d_weight": "that weight, made once",
     "torch._C._functions.DelayedError": "what once_differentiable is made of",
     "torch._foreach_lerp_": "one call for a list of tensors; torch.optim's own means",
+    "torch._foreach_add_": "the same",
+    "torch._foreach_addcmul_": "the same",
+    "torch._foreach_mul_": "the same",
 }
 
 

@@ -1,7 +1,7 @@
-"""Float32 matrix products on the CPU by oneDNN, where it is faster than MKL (torch's own choice).
+"""Float32 matrix products on the CPU by the library that was measured to be the fastest.
 
-Forward pass and gradients are separate choices (``choice``): a library that is twice as fast in
-one may be slower in another.
+That is MKL (torch's own choice), oneDNN, or the kernels' own product. Forward pass and gradients
+are separate choices (``choice``): a library that is twice as fast in one may be slower in another.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from networks.fast import choice
+from networks.fast.cpu import gemm, module
 from networks.fast.table import Kernel
 
-# Products with a side below these are bound by memory, and oneDNN's preparation costs more than it
-# gains.
+# Products with a side below these are bound by memory: preparing them costs more than it gains.
 _MIN_GEMM_ROWS = 16
 _MIN_GEMM_WIDTH = 64
 
 
 @lru_cache(maxsize=1)
-def available() -> bool:
+def has_onednn() -> bool:
     """Whether this build of torch has oneDNN, under the names used here."""
     return (
         torch.backends.mkldnn.is_available()
@@ -33,17 +33,26 @@ def available() -> bool:
     )
 
 
+def available(library: str) -> bool:
+    """Whether this library (of ``choice.PRODUCTS``) is there."""
+    return {"mkl": True, "onednn": has_onednn(), "kernels": module.has_gemm()}[library]
+
+
+def _libraries(rows: int) -> dict[str, str]:
+    """Part of a layer's products -> the library that computes it, for so many rows."""
+    chosen = choice.layer(rows).items()
+    return {part: by if available(by) else "mkl" for part, by in chosen}
+
+
 def _wants(x: torch.Tensor, w: torch.Tensor, rows: int) -> bool:
-    """Whether oneDNN computes at least one of the products."""
-    chosen = choice.layer(rows)
-    return (
-        ("onednn" in chosen.values() if torch.is_grad_enabled() else chosen["forward"] == "onednn")
-        and rows >= _MIN_GEMM_ROWS
-        and min(w.shape[-2:]) >= _MIN_GEMM_WIDTH
-        and x.dtype == w.dtype == torch.float32
-        and x.device.type == w.device.type == "cpu"
-        and available()
-    )
+    """Whether another library than torch's own computes at least one of the products."""
+    if rows < _MIN_GEMM_ROWS or min(w.shape[-2:]) < _MIN_GEMM_WIDTH:
+        return False
+    if not (x.dtype == w.dtype == torch.float32 and x.is_cpu and w.is_cpu):
+        return False
+    by = _libraries(rows)
+    used = set(by.values()) if torch.is_grad_enabled() else {by["forward"]}
+    return used != {"mkl"}
 
 
 def _dense(t: torch.Tensor) -> torch.Tensor:
@@ -58,17 +67,19 @@ def _dense(t: torch.Tensor) -> torch.Tensor:
 def product(
     library: str, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """a [m, k] @ b[n, k]^T (+ bias [n]) by "mkl" or "onednn"."""
-    if library == "mkl":
-        return torch.mm(a, b.t()) if bias is None else torch.addmm(bias, a, b.t())
-    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "none", [], "")
+    """a [m, k] @ b[n, k]^T (+ bias [n]) by "mkl", "onednn" or "kernels"."""
+    if library == "kernels":
+        return gemm.product(a, b, bias)
+    if library == "onednn":
+        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "none", [], "")
+    return torch.mm(a, b.t()) if bias is None else torch.addmm(bias, a, b.t())
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, w)
-        ctx.has_bias, ctx.by = b is not None, choice.layer(x.size(0))
+        ctx.has_bias, ctx.by = b is not None, _libraries(x.size(0))
         return product(ctx.by["forward"], x, w, b)
 
     @staticmethod
@@ -90,14 +101,14 @@ def _batched(library: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if library == "mkl":
         return torch.bmm(a, b)
     pairs = zip(a, b, strict=True)
-    return torch.stack([product("onednn", one, other.t()) for one, other in pairs])
+    return torch.stack([product(library, one, other.t()) for one, other in pairs])
 
 
 class _Ensemble(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, w)
-        ctx.by = choice.layer(x.size(1))
+        ctx.by = _libraries(x.size(1))
         return _batched(ctx.by["forward"], x, w)
 
     @staticmethod
@@ -139,7 +150,7 @@ def _takes_conv2d(
         and 0 < x.size(0) < _MIN_GEMM_ROWS
         and x.dtype == w.dtype == torch.float32
         and x.device.type == w.device.type == "cpu"
-        and available()
+        and has_onednn()
     )
 
 
