@@ -30,7 +30,8 @@ from common_utils.ahead import Ahead
 from common_utils.records import read_metrics
 from common_utils.saver import save_weights
 from common_utils.specs import BC_ACTION, ArraySpec, Batch, Obs
-from networks import fast
+from networks import fast, graphs
+from networks.graphs import COMPILE
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer
 from train_bc import MainConfig as BcConfig
@@ -52,7 +53,6 @@ class Task:
     device: str
     quick: bool
     end: float
-    out: Path
 
     @property
     def cuda(self) -> bool:
@@ -64,7 +64,7 @@ class Task:
 
 
 class Part(NamedTuple):
-    """A part and its time limit."""
+    """A part and its time limit, if all parts have eight minutes together."""
 
     seconds: int
     run: Callable[[Task], Results]
@@ -78,7 +78,7 @@ def wait(task: Task) -> None:
 
 def timed(call: Callable[[], Any], task: Task) -> dict[str, float]:
     """Wall milliseconds of a call: the median, least and most of several turns."""
-    turns, least = (2, 0.0) if task.quick else (7, 0.1)
+    turns, least = (2, 0.0) if task.quick else (5, 0.08)
     for _ in range(1 if task.quick else 3):  # also compiles and captures
         call()
     wait(task)
@@ -153,15 +153,32 @@ def ordered_cases() -> list[str]:
 
 
 def updates(task: Task) -> Results:
-    """Critic update, critic and actor update, and act of every release configuration."""
-    for case in ["small_state"] if task.quick else ordered_cases():
-        yield f"{case}, eager", measured(task, partial(_update, task, case))
+    """Critic update, critic and actor update, and act of every release configuration, as is."""
+    for case in FIRST[-2:-1] if task.quick else ordered_cases():
+        yield case, measured(task, partial(_update, task, case, "off"))
 
 
-def _update(task: Task, case: str, **options: Any) -> dict[str, Any]:
+def compiled(task: Task) -> Results:
+    """The same compiled in every way (``q_agent.compile``), and how much faster that is."""
+    if task.quick:
+        graphs.BACKEND = "aot_eager"  # makes graphs, but no code for them
+    for case in FIRST[-2:-1] if task.quick else ordered_cases():
+        plain = measured(task, partial(_update, task, case, "off"))
+        yield f"{case}, off", plain
+        for how in COMPILE[1:2] if task.quick else COMPILE[1:]:
+            found = measured(task, partial(_update, task, case, how))
+            torch._dynamo.reset()
+            for name in (
+                update.RL_CALLS if {"error", "left_out"}.isdisjoint({*plain, *found}) else ()
+            ):
+                found[name]["times_faster"] = plain[name]["ms"] / found[name]["ms"]
+            yield f"{case}, {how}", found
+
+
+def _update(task: Task, case: str, how: str) -> dict[str, Any]:
     fast.set_up(1)
     rows = 8 if task.quick else 0
-    calls = update.agent_calls(case, batch_size=rows, device=task.device, options=options)
+    calls = update.agent_calls(case, batch_size=rows, device=task.device, options={"compile": how})
     return {name: timed(call, task) for name, call in calls.items()}
 
 
@@ -307,6 +324,7 @@ def _can(task: Task) -> dict[str, Any]:
     first, last = records[0], records[-1]  # the first has what happens once
     seconds = last["other/elapsed_time"] - first["other/elapsed_time"]
     return {
+        "rendered_by": os.environ.get("MUJOCO_GL", ""),
         "env_steps": last["other/step"],
         "env_steps_per_second": (last["other/step"] - first["other/step"]) / max(seconds, 1e-9),
         **{k: v for k, v in last.items() if k.startswith("time/")},
@@ -315,9 +333,10 @@ def _can(task: Task) -> dict[str, Any]:
 
 PARTS = {
     "tests": Part(110, tests),
-    "update": Part(160, updates),
-    "replay": Part(20, replays),
-    "waits": Part(40, waits),
-    "ibc": Part(60, ibc_steps),
-    "can": Part(90, can),
+    "update": Part(80, updates),
+    "compiled": Part(120, compiled),
+    "replay": Part(15, replays),
+    "waits": Part(30, waits),
+    "ibc": Part(40, ibc_steps),
+    "can": Part(85, can),
 }

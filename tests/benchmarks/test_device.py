@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import device, device_parts
+from networks import graphs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,25 +28,38 @@ def check(out: Path, *args: str) -> tuple[subprocess.CompletedProcess[str], dict
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    parts = ("can", "update", "replay", "waits")
-    done, report = check(tmp_path, *(a for name in parts for a in ("--only", name)))
+    done, report = check(tmp_path, "--only", "can", "--only", "waits")
     assert done.returncode == 1, done.stderr
     found = report["parts"]
-    assert {k: v["status"] for k, v in found.items()} == {
-        "can": "failed", "update": "ok", "replay": "ok", "waits": "ok"
-    }  # fmt: skip
+    assert {k: v["status"] for k, v in found.items()} == {"can": "failed", "waits": "ok"}
     assert "MUJOCO_GL" in found["can"]["reason"]  # disabled above: nothing can be rendered
     assert "can      failed" in done.stdout and "===== can" in (tmp_path / device.LOG).read_text()
-    case = found["update"]["results"]["small_state, eager"]
-    assert set(case) == {"critic update", "critic + actor update", "act"}
-    assert all(0 < c["ms_least"] <= c["ms"] <= c["ms_most"] for c in case.values())
-    assert set(found["replay"]["results"]) == {
-        f"{what}, {how}" for what in ("state", "pixel") for how in ("copied", "resident")
-    }
     waits = found["waits"]["results"]["small_state, resident"]
     assert waits["wait_ms"] == waits["with its batch"]["ms"] - waits["update"]["ms"]
     assert (report["torch"], report["device"]) == (torch.__version__, "cpu")
     assert sorted(p.name for p in tmp_path.iterdir()) == [device.RESULTS, device.LOG]
+
+
+QUICK = device_parts.Task("cpu", True, float("inf"))
+
+
+def test_updates_are_timed_as_they_are_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BACKEND", graphs.BACKEND)  # put back afterwards
+    (case,) = dict(device_parts.updates(QUICK)).values()
+    assert set(case) == {"critic update", "critic + actor update", "act"}
+    assert all(0 < c["ms_least"] <= c["ms"] <= c["ms_most"] for c in case.values())
+    found = dict(device_parts.compiled(QUICK))
+    graph, plain = found["small_state, default"]["act"], found["small_state, off"]["act"]
+    assert graph["times_faster"] == plain["ms"] / graph["ms"]
+
+
+def test_batches_and_implicit_bc_are_timed() -> None:
+    assert set(found := dict(device_parts.replays(QUICK))) == {
+        f"{what}, {how}" for what in ("state", "pixel") for how in ("copied", "resident")
+    }
+    assert all(f["bytes_per_second"] > 0 for f in found.values())
+    found = dict(device_parts.ibc_steps(QUICK))
+    assert set(found["particle/mlp_mse"]) == {"training step", "action"}
 
 
 def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
@@ -61,15 +75,13 @@ def test_all_parts_fit_into_eight_minutes() -> None:
 
 
 def test_a_case_that_fails_does_not_stop_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    task = device_parts.Task("cpu", True, float("inf"), Path())
-
     def fail() -> dict[str, Any]:
         raise RuntimeError("no such operation\nand more")
 
-    assert device_parts.measured(task, fail) == {"error": "RuntimeError: no such operation"}
+    assert device_parts.measured(QUICK, fail) == {"error": "RuntimeError: no such operation"}
     assert "no such operation" in capsys.readouterr().err
-    assert device_parts.measured(task, lambda: {"ms": 1.0}) == {"ms": 1.0}
-    late = device_parts.Task("cpu", True, 0.0, Path())
+    assert device_parts.measured(QUICK, lambda: {"ms": 1.0}) == {"ms": 1.0}
+    late = device_parts.Task("cpu", True, 0.0)
     assert "left_out" in device_parts.measured(late, fail)
 
 
