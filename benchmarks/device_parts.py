@@ -43,6 +43,8 @@ CFGS = ROOT / "release" / "cfgs"
 FIRST = (
     "robomimic_rl/can_ibrl", "robomimic_rl/can_state_ibrl", "small_state", "metaworld/ibrl_basic",
 )  # fmt: skip
+# compiling takes longest
+TESTS = ("test_agents.py", "test_batches.py", "test_implicit.py", "test_runs.py", "test_graphs.py")
 Results = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -121,12 +123,17 @@ def measured(task: Task, measure: Callable[[], dict[str, Any]]) -> dict[str, Any
 
 
 def tests(task: Task) -> Results:
-    """The tests marked gpu; without a GPU they are skipped."""
+    """The tests marked gpu, file by file; without a GPU they are skipped."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
-        done = subprocess.run([*command, f"--junitxml={file}"], cwd=ROOT, check=False)
-        yield "tests", _counts(file, done.returncode)
+        for number, file in enumerate(TESTS):
+            results = Path(folder) / f"{number}.xml"
+            yield file, measured(task, partial(_tests, task, file, results))
+
+
+def _tests(task: Task, file: str, results: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"tests/gpu/{file}"]
+    done = subprocess.run([*command, f"--junitxml={results}"], cwd=ROOT, check=False)
+    return _counts(results, done.returncode)
 
 
 def _counts(file: Path, status: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_a_case_that_fails_does_not_stop_the_next(capsys: pytest.CaptureFixture[
     assert device_parts.measured(QUICK, lambda: {"ms": 1.0}) == {"ms": 1.0}
     late = device_parts.Task("cpu", True, 0.0)
     assert "left_out" in device_parts.measured(late, fail)
+
+
+def test_every_test_for_a_gpu_is_run() -> None:
+    assert sorted(device_parts.TESTS) == sorted(p.name for p in (ROOT / "tests/gpu").glob("test_*"))
+
+
+def test_failed_tests_are_named(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text("def test_a(): pass\ndef test_b(): assert 0\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=x.xml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    found = device_parts._counts(tmp_path / "x.xml", done.returncode)
+    assert (found["tests"], found["failures"], found["failed"]) == (2, 1, ["test_x::test_b"])
+    assert found["error"] == "1 tests failed"
+    assert "no results" in device_parts._counts(tmp_path / "none.xml", 3)["error"]
 
 
 def test_every_release_configuration_is_measured() -> None:
