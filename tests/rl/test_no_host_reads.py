@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from networks.fast import table
 from tests.rl.releases import CASES, small
 
 # operations that read a value, or whose result's size depends on values; multinomial reads
@@ -46,13 +44,8 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute as on a GPU: the C++ kernels read on the CPU, where a read costs nothing."""
-    monkeypatch.setattr(table, "BACKENDS", ("plain",))
-    table.rows.cache_clear()
-    yield
-    table.rows.cache_clear()
+# the C++ kernels read on the CPU, where a read costs nothing
+pytestmark = pytest.mark.usefixtures("without_kernels")
 
 
 @pytest.mark.parametrize(
