@@ -407,5 +407,5 @@ def _is_open_at(handle: int, path: Path) -> bool:
     """Whether the open file is still the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

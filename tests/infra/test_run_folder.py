@@ -276,6 +276,14 @@ def test_a_folder_taken_away_stops_the_run(tmp_path: Path) -> None:
             assert (run / ".lock").exists()
 
 
+def test_a_folder_replaced_by_a_file_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StateError, match="no longer belongs to this run"), open_folder(run) as held:
+        run.rename(tmp_path / "moved")
+        run.touch()
+        held.save(1, {})
+
+
 def test_what_a_kill_left_is_cleared_by_the_next_start(tmp_path: Path) -> None:
     a_run(tmp_path)
     (tmp_path / ".tmp-0123456789ab-latest.pt").write_text("half")
