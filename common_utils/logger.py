@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -188,6 +189,27 @@ def _to_host(stats: list[torch.Tensor]) -> list[list[list[float]]]:
     return out
 
 
+def _made_room(path: Path) -> list[str]:
+    """Set aside what blocks a log's name, or put a copy in the place of a link; notes say so."""
+    notes, folder = [], path.name == records.EVENTS
+    if path.is_symlink() and path.is_file() and not folder:
+        records.replace_link(path)
+        notes.append(f"{path}: was a link, is a copy of its file now")
+    fits = path.is_file() if not folder else path.is_dir() and not path.is_symlink()
+    if os.path.lexists(path) and not (fits and os.access(path, os.W_OK)):
+        aside = records.set_aside(path)
+        notes.append(f"{path}: cannot be written to, set aside as {aside.name}")
+    return notes
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one at ``path``, itself and not through a link."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 class RunLogger:
     """Writes a run's lines and numbers to ``save_dir``; use as a context manager.
 
@@ -247,18 +269,9 @@ class RunLogger:
     def _make_room(self) -> list[str]:
         """Set aside whatever blocks a log's name, and put copies in the place of links, which in
         somebody else's folder lead anywhere; returns notes that say so."""
-        notes = []
         files = (self.metrics_path, self.log_path, self.save_dir / ID_FILE)
-        for path in (*files, self.save_dir / records.EVENTS):
-            folder = path.name == records.EVENTS
-            if path.is_symlink() and path.is_file() and not folder:
-                records.replace_link(path)
-                notes.append(f"{path}: was a link, is a copy of its file now")
-            fits = path.is_file() if not folder else path.is_dir() and not path.is_symlink()
-            if os.path.lexists(path) and not (fits and os.access(path, os.W_OK)):
-                aside = records.set_aside(path)
-                notes.append(f"{path}: cannot be written to, set aside as {aside.name}")
-        return notes
+        paths = (*files, self.save_dir / records.EVENTS)
+        return [note for path in paths for note in _made_room(path)]
 
     def _cut_back(self, step: int, saved: Mapping[str, Any]) -> list[str]:
         wall = saved.get("wall")
@@ -311,14 +324,17 @@ class RunLogger:
         }
 
     def _reopen_metrics(self) -> None:
-        """If the file was removed meanwhile, later records go to a new one instead of nowhere."""
-        if os.path.lexists(self.metrics_path) or not self.log_path.is_file():
-            return
-        if not os.path.samestat(os.fstat(self._text.fileno()), os.stat(self.log_path)):
-            return  # the folder is another run's now
+        """If the file was removed or replaced meanwhile (an editor does that), later records go to
+        the one that is there now instead of nowhere."""
+        if _is_at(self._metrics, self.metrics_path) or not _is_at(self._text, self.log_path):
+            return  # without its log, the folder is another run's now
+        what = "replaced" if os.path.lexists(self.metrics_path) else "removed"
+        notes = _made_room(self.metrics_path)
         self._metrics.close()
         self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
-        self.print(f"{self.metrics_path}: was removed while the run was writing to it")
+        notes.append(f"{self.metrics_path}: was {what} while the run was writing to it")
+        for note in notes:
+            self.print(note)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.meters.load_state_dict(state["meters"])

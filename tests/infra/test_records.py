@@ -133,6 +133,28 @@ def test_records_after_the_file_was_removed_are_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [(2, 3)]
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "editor"])
+def test_records_after_the_file_was_replaced_are_kept(kind: str, tmp_path: Path) -> None:
+    with RunLogger(tmp_path, quiet=True) as log:
+        log.log(1, {"x": 1})
+        path = (tmp_path / "metrics.jsonl").rename(tmp_path / "before")
+        if kind == "folder":
+            path.with_name("metrics.jsonl").mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path.with_name("metrics.jsonl"))
+        elif kind == "link":
+            path.with_name("metrics.jsonl").symlink_to("before")
+        else:  # editors write a new file and rename it
+            path.with_name("metrics.jsonl").write_bytes(path.read_bytes())
+        state = log.state_dict()
+        log.log(2, {"x": 2})
+    assert steps(tmp_path) == ([(1, 1)] if kind in ("link", "editor") else []) + [(2, 2)]
+    assert "was replaced while the run" in (tmp_path / "train.log").read_text()
+    with RunLogger(tmp_path, quiet=True, resume_step=1, saved=state) as log:
+        log.log(2, {"x": 3})
+    assert steps(tmp_path)[-1] == (2, 3)
+
+
 @pytest.mark.parametrize("name", ["train.log", "notes.txt"])
 def test_nothing_is_written_to_a_folder_that_was_replaced(name: str, tmp_path: Path) -> None:
     with RunLogger(tmp_path / "run", quiet=True) as log:
