@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,35 @@ def test_a_case_that_fails_does_not_stop_the_next(capsys: pytest.CaptureFixture[
     assert device_parts.measured(QUICK, lambda: {"ms": 1.0}) == {"ms": 1.0}
     late = device_parts.Task("cpu", True, 0.0)
     assert "left_out" in device_parts.measured(late, fail)
+
+
+def test_a_bare_machine_is_set_up_first(tmp_path: Path) -> None:
+    """A python without torch, as a system has; set_env.sh gives another."""
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "device_check.sh", tmp_path / "benchmarks")
+    for name, script in (("bare", "exit 1"), ("ready", 'echo "run: $*, rendering: $MUJOCO_GL"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name / "python").chmod(0o755)
+    set_up = f"export PATH='{tmp_path}/ready':$PATH MUJOCO_GL=osmesa\n"
+    (tmp_path / "set_env.sh").write_text(f"{set_up}sleep 1.1\necho set up\n")
+    done = subprocess.run(
+        [str(tmp_path / "benchmarks" / "device_check.sh"), "--out", "x"], cwd="/",
+        env={"PATH": f"{tmp_path}/bare:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, said, ran = done.stdout.splitlines()
+    assert said == "set up"
+    options = re.fullmatch(
+        r"run: -m benchmarks.device --seconds (\d+) --out x, rendering: osmesa", ran
+    )
+    assert options is not None and 470 <= int(options[1]) < 480  # its time counts
+    (tmp_path / "set_env.sh").write_text("return 1\n")
+    done = subprocess.run(
+        [str(tmp_path / "benchmarks" / "device_check.sh")],
+        env={"PATH": f"{tmp_path}/bare:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr == "device_check: ERROR: set_env.sh failed\n"
 
 
 def test_every_test_for_a_gpu_is_run() -> None:

@@ -18,6 +18,7 @@ from bc.ibc.samplers import (
 )
 from benchmarks import ibc
 from networks.ibc.mlp import MLPEBM, MLPConfig
+from tests.rl.test_no_host_reads import NoReads
 
 BATCH, NUM, OBS, DIM = 5, 32, 6, 3
 
@@ -70,6 +71,19 @@ def test_draws_follow_the_probabilities_and_repeat(device: str) -> None:
     torch.testing.assert_close(shares, probs.cpu(), rtol=0, atol=0.05)
     again = torch.Generator(device).manual_seed(1)
     assert torch.equal(draw_counts(probs, again), drawn[:, :4])
+
+
+def test_samplers_read_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each read makes the host wait. Computed by torch alone, as there."""
+    monkeypatch.setenv("IBC_KERNELS", "off")
+    _, energy = energies(device)
+    generator = torch.Generator(device).manual_seed(1)
+    low, high = box(device)
+    with NoReads():
+        actions = uniform(BATCH, NUM, low, high, generator)
+        chain = langevin(energy, actions, low, high, LangevinConfig(), generator=generator)
+        found = iterative_dfo(energy, actions, low, high, DfoConfig(), generator=generator)
+    assert chain.isfinite().all() and found.probs.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,49 @@ def test_demonstrations_too(sampling: str, tmp_path: Path) -> None:
         assert torch.equal(got.action, want.action)
         ahead.prepare(ours.sample_bc, 7)
         assert ours.state_dict() == plain.state_dict()
+
+
+class Stream:
+    """Stands for a CUDA stream: records what waits for it, and what is used on it."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self.waited_for: list[Stream] = []
+        self.used: list[torch.Tensor] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited_for.append(other)
+
+
+def test_copies_run_on_a_stream_that_the_update_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a batch is made and who waits is decided here; there need be no GPU."""
+    main, on = Stream(), []
+
+    @contextmanager
+    def stream(which: Stream) -> Iterator[None]:
+        on.append(which)
+        yield
+        on.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, where: where.used.append(t))
+    ours, device = replay(), torch.device("cuda", 1)
+    ahead, made_on = Ahead[Any](ours, device), []
+
+    def draw() -> Any:
+        made_on.append(on[-1] if on else main)
+        return both(ours, True)
+
+    ahead.take(draw)
+    assert made_on == [main] and main.waited_for == []
+    ahead.prepare(draw)
+    batch = ahead.take(draw)
+    side = made_on[1]
+    assert len(made_on) == 2 and side is not main and side.device == device
+    assert main.waited_for == [side]
+    assert {id(t) for t in flat(batch)} <= {id(t) for t in main.used}
 
 
 # ------------------------------------------------------------------------------ whole runs

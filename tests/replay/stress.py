@@ -106,6 +106,12 @@ def from_many_threads(rela: Any, storage: str) -> None:
             copy.sample(8, None)
             rl.get(0)
             rl.get_range(0, 1, None)
+            _, rng_state = rl.mark()
+            begin, end = rl.spans()[1]
+            drawn = rl.draw(16)
+            if end <= begin or not np.isfinite(drawn["reward"]).all():
+                raise SystemExit("bad rows")
+            rl.set_rng(rng_state)
 
     def guarded(f: Any, *args: Any) -> None:
         try:
