@@ -51,5 +51,7 @@ class WithConfigurations(build_py):
 
 setup(
     ext_modules=[Extension(f"common_utils.{name}", sources=[]) for name in MODULES],
+    # the default, build/, would hold a second copy of the sources where people and tools search
+    options={"build": {"build_base": ".cache/package"}},
     cmdclass={"build_ext": MakeModules, "build_py": WithConfigurations},
 )
