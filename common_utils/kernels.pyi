@@ -78,6 +78,26 @@ class SpatialGrad:
 def spatial(operands: Spatial, *, out: int, threads: int) -> None: ...
 def spatial_grad(operands: Spatial, grad: SpatialGrad, *, threads: int) -> None: ...
 
+class Gemm:
+    """op(a) op(b) + bias, op transposes where ``ta``, ``tb``; m x k times k x n."""
+
+    def __init__(
+        self,
+        *,
+        m: int,
+        n: int,
+        k: int,
+        a: int,
+        lda: int,
+        ta: bool,
+        b: int,
+        ldb: int,
+        tb: bool,
+        bias: int,
+    ) -> None: ...
+
+def gemm(operands: Gemm, *, c: int, threads: int) -> None: ...
+
 class MlpLayer:
     def __init__(
         self,
@@ -127,27 +147,35 @@ def mlp_grad_picked(
 ) -> None:
     """pick: int64 [rows], the member whose output is differentiated in each row."""
 
+class AdamRule:
+    def __init__(self, *, lr: float, beta1: float, beta2: float, eps: float) -> None: ...
+
 class AdamTensor:
     def __init__(
-        self, *, n: int, weight: int, grad: int, exp_avg: int, exp_avg_sq: int
+        self, *, n: int, weight: int, grad: int, exp_avg: int, exp_avg_sq: int, step: int
     ) -> None: ...
 
-def adam(
-    tensors: list[AdamTensor],
-    *,
-    step_size: float,
-    beta1: float,
-    beta2: float,
-    root: float,
-    eps: float,
-    threads: int,
-) -> None: ...
+def adam(tensors: list[AdamTensor], rule: AdamRule, *, threads: int) -> None: ...
 
 class LerpTensor:
     def __init__(self, *, n: int, to: int, from_: int) -> None: ...
 
 def lerp(tensors: list[LerpTensor], *, weight: float, threads: int) -> None:
     """to += weight * (from - to)."""
+
+class TdStep:
+    """A step of an ensemble on its squared error, and its target's soft update.
+
+    weights: of every layer the w, bias, gamma, beta that it has. follow: the target's, in order.
+    """
+
+    def __init__(
+        self, *, layers: list[MlpLayer], members: int, weights: list[AdamTensor], follow: list[int]
+    ) -> None: ...
+    def run(
+        self, *, rows: int, x: int, target: int, rule: AdamRule, tau: float, threads: int
+    ) -> float:
+        """The loss before the step."""
 
 def isa() -> str:
     """The instruction set in use: base, v3 (AVX2) or v4 (AVX-512)."""
