@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from networks import categorical
+
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -41,7 +43,7 @@ class GaussianMixture:
     def sample(self, num: int = 1, generator: torch.Generator | None = None) -> torch.Tensor:
         """``num`` independent draws for each row, [B, num, A]."""
         weights = self.logits.softmax(-1)
-        which = torch.multinomial(weights, num, replacement=True, generator=generator)
+        which = categorical.draw(weights, num, generator)
         index = which.unsqueeze(-1).expand(-1, -1, self.loc.size(-1))
         loc, scale = self.loc.gather(1, index), self.scale.gather(1, index)
         noise = torch.randn(loc.shape, generator=generator, device=loc.device, dtype=loc.dtype)

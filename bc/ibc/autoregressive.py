@@ -24,6 +24,7 @@ from bc.base import PolicyInputs
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig
 from bc.ibc.samplers import Energy
+from networks import categorical
 from networks.ibc.energy import fast_score
 from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import MLPEBM, MLPConfig
@@ -97,7 +98,7 @@ class AutoregressivePolicy(EbmPolicy):
             if greedy:
                 index = found.probs.argmax(1, keepdim=True)
             else:
-                index = torch.multinomial(found.probs, 1, generator=rng)
+                index = categorical.draw(found.probs, 1, rng)
             value = samplers.take_samples(found.actions, index).squeeze(1)
             chosen = torch.cat([chosen, value], dim=1)
         return chosen

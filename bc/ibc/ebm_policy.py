@@ -21,6 +21,7 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import Obs, SpecError
+from networks import categorical
 from networks.ibc.energy import check_kernels, fast_score, fast_score_and_action_grad
 from networks.ibc.mlp import MLPEBM, MLPConfig
 from networks.ibc.pixel import PixelEBM, PixelEBMConfig
@@ -383,7 +384,7 @@ class EbmPolicy(NormalizedPolicy):
             if greedy:
                 index = probs.argmax(1, keepdim=True)
             else:
-                index = torch.multinomial(probs, 1, generator=rng)
+                index = categorical.draw(probs, 1, rng)
             out.append(samplers.take_samples(actions, index).squeeze(1))
         return torch.cat(out)
 
@@ -394,7 +395,7 @@ class EbmPolicy(NormalizedPolicy):
         out = []
         for part in self._in_chunks(features):
             actions, probs = self.sample(part, rng, aligned=True)
-            index = torch.multinomial(probs, n, replacement=True, generator=rng)
+            index = categorical.draw(probs, n, rng)
             out.append(samplers.take_samples(actions, index))
         return torch.cat(out)
 

@@ -8,9 +8,11 @@ n the number of counter-examples, and the true action is the *last* of the n + 1
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from common_utils.config_types import Flag
@@ -36,7 +38,7 @@ def info_nce(
     if prob_clip == 0:
         return -log_prob[:, -1]
     # clamping the logarithm keeps log_softmax's gradients and stops the same ones as Keras
-    floor = float(torch.log(torch.tensor(prob_clip)))
+    floor = float(np.float32(math.log(np.float32(prob_clip))))  # as torch computes it
     log_prob = log_prob.clamp(min=floor)
     wrong = prob_clip * (floor - log_prob[:, :-1]).sum(1)
     return wrong - log_prob[:, -1]
