@@ -257,18 +257,28 @@ def update_replay(
     return buffer
 
 
-# -------------------------------------------------------------------------------------ibc
+# -------------------------------------------------------------------------------------- bc
 
+BC_CASES = ("robomimic_bc/can_state", "robomimic_bc/can", update.METAWORLD_BC)
 IBC_CASES = (
     "particle/mlp_mse", "particle/mlp_ebm_langevin", "pushing_states/mlp_ebm",
     "pushing_states/mlp_ebm_langevin", "pushing_pixels/pixel_ebm_langevin",
 )  # fmt: skip
 
 
-def ibc_steps(task: Task) -> Results:
-    """A training step and an action of Implicit BC's configurations."""
+def bc_steps(task: Task) -> Results:
+    """A training step of BC's configurations, and of Implicit BC's, with an action of those."""
+    for case in BC_CASES[:1] if task.quick else BC_CASES:
+        yield case, measured(task, partial(_bc, task, case))
     for case in IBC_CASES[:1] if task.quick else IBC_CASES:
         yield case, measured(task, partial(_ibc, task, case))
+
+
+def _bc(task: Task, case: str) -> dict[str, Any]:
+    fast.set_up(1)
+    rows = 8 if task.quick else 0
+    calls = update.bc_calls(case, batch_size=rows, device=task.device)
+    return {name: timed(call, task) for name, call in calls.items()}
 
 
 def _ibc(task: Task, case: str) -> dict[str, Any]:
@@ -344,6 +354,6 @@ PARTS = {
     "compiled": Part(120, compiled),
     "replay": Part(15, replays),
     "waits": Part(30, waits),
-    "ibc": Part(40, ibc_steps),
+    "bc": Part(40, bc_steps),
     "can": Part(85, can),
 }

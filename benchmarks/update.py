@@ -200,21 +200,28 @@ def agent_calls(
     return dict(zip(RL_CALLS, (*updates, act), strict=True))
 
 
-def bc_calls(case: str, eager: bool = False) -> dict[str, Callable[[], Any]]:
-    """One gradient step of a BC configuration: loss, backward, clip, Adam."""
+def bc_calls(
+    case: str, eager: bool = False, batch_size: int = 0, device: str = "cpu"
+) -> dict[str, Callable[[], Any]]:
+    """One gradient step of a BC configuration: loss, backward, clip, Adam.
+
+    batch_size: 0 for the configuration's own.
+    """
     cfg = bc_config_of(case)
+    cfg.batch_size = batch_size or cfg.batch_size
     torch.manual_seed(0)
     sizes, n = sizes_of(case), cfg.batch_size
     prop = (sizes.prop * cfg.dataset.prop_stack,)
     shape = (sizes.state * cfg.dataset.state_stack,) if cfg.dataset.use_state else IMAGE
     cfg.obs_shape, cfg.prop_shape, cfg.action_dim = list(shape), list(prop), sizes.action
-    policy: Any = build_policy(cfg)
+    policy: Any = build_policy(cfg).to(device)
     if cfg.dataset.use_state:
-        obs = {"state": torch.randn(n, *shape)}
+        obs = {"state": torch.randn(n, *shape, device=device)}
     else:
-        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8)
-        obs = {cfg.dataset.rl_camera: image, "prop": torch.randn(n, *prop)}
-    batch = Namespace(obs=obs, action={"action": 2 * torch.rand(n, sizes.action) - 1})
+        image = torch.randint(0, 256, (n, *IMAGE), dtype=torch.uint8, device=device)
+        obs = {cfg.dataset.rl_camera: image, "prop": torch.randn(n, *prop, device=device)}
+    action = 2 * torch.rand(n, sizes.action, device=device) - 1
+    batch = Namespace(obs=obs, action={"action": action})
     policy = plainly(policy) if eager else policy
     opt = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=None if eager else True)
 

@@ -61,8 +61,10 @@ def test_batches_and_implicit_bc_are_timed() -> None:
         f"{what}, {how}" for what in ("state", "pixel") for how in ("copied", "resident")
     }
     assert all(f["bytes_per_second"] > 0 for f in found.values())
-    found = dict(device_parts.ibc_steps(QUICK))
-    assert set(found["particle/mlp_mse"]) == {"training step", "action"}
+    found = dict(device_parts.bc_steps(QUICK))
+    assert {k: set(v) for k, v in found.items()} == {
+        "robomimic_bc/can_state": {"step"}, "particle/mlp_mse": {"training step", "action"}
+    }  # fmt: skip
 
 
 def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
