@@ -131,6 +131,7 @@ def _end_of(log: TextIO, where: int) -> str:
 def check(args: argparse.Namespace, command: str) -> int:
     """Run all parts; exit status 0 if every one ended well."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part too
     report: dict[str, Any] = {
         "command": command, "quick": args.quick, **machine(torch.device(args.device)), "parts": {},
     }  # fmt: skip

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,32 @@ def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
         outcome = device.run_part("update", 0.2, args, log)
     assert (outcome.status, outcome.results) == ("timed out", None)
     assert 0.2 <= outcome.seconds < 5
+
+
+def test_a_check_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
+    command = ["--device", "cpu", "--quick", "--only", "update", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.device", *command], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (parts := running(str(tmp_path), "--part")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert len(parts) == 1 and not running(str(tmp_path))
+
+
+def running(*words: str) -> list[str]:
+    """Command lines of programs with these words."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_text().split("\0")
+        except OSError:  # it has ended
+            continue
+        found += [" ".join(line)] if set(words) <= set(line) else []
+    return found
 
 
 def test_all_parts_fit_into_eight_minutes() -> None:
