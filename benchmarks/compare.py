@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from common_utils.atomic import atomic_json
 from common_utils.resources import cpu_name
 from networks import fast
-from networks.fast import table
+from networks.fast import choice, products, table
 
 LEAST_SECONDS = 0.2  # of one turn
 
@@ -58,6 +59,9 @@ class Compared:
     """One variant of one call: process CPU and wall milliseconds, over all turns.
 
     ratio: the first variant's median CPU time divided by this one's.
+    gflop: 10^9 operations of its matrix products and convolutions, counted where torch computes
+    them (so an actor's step counts all critics, of which kernels go back through the smallest);
+    0: not counted.
     """
 
     case: str
@@ -69,6 +73,7 @@ class Compared:
     wall_ms: float
     ratio: float
     turns: int
+    gflop: float
 
 
 class _Player:
@@ -86,6 +91,11 @@ class _Player:
     def turn(self, name: str) -> tuple[float, float]:
         """CPU and wall milliseconds of a call."""
         self.pipe.send(name)
+        return self._answer()
+
+    def gflop(self, name: str) -> float:
+        """10^9 operations of a call."""
+        self.pipe.send((name,))
         return self._answer()
 
     def _answer(self) -> Any:
@@ -113,11 +123,36 @@ def _play(pipe: Connection, variant: Variant, make: MakeCalls, case: str, thread
         calls = make(case, variant)
         pipe.send(list(calls))
         while True:
-            pipe.send(_time(calls[pipe.recv()]))
+            asked = pipe.recv()
+            pipe.send(_count(calls[asked[0]]) if isinstance(asked, tuple) else _time(calls[asked]))
     except EOFError:  # the pipe was closed
         return
     except Exception as error:
         pipe.send(error)
+
+
+def _count(call: Callable[[], Any]) -> float:
+    backends, table.BACKENDS = table.BACKENDS, ("plain",)
+    try:
+        table.rows.cache_clear()
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops() / 1e9
+    finally:
+        table.BACKENDS = backends
+        table.rows.cache_clear()
+
+
+def dense_rate() -> float:
+    """10^9 operations per second of CPU time: two 1024 x 1024 matrices, by the fastest library."""
+    a, best = torch.randn(1024, 1024), float("inf")
+    libraries = [name for name in choice.PRODUCTS if products.available(name)]
+    for _ in range(10):
+        for library in libraries:
+            began = time.process_time()
+            products.product(library, a, a)
+            best = min(best, time.process_time() - began)
+    return 2 * 1024**3 / best / 1e9
 
 
 def _time(call: Callable[[], Any]) -> tuple[float, float]:
@@ -132,9 +167,17 @@ def _time(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def compare(
-    case: str, variants: Mapping[str, Variant], make: MakeCalls, turns: int, threads: int
+    case: str,
+    variants: Mapping[str, Variant],
+    make: MakeCalls,
+    turns: int,
+    threads: int,
+    counted: bool = False,
 ) -> list[Compared]:
-    """Time every call of ``case`` by every variant, ``turns`` times, alternating."""
+    """Time every call of ``case`` by every variant, ``turns`` times, alternating.
+
+    counted: count operations as well; energy networks' kernels have no form that could be counted.
+    """
     players: dict[str, _Player] = {}
     try:
         for name, variant in variants.items():
@@ -145,14 +188,17 @@ def compare(
             for _ in range(turns + 1):  # the first is a warm-up
                 for name in variants:
                     times[name].append(players[name].turn(call))
-            found += _compared(case, call, times)
+            gflop = {n: player.gflop(call) if counted else 0.0 for n, player in players.items()}
+            found += _compared(case, call, times, gflop)
         return found
     finally:
         for player in players.values():
             player.close()
 
 
-def _compared(case: str, call: str, times: dict[str, list[tuple[float, float]]]) -> list[Compared]:
+def _compared(
+    case: str, call: str, times: dict[str, list[tuple[float, float]]], gflop: dict[str, float]
+) -> list[Compared]:
     cpu = {name: [t[0] for t in turns[1:]] for name, turns in times.items()}
     first = statistics.median(next(iter(cpu.values())))
     return [
@@ -166,6 +212,7 @@ def _compared(case: str, call: str, times: dict[str, list[tuple[float, float]]])
             wall_ms=statistics.median(t[1] for t in times[name][1:]),
             ratio=first / median,
             turns=len(mine),
+            gflop=gflop[name],
         )
         for name, mine in cpu.items()
     ]
@@ -177,7 +224,8 @@ def show(rows: Sequence[Compared]) -> None:
         what = f"{r.case}: {r.call}"
         print(
             f"{what:<52} {r.variant:<10} {r.cpu_ms:>9.2f} ms ({r.cpu_ms_least:.2f} to "
-            f"{r.cpu_ms_most:.2f})  {r.ratio:.2f} x",
+            f"{r.cpu_ms_most:.2f})  {r.ratio:.2f} x"
+            + (f"  {1e3 * r.gflop / r.cpu_ms:.0f} GFLOP/s" if r.gflop else ""),
             flush=True,
         )
 
@@ -194,6 +242,7 @@ def write(path: str | None, rows: Sequence[Compared], threads: int, command: str
             "torch": torch.__version__,
             "command": command,
             "unit": "ms of process CPU time, median over turns",
+            "dense_gflop_per_s": dense_rate(),
             "rows": [vars(r) for r in rows],
         },
         path,

@@ -302,7 +302,7 @@ def _compare(args: argparse.Namespace, cases: list[str], argv: list[str] | None)
     variants = {name: compare.VARIANTS[name] for name in args.compare}
     rows: list[compare.Compared] = []
     for case in cases:
-        found = compare.compare(case, variants, _calls, turns, args.threads)
+        found = compare.compare(case, variants, _calls, turns, args.threads, counted=True)
         compare.show(found)
         rows += found
         compare.write(args.json, rows, args.threads, command)

@@ -24,9 +24,9 @@ from networks.fast import choice, plain, process, products
 from networks.fast.cpu import mlp, module
 from networks.fast.layer import Layer
 
-FORMAT = 3  # raise it when the ways or what is measured changes
+FORMAT = 4  # raise it when the ways or what is measured changes
 # the established way is left only for one that takes at most this share of its time
-CLEARLY_FASTER = 0.9
+CLEARLY_FASTER = 0.95
 # turns of each way, the first of which is not counted, and about how long a part may take
 _LEAST_TURNS, _MOST_TURNS, _SECONDS = 4, 20, 0.1
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bc.normalized import NormalizedPolicy
-from benchmarks import check, ibc, update
+from benchmarks import check, compare, ibc, update
 from benchmarks.eager import EagerAgent
 from common_utils.ibrl_utils import eval_mode
 from networks import fast
@@ -229,3 +229,12 @@ def test_a_bad_choice_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "auto takes 3.0" in capsys.readouterr().out
     assert check.obeyed("x", ways, "mkl")
     assert "mkl takes 1.00 x the best" in capsys.readouterr().out
+
+
+def test_operations_are_counted_through_the_kernels() -> None:
+    """Forward, and backward to weights and input: three products of 2 m n k operations."""
+    x, w = torch.randn(64, 80, requires_grad=True), torch.randn(96, 80, requires_grad=True)
+    before = fast.table.rows()
+    counted = compare._count(lambda: fast.linear(x, w).sum().backward())
+    assert counted == pytest.approx(3 * 2 * 64 * 80 * 96 / 1e9)
+    assert fast.table.rows() == before
