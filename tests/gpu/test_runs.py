@@ -22,14 +22,14 @@ def given(config: Any, **options: Any) -> Any:
     return run_config.parse_args(config, args)
 
 
-def rl_run(save_dir: Path, steps: int, device: str, resume: int = 0) -> train_rl.Workspace:
+def rl_run(save_dir: Path, steps: int, device: str, **more: Any) -> train_rl.Workspace:
     options = {
         "suite": "particle", "task_name": "PARTICLE_2d", "use_state": 1, "episode_length": 9,
         "num_train_step": steps, "log_per_step": 8, "num_warm_up_episode": 1,
         "num_eval_episode": 1, "batch_size": 4, "num_critic_update": 2,
         "q_agent__act_method": "rl", "q_agent__state_critic__hidden_dim": 32,
         "q_agent__state_actor__hidden_dim": 32, "q_agent__device": device,
-        "resume": resume, "save_dir": save_dir,
+        "save_dir": save_dir, **more,
     }  # fmt: skip
     return train_rl.run(given(train_rl.MainConfig, **options))
 
@@ -66,10 +66,21 @@ def test_train_bc(device: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_the_same_seed_gives_about_the_same_run_on_a_gpu(tmp_path: Path) -> None:
-    """Sums on a GPU may be added in another order."""
+@pytest.mark.parametrize("more", [{}, {"replay_storage": "cuda"}, {"replay_prefetch": 2}])
+def test_the_same_seed_gives_about_the_same_run_on_a_gpu(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Sums on a GPU may be added in another order. How batches come there changes nothing."""
     rl_run(tmp_path / "a", 16, "cuda")
-    rl_run(tmp_path / "b", 16, "cuda")
+    work = rl_run(tmp_path / "b", 16, "cuda", **more)
+    assert (work.replay.resident is not None) == ("replay_storage" in more)
     b = weights(tmp_path / "b")
     for name, value in weights(tmp_path / "a").items():
         torch.testing.assert_close(value, b[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.gpu
+def test_a_compiled_run(tmp_path: Path) -> None:
+    rl_run(tmp_path, 16, "cuda", q_agent__compile="default")
+    rl_run(tmp_path, 24, "cuda", q_agent__compile="default", resume=1)
+    assert load_anywhere(tmp_path)

@@ -106,6 +106,20 @@ def test_resuming_is_exact_whether_on_a_device_or_not(tmp_path: Path) -> None:
     assert_same(third.sample(5), b.sample(5))
 
 
+def test_a_batch_is_made_on_the_device_alone() -> None:
+    """Tensors of torch's device "meta" have no values: reading one, or moving it back, fails."""
+    meta = torch.device("meta")
+    a, b = make(resident=meta), make()
+    for buffer in (a, b):
+        drive(buffer, FakeTask(0), 60, draw=False)
+    for x, y in zip(
+        tensors(a.sample_rl_bc(9, 5, meta)), tensors(b.sample_rl_bc(9, 5)), strict=True
+    ):
+        assert (x.device, x.dtype, x.shape) == (meta, y.dtype, y.shape)
+    with pytest.raises(RuntimeError, match="meta"):
+        float(a.sample(4, meta).reward[0])
+
+
 def test_misuse_is_refused() -> None:
     buffer = make(resident=CPU)
     with pytest.raises(RuntimeError, match="the replay is empty"):
