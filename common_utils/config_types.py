@@ -107,9 +107,15 @@ def _coerce_scalar(value: Any, kind: Any) -> Any:
             return None
         raise Mismatch
     if isinstance(kind, type) and isinstance(value, kind):
+        if isinstance(value, str) and (bad := _NO_NAME.search(value)):
+            raise Mismatch(f" without the character {bad[0]!a}")
         return value
     raise Mismatch
 
+
+# what YAML can write, and no name of a file can hold: zero, and halves of characters other than
+# those that stand for bytes
+_NO_NAME = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
 
 # above this, a float cannot represent every integer
 MAX_INTEGER = 2**53
