@@ -17,6 +17,7 @@ from common_utils.errors import ConfigError
 from common_utils.specs import Obs
 from networks.encoder import DrQEncoder, ResNet96Encoder, ResNetEncoder, VitEncoder
 from networks.normalizer import Normalizer
+from networks.precision import encoding
 from rl.actor import Actor, FcActor
 from rl.critic import Critic, MultiFcQ
 from rl.q_agent_config import QAgentConfig
@@ -101,6 +102,7 @@ class PixelHead:
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
         self.critic = Critic(*dims, cfg.critic)
         self.actor = Actor(*dims, cfg.actor)
+        self.precision = cfg.precision
         self.aug: Any = RandomShiftsAug(pad=4)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -116,7 +118,9 @@ class PixelHead:
         image = obs[self.camera]
         if augment:
             image = self.aug(image) if shifts is None else self.aug.shift(image, shifts)
-        feats: dict[str, torch.Tensor] = {"feat": self.encoder(image, flatten=False)}
+        with encoding(self.precision, image.device):
+            feat = self.encoder(image, flatten=False)
+        feats: dict[str, torch.Tensor] = {"feat": feat.float()}
         if self.use_prop:
             feats["prop"] = obs["prop"].float()
         return feats

@@ -26,6 +26,7 @@ from common_utils.ibrl_utils import frozen
 from common_utils.specs import BC_ACTION, Batch, Obs
 from networks.graphs import compiled
 from networks.optim import Adam, descend, soft_update_params
+from networks.precision import products
 from rl import rft
 from rl.agent import AgentInputs, EvalVariant, Networks
 from rl.critic import Members
@@ -206,7 +207,8 @@ class QAgent(rft.Regularised):
         how = _Acting(eval_mode, stddev, rng, host_rng)
         if self.cfg.compile != "off":
             obs, how = self._drawn_before(obs, stddev, how)
-        action, metrics = self._run_decide(self, obs, how, self.stats is not None)
+        with products(self.cfg.precision, self.device):
+            action, metrics = self._run_decide(self, obs, how, self.stats is not None)
         self._append_stats(metrics)
         if not batched:
             action = action.squeeze(0)
@@ -296,12 +298,14 @@ class QAgent(rft.Regularised):
             bc_batch: demonstrations, for the BC regulariser (RFT).
             ref_agent: the frozen pretrained agent, for its dynamic weight.
         """
-        if self.cfg.compile == "off":
-            return self._update(batch, stddev, update_actor, bc_batch, ref_agent)
-        self._prepare_optimizers()
-        batch, draws = self._draw_update(batch, update_actor, bc_batch)
-        scale = self._scalar(stddev)
-        return self._run_update(self, batch, scale, update_actor, bc_batch, ref_agent, draws)
+        scale: float | torch.Tensor = stddev
+        draws = DRAWN_LATER
+        if self.cfg.compile != "off":
+            self._prepare_optimizers()
+            batch, draws = self._draw_update(batch, update_actor, bc_batch)
+            scale = self._scalar(stddev)
+        with products(self.cfg.precision, self.device):
+            return self._run_update(self, batch, scale, update_actor, bc_batch, ref_agent, draws)
 
     def _draw_update(
         self, batch: Batch, update_actor: bool, bc_batch: Batch | None
@@ -356,7 +360,7 @@ class QAgent(rft.Regularised):
         update_actor: bool,
         bc_batch: Batch | None,
         ref_agent: QAgent | None,
-        draws: UpdateDraws = DRAWN_LATER,
+        draws: UpdateDraws,
     ) -> dict[str, torch.Tensor]:
         """:meth:`update`, a function of tensors if all is drawn before."""
         feats = self.features(batch.obs, True, draws.shifts)
@@ -493,12 +497,14 @@ class QAgent(rft.Regularised):
 
     def pretrain_actor_with_bc(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One BC step on encoder and actor (RFT's first phase). Targets are not touched."""
-        if self.cfg.compile == "off":
-            return self._pretrain(batch)
-        self._prepare_optimizers()
-        return self._run_pretrain(self, batch, self._draw_bc(batch, UpdateDraws()))
+        draws = DRAWN_LATER
+        if self.cfg.compile != "off":
+            self._prepare_optimizers()
+            draws = self._draw_bc(batch, draws)
+        with products(self.cfg.precision, self.device):
+            return self._run_pretrain(self, batch, draws)
 
-    def _pretrain(self, batch: Batch, draws: UpdateDraws = DRAWN_LATER) -> dict[str, torch.Tensor]:
+    def _pretrain(self, batch: Batch, draws: UpdateDraws) -> dict[str, torch.Tensor]:
         loss = rft.bc_loss(self, batch, train_encoder=True, draws=draws)
         self._step(loss, self.actor_opt, self.encoder_opt)
         return {"pretrain/loss": loss.detach()}

@@ -10,6 +10,7 @@ from common_utils.config_types import Flag
 from common_utils.ranges import Above, AtMost, NotNegativeNumber, PositiveNumber, Share
 from networks.encoder import ResNet96EncoderConfig, ResNetEncoderConfig, VitEncoderConfig
 from networks.graphs import Compile
+from networks.precision import Precision
 from rl.actor import ActorConfig, FcActorConfig
 from rl.agent import AgentConfig, RunFacts
 from rl.critic import CriticConfig, MultiFcQConfig
@@ -56,6 +57,9 @@ class QAgentConfig(AgentConfig):
     norm_state: Flag = 0
     # copy actor to actor_target after BC pretraining (0 = as released: target stays random)
     sync_actor_target: Flag = 0
+    # float32; tf32: products and convolutions with rounded factors, on NVIDIA GPUs (elsewhere
+    # float32); bfloat16: encoders of images under autocast
+    precision: Precision = "float32"
     # off: operations one by one, with the kernels on a CPU; default: update and act are compiled
     # into one graph each by torch.compile; max: compiled with tuning
     compile: Compile = "off"
@@ -77,6 +81,11 @@ class QAgentConfig(AgentConfig):
             raise ValueError(
                 "norm_state: 1 takes mean and std from demonstrations, expected "
                 "preload_num_data of at least 1 and preload_datapath"
+            )
+        if self.precision == "bfloat16" and run.use_state:
+            raise ValueError(
+                "precision: bfloat16 is for encoders of images, expected float32 or tf32 with "
+                "use_state 1"
             )
         if self.norm_state and not run.use_state:
             raise ValueError("norm_state: 1, expected 0 with use_state 0")

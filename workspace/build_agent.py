@@ -213,6 +213,8 @@ def load_model(
     path = Path(weight_file).parent / run_config.CFG_NAME
     cfg = run_config.load(MainConfig, path)
     cfg.agent_cfg.device = device
+    if hasattr(cfg.agent_cfg, "compile"):
+        cfg.agent_cfg.compile = "off"  # minutes of compiling, for some games
     cfg.trust_module = "+".join(module_names(trust_module))  # never from the file
     trusted = module_names(trust_module)
     inherit_env(cfg, trusted)
