@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from common_utils.saver import save_weights
 from common_utils.specs import BC_ACTION, ArraySpec, Batch, Obs
 from networks import fast, graphs
 from networks.graphs import COMPILE
+from networks.precision import Precision
 from rl.q_agent import QAgent
 from rl.replay import ReplayBuffer
 from train_bc import MainConfig as BcConfig
@@ -162,30 +163,42 @@ def ordered_cases() -> list[str]:
 def updates(task: Task) -> Results:
     """Critic update, critic and actor update, and act of every release configuration, as is."""
     for case in FIRST[-2:-1] if task.quick else ordered_cases():
-        yield case, measured(task, partial(_update, task, case, "off"))
+        yield case, measured(task, partial(_update, task, case))
 
 
 def compiled(task: Task) -> Results:
-    """The same compiled in every way (``q_agent.compile``), and how much faster that is."""
+    """The same compiled in every way (``q_agent.compile``), and how much faster that is.
+
+    On a GPU ``max`` also captures. The first cases again in the lower precisions, at last.
+    """
     if task.quick:
         graphs.BACKEND = "aot_eager"  # makes graphs, but no code for them
+    ways = [{"compile": how} for how in (COMPILE[:2] if task.quick else COMPILE)]
     for case in FIRST[-2:-1] if task.quick else ordered_cases():
-        plain = measured(task, partial(_update, task, case, "off"))
-        yield f"{case}, off", plain
-        for how in COMPILE[1:2] if task.quick else COMPILE[1:]:
-            found = measured(task, partial(_update, task, case, how))
-            torch._dynamo.reset()
-            for name in (
-                update.RL_CALLS if {"error", "left_out"}.isdisjoint({*plain, *found}) else ()
-            ):
-                found[name]["times_faster"] = plain[name]["ms"] / found[name]["ms"]
-            yield f"{case}, {how}", found
+        yield from _compared(task, case, ways)
+    for case in () if task.quick else FIRST:
+        states = update.config_of(case).use_state  # which have no encoder for bfloat16
+        precisions = get_args(Precision)[: 2 if states else 3]
+        yield from _compared(task, case, [{"compile": "max", "precision": p} for p in precisions])
 
 
-def _update(task: Task, case: str, how: str) -> dict[str, Any]:
+def _compared(task: Task, case: str, ways: list[dict[str, str]]) -> Results:
+    """Each way, and how much faster it is than the first."""
+    plain: dict[str, Any] = {}
+    for way in ways:
+        found = measured(task, partial(_update, task, case, **way))
+        torch._dynamo.reset()
+        plain = plain or found
+        both = {*plain, *found}
+        for name in () if {"error", "left_out"} & both else update.RL_CALLS:
+            found[name]["times_faster"] = plain[name]["ms"] / found[name]["ms"]
+        yield f"{case}, {', '.join(way.values())}", found
+
+
+def _update(task: Task, case: str, **options: str) -> dict[str, Any]:
     fast.set_up(1)
     rows = 8 if task.quick else 0
-    calls = update.agent_calls(case, batch_size=rows, device=task.device, options={"compile": how})
+    calls = update.agent_calls(case, batch_size=rows, device=task.device, options=options)
     return {name: timed(call, task) for name, call in calls.items()}
 
 
