@@ -229,31 +229,28 @@ class Workspace(ResumableRun):
 
     def _update(self, stddev: float) -> None:
         """``num_critic_update`` updates; the actor is updated in the last."""
-        last = self.cfg.num_critic_update - 1
-        for i in range(last + 1):
-            update_actor = i == last
+        num = self.cfg.num_critic_update
+        for i in range(num):
+            update_actor = i == num - 1
             with self.watch("sample"):
                 batch, bc_batch = self.batches.take(self._draw, update_actor)
             with self.watch("update"):
                 metrics = self.agent.update(batch, stddev, update_actor, bc_batch, self.ref_agent)
             with self.watch("sample"):
-                self.batches.prepare(self._draw, (i + 1) % (last + 1) == last)
+                self.batches.prepare(self._draw, (i + 1) % num == num - 1)
             self.log.meters.update(metrics)
             self.train_step += update_actor
 
     def _draw(self, update_actor: bool) -> tuple[Batch, Batch | None]:
         """The batch of one update, and RFT's demonstrations."""
-        batch = self._sample()
-        if not (update_actor and self.cfg.add_bc_loss):
-            return batch, None
-        return batch, self.replay.sample_bc(self.cfg.batch_size, self.agent.device)
-
-    def _sample(self) -> Batch:
-        cfg = self.cfg
+        cfg, device, num = self.cfg, self.agent.device, self.cfg.batch_size
         if cfg.mix_rl_rate >= 1:
-            return self.replay.sample(cfg.batch_size, self.agent.device)
-        num_rl = int(cfg.batch_size * cfg.mix_rl_rate)
-        return self.replay.sample_rl_bc(num_rl, cfg.batch_size - num_rl, self.agent.device)
+            batch = self.replay.sample(num, device)
+        else:
+            num_rl = int(num * cfg.mix_rl_rate)
+            batch = self.replay.sample_rl_bc(num_rl, num - num_rl, device)
+        with_bc = update_actor and cfg.add_bc_loss
+        return batch, self.replay.sample_bc(num, device) if with_bc else None
 
     # --------------------------------------------------------------- evaluation
 

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -30,24 +29,17 @@ from networks.precision import products
 from rl import rft
 from rl.agent import AgentInputs, EvalVariant, Networks
 from rl.critic import Members
-from rl.draws import DRAWN_LATER, ActDraws, UpdateDraws
+from rl.drawing import Acting, Drawing
+from rl.draws import DRAWN_LATER, UpdateDraws
 from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
-from rl.selection import act_metrics, draw_choice, select_candidate, take
+from rl.selection import act_metrics, select_candidate, take
+
+# actions [B, A], and metrics
+Decided = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-class _Acting(NamedTuple):
-    """How one call of ``act`` explores, and its source of random numbers."""
-
-    eval_mode: bool
-    stddev: float | torch.Tensor
-    # None in a graph, where ``draws`` has all numbers
-    rng: torch.Generator | None
-    host_rng: torch.Generator | None
-    draws: ActDraws = ActDraws()
-
-
-class QAgent(rft.Regularised):
+class QAgent(Drawing):
     """Actor-critic over pixels (encoder, two Q-heads) or states (REDQ ensemble).
 
     Args:
@@ -204,7 +196,7 @@ class QAgent(rft.Regularised):
         obs, batched = self._to_batched(obs, self.head.batched_dim)
         rng = self._on_device(generator) or (self._eval_rng if eval_mode else self.rng)
         host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
-        how = _Acting(eval_mode, stddev, rng, host_rng)
+        how = Acting(eval_mode, stddev, rng, host_rng)
         if self.cfg.compile != "off":
             obs, how = self._drawn_before(obs, stddev, how)
         with products(self.cfg.precision, self.device):
@@ -214,49 +206,37 @@ class QAgent(rft.Regularised):
             action = action.squeeze(0)
         return action.cpu() if cpu else action
 
-    def _drawn_before(self, obs: Obs, stddev: float, how: _Acting) -> tuple[Obs, _Acting]:
-        """All that a graph needs to act: proposals and random numbers as tensors."""
-        rows = len(obs[self.input_keys[0]])
-        noise = None if how.eval_mode else self._normal(rows, how.rng)
-        members = choice = None
-        if self.act_method != "rl":
-            if BC_ACTION not in obs:
-                obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
-            members = self._draw_members(how.host_rng)
-            values = torch.empty(rows, 1 + obs[BC_ACTION].size(1), device=self.device)
-            choice = draw_choice(values, generator=how.rng, **self._rule(how.eval_mode))
-        draws = ActDraws(noise, members, choice)
-        return obs, _Acting(how.eval_mode, self._scalar(stddev), None, None, draws)
-
-    def _decide(
-        self, obs: Obs, how: _Acting, measured: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _decide(self, obs: Obs, how: Acting, measured: bool) -> Decided:
         """The actions [B, A] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
-        rl_action = self._act_rl(feats, how)
         if self.act_method == "rl":
-            return rl_action, {}
-        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
-        members = self._members(how.draws.members, how.host_rng)
-        q, rule = self._target_q(feats, candidates, members), self._rule(how.eval_mode)
-        action, index = select_candidate(
-            candidates, q, generator=how.rng, draws=how.draws.choice, **rule
-        )
-        if not measured:
-            return action, {}
-        return action, act_metrics(candidates, q, index, how.eval_mode, **rule)
+            return self._act_rl(feats, how), {}
+        ibrl = self._act_ibrl_soft if self.act_method == "ibrl_soft" else self._act_ibrl
+        return ibrl(obs, feats, how, measured)
 
-    def _act_rl(self, feats: Obs, how: _Acting) -> torch.Tensor:
+    def _act_rl(self, feats: Obs, how: Acting) -> torch.Tensor:
         dist = self.actor(feats, how.stddev)
         return dist.mean if how.eval_mode else dist.sample(None, how.rng, how.draws.noise)
 
-    def _rule(self, eval_mode: bool) -> dict[str, float]:
-        """How ``act`` chooses. ibrl: the actor proposal (paper eq. 2), the better of the RL and
-        the BC actions; ibrl_soft: one drawn with probability softmax(beta Q'(s, a)).
-        """
-        if self.act_method == "ibrl_soft":
-            return {"soft_beta": self.cfg.soft_ibrl_beta}
-        return {"eps_greedy": 1.0 if eval_mode else self.cfg.ibrl_eps_greedy}
+    def _act_ibrl(self, obs: Obs, feats: Obs, how: Acting, measured: bool) -> Decided:
+        """Actor proposal (paper eq. 2): the better of the RL and the BC actions."""
+        eps = self.eps_greedy(how.eval_mode)
+        return self._choose(obs, feats, how, measured, eps_greedy=eps)
+
+    def _act_ibrl_soft(self, obs: Obs, feats: Obs, how: Acting, measured: bool) -> Decided:
+        """Soft IBRL: a candidate drawn with probability softmax(beta Q'(s, a))."""
+        return self._choose(obs, feats, how, measured, soft_beta=self.cfg.soft_ibrl_beta)
+
+    def _choose(self, obs: Obs, feats: Obs, how: Acting, measured: bool, **rule: float) -> Decided:
+        """One of the RL and the BC actions, by the target critic's values of them."""
+        rl_action = self._act_rl(feats, how)
+        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
+        members = self._members(how.draws.members, how.host_rng)
+        q, draws = self._target_q(feats, candidates, members), how.draws.choice
+        action, index = select_candidate(candidates, q, generator=how.rng, draws=draws, **rule)
+        if not measured:
+            return action, {}
+        return action, act_metrics(candidates, q, index, how.eval_mode, **rule)
 
     def _candidates(
         self,
@@ -306,52 +286,6 @@ class QAgent(rft.Regularised):
             scale = self._scalar(stddev)
         with products(self.cfg.precision, self.device):
             return self._run_update(self, batch, scale, update_actor, bc_batch, ref_agent, draws)
-
-    def _draw_update(
-        self, batch: Batch, update_actor: bool, bc_batch: Batch | None
-    ) -> tuple[Batch, UpdateDraws]:
-        """The batch with proposals if needed, and every random number of an update with it."""
-        rows, rng, method = len(batch.action), self.rng, self.bootstrap_method
-        shifts, next_shifts = (self.head.draw_shifts(rows, self.device) for _ in range(2))
-        noise, first = self._normal(rows, rng), self._draw_members(self.host_rng)
-        second = choice = None
-        if method != "rl":
-            if batch.next_bc_action is None:
-                batch = replace(batch, next_bc_action=self.propose(batch.next_obs))
-            values = torch.empty(rows, 1 + self.num_bc_action, device=self.device)
-            choice = draw_choice(values, soft_beta=self._soft_bootstrap, generator=rng)
-            second = self._draw_members(self.host_rng)
-        draws = UpdateDraws(shifts, next_shifts, noise, first, second, choice)
-        if update_actor:
-            draws = draws._replace(actor_noise=self._normal(rows, rng))
-        if update_actor and bc_batch is not None:
-            draws = self._draw_bc(bc_batch, draws)
-            if self.cfg.bc_loss_dynamic:
-                members = self._draw_members(self.host_rng), self._draw_members(self.host_rng)
-                draws = draws._replace(ratio_members=members)
-        return batch, draws
-
-    def _draw_bc(self, bc_batch: Batch, draws: UpdateDraws) -> UpdateDraws:
-        """``draws`` with those of the BC loss."""
-        rows = len(bc_batch.action)
-        shifts = self.head.draw_shifts(rows, self.device)
-        return draws._replace(bc_shifts=shifts, bc_noise=self._normal(rows, self.rng))
-
-    def _normal(self, rows: int, rng: torch.Generator | None) -> torch.Tensor:
-        return torch.randn(rows, self.action_dim, generator=rng, device=self.device)
-
-    def _scalar(self, value: float) -> torch.Tensor:
-        """A number as a tensor, so that a graph holds for all of its values."""
-        return torch.full((), value, device=self.device)
-
-    def _draw_members(self, rng: torch.Generator | None) -> torch.Tensor | None:
-        """Members of a random subset as an index int64 [K]; None if there is nothing to draw."""
-        if not self.critic_target.draws_subset:
-            return None
-        return torch.tensor(self.critic_target.draw_members(rng)).to(self.device)
-
-    def _members(self, drawn: torch.Tensor | None, rng: torch.Generator | None) -> Members:
-        return self.critic_target.draw_members(rng) if drawn is None else drawn
 
     def _update(
         self,
@@ -403,10 +337,6 @@ class QAgent(rft.Regularised):
         metrics["train/critic_qt"] = target_q.mean()
         return target_q, metrics
 
-    @property
-    def _soft_bootstrap(self) -> float | None:
-        return self.cfg.soft_ibrl_beta if self.bootstrap_method == "ibrl_soft" else None
-
     def _bootstrap_ibrl(
         self, feats: Obs, candidates: torch.Tensor, members: Members, draws: UpdateDraws
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -419,7 +349,7 @@ class QAgent(rft.Regularised):
         action, index = select_candidate(
             candidates,
             q.min(dim=-1).values,
-            soft_beta=self._soft_bootstrap,
+            soft_beta=self.soft_bootstrap,
             generator=self.rng,
             draws=draws.choice,
         )
@@ -522,10 +452,6 @@ class QAgent(rft.Regularised):
             ref = QAgent(*self._shapes, cfg)
         ref.load_state_dict(self.state_dict())
         return ref.requires_grad_(False)
-
-    def _prepare_optimizers(self) -> None:
-        for opt in self.optimizers().values():
-            opt.prepare()
 
     def optimizers(self) -> dict[str, Adam]:
         """The optimisers: critic, actor, and encoder for pixels."""
