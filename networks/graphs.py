@@ -14,6 +14,7 @@ from torch._dynamo import config as tracing
 from torch._dynamo.exc import TorchDynamoException
 
 from common_utils.errors import UserError, shortened
+from networks.captured import Captured
 
 Compile = Literal["off", "default", "max"]
 COMPILE = get_args(Compile)
@@ -24,9 +25,12 @@ _MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
 _MOST_VARIANTS = 64
 
 
-def compiled(function: Callable[..., Any], how: Compile, field: str) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], how: Compile, field: str, device: torch.device
+) -> Callable[..., Any]:
     """``function`` as one graph, made at the first call; ``off``: ``function`` itself.
 
+    ``max`` on a GPU: the graph's kernels are then captured in CUDA graphs (``networks.captured``).
     Results equal the function's except for the last bits. ``field`` names the setting in
     messages. Raises UserError where torch or this machine cannot make graphs, here or at a call.
     """
@@ -48,4 +52,4 @@ def compiled(function: Callable[..., Any], how: Compile, field: str) -> Callable
             why = shortened(str(error), 300)
             raise UserError(f"{field}: {how}, expected off here: {why}") from error
 
-    return run
+    return Captured(run) if how == "max" and device.type == "cuda" else run

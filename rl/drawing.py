@@ -20,6 +20,8 @@ from rl.selection import draw_choice
 class Acting(NamedTuple):
     """How one call of ``act`` explores, and its source of random numbers."""
 
+    # the agent's act_method
+    method: str
     eval_mode: bool
     stddev: float | torch.Tensor
     # None in a graph, where ``draws`` has all numbers
@@ -58,16 +60,16 @@ class Drawing(rft.Regularised):
         rows = len(obs[self.input_keys[0]])
         noise = None if how.eval_mode else self._normal(rows, how.rng)
         members = choice = None
-        if self.act_method != "rl":
+        if how.method != "rl":
             if BC_ACTION not in obs:
                 obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
             members = self._draw_members(how.host_rng)
             values = torch.empty(rows, 1 + obs[BC_ACTION].size(1), device=self.device)
-            soft = self.cfg.soft_ibrl_beta if self.act_method == "ibrl_soft" else None
+            soft = self.cfg.soft_ibrl_beta if how.method == "ibrl_soft" else None
             eps = 1.0 if soft is not None else self.eps_greedy(how.eval_mode)
             choice = draw_choice(values, soft_beta=soft, eps_greedy=eps, generator=how.rng)
         draws = ActDraws(noise, members, choice)
-        return obs, Acting(how.eval_mode, self._scalar(stddev), None, None, draws)
+        return obs, how._replace(stddev=self._scalar(stddev), rng=None, host_rng=None, draws=draws)
 
     def _draw_update(
         self, batch: Batch, update_actor: bool, bc_batch: Batch | None
@@ -110,7 +112,10 @@ class Drawing(rft.Regularised):
         """Members of a random subset as an index int64 [K]; None if there is nothing to draw."""
         if not self.critic_target.draws_subset:
             return None
-        return torch.tensor(self.critic_target.draw_members(rng)).to(self.device)
+        drawn = torch.tensor(self.critic_target.draw_members(rng))
+        if self.device.type == "cuda":  # the host does not wait for the copy
+            drawn = drawn.pin_memory()
+        return drawn.to(self.device, non_blocking=True)
 
     def _members(self, drawn: torch.Tensor | None, rng: torch.Generator | None) -> Members:
         return self.critic_target.draw_members(rng) if drawn is None else drawn

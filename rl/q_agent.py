@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,10 +93,19 @@ class QAgent(Drawing):
 
         self._switched: list[nn.Module] = []  # all but the targets, once known
         self.train()
-        # functions of the agent and tensors, as graphs if asked
-        graph = partial(compiled, how=cfg.compile, field="q_agent.compile")
+        self._set_graphs()
+
+    def _set_graphs(self) -> None:
+        """Functions of the agent and tensors, as graphs if asked."""
+        how = self.cfg.compile
+        graph = partial(compiled, how=how, field="q_agent.compile", device=self.device)
         self._run_update, self._run_decide = graph(QAgent._update), graph(QAgent._decide)
         self._run_pretrain = graph(QAgent._pretrain)
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Agent`."""
+        super().load_training_state(state)
+        self._set_graphs()  # the moments are elsewhere in memory
 
     @classmethod
     def build(cls, inputs: AgentInputs, cfg: QAgentConfig) -> QAgent:
@@ -196,7 +206,7 @@ class QAgent(Drawing):
         obs, batched = self._to_batched(obs, self.head.batched_dim)
         rng = self._on_device(generator) or (self._eval_rng if eval_mode else self.rng)
         host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
-        how = Acting(eval_mode, stddev, rng, host_rng)
+        how = Acting(self.act_method, eval_mode, stddev, rng, host_rng)
         if self.cfg.compile != "off":
             obs, how = self._drawn_before(obs, stddev, how)
         with products(self.cfg.precision, self.device):
@@ -209,9 +219,9 @@ class QAgent(Drawing):
     def _decide(self, obs: Obs, how: Acting, measured: bool) -> Decided:
         """The actions [B, A] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
-        if self.act_method == "rl":
+        if how.method == "rl":
             return self._act_rl(feats, how), {}
-        ibrl = self._act_ibrl_soft if self.act_method == "ibrl_soft" else self._act_ibrl
+        ibrl = self._act_ibrl_soft if how.method == "ibrl_soft" else self._act_ibrl
         return ibrl(obs, feats, how, measured)
 
     def _act_rl(self, feats: Obs, how: Acting) -> torch.Tensor:

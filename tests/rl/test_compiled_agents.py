@@ -14,6 +14,7 @@ from common_utils.errors import UserError
 from networks import graphs
 from tests.rl.releases import Small, small
 
+CPU = torch.device("cpu")
 SOFT = {"act_method": "ibrl_soft", "bootstrap_method": "ibrl_soft"}
 # states, ViT with proprioception, DrQ; IBRL, soft, RLPD, RFT
 UPDATES: list[tuple[str, dict[str, Any]]] = [
@@ -129,12 +130,12 @@ def test_weights_and_moments_are_loaded_into_a_compiled_agent() -> None:
 
 
 def test_a_function_that_is_no_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = graphs.compiled(lambda x: x + 1 if x.sum() > 0 else x, "default", "q_agent.compile")
+    read = graphs.compiled(lambda x: x + 1 if x.sum() > 0 else x, "default", "q_agent.compile", CPU)
     with pytest.raises(UserError, match=r"q_agent\.compile: default, expected off here: .*branch"):
         read(torch.zeros(2))
     monkeypatch.delattr(graphs.tracing, "trace_autograd_ops", raising=False)
     with pytest.raises(UserError, match=r"q_agent\.compile: max, expected off with torch"):
-        graphs.compiled(torch.sin, "max", "q_agent.compile")
+        graphs.compiled(torch.sin, "max", "q_agent.compile", CPU)
 
 
 def test_members_as_an_index_need_no_graph() -> None:
