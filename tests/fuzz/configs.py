@@ -71,11 +71,16 @@ PROGRAMS: dict[str, Any] = {
 TRAINING = ("train_rl", "train_bc") * 3 + ("train_rl_mw", "train_bc_mw")
 # larger ones are described, not made
 LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
-# of the machine or of files, not of the configuration
-LEFT_ALONE = ("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite")
+# of the machine or of files, not of the configuration; compiling takes minutes, which no case has
+LEFT_ALONE = (
+    *("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite", "q_agent.compile"),
+)
 # chosen before the fields are drawn
 CHOSEN = ("policy_type", "agent", "use_state", "dataset.use_state")
-TEXTS = ["", "word", "a+b", "+", "~", "~nobody/x", "no such folder/x.hdf5", "/", "été", "[x]", "1"]
+TEXTS = (
+    *("", "word", "a+b", "+", "~", "~nobody/x", "no such folder/x.hdf5", "/", "été", "[x]", "1"),
+    "a\0b",
+)
 NONSENSE = ["-1", "0", "1e9", "1000000000000000000", "1e30", ".nan", ".inf", "-.inf", "word", "[]"]
 
 
