@@ -20,6 +20,7 @@ import torch
 
 from bc.base import BasePolicy
 from bc.dataset import BcBatch, RobomimicDataset
+from bc.gradients import loss_and_gradients, trained
 from common_utils import run_config
 from common_utils.ahead import Ahead
 from common_utils.device import resolve_device
@@ -39,6 +40,7 @@ from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult
 from networks import fast
+from networks.graphs import compiled
 from networks.optim import set_lr, soft_update_params
 from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
@@ -90,6 +92,8 @@ class Workspace(ResumableRun):
         self.policy.seed(seed_for(cfg.seed, "policy"))
         self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
         self.optim = build_optimizer(self.policy, cfg)
+        where = torch.device(self.device)
+        self.graph = compiled(loss_and_gradients, cfg.compile, "compile", where)
         # docs/reference/ibrl.md#training (there Meta-World has no latest.pt; here it has)
         self.saver = TopkSaver(cfg.save_dir, topk=self.protocol.topk)
         self.epoch = 0  # finished epochs
@@ -126,9 +130,7 @@ class Workspace(ResumableRun):
         cfg = self.cfg
         self.log.meters.step = self.step + 1
         drawn = (self.data.sample_bc, cfg.batch_size, self.device)
-        loss = self.policy.loss(self.batches.take(*drawn))
-        self.optim.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(self.batches.take(*drawn))
         if cfg.grad_clip > 0:
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
             self.log.meters.append("train/grad_norm", norm)
@@ -143,6 +145,19 @@ class Workspace(ResumableRun):
         for name, value in self.policy.metrics.items():
             self.log.meters.append(f"train/{name}", value)
         self.step += 1
+
+    def _backward(self, batch: Any) -> torch.Tensor:
+        """The loss of a batch; its gradients are in the parameters."""
+        if self.cfg.compile == "off":
+            loss = self.policy.loss(batch)
+            self.optim.zero_grad(set_to_none=True)
+            loss.backward()
+            return loss
+        found = self.graph(self.policy, batch)
+        self.policy.metrics = found.metrics
+        for p, grad in zip(trained(self.policy), found.of, strict=True):
+            p.grad = grad
+        return found.loss
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, log."""

@@ -53,6 +53,11 @@ class PolicyConfig:
         """Raise ValueError, starting with the field that images (or states) do not allow."""
 
     @property
+    def draws_in_training(self) -> bool:
+        """Whether the loss draws from the policy's generator, which no graph can do."""
+        return False
+
+    @property
     def rows_per_sample(self) -> int:
         """Actions that the network evaluates for each demonstrated step in training."""
         return 1

@@ -26,6 +26,7 @@ from common_utils.ranges import (
 )
 from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
+from networks.graphs import Compile
 from networks.optim import exponential_decay, warmup
 
 
@@ -67,6 +68,9 @@ class MainConfig(Kinded, RunConfig):
     ema: Annotated[float, Between(0, 1), Or(-1)] = -1
     # auto (cuda when present), cpu, cuda or cuda:N
     device: str = "auto"
+    # off: operations one by one, with the kernels on a CPU; default: the loss and its gradients are
+    # compiled into one graph by torch.compile; max: with tuning, and captured on a GPU
+    compile: Compile = "off"
     # threads of the C++ kernels (perceptrons, energy networks); results do not depend on it. 2 with
     # torch at one thread trains on two cores; 0: as torch
     kernel_threads: Threads = 0
@@ -112,6 +116,11 @@ class MainConfig(Kinded, RunConfig):
                 f"weight_decay: {self.weight_decay}, expected 0 with optimizer keras_adam"
             )
         self._check_policy()
+        if self.compile != "off" and self.own_section.draws_in_training:
+            raise ValueError(
+                f"compile: {self.compile}, expected off with policy_type {self.kind}, whose loss "
+                "draws random numbers"
+            )
 
     def _check_policy(self) -> None:
         """Check that the policy can read what the dataset delivers."""

@@ -114,6 +114,11 @@ class EbmPolicyConfig(PolicyConfig):
         return int(self.fraction_langevin_samples * self.num_counter_examples)
 
     @property
+    def draws_in_training(self) -> bool:
+        """Its counter-examples."""
+        return True
+
+    @property
     def rows_per_sample(self) -> int:
         """The counter-examples plus the demonstrated action."""
         return self.num_counter_examples + 1

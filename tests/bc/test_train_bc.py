@@ -36,6 +36,7 @@ from env.factory import make_env
 from evaluate.rollout import EvalError
 from mw_main import generate_metaworld_dataset as demos
 from mw_main import train_bc_mw
+from networks import graphs
 from tests.docs.metrics_page import undocumented
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -459,3 +460,16 @@ def test_a_file_that_does_not_fit_the_environment_is_refused_with_advice(tmp_pat
     with pytest.raises(SpecError, match=said):
         train_bc.run(config(tmp_path / "run", data, *more))
     assert not (tmp_path / "run").exists() and children() <= before
+
+
+def test_a_compiled_run_follows_one_that_is_not(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "aot_eager")
+    losses = []
+    for how in ("off", "default"):
+        run = tmp_path / how
+        options = ("--dataset.use_state", "1", "--state_policy.dropout", "0", "--compile", how)
+        train_bc.run(config(run, data, *options))
+        losses.append([r["train/loss"] for r in read_metrics(run / "metrics.jsonl")])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    torch._dynamo.reset()
