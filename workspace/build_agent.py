@@ -131,7 +131,10 @@ def load_bc_policies(
     """
     weights = bc_weights(cfg) if weights is None else weights
     trusted = own_modules(cfg) if trusted is None else trusted
-    loaded = [load_policy(p, cfg.agent_cfg.device, trust_module=trusted) for p in weights.files]
+    loaded = [
+        load_policy(p, cfg.agent_cfg.device, trust_module=trusted, field="bc_policy")
+        for p in weights.files
+    ]
     for path, (_, bc_cfg) in zip(weights.files, loaded, strict=True):
         _check_padding(path, bc_cfg)
     policies = [policy for policy, _ in loaded]

@@ -192,28 +192,33 @@ def load_config(weight_file: str | Path, *, trust_module: str | Sequence[str] = 
 
 
 def load_policy(
-    weight_file: str | Path, device: str = "auto", *, trust_module: str | Sequence[str] = ()
+    weight_file: str | Path,
+    device: str = "auto",
+    *,
+    trust_module: str | Sequence[str] = (),
+    field: str = "weight_file",
 ) -> tuple[BasePolicy, MainConfig]:
     """The policy of a checkpoint, in eval mode, and its config; builds no environment.
 
     ``cfg.env`` describes the environment it was trained for. The run folder may have been
-    moved. ``trust_module``: module(s) that the config may name (docs/security.md). Raises
-    ConfigError for a missing file, weights of another policy, a module not trusted.
+    moved. ``trust_module``: module(s) that the config may name (docs/security.md).
+    ``field``: the option that named the file, for messages. Raises ConfigError for a missing file,
+    weights of another policy, a module not trusted.
     """
-    weights = load_weights(weight_file, "weight_file")
+    weights = load_weights(weight_file, field)
     cfg = load_config(weight_file, trust_module=trust_module)
     if not cfg.action_dim:
         infer_shapes(cfg, weights, Path(weight_file))
     config = Path(weight_file).parent / run_config.CFG_NAME
     try:
         with without_storage():  # the config may claim any size
-            check_weights(build_policy(cfg), weights, weight_file, "weight_file")
+            check_weights(build_policy(cfg), weights, weight_file, field)
     except ConfigError as error:
         if str(weight_file) in str(error):
             raise
         raise ConfigError(f"'{config}': {error}") from error
     policy = build_policy(cfg)
-    put_weights(policy, weights, weight_file, "weight_file")
+    put_weights(policy, weights, weight_file, field)
     return policy.to(resolve_device(device)).eval(), cfg
 
 

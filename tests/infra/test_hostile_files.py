@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import signal
@@ -17,12 +18,14 @@ import torch
 from torch import nn
 
 import train_bc
+import train_rl
 from bc.dataset import DatasetConfig
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.run_config import ConfigError, load, parse_args, read_yaml
 from common_utils.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml
 from evaluate import eval as eval_cli
+from workspace import build_agent
 from workspace.weights import load_weights, put_weights
 
 
@@ -315,6 +318,14 @@ def test_weights_that_are_refused(tmp_path: Path, name: str) -> None:
     weight.write_bytes(make(own))
     refused(weight, said)
     assert not Evil.target.exists()
+
+
+def test_weights_of_a_bc_policy_name_the_option_of_the_rl_run(tmp_path: Path) -> None:
+    weight = checkpoint(tmp_path)
+    torch.save({k: v * math.nan for k, v in torch.load(weight).items()}, weight)
+    cfg = train_rl.MainConfig(bc_policy=str(weight))
+    with pytest.raises(ConfigError, match="^bc_policy: '.*holds NaN or infinity"):
+        build_agent.load_bc_policies(cfg)
 
 
 @pytest.mark.parametrize(
