@@ -187,7 +187,7 @@ def _compared(task: Task, case: str, ways: list[dict[str, str]]) -> Results:
     plain: dict[str, Any] = {}
     for way in ways:
         found = measured(task, partial(_update, task, case, **way))
-        torch._dynamo.reset()
+        torch.compiler.reset()
         plain = plain or found
         both = {*plain, *found}
         for name in () if {"error", "left_out"} & both else update.RL_CALLS:
