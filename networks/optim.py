@@ -39,6 +39,17 @@ class Adam(torch.optim.Adam):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        self._allow_capture()
+
+    def _allow_capture(self) -> None:
+        """On a GPU a step may be captured in a CUDA graph: it keeps its count there."""
+        for group in self.param_groups:
+            group["capturable"] = all(p.is_cuda for p in group["params"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, also for a state from another device."""
+        super().load_state_dict(state_dict)
+        self._allow_capture()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, without its hooks."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bc.base import BasePolicy
+from bc.base import BasePolicy, PolicyInputs
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig
 from bc.gradients import Gradients, loss_and_gradients, trained
 from common_utils import run_config
 from common_utils.run_config import ConfigError
@@ -43,6 +45,17 @@ def test_losses_and_gradients_equal_those_without(name: str) -> None:
     policy.loss(data()).backward()
     for p, grad in zip(trained(policy), got.of, strict=True):
         torch.testing.assert_close(grad, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_images_are_encoded_in_the_graph() -> None:
+    inputs = PolicyInputs((3, 64, 64), 7, 1, ("front",), (9,))
+    policy = BcPolicy.build(inputs, BcPolicyConfig())
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    batch = SimpleNamespace(
+        obs={"front": image, "prop": torch.randn(2, 9)}, action={"action": torch.rand(2, 7)}
+    )
+    want, got = both(policy, batch)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
 
 
 def test_a_loss_that_draws_is_refused() -> None:

@@ -129,6 +129,17 @@ def test_weights_and_moments_are_loaded_into_a_compiled_agent() -> None:
     assert graph.agent.state_dict().keys() == plain.agent.state_dict().keys()
 
 
+def test_generated_code_acts_as_the_plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BACKEND", "inductor")
+    plain, graph = pair("small_state")
+    actions = []
+    for it in (plain, graph):
+        it.agent.eval()
+        actions.append(it.agent.act(it.obs, stddev=0.3))
+    torch.testing.assert_close(*actions, rtol=1e-4, atol=1e-5)
+    assert_same_generators(graph, plain)
+
+
 def test_a_function_that_is_no_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     read = graphs.compiled(lambda x: x + 1 if x.sum() > 0 else x, "default", "q_agent.compile", CPU)
     with pytest.raises(UserError, match=r"q_agent\.compile: default, expected off here: .*branch"):

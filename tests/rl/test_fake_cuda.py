@@ -164,6 +164,7 @@ def test_updates_and_actions_stay_on_the_gpu(case: str, monkeypatch: pytest.Monk
     assert all(p.grad is not None for o in opts for p in o.param_groups[0]["params"])
     moments = [t for o in opts for s in o.state.values() for t in s.values()]
     assert {t.device for t in moments} == {CUDA}
+    assert all(o.param_groups[0]["capturable"] for o in opts)
     it.agent.eval()
     batched = {k: v.expand(ROWS, *v.shape) for k, v in it.obs.items()}
     for eval_mode in (False, True):
