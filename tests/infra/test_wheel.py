@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -44,9 +45,17 @@ def make_environment(folder: Path, wheel: Path, packages: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+    # from a copy: other tests search the checkout at the same time
+    copy, folder = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
-    done = run(ROOT, *pip, "-w", str(folder), str(ROOT))
+    objects = str(ROOT / "common_utils" / "build")  # what make has compiled here counts
+    done = run(copy, "env", f"OUT={objects}", *pip, "-w", str(folder), str(copy))
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("ibrl-*.whl")
     return path
