@@ -58,6 +58,7 @@ RESUMABLE_CHANGES = (
     "save_dir",
     "num_epoch",
     "device",
+    "compile",
     "use_wb",
     "mp_eval",
     "num_eval_worker",

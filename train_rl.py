@@ -366,7 +366,8 @@ def run(cfg: MainConfig) -> Workspace:
         saved = folder.saved_config(type(cfg))
         inherit_env(cfg, saved=saved)
         weights = bc_weights(cfg, folder.path if state is not None else None, state)
-        may_change = [*RESUMABLE_CHANGES, f"{cfg.agent_kind.section}.device"]
+        own = cfg.agent_kind.section
+        may_change = [*RESUMABLE_CHANGES, f"{own}.device", f"{own}.compile"]
         if saved is not None and same_weights(cfg, weights):
             may_change.append("bc_policy")
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)

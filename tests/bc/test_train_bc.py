@@ -472,4 +472,7 @@ def test_a_compiled_run_follows_one_that_is_not(tmp_path, data, monkeypatch):
         losses.append([r["train/loss"] for r in read_metrics(run / "metrics.jsonl")])
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    options = ("--dataset.use_state", "1", "--state_policy.dropout", "0", "--num_epoch", "3")
+    train_bc.run(config(tmp_path / "default", data, *options, "--resume", "1"))  # compile off
+    assert len(read_metrics(tmp_path / "default" / "metrics.jsonl")) == 3
     torch._dynamo.reset()
