@@ -42,6 +42,7 @@ from evaluate.rollout import EvalResult
 from networks import fast
 from networks.graphs import compiled
 from networks.optim import set_lr, soft_update_params
+from networks.precision import products
 from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
@@ -131,7 +132,8 @@ class Workspace(ResumableRun):
         cfg = self.cfg
         self.log.meters.step = self.step + 1
         drawn = (self.data.sample_bc, cfg.batch_size, self.device)
-        loss = self._backward(self.batches.take(*drawn))
+        with products(cfg.precision, torch.device(self.device)):
+            loss = self._backward(self.batches.take(*drawn))
         if cfg.grad_clip > 0:
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
             self.log.meters.append("train/grad_norm", norm)

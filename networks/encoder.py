@@ -20,6 +20,7 @@ from common_utils.ibrl_utils import orth_weight_init, resize_images
 from common_utils.ranges import Between, Layers, Or, Width
 from networks.conv import Conv2d
 from networks.min_vit import LEAST_SIZE, MinVit
+from networks.precision import Precision, encoding
 from networks.resnet import ResNet, check_norm
 from networks.resnet_rl import ResNet96
 
@@ -116,6 +117,7 @@ class _ConvEncoder(nn.Module):
     repr_dim: int
     num_patch: int
     patch_repr_dim: int
+    precision: Precision = "float32"
     # A quarter faster for plain convolutions on the CPU, but slower with GroupNorm between them.
     channels_last = False
 
@@ -151,12 +153,16 @@ class _ConvEncoder(nn.Module):
 
     def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
         """[B, C, H, W] in 0..255 -> [B, repr_dim], or [B, num_patch, patch_repr_dim]."""
-        h = self.features(scale_image(obs, self.channels_last)).flatten(2)
+        with encoding(self.precision, obs.device):
+            h = self.features(scale_image(obs, self.channels_last)).flatten(2)
+        h = h.float()
         return h.flatten(1) if flatten else h.transpose(1, 2)
 
 
 class VitEncoder(nn.Module):
     """MinVit on images; also flattens patch-major."""
+
+    precision: Precision = "float32"
 
     def __init__(self, obs_shape: Sequence[int], cfg: VitEncoderConfig | None = None) -> None:
         super().__init__()
@@ -183,8 +189,18 @@ class VitEncoder(nn.Module):
 
     def forward(self, obs: torch.Tensor, flatten: bool = True) -> torch.Tensor:
         """[B, C, S, S] in 0..255 -> [B, repr_dim], or [B, num_patch, embed_dim]."""
-        h = self.vit(scale_image(obs, channels_last=True))
+        with encoding(self.precision, obs.device):
+            h = self.vit(scale_image(obs, channels_last=True))
+        h = h.float()
         return h.flatten(1) if flatten else h
+
+
+def set_precision(module: nn.Module, precision: Precision) -> int:
+    """How precisely the image encoders in ``module`` compute; returns how many it has."""
+    encoders = [m for m in module.modules() if isinstance(m, (_ConvEncoder, VitEncoder))]
+    for encoder in encoders:
+        encoder.precision = precision
+    return len(encoders)
 
 
 class ResNetEncoder(_ConvEncoder):

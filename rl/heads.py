@@ -15,9 +15,14 @@ from torch import nn
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.errors import ConfigError
 from common_utils.specs import Obs
-from networks.encoder import DrQEncoder, ResNet96Encoder, ResNetEncoder, VitEncoder
+from networks.encoder import (
+    DrQEncoder,
+    ResNet96Encoder,
+    ResNetEncoder,
+    VitEncoder,
+    set_precision,
+)
 from networks.normalizer import Normalizer
-from networks.precision import encoding
 from rl.actor import Actor, FcActor
 from rl.critic import Critic, MultiFcQ
 from rl.q_agent_config import QAgentConfig
@@ -98,11 +103,11 @@ class PixelHead:
         self.camera, self.use_prop = camera, bool(cfg.use_prop)
         self.input_keys = [camera] + (["prop"] if cfg.use_prop else [])
         self.encoder = _ENCODERS[cfg.enc_type](tuple(obs_shape), cfg)
+        set_precision(self.encoder, cfg.precision)
         prop_dim = prop_shape[0] if cfg.use_prop else 0
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
         self.critic = Critic(*dims, cfg.critic)
         self.actor = Actor(*dims, cfg.actor)
-        self.precision = cfg.precision
         self.aug: Any = RandomShiftsAug(pad=4)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -118,9 +123,7 @@ class PixelHead:
         image = obs[self.camera]
         if augment:
             image = self.aug(image) if shifts is None else self.aug.shift(image, shifts)
-        with encoding(self.precision, image.device):
-            feat = self.encoder(image, flatten=False)
-        feats: dict[str, torch.Tensor] = {"feat": feat.float()}
+        feats: dict[str, torch.Tensor] = {"feat": self.encoder(image, flatten=False)}
         if self.use_prop:
             feats["prop"] = obs["prop"].float()
         return feats

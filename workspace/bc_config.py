@@ -28,6 +28,7 @@ from common_utils.run_config import Flag, RunConfig
 from env.config import EnvConfig
 from networks.graphs import Compile
 from networks.optim import exponential_decay, warmup
+from networks.precision import Precision
 
 
 @dataclass
@@ -71,6 +72,9 @@ class MainConfig(Kinded, RunConfig):
     # off: operations one by one, with the kernels on a CPU; default: the loss and its gradients are
     # compiled into one graph by torch.compile; max: with tuning, and captured on a GPU
     compile: Compile = "off"
+    # float32; tf32: products and convolutions rounded on an NVIDIA GPU; bfloat16: ResNets of images
+    # under autocast (made for GPUs)
+    precision: Precision = "float32"
     # threads of the C++ kernels (perceptrons, energy networks); results do not depend on it. 2 with
     # torch at one thread trains on two cores; 0: as torch
     kernel_threads: Threads = 0

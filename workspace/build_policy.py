@@ -28,7 +28,7 @@ from env.factory import adopt_env_args, make_env, suite_class
 from env.named_modules import SUITE, module_names, modules_of, settle_modules
 from env.suites import SUITES
 from evaluate.multi_process_eval import EvalPool
-from networks.encoder import SmallImageError
+from networks.encoder import SmallImageError, set_precision
 from workspace.bc_config import MainConfig
 from workspace.weights import check_weights, load_weights, put_weights
 
@@ -99,7 +99,13 @@ def build_policy(cfg: MainConfig) -> BasePolicy:
         prop_shape=tuple(cfg.prop_shape),
     )
     with naming_fields(row.section, f" (data: '{dataset.path}')"):
-        return row.build(inputs, cfg.own_section)
+        policy = row.build(inputs, cfg.own_section)
+    if not set_precision(policy, cfg.precision) and cfg.precision == "bfloat16":
+        raise ConfigError(
+            f"precision: bfloat16, expected float32 or tf32 with policy_type {cfg.kind}, which has "
+            "no ResNet of images"
+        )
+    return policy
 
 
 @contextmanager

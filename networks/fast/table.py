@@ -47,9 +47,14 @@ def rows() -> dict[str, list[tuple[str, Kernel]]]:
     return found
 
 
+def _torchs_own() -> bool:
+    """Whether somebody looks on who knows torch's own operations only: a graph, or autocast."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+
+
 def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
     """The first back end that accepts these operands, and its kernel."""
-    if torch.compiler.is_compiling():
+    if _torchs_own():
         return ("plain", _PLAIN[operation]) if operation in _PLAIN else None
     for found in rows().get(operation, ()):
         if found[1].takes(*args):
@@ -59,7 +64,7 @@ def find(operation: str, *args: Any) -> tuple[str, Kernel] | None:
 
 def call(operation: str, *args: Any) -> Any:
     """The operation's result, by the first back end that accepts these operands."""
-    if torch.compiler.is_compiling():  # a graph can hold torch's operations only
+    if _torchs_own():
         return _PLAIN[operation].run(*args)
     for _, kernel in rows()[operation]:
         if kernel.takes(*args):

@@ -476,3 +476,17 @@ def test_a_compiled_run_follows_one_that_is_not(tmp_path, data, monkeypatch):
     train_bc.run(config(tmp_path / "default", data, *options, "--resume", "1"))  # compile off
     assert len(read_metrics(tmp_path / "default" / "metrics.jsonl")) == 3
     torch._dynamo.reset()
+
+
+def test_lower_precision_is_for_resnets_of_images(tmp_path, data):
+    losses = []
+    for precision in ("float32", "bfloat16", "tf32"):
+        run = tmp_path / precision
+        train_bc.run(config(run, data, "--policy.dropout", "0", "--precision", precision))
+        losses.append([r["train/loss"] for r in read_metrics(run / "metrics.jsonl")])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+    assert losses[2] == losses[0]  # a CPU computes float32
+    with pytest.raises(ConfigError, match="precision: bfloat16, expected float32 or tf32 with"):
+        train_bc.run(
+            config(tmp_path / "no", data, "--dataset.use_state", "1", "--precision", "bfloat16")
+        )
