@@ -123,7 +123,7 @@ class MainConfig(Kinded, RunConfig):
         if self.compile != "off" and self.own_section.draws_in_training:
             raise ValueError(
                 f"compile: {self.compile}, expected off with policy_type {self.kind}, whose loss "
-                "draws random numbers"
+                "draws random numbers (ebm.compile is for its chains)"
             )
 
     def _check_policy(self) -> None:

@@ -42,9 +42,9 @@ class _Conditional(Energy):
     """The energy of one dimension given those before it, prefix [B, j]."""
 
     def __init__(
-        self, net: EnergyNet, encoded: torch.Tensor, prefix: torch.Tensor, precision: Any
+        self, net: EnergyNet, encoded: torch.Tensor, prefix: torch.Tensor, cfg: EbmPolicyConfig
     ) -> None:
-        super().__init__(net, encoded, precision)
+        super().__init__(net, encoded, cfg.precision, cfg.compile)
         self.prefix = prefix.unsqueeze(1)
 
     def logits(self, actions: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class AutoregressivePolicy(EbmPolicy):
         chosen = features.new_zeros(len(features), 0)
         for j, net in enumerate(self.net.nets):
             low, high = self.box_low[j : j + 1], self.box_high[j : j + 1]
-            energy = _Conditional(net, net.encode(features), chosen, cfg.precision)
+            energy = _Conditional(net, net.encode(features), chosen, cfg)
             values = samplers.uniform(len(features), cfg.num_action_samples, low, high, rng)
             found = samplers.iterative_dfo(energy, values, low, high, dfo, generator=rng)
             if greedy:

@@ -22,6 +22,7 @@ from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import Obs, SpecError
 from networks import categorical
+from networks.graphs import Compile
 from networks.ibc.energy import check_kernels, fast_score, fast_score_and_action_grad
 from networks.ibc.mlp import MLPEBM, MLPConfig
 from networks.ibc.pixel import PixelEBM, PixelEBMConfig
@@ -44,6 +45,9 @@ class EbmPolicyConfig(PolicyConfig):
     autoregressive: Flag = 0
     # arithmetic of the trunk's products on the CPU; other operations, and GPUs, use float32
     precision: Precision = "float32"
+    # off, or evaluations of actions in chains and searches as one graph by torch.compile (default,
+    # max: as train_bc's compile, which is for other policies). Made for GPUs: it replaces kernels
+    compile: Compile = "off"
     # samples are drawn within the actions' range, widened on each side by this fraction of it
     uniform_boundary_buffer: Annotated[float, Between(0, 1e6)] = 0.05
     # 1: all dimensions use the first one's bounds, as published; 0: each uses its own
@@ -132,20 +136,26 @@ class EbmPolicyConfig(PolicyConfig):
         """ValueError for what is for states alone, or would quietly be computed in float32."""
         if pixels and self.autoregressive:
             raise ValueError("autoregressive: 1, expected 0 with images (dataset.use_state 0)")
-        if self.precision == "float32":
-            return
-        if pixels:
-            raise ValueError(
-                f"precision: {self.precision} is for networks over states, expected float32 "
-                "with images (and ebm.pixel.image.conv_precision)"
-            )
         net = self.net
-        if net.activation != "relu" or net.normalizer is not None or net.rate > 0:
-            raise ValueError(
-                f"precision: {self.precision}, expected float32 unless net.activation is relu, "
-                f"net.normalizer null and net.rate 0: they are {net.activation}, "
-                f"{'null' if net.normalizer is None else net.normalizer} and {net.rate}"
-            )
+        plain = net.activation == "relu" and net.normalizer is None and net.rate == 0
+        for name, value, neutral in (
+            ("precision", self.precision, "float32"),
+            ("compile", self.compile, "off"),
+        ):
+            if value == neutral:
+                continue
+            if pixels:
+                more = " (and ebm.pixel.image.conv_precision)" if name == "precision" else ""
+                raise ValueError(
+                    f"{name}: {value} is for networks over states, expected {neutral} with "
+                    f"images{more}"
+                )
+            if not plain:
+                raise ValueError(
+                    f"{name}: {value}, expected {neutral} unless net.activation is relu, "
+                    f"net.normalizer null and net.rate 0: they are {net.activation}, "
+                    f"{'null' if net.normalizer is None else net.normalizer} and {net.rate}"
+                )
 
     def _check_autoregressive(self) -> None:
         """Raise ValueError for a field that does not work with ``autoregressive``."""
@@ -300,7 +310,7 @@ class EbmPolicy(NormalizedPolicy):
             return out
         parts = [out[:, : num - num_dfo - num_langevin]]
         with eval_mode(self.net):
-            energy = Energy(self.net, encoded, cfg.precision)
+            energy = Energy(self.net, encoded, cfg.precision, cfg.compile)
             if num_dfo:
                 found = samplers.iterative_dfo(
                     energy, out, low, high, cfg.dfo,
@@ -331,7 +341,7 @@ class EbmPolicy(NormalizedPolicy):
         """
         cfg, low, high = self.cfg, self.box_low, self.box_high
         encoded = self.net.encode(features)
-        energy = Energy(self.net, encoded, cfg.precision)
+        energy = Energy(self.net, encoded, cfg.precision, cfg.compile)
         actions = samplers.uniform(len(encoded), cfg.num_action_samples, low, high, rng)
         return self.improve(energy, actions, rng, aligned=aligned)
 

@@ -17,6 +17,7 @@ import torch
 from bc.ibc.losses import NormType, grad_norm
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, NoiseScale, StepSize, Temperature
+from networks.graphs import Compile
 from networks.ibc.energy import Precision, Prepared
 from networks.ibc.energy_net import EnergyNet
 
@@ -83,13 +84,18 @@ class Energy:
         net: the network that scores actions; later changes to it are not followed.
         encoded: the output of ``net.encode`` for the observations.
         precision: arithmetic of the fast passes' products.
+        how: compile an evaluation into one graph, or off.
     """
 
     def __init__(
-        self, net: EnergyNet, encoded: torch.Tensor, precision: Precision = "float32"
+        self,
+        net: EnergyNet,
+        encoded: torch.Tensor,
+        precision: Precision = "float32",
+        how: Compile = "off",
     ) -> None:
         self.encoded = encoded.detach()
-        self._net = Prepared(net, precision)
+        self._net = Prepared(net, precision, how)
 
     def logits(self, actions: torch.Tensor) -> torch.Tensor:
         """[B, N, A] -> float32 [B, N], no graph."""

@@ -26,15 +26,18 @@ This is the only entrance: nothing outside this package imports the passes (impo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from networks.graphs import Compile, compiled
 from networks.ibc.energy_net import EnergyNet, Kind, Weights
 from networks.ibc.fused import FusedNet, choose, kernels_mode
-from networks.ibc.passes import TorchNet
+from networks.ibc.passes import TorchNet, evaluate
 
 Precision = Literal["float32", "bfloat16x3", "bfloat16"]
 
@@ -60,6 +63,12 @@ def _torch_net(w: Weights, precision: str) -> TorchNet:
     return TorchNet(w, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
 
+def _as_graph(w: Weights, precision: str, how: Compile) -> GraphNet:
+    net = GraphNet(w, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    net.how = how
+    return net
+
+
 def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
     build = choose(precision, w.head.numel(), len(w.layers))
     return _torch_net(w, precision) if build is None else FusedNet(w, build)
@@ -68,21 +77,45 @@ def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
 # ---------------------------------------------------------------------- without a graph
 
 
+@lru_cache(maxsize=8)
+def _graph(how: Compile, device: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """One graph for all chains: weights are arguments."""
+    return compiled(evaluate, how, "ebm.compile", device)
+
+
+class GraphNet(TorchNet):
+    """The torch passes as a compiled graph."""
+
+    how: Compile = "default"
+
+    def forward(
+        self, first: Tensor, actions: Tensor, with_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`TorchNet.forward`."""
+        run = _graph(self.how, first.device)
+        return run(self.w, self.dtype, first.contiguous(), actions.contiguous(), with_grad)
+
+
 class Prepared:
     """A network's weights prepared for many evaluations: make one per chain or per action.
 
     Later changes to the network have no effect on it, unless it has no ``fast_weights()``: then the
-    network itself is called.
+    network itself is called. ``how``: as one graph (``networks.graphs``), or off.
     """
 
-    def __init__(self, net: EnergyNet, precision: Precision = "float32") -> None:
+    def __init__(
+        self, net: EnergyNet, precision: Precision = "float32", how: Compile = "off"
+    ) -> None:
         self.net = net
         _checked(precision)
         self._ready: tuple[Weights, FusedNet | TorchNet] | None = None
         with torch.no_grad():
             w = net.fast_weights()
             if w is not None:
-                self._ready = w, _ready(w, precision)
+                self._ready = (
+                    w,
+                    _ready(w, precision) if how == "off" else _as_graph(w, precision, how),
+                )
 
     @torch.no_grad()
     def logits(self, encoded: Tensor, actions: Tensor) -> Tensor:

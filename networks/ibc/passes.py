@@ -26,8 +26,7 @@ class TorchNet:
         self, first: Tensor, actions: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor | None]:
         """first [B, W], actions [B, N, A] -> f [B, N], df/da or None."""
-        f, grad, _ = self.forward_saving(first, actions, with_grad)
-        return f, grad
+        return evaluate(self.w, self.dtype, first, actions, with_grad)
 
     def forward_saving(
         self, first: Tensor, actions: Tensor, with_grad: bool
@@ -46,6 +45,15 @@ class TorchNet:
         of h_i along u, a matrix's gradient is the sum over rows of g_i (scale h_i + t_i)^T.
         """
         return _gradients(saved, actions, scale, u)
+
+
+def evaluate(
+    w: Weights, dtype: torch.dtype, first: Tensor, actions: Tensor, with_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """:meth:`TorchNet.forward` as a function of tensors, for ``networks.graphs``."""
+    run = Pass(w, dtype)
+    f = run.forward(first, actions)
+    return f, run.action_grad(actions.shape) if with_grad else None
 
 
 @dataclass

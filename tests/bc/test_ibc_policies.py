@@ -22,6 +22,7 @@ from bc.normalized import NormConfig
 from common_utils import run_config
 from common_utils.run_config import ConfigError
 from common_utils.specs import Policy, SpecError
+from networks import graphs
 from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import MDNConfig, MLPConfig
 from networks.optim import KerasAdam, set_lr, warmup
@@ -584,3 +585,25 @@ def test_still_actions_stay_and_later_ones_are_no_giants():
         assert float(found[:, 0].std()) > 0
         # a gripper that closes in samples the statistics have not seen
         assert float(policy.target(batch_of(None, torch.ones(1, 2)), "cpu").abs().max()) < 5
+
+
+@pytest.mark.parametrize("name", ["langevin", "dfo", "autoregressive"])
+def test_compiled_evaluations_change_no_action(name, monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "aot_eager")
+    policy = all_policies()[name].eval()
+    batch = data(3)
+    acted, compared = [], []
+    for how in ("off", "default"):
+        policy.cfg.compile = how
+        acted.append(policy.act(batch.obs, generator=torch.Generator().manual_seed(2)))
+        policy.train().seed(5)
+        compared.append(policy.loss(batch).item())
+        policy.eval()
+    torch.testing.assert_close(*acted, rtol=1e-3, atol=1e-3)
+    assert compared[0] == pytest.approx(compared[1], rel=1e-3)
+    torch._dynamo.reset()
+
+
+def test_images_have_no_compiled_chains():
+    with pytest.raises(ValueError, match="compile: max is for networks over states, expected off"):
+        EbmPolicyConfig(compile="max").check(pixels=True)

@@ -11,6 +11,7 @@ import torch
 from bc.ibc.ebm_policy import EbmPolicy
 from common_utils import ebm_kernels
 from common_utils.errors import UserError
+from networks import graphs
 from networks.ibc import energy, fused
 from networks.ibc.mlp import MLPEBM, MLPConfig
 
@@ -230,3 +231,28 @@ def test_no_second_derivative_by_accident() -> None:
     (grad,) = torch.autograd.grad(f.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_evaluation_is_one_graph(
+    kind: str, precision: energy.Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the results of the torch passes, for several numbers of actions and other weights."""
+    monkeypatch.setattr(graphs, "BACKEND", "aot_eager")
+    monkeypatch.setenv("IBC_KERNELS", "off")
+    energy._graph.cache_clear()
+    torch.manual_seed(0)
+    for _ in range(2):
+        net = make(kind, 24, 4)
+        for num in (5, 9):
+            obs, actions = inputs(net, 3, num)
+            encoded = net.encode(obs)
+            one = energy.Prepared(net, precision, "default")
+            plain = energy.Prepared(net, precision)
+            check(one.logits(encoded, actions), plain.logits(encoded, actions), 1e-6)
+            mine = one.logits_and_action_grad(encoded, actions)
+            for a, b in zip(mine, plain.logits_and_action_grad(encoded, actions), strict=True):
+                check(a, b, 1e-6)
+    torch._dynamo.reset()
+    energy._graph.cache_clear()
