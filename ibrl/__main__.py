@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ibrl.commands import program
+from common_utils.errors import run_program
+from ibrl.commands import main
 
 if __name__ == "__main__":
-    sys.exit(program())
+    sys.exit(run_program(main))

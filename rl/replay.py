@@ -102,7 +102,7 @@ class ReplayBuffer:
         self.freeze_bc_replay = False
         self.num_episode = 0
         self.num_success = 0
-        self.successes = SuccessWriter(save_per_success, save_dir, self._write)
+        self.successes = SuccessWriter(save_per_success, save_dir)
 
         self._frames = dict(obs_specs)
         if num_bc_action:
@@ -197,7 +197,8 @@ class ReplayBuffer:
         self._running = False
         episode = self._episode.pop_transition()
         self._finish(episode, bool(success), bc=True)
-        self.successes.end(episode, bool(success))
+        if (due := self.successes.end(episode, bool(success))) is not None:
+            self._write(*due)
 
     def add_episode(
         self,

@@ -1,9 +1,9 @@
-"""Writes the successes of a run as demonstrations while it is running."""
+"""Collects the successes of a run, to be written as demonstrations while it is running."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ Record = Mapping[str, "np.ndarray | str"]
 
 
 class SuccessWriter:
-    """Writes ``folder/data{n}.h5`` with the last ``every`` successes, at every ``every``-th one.
+    """Collects ``folder/data{n}.h5`` of the last ``every`` successes, at every ``every``-th one.
 
-    every: with 0 or less nothing is written.
-    write: takes (path, episodes); an episode is ``EpisodeData.to_dict()`` with its "records".
+    every: with 0 or less nothing is collected. It has no reference to the replay, which would
+    keep the replay's memory until the garbage collector finds the circle.
     """
 
-    def __init__(
-        self, every: int, folder: str | None, write: Callable[[Path, list[dict[str, Any]]], None]
-    ) -> None:
+    def __init__(self, every: int, folder: str | None) -> None:
         if every > 0 and not folder:
             raise ValueError("ReplayBuffer: save_per_success needs save_dir")
-        self.every, self.folder, self._write = every, Path(folder or ""), write
+        self.every, self.folder = every, Path(folder or "")
         self.num_success = 0
         self._records: list[Record] = []  # of the running episode
         self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(maxlen=max(1, every))
@@ -43,16 +41,19 @@ class SuccessWriter:
         if self.every > 0:
             self._records.append(dict(record or {}))
 
-    def end(self, episode: rela.EpisodeData, success: bool) -> None:
-        """End the episode; write the file if it is due."""
+    def end(
+        self, episode: rela.EpisodeData, success: bool
+    ) -> tuple[Path, list[dict[str, Any]]] | None:
+        """End the episode; if a file is due, its path and its episodes: each is
+        ``EpisodeData.to_dict()`` with its "records".
+        """
         records, self._records = self._records, []
         if not success or self.every <= 0:
-            return
+            return None
         self._recent.append((episode, records))
         self.num_success += 1
         number, rest = divmod(self.num_success, self.every)
-        if rest == 0:
-            self._write(self.folder / f"data{number}.h5", self._episodes())
+        return None if rest else (self.folder / f"data{number}.h5", self._episodes())
 
     def _episodes(self) -> list[dict[str, Any]]:
         return [e.to_dict() | {"records": records} for e, records in self._recent]

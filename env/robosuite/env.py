@@ -6,6 +6,7 @@ its seed and actions. States need no OpenGL; ``env.rendering`` draws images.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,7 +53,7 @@ class RobosuiteEnv(SeededEnv):
             raise EnvError(f"action_repeat: {cfg.action_repeat}, expected 1 for robosuite")
         self.cfg = cfg
         self.task = task_named(cfg.task)
-        self._sim = make_sim(cfg.task, delta=bool(cfg.ctrl_delta))
+        self._sim: Any = make_sim(cfg.task, delta=bool(cfg.ctrl_delta))
         if not cfg.ctrl_delta:
             self._action_limit = np.inf  # poses, not shares of a range
         self.spec = self._make_spec()
@@ -213,3 +214,8 @@ class RobosuiteEnv(SeededEnv):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+        if self._sim is not None:
+            # its parts refer to each other: without a collection now, a simulation of two arms
+            # keeps 4 GiB of address space, and a process with several cannot fork
+            self._sim = None
+            gc.collect()

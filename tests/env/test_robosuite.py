@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -335,3 +336,12 @@ def test_states_need_no_graphics_at_all(python: Callable[..., Any], tmp_path):
     assert done.stderr == ""
     assert done.stdout.startswith("EnvError images are asked for, but OpenGL rendering is not")
     assert "libegl1" in done.stdout
+
+
+def test_closing_frees_the_simulation() -> None:
+    env = RobosuiteEnv(EnvConfig(suite="robosuite", task="Lift"))
+    env.reset(seed=1)
+    simulation = weakref.ref(env._sim)
+    env.close()
+    env.close()
+    assert simulation() is None
