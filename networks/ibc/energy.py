@@ -27,6 +27,7 @@ This is the only entrance: nothing outside this package imports the passes (impo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -59,19 +60,13 @@ def _checked(precision: str) -> str:
     return precision
 
 
-def _torch_net(w: Weights, precision: str) -> TorchNet:
-    return TorchNet(w, torch.bfloat16 if precision == "bfloat16" else torch.float32)
-
-
-def _as_graph(w: Weights, precision: str, how: Compile) -> GraphNet:
-    net = GraphNet(w, torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    net.how = how
-    return net
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def _ready(w: Weights, precision: str) -> FusedNet | TorchNet:
     build = choose(precision, w.head.numel(), len(w.layers))
-    return _torch_net(w, precision) if build is None else FusedNet(w, build)
+    return TorchNet(w, _dtype(precision)) if build is None else FusedNet(w, build)
 
 
 # ---------------------------------------------------------------------- without a graph
@@ -83,6 +78,7 @@ def _graph(how: Compile, device: torch.device) -> Callable[..., tuple[Tensor, Te
     return compiled(evaluate, how, "ebm.compile", device)
 
 
+@dataclass
 class GraphNet(TorchNet):
     """The torch passes as a compiled graph."""
 
@@ -112,10 +108,10 @@ class Prepared:
         with torch.no_grad():
             w = net.fast_weights()
             if w is not None:
-                self._ready = (
-                    w,
-                    _ready(w, precision) if how == "off" else _as_graph(w, precision, how),
-                )
+                if how == "off":
+                    self._ready = w, _ready(w, precision)
+                else:
+                    self._ready = w, GraphNet(w, _dtype(precision), how)
 
     @torch.no_grad()
     def logits(self, encoded: Tensor, actions: Tensor) -> Tensor:
@@ -161,7 +157,7 @@ class _Score(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         w = Weights.of_tensors(kind, tensors)
-        ready = _torch_net(w, precision) if with_grad else _ready(w, precision)
+        ready = TorchNet(w, _dtype(precision)) if with_grad else _ready(w, precision)
         f, grad, saved = ready.forward_saving(first, actions, with_grad)
         ctx.ready, ctx.saved, ctx.actions = ready, saved, actions
         ctx.set_materialize_grads(False)
