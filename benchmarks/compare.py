@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -247,8 +246,3 @@ def write(path: str | None, rows: Sequence[Compared], threads: int, command: str
         },
         path,
     )
-
-
-def file_name() -> str:
-    """The name of this CPU model's result file, such as ``amd_epyc.json``."""
-    return re.sub(r"[^a-z0-9]+", "_", cpu_name().lower()).strip("_") + ".json"

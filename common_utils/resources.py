@@ -25,15 +25,22 @@ class Need:
 
 
 def cpu_name() -> str:
-    """The CPU's model name, as Linux reports it."""
+    """The CPU's model name, family and model, as Linux reports them.
+
+    Virtual machines often show no more than the brand ("AMD EPYC"), for CPUs with AVX-512 and
+    without.
+    """
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        text = ""
+    first = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    found = {name.strip(): value.strip() for name, _, value in first}
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    return "{} (family {}, model {})".format(
+        *(found.get(key, "?") for key in ("model name", "cpu family", "model"))
+    )
 
 
 def format_bytes(n: float) -> str:

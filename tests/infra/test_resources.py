@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from common_utils.resources import (
     available_disk,
     available_memory,
     check_fits,
+    cpu_name,
     format_bytes,
 )
 
@@ -81,3 +83,16 @@ def test_a_run_that_cannot_fit_names_the_field_to_lower(tmp_path: Path) -> None:
 )
 def test_format_bytes(n: int, text: str) -> None:
     assert format_bytes(n) == text
+
+
+def test_the_cpu_is_named_with_its_family_and_model() -> None:
+    # "AMD EPYC" alone is the name of CPUs with AVX-512 and of others without, and measurements of
+    # one are kept for that CPU
+    said = subprocess.run(
+        ["lscpu"], capture_output=True, text=True, check=True, env={"LC_ALL": "C"}
+    )
+    rows = (line.partition(":") for line in said.stdout.splitlines())
+    lscpu = {name.strip(): value.strip() for name, _, value in rows}
+    assert cpu_name() == (
+        f"{lscpu['Model name']} (family {lscpu['CPU family']}, model {lscpu['Model']})"
+    )
