@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from bc.dataset_config import DatasetConfig, DemoOptions
-from bc.loader import DatasetError, DemoFile
+from bc.demos import DatasetError
+from bc.formats import open_demos
 from common_utils.env_args import plain_task
 from common_utils.h5_read import SMALL_BYTES
 from common_utils.resources import available_memory, format_bytes
@@ -125,7 +126,7 @@ class RobomimicDataset:
         self._order: np.ndarray | None = None
         self._epoch_rng: dict[str, Any] = {}
         self._position = 0
-        self._file = DemoFile(cfg.path)
+        self._file = open_demos(cfg.path, cfg.keys)
         self.env_args, self.suite = self._file.env_args, self._file.suite
         self.notes = list(self._file.notes)
         self.task_name = self._file.env_name
@@ -394,7 +395,7 @@ class RobomimicDataset:
         info_key: key of ``data/NAME/infos`` to read as well if it exists ("": none).
         """
         out = []
-        with DemoFile(self.cfg.path) as file:
+        with open_demos(self.cfg.path, self.cfg.keys) as file:
             for number, name in enumerate(self._table.names):
                 rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
                 info = file.info(name, info_key) if info_key else None

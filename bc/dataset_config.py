@@ -6,10 +6,35 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from common_utils.paths import InputFile
+from common_utils.paths import InputData
 from common_utils.ranges import AllOr, AtLeast, Between, EpisodeLength, Infinite, Stack
 from common_utils.run_config import Flag
 from common_utils.stacking import StackPad
+
+
+@dataclass
+class KeyOptions:
+    """Which of a file's arrays are read, by the names that they have there."""
+
+    # those that make up the state, joined by "+" (for instance
+    # observation.state+observation.environment_state); "": the usual ones of the format
+    state: str = ""
+    # those that make up proprioception, which policies on images read; "": the usual ones
+    prop: str = ""
+    # those that make up the action; "": the usual one
+    action: str = ""
+    # the one that is the reward; "": the usual one
+    reward: str = ""
+    # pictures of cameras: camera=key, joined by "+" (agentview=observation.images.top); cameras
+    # that are not named are called as in the file
+    cameras: str = ""
+
+    def __post_init__(self) -> None:
+        pairs = [pair.split("=") for pair in self.cameras.split("+") if pair]
+        if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2 or not all(pair)]:
+            raise ValueError(
+                f"cameras: '{wrong[0]}', expected camera=key, such as top=observation.images.top"
+            )
 
 
 @dataclass
@@ -19,6 +44,7 @@ class DemoOptions:
     max_len: AllOr = -1  # drop demonstrations longer than this many steps; -1: none
     action_low: list[float] = field(default_factory=list)  # the file's action range, mapped to
     action_high: list[float] = field(default_factory=list)  # [-1, 1]: one number, or one per dim
+    keys: KeyOptions = field(default_factory=KeyOptions)
 
     def __post_init__(self) -> None:
         low, high = self.action_low, self.action_high
@@ -34,7 +60,7 @@ class DemoOptions:
 class DatasetConfig(DemoOptions):
     """Which demonstrations, and how they are presented."""
 
-    path: InputFile = ""  # HDF5 file
+    path: InputData = ""  # HDF5 file, or a folder in another format (docs/datasets.md)
     rl_camera: str = "robot0_eye_in_hand"  # camera, or several joined by "+"
     num_data: AllOr = -1  # use only this many demonstrations, from the first; -1: all
     # time limit at evaluation; no demonstration may be longer

@@ -1,4 +1,4 @@
-"""The storage of demonstration files: opening them, and reading what lies in them, of any meaning.
+"""HDF5 files of demonstrations: opening them, and reading what lies in them, of any meaning.
 
 Every fault is a :class:`DatasetError` that names the file, the demonstration and the key.
 A damaged HDF5 file makes h5py raise almost anything, so every access to it is guarded; what may
@@ -13,23 +13,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
 
+from bc.demos import DatasetError, Demos, Stored
 from common_utils import h5_read
-from common_utils.env_args import shown
-from common_utils.errors import UserError
 from common_utils.made_by import how_to_make
-from common_utils.resources import available_memory, format_bytes
-
-Store = TypeVar("Store", bound="DemoStore")
-
-
-class DatasetError(UserError):
-    """A demonstration file is missing, damaged, or not what the configuration asks for."""
-
 
 # What h5py was seen to raise on files with damaged bytes.
 H5_FAULTS = (
@@ -50,7 +41,7 @@ def _few(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-class DemoStore:
+class DemoStore(Demos):
     """An open HDF5 file with a group for each demonstration; reads single arrays, checked.
 
     Attributes: ``names`` (demonstrations: ``demo_*``, then those of other names, each naturally
@@ -88,22 +79,10 @@ class DemoStore:
         self._checked: set[tuple[str, str]] = set()
         self._stored: set[int] = set()  # the datasets among them; a file may give one many names
         self._size = h5_read.Size(0, 0)  # of all that was checked
-        self._since_room = 0
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._file.close()
-
-    def __enter__(self: Store) -> Store:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def error(self, name: str | None, key: str, what: str) -> DatasetError:
-        """A DatasetError that says where the fault is."""
-        where = f"'{self.path}'" + (f", {name}" if name else "") + f", '{key}'"
-        return DatasetError(f"{where}: {what}")
 
     @contextmanager
     def _guard(self, name: str | None, key: str) -> Iterator[None]:
@@ -171,6 +150,15 @@ class DemoStore:
         with self._guard(name, key):
             return h5_read.find(group, key)
 
+    def has(self, name: str, key: str) -> bool:
+        """Whether there is anything at ``key``."""
+        return self.find(name, key) is not None
+
+    def all_keys(self, name: str) -> list[str]:
+        """The keys of a demonstration's datasets, sorted; also of those that cannot be read."""
+        with self._guard(name, "datasets"):
+            return sorted(key for key, _ in h5_read.datasets(self.group(name)))
+
     def obs_keys(self, name: str) -> list[str]:
         """The names of a demonstration's observations, sorted; none in raw recordings."""
         found = self.find(name, "obs")
@@ -193,15 +181,6 @@ class DemoStore:
         with self._guard(name, attr):
             return None if item is None else item.attrs.get(attr)
 
-    def text(self, name: str, attr: str) -> str:
-        """A demonstration's attribute that is text; "" without it."""
-        value = self.attribute(name, "", attr)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        if value is not None and not isinstance(value, str):
-            raise self.error(name, attr, f"expected an attribute that is text, got {shown(value)}")
-        return value or ""
-
     def dataset(self, name: str, key: str) -> h5py.Dataset:
         """One dataset, whose storage and size are checked, and nothing else."""
         found = self.find(name, key)
@@ -214,10 +193,16 @@ class DemoStore:
             self._checked.add((name, key))
         return found
 
+    def stored(self, name: str, key: str) -> Stored:
+        """What lies at ``key``, which must be a dataset."""
+        dset = self.dataset(name, key)
+        with self._guard(name, key):
+            return Stored(tuple(dset.shape), dset.dtype, int(dset.id.get_storage_size()))
+
     def array(self, name: str, key: str) -> np.ndarray:
         """One dataset as it is stored, of any kind and shape."""
         dset = self.dataset(name, key)
-        self._room(name, key, dset.size * dset.dtype.itemsize)
+        self.room(name, key, dset.size * dset.dtype.itemsize)
         return self._read(dset, name, key)
 
     def _check_size(self, dset: h5py.Dataset) -> None:
@@ -226,44 +211,6 @@ class DemoStore:
         self._size = h5_read.Size(self._size.unpacked + size.unpacked, stored)
         self._size.check("together with the datasets before it this one")
         self._stored.add(hash(dset.id))
-
-    def _room(self, name: str, key: str, size: int) -> None:
-        """Raise DatasetError where ``size`` bytes do not fit into memory, nothing being taken."""
-        self._since_room += size
-        if self._since_room < h5_read.SMALL_BYTES:  # asking takes time
-            return
-        self._since_room, free = 0, available_memory()
-        if size > free:
-            raise self.error(
-                name, key, f"takes {format_bytes(size)} of memory, {format_bytes(free)} are free"
-            )
-
-    def numbers(self, name: str, key: str, ndim: int, kinds: str = "fiu") -> np.ndarray:
-        """Finite numbers with ``ndim`` axes, float64, e.g. of ``states``.
-
-        kinds: numpy's letters of the dtypes that count as numbers.
-        """
-        dset = self.dataset(name, key)
-        if dset.ndim != ndim:
-            raise self.error(name, key, f"expected {ndim} axes, got shape {list(dset.shape)}")
-        if dset.dtype.kind not in kinds:
-            raise self.error(name, key, f"expected numbers, got {dset.dtype}")
-        # as stored, as float64, as float32
-        self._room(name, key, dset.size * (dset.dtype.itemsize + 8 + 4))
-        return self._finite(name, key, self._read(dset, name, key).astype(np.float64))
-
-    def _float(self, name: str, key: str, ndim: int) -> np.ndarray:
-        with np.errstate(all="ignore"):  # what overflows float32 is reported as infinity
-            array = self.numbers(name, key, ndim).astype(np.float32)
-        return self._finite(name, key, array)
-
-    def _finite(self, name: str, key: str, array: np.ndarray) -> np.ndarray:
-        if not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise self.error(
-                name, key, f"holds NaN or infinity, first at step {row}, expected finite numbers"
-            )
-        return array
 
     def _read(self, dset: h5py.Dataset, name: str, key: str, rows: Any = ()) -> np.ndarray:
         with self._guard(name, key):

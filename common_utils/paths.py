@@ -27,13 +27,15 @@ RELEASED = REPO / "release" / "cfgs"
 class _Input:
     """Marks the type of fields that name an input file."""
 
-    def __init__(self, joined: bool = False) -> None:
-        self.joined = joined
+    def __init__(self, joined: bool = False, folder: bool = False) -> None:
+        self.joined, self.folder = joined, folder
 
 
 InputFile = Annotated[str, _Input()]
 InputFiles = Annotated[str, _Input(joined=True)]
 """Several input files, joined by "+"."""
+InputData = Annotated[str, _Input(folder=True)]
+"""A file, or a folder that is one input as a whole."""
 
 
 def is_input(kind: Any) -> bool:
@@ -87,25 +89,29 @@ def split_paths(text: str, exists: Callable[[str], bool] = os.path.isfile) -> li
     return paths
 
 
-def locate(text: str, folders: Sequence[Path]) -> str:
+def locate(
+    text: str, folders: Sequence[Path], exists: Callable[[str], bool] = os.path.isfile
+) -> str:
     """Absolute path of the file in the first of ``folders`` that has it, else ``text`` itself.
 
-    Raises ValueError as :func:`expand_home` does.
+    exists: what else than a file may be found. Raises ValueError as :func:`expand_home` does.
     """
     text = expand_home(text)
     if not text or "\0" in text:
         return text
     for folder in folders:
         path = os.path.abspath(folder / text)
-        if os.path.isfile(path):
+        if exists(path):
             return path
     return text
 
 
 def locate_input(text: str, kind: Any, folders: Sequence[Path]) -> str:
     """:func:`locate` for a field of type ``kind``, which may hold several paths."""
-    if not any(mark.joined for mark in get_args(kind)[1:] if isinstance(mark, _Input)):
-        return locate(text, folders)
+    marks = [mark for mark in get_args(kind)[1:] if isinstance(mark, _Input)]
+    if not any(mark.joined for mark in marks):
+        folder = any(mark.folder for mark in marks)
+        return locate(text, folders, os.path.exists if folder else os.path.isfile)
 
     def exists(part: str) -> bool:
         return os.path.isfile(locate(part, folders))
@@ -141,8 +147,8 @@ def same_input(before: str, now: str) -> bool:
     """
     if "+".join(map(os.path.abspath, split_paths(now))) == before:
         return True
-    if not os.path.isfile(now):
+    if not os.path.exists(now):
         return False
-    if os.path.isfile(before):
+    if os.path.exists(before):
         return os.path.samefile(before, now)
     return os.path.basename(before) == os.path.basename(now)

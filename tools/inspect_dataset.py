@@ -30,7 +30,8 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bc.demo_store import H5_FAULTS, DatasetError
+from bc.demo_store import H5_FAULTS
+from bc.demos import DatasetError
 from bc.loader import DemoFile
 from common_utils import h5_read
 from common_utils.atomic import atomic_write

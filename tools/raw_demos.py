@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bc.loader import DatasetError, DemoFile
+from bc.demos import DatasetError
+from bc.loader import DemoFile
 from common_utils.demo_file import Recording
 from common_utils.env_args import arm_controller, version_numbers
 from common_utils.errors import shortened

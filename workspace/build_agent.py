@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils import run_config
 from common_utils.kept_weights import KeptWeights, find, originals
 from common_utils.made_by import how_to_make, how_to_pretrain
@@ -34,7 +34,7 @@ def check_files(cfg: MainConfig) -> None:
             f"HDF5 file of demonstrations of {cfg.suite}, or set preload_num_data to 0; how "
             f"Meta-World's are made, for example: {how_to_make('')}"
         )
-    if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).is_file():
+    if cfg.preload_num_data > 0 and not Path(cfg.preload_datapath).exists():
         raise DatasetError(
             f"preload_datapath: no file '{cfg.preload_datapath}'; "
             f"to make it: {how_to_make(cfg.preload_datapath)}"

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from bc.base import BasePolicy, PolicyInputs
 from bc.dataset import RobomimicDataset
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.device import resolve_device

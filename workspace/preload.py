@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bc.dataset import DemoOptions, ReplayDemos, read_demos
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils.kept_weights import KeptWeights
 from common_utils.paths import split_paths
 from common_utils.run_config import CFG_NAME, ConfigError
@@ -47,7 +47,7 @@ def demo_options(cfg: MainConfig, weights: KeptWeights) -> DemoOptions:
 
 
 def _same_file(a: str, b: str) -> bool:
-    return Path(a).is_file() and Path(b).is_file() and os.path.samefile(a, b)
+    return Path(a).exists() and Path(b).exists() and os.path.samefile(a, b)
 
 
 def read_preload(

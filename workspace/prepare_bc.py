@@ -8,7 +8,7 @@ import torch
 
 from bc.base import BasePolicy
 from bc.dataset import RobomimicDataset
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.specs import SpecError

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bc.dataset import Demo
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils.ahead import Ahead
 from common_utils.atomic import make_folder
 from common_utils.finite import NonFiniteError

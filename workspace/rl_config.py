@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from bc.dataset_config import DemoOptions
 from common_utils.config_kinds import Kinded, Section
-from common_utils.paths import InputFile, InputFiles
+from common_utils.paths import InputData, InputFile, InputFiles
 from common_utils.ranges import (
     Above,
     AtLeast,
@@ -133,7 +133,7 @@ class MainConfig(Kinded, RunConfig):
     # demonstrations loaded into the replay
     preload_num_data: NotNegative = 0
     # their HDF5 file
-    preload_datapath: InputFile = ""
+    preload_datapath: InputData = ""
     # how demonstrations are read, as for BC (train_bc.py)
     dataset: DemoOptions = field(default_factory=DemoOptions)
     # keep successful online episodes out of the demonstration replay

@@ -926,6 +926,6 @@ def test_what_fits_the_file_but_not_memory_is_refused(tmp_path, monkeypatch):
     data.close()
     with pytest.raises(DatasetError, match="images of 1 demonstrations would take 84.0 MiB of mem"):
         read_demos(path, rule=SparseReward("robosuite"), cameras=[CAMERA])
-    monkeypatch.setattr("bc.demo_store.available_memory", lambda: 50 * 2**20)
+    monkeypatch.setattr("bc.demo_arrays.available_memory", lambda: 50 * 2**20)
     with DemoFile(path) as file, pytest.raises(DatasetError, match="takes 84.0 MiB of memory, 50"):
         file.images("demo_0", CAMERA)

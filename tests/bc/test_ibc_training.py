@@ -15,10 +15,10 @@ from ibc_data import write_particle
 
 import train_bc
 from bc.dataset import RobomimicDataset
+from bc.demos import DatasetError
 from bc.explicit.mdn_policy import MdnPolicy
 from bc.explicit.mse_policy import MsePolicy
 from bc.ibc.ebm_policy import EbmPolicy
-from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program

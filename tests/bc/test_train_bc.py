@@ -22,10 +22,10 @@ from test_dataset import write_metaworld, write_robomimic
 
 import train_bc
 from bc.dataset import RobomimicDataset, read_demos
+from bc.demos import DatasetError
 from bc.explicit.bc_policy import BcPolicy, StateBcPolicy, StateBcPolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
-from bc.loader import DatasetError
 from common_utils import run_config
 from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError

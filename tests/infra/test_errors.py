@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils.errors import run_program
 from common_utils.finite import NonFiniteError
 from common_utils.resources import ResourceError

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bc.dataset import read_demos
-from bc.loader import DatasetError, DemoFile
+from bc.demos import DatasetError
+from bc.loader import DemoFile
 from common_utils.specs import ArraySpec, Batch
 from common_utils.success_rule import SparseReward
 from rl.replay import ReplayBuffer, ReplayError, split_flat

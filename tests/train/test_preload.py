@@ -13,7 +13,7 @@ import torch
 import train_bc
 import train_rl
 from bc.dataset import ReplayDemos
-from bc.loader import DatasetError
+from bc.demos import DatasetError
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import UserError
 from common_utils.run_config import ConfigError, parse_args
