@@ -51,7 +51,7 @@ def test_a_camera_may_have_another_name_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("keys, where", [
-    (KeyOptions(state="object+nothing"), "demo_0, 'obs/nothing': missing; the demonstration's 'obs'"),
+    (KeyOptions(state="object+nothing"), "demo_0, 'obs/nothing': missing; the demo"),
     (KeyOptions(action="nothing"), "demo_0, 'nothing': missing"),
     (KeyOptions(reward="nothing"), "demo_0, 'nothing': missing"),
 ])  # fmt: skip
