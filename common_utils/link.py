@@ -12,6 +12,8 @@ server has one, is sent as ``Authorization: Api-Key TOKEN``; ``GET /healthz`` an
 from __future__ import annotations
 
 import hmac
+import importlib
+import logging
 import os
 from collections.abc import Callable
 from http import HTTPStatus
@@ -25,7 +27,11 @@ from common_utils.wire import MAX_BYTES, pack, unpack
 HEALTH = "/healthz"
 TOKEN_VARIABLE = "IBRL_TOKEN"
 """Names the environment variable with the token, so that no file or list of processes shows it."""
+_QUIET = logging.getLogger(__name__)  # websockets would print a traceback for every port scan
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
 SERVER_OPTIONS: dict[str, Any] = {
+    "logger": _QUIET,
     "compression": None,  # numbers do not compress, and decompressed messages may have any size
     "origins": [None],  # a page in somebody's browser may not use a server on this machine
 }
@@ -45,8 +51,6 @@ class LinkRefused(LinkError):
 
 def websockets_module(name: str) -> Any:
     """``websockets.NAME``; UserError if the package is not installed."""
-    import importlib
-
     try:
         return importlib.import_module(f"websockets.{name}")
     except ModuleNotFoundError:
