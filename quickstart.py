@@ -61,7 +61,7 @@ def rl_config(cfg: QuickstartConfig) -> train_rl.MainConfig:
     """IBRL's configuration, with what the quickstart's options say."""
     config = run_config.load(train_rl.MainConfig, CFG_DIR / "quickstart_rl.yaml")
     config.num_train_step = cfg.num_train_step or config.num_train_step
-    config.use_wb = cfg.use_wb
+    config.use_wb, config.use_trackio = cfg.use_wb, cfg.use_trackio
     return config
 
 

@@ -61,6 +61,7 @@ RESUMABLE_CHANGES = (
     "device",
     "compile",
     "use_wb",
+    "use_trackio",
     "mp_eval",
     "num_eval_worker",
     "kernel_threads",

@@ -1,4 +1,4 @@
-"""What a run records: console lines, ``train.log``, ``metrics.jsonl``, TensorBoard, W&B."""
+"""What a run records: console lines, ``train.log``, ``metrics.jsonl``, and loggers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,13 @@ from typing import IO, Any
 import torch
 
 from common_utils import records
-from common_utils.atomic import atomic_write, make_folder
+from common_utils.atomic import make_folder
 from common_utils.errors import UserError
 from common_utils.finite import NonFiniteError
+from common_utils.loggers.sink import Sink, in_one_line
+from common_utils.loggers.tensorboard import TensorBoard
+from common_utils.loggers.wandb import ID_FILE
 from common_utils.progress import console
-from common_utils.wandb_run import ID_FILE
 
 Number = float | int | torch.Tensor
 
@@ -215,8 +217,8 @@ class RunLogger:
 
     ``train.log``: everything printed with :meth:`print`, and the error if the run fails.
     ``metrics.jsonl``: one ``{"step": int, "wall": seconds, key: number, ...}`` per
-    :meth:`log`, flushed at once. ``tb/``: TensorBoard. ``wandb_run``: a started
-    ``wandb.Run`` for the same numbers, which is finished when the log is closed.
+    :meth:`log`, flushed at once. ``tb/``: TensorBoard. ``sinks``: further loggers of the same
+    numbers, which are closed with the log. One that fails is turned off, and a line says so.
 
     ``resume_step``: the step of the saved state to continue from; None starts new files.
     ``saved``: that state's :meth:`state_dict`. Entries that a killed run wrote after that state
@@ -228,7 +230,7 @@ class RunLogger:
         self,
         save_dir: str | os.PathLike[str],
         *,
-        wandb_run: Any = None,
+        sinks: Sequence[Sink] = (),
         resume_step: int | None = None,
         saved: Mapping[str, Any] | None = None,
         quiet: bool = False,
@@ -254,17 +256,12 @@ class RunLogger:
         self._metrics = open(self.metrics_path, "a", buffering=1, encoding="utf-8")
         for note in notes:
             self.print(note)
-        # imported here, because it takes a second and many programs have no logger
-        from torch.utils.tensorboard import SummaryWriter
-
         # for states of earlier versions, TensorBoard itself skips what came later
         by_step = resume_step is not None and "files" not in (saved or {})
         purge = resume_step + 1 if resume_step is not None and by_step else None
-        self._tensorboard = SummaryWriter(str(self.save_dir / records.EVENTS), purge_step=purge)
-        self._wandb = wandb_run
-        if wandb_run is not None:
-            with atomic_write(self.save_dir / ID_FILE, "w") as handle:
-                handle.write(f"{wandb_run.id}\n")
+        self._sinks: list[Sink] = [TensorBoard(self.save_dir, purge), *sinks]
+        before = records.read_metrics(self.metrics_path) if sinks else []
+        self._each(lambda sink: sink.open(before))
 
     def _make_room(self) -> list[str]:
         """Set aside whatever blocks a log's name, and put copies in the place of links, which in
@@ -295,11 +292,19 @@ class RunLogger:
         record = {k: _json_number(v) for k, v in numbers.items()}
         line = {"step": int(step), "wall": round(self.wall, 3), **record}
         self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        for key, value in numbers.items():
-            self._tensorboard.add_scalar(key, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=int(step))
+        self._each(lambda sink: sink.log(int(step), numbers))
         return numbers
+
+    def _each(self, do: Callable[[Sink], None]) -> None:
+        """Do something with each logger. None of them is worth the end of a training."""
+        for sink in list(self._sinks):
+            try:
+                do(sink)
+            except Exception as error:  # of another program: a full disk, a lost network, a bug
+                self._sinks.remove(sink)
+                self.print(
+                    f"warning: {sink.NAME}: {in_one_line(error)}; the run goes on without it"
+                )
 
     def summarize(self, step: int, extra: Mapping[str, Number] | None = None) -> dict[str, float]:
         """Log the meters' means (and ``extra``), print the table, reset the meters."""
@@ -315,7 +320,7 @@ class RunLogger:
 
     def state_dict(self) -> dict[str, Any]:
         """Meters, wall time and the files' lengths, for resume."""
-        self._tensorboard.flush()
+        self._each(lambda sink: sink.flush())
         self._reopen_metrics()
         return {
             "meters": self.meters.state_dict(),
@@ -343,12 +348,10 @@ class RunLogger:
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
-        self._tensorboard.close()
+        self._each(lambda sink: sink.close())
+        self._sinks = []
         self._text.close()
         self._metrics.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
 
     def __enter__(self) -> RunLogger:
         return self

@@ -51,6 +51,7 @@ class RunConfig:
     """What every run has; the root of the main configs."""
 
     use_wb: Flag = 0  # 1: also log to Weights & Biases (WANDB_MODE=offline works)
+    use_trackio: Flag = 0  # 1: also record for the local dashboard of trackio, in save_dir/trackio
     save_dir: str = ""  # folder of the run: config, logs, checkpoints
 
     @property

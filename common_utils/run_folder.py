@@ -32,6 +32,9 @@ from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.errors import UserError
 from common_utils.kept_weights import KEPT_DIR
 from common_utils.logger import RunLogger
+from common_utils.loggers.sink import RunInfo, Sink
+from common_utils.loggers.table import SINKS
+from common_utils.loggers.wandb import ID_FILE
 from common_utils.paths import is_input, same_input, split_paths
 from common_utils.resources import ResourceError
 from common_utils.run_config import CFG_NAME, ConfigError, RunConfig
@@ -45,7 +48,6 @@ from common_utils.run_state import (
     save_state,
     tidy,
 )
-from common_utils.wandb_run import ID_FILE, start_wandb
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -304,7 +306,9 @@ class RunFolder:
                 )
         if self.resume and self.state is None and saved is not None:
             print(f"resume: no saved state in {self.path}; starting from the beginning")
-        wandb_run = self._start_wandb(cfg) if cfg.use_wb else None
+        if self.state is None:
+            self._id = run_id.new_id()
+        sinks = self._loggers(cfg)
         self._begun = True
         if self.overwrite:
             self._wipe()
@@ -315,27 +319,28 @@ class RunFolder:
         state = self.state
         return RunLogger(
             self.path,
-            wandb_run=wandb_run,
+            sinks=sinks,
             resume_step=state.step if state is not None else None,
             saved=state.tree.get("log") if state is not None else None,
         )
 
     def _identify(self) -> None:
         """Write the run's id, before its first state. Only runs of earlier versions have none."""
-        if self.state is None:
-            self._id = run_id.new_id()
         if self._id and (note := run_id.write_id(self.path, self._id)):
             print(note)
 
-    def _start_wandb(self, cfg: RunConfig) -> Any:
-        return start_wandb(
+    def _loggers(self, cfg: RunConfig) -> list[Sink]:
+        """Those that the configuration asks for; ConfigError if one cannot be used."""
+        info = RunInfo(
             self.path,
-            run_config.to_dict(cfg),
+            run_id=self._id,
             project=cfg.wb_project,
             name=cfg.run_name,
             group=cfg.group,
-            resume=self.state is not None,
+            config=run_config.to_dict(cfg),
+            resumed=self.state is not None,
         )
+        return [start(info) for field, start in SINKS.items() if getattr(cfg, field)]
 
     def _moved_inputs(self, saved: RunConfig, cfg: RunConfig) -> list[str]:
         """Fields whose input file is the same under another path, or has moved; prints them."""

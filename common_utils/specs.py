@@ -158,6 +158,37 @@ class Player(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Decision:
+    """An action for one observation, and what it was chosen from; all on the CPU.
+
+    action      float32 [A]
+    candidates  float32 [N, A], among which the player chose; None if it does not choose
+    values      float32 [N]: the value of each, of which higher is better
+    chosen      the row of the chosen one
+    names       N words for the candidates
+    landscape   float32 [G, G]: energies of actions, lower is better. The action's first dimension
+                rises to the right, the second upwards, from -1 to 1; others are as in ``action``
+    """
+
+    action: torch.Tensor
+    candidates: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    chosen: int = 0
+    names: tuple[str, ...] = ()
+    landscape: torch.Tensor | None = None
+
+
+@runtime_checkable
+class Explainer(Player, Protocol):
+    """A player that can say why it takes an action. It is optional, for recordings."""
+
+    def explain(self, obs: Obs, *, generator: torch.Generator | None = None) -> Decision:
+        """The action of ``act(obs, eval_mode=True, generator=generator)``, bit for bit and with the
+        same draws from the generator, and its reasons; for one observation."""
+        ...
+
+
 @runtime_checkable
 class Policy(Player, Protocol):
     """A BC policy, explicit or implicit; anything that can bootstrap IBRL.

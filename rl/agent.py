@@ -14,7 +14,7 @@ from torch import nn
 from common_utils.device import resolve_device
 from common_utils.ranges import Between
 from common_utils.seeding import generator_on, other_device, restore_generator
-from common_utils.specs import Batch, Obs, Policy
+from common_utils.specs import Batch, Decision, Obs, Policy
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class Agent(nn.Module, ABC):
         self._eval_rng = torch.Generator(self.device).manual_seed(seed + 2)
         self._eval_host_rng = torch.Generator().manual_seed(seed + 3)
         self.stats: Any = None
+        # while explaining: the candidates, values and choices of act; else None
+        self._seen: list[tuple[torch.Tensor, ...]] | None = None
 
     # ----------------------------------------------------------------- the contract
 
@@ -192,6 +194,36 @@ class Agent(nn.Module, ABC):
     def reference_copy(self) -> Agent:
         """A frozen copy, which RFT's regulariser compares with."""
         raise NotImplementedError(f"{type(self).__name__} has no reference agent")
+
+    # ----------------------------------------------------------------- explaining
+
+    def explain(self, obs: Obs, *, generator: torch.Generator | None = None) -> Decision:
+        """See :class:`common_utils.specs.Explainer`: it is ``act`` that runs, and :meth:`_saw`
+        keeps what it chose from. An agent that does not call :meth:`_saw` has no candidates.
+        """
+        seen: list[tuple[torch.Tensor, ...]] = []
+        self._seen = seen
+        try:
+            action = self.act(obs, eval_mode=True, generator=generator)
+        finally:
+            self._seen = None
+        if not seen:
+            return Decision(action)
+        candidates, values, index = (x[0].float().cpu() for x in seen[-1])
+        names = self.candidate_names(len(candidates))
+        return Decision(action, candidates, values, int(index), names)
+
+    def _saw(self, candidates: torch.Tensor, values: torch.Tensor, index: torch.Tensor) -> None:
+        """Called by ``act`` with candidates [B, N, A], their values [B, N] and choices [B]."""
+        if self._seen is not None:
+            self._seen.append((candidates, values, index))
+
+    def candidate_names(self, num: int) -> tuple[str, ...]:
+        """Words for the candidates: the agent's own action first, then those of each BC policy."""
+        own = max(1, num - self.num_bc_action)  # one that acts by itself asks no BC policy
+        bc = num - own
+        first = ("rl",) if own == 1 else tuple(f"rl{i}" for i in range(own))
+        return first + (("bc",) if bc == 1 else tuple(f"bc{i}" for i in range(bc)))
 
     # ------------------------------------------------------------------ BC policies
 

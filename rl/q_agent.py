@@ -210,7 +210,9 @@ class QAgent(Drawing):
         if self.cfg.compile != "off":
             obs, how = self._drawn_before(obs, stddev, how)
         with products(self.cfg.precision, self.device):
-            action, metrics = self._run_decide(self, obs, how, self.stats is not None)
+            # a graph returns the action alone
+            decide = self._run_decide if self._seen is None else QAgent._decide
+            action, metrics = decide(self, obs, how, self.stats is not None)
         self._append_stats(metrics)
         if not batched:
             action = action.squeeze(0)
@@ -220,7 +222,9 @@ class QAgent(Drawing):
         """The actions [B, A] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
         if how.method == "rl":
-            return self._act_rl(feats, how), {}
+            action = self._act_rl(feats, how)
+            self._saw_only(feats, action)
+            return action, {}
         ibrl = self._act_ibrl_soft if how.method == "ibrl_soft" else self._act_ibrl
         return ibrl(obs, feats, how, measured)
 
@@ -244,9 +248,17 @@ class QAgent(Drawing):
         members = self._members(how.draws.members, how.host_rng)
         q, draws = self._target_q(feats, candidates, members), how.draws.choice
         action, index = select_candidate(candidates, q, generator=how.rng, draws=draws, **rule)
+        self._saw(candidates, q, index)
         if not measured:
             return action, {}
         return action, act_metrics(candidates, q, index, how.eval_mode, **rule)
+
+    def _saw_only(self, feats: Obs, action: torch.Tensor) -> None:
+        """An action [B, A] without alternatives, valued by all members: that draws nothing."""
+        if self._seen is not None:
+            candidates = action.unsqueeze(1)
+            first = torch.zeros(len(action), dtype=torch.int64)
+            self._saw(candidates, self._target_q(feats, candidates, None), first)
 
     def _candidates(
         self,

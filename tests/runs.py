@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,3 +72,41 @@ def file_size_limit(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+def forked(function: Callable[..., Any], *args: Any, **variables: str) -> Any:
+    """The result of ``function`` in a process of its own, which has torch already. There, nothing
+    may be reached over the network (Unix sockets aside), and packages that read ``variables``
+    as they are imported are imported anew."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(
+        target=_in_fork, args=(sender, function, args, variables)
+    )
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv() if receiver.poll(100) else "no answer in 100 seconds"
+    except EOFError:
+        result = "the process ended without an answer"
+    process.join(10)
+    process.kill()
+    assert not isinstance(result, str), result
+    return result[0]
+
+
+def _in_fork(
+    sender: Any, function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, str]
+) -> None:
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        where = args[1] if event in ("socket.connect", "socket.sendto") else ""
+        if event == "socket.getaddrinfo" or isinstance(where, tuple):
+            sender.send(f"network: {event} {args}")
+            os._exit(1)
+
+    sys.addaudithook(watch)
+    try:
+        os.environ.update(variables)
+        sender.send((function(*args),))
+    except BaseException:
+        sender.send(traceback.format_exc())
+    sender.close()

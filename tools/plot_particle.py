@@ -92,19 +92,6 @@ def play(env: ParticleEnv, seed: int, policy: Any = None) -> Played:
     )
 
 
-def energies(policy: EbmPolicy, obs: ObsDict, actions: np.ndarray) -> np.ndarray:
-    """Energy -f(o, a) float32 [N] of actions [N, A] in [-1, 1] for one observation."""
-    import torch
-
-    with torch.no_grad():
-        batch = {policy.obs_key: torch.from_numpy(obs[policy.obs_key])[None]}
-        batch = {k: v.to(policy.act_norm.offset.device) for k, v in batch.items()}
-        encoded = policy.net.encode(policy.features(batch))
-        tensor = torch.from_numpy(np.asarray(actions, np.float32)).to(encoded.device)
-        scores = policy.net.score(encoded, policy.act_norm.normalize(tensor)[None])
-    return -scores[0].float().cpu().numpy()
-
-
 # ------------------------------------------------------------------------ plots
 
 
@@ -159,14 +146,17 @@ def energy_landscape(
 
     ``resolution`` points per axis over the actions' range, [0, 1] in the particle's units.
     """
-    grid = np.linspace(-1, 1, resolution)
-    first, second = np.meshgrid(grid, grid)
+    import torch
+
+    from bc.ibc.landscape import energies, plane
+
+    native = np.linspace(0, 1, resolution)
     figure, axes = _figure(len(steps), 3.6, 3.2)
     for axis, step in zip(axes, steps, strict=True):
-        actions = np.tile(episode.actions[step], (resolution**2, 1))
-        actions[:, dims[0]], actions[:, dims[1]] = first.ravel(), second.ravel()
-        energy = energies(policy, episode.observations[step], actions).reshape(first.shape)
-        native = (grid + 1) / 2
+        actions = plane(torch.from_numpy(episode.actions[step]), resolution, dims)
+        obs = {k: torch.from_numpy(v) for k, v in episode.observations[step].items()}
+        values = energies(policy, obs, actions)
+        energy = values.reshape(resolution, resolution).numpy()
         drawn = axis.contourf(native, native, energy, levels=30, cmap="viridis")
         figure.colorbar(drawn, ax=axis)
         _goals(axis, episode, dims)
@@ -229,6 +219,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
     """The environment, and the policy if one is to play. Raises ConfigError, EnvError."""
+    from bc.ibc.landscape import has_one_energy
+
     if args.task:
         env, policy = make_env({"suite": "particle", "task": args.task}), None
     else:
@@ -241,18 +233,11 @@ def _open(args: argparse.Namespace) -> tuple[ParticleEnv, Any]:
         raise ConfigError(
             f"--weight: '{args.weight}' was trained for {env.spec.suite}, not particle"
         )
-    if args.energy and not _has_one_energy(policy):
+    if args.energy and not has_one_energy(policy):
         raise ConfigError("--energy: needs --weight of an implicit (EBM) policy")
     if args.energy and env.spec.action_dim < 2:
         raise ConfigError("--energy: draws two action dimensions, but the task has one")
     return env, policy
-
-
-def _has_one_energy(policy: Any) -> bool:
-    """Whether whole actions are scored, rather than one dimension after another."""
-    from bc.ibc.ebm_policy import EbmPolicy
-
-    return isinstance(policy, EbmPolicy) and not policy.cfg.autoregressive
 
 
 def main(argv: Sequence[str] | None = None) -> int:

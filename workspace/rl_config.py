@@ -41,6 +41,7 @@ RESUMABLE_CHANGES = (
     "save_dir",
     "num_train_step",
     "use_wb",
+    "use_trackio",
     "mp_eval",
     "num_eval_worker",
     "replay_storage",

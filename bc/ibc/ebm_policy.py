@@ -14,13 +14,14 @@ from torch import nn
 
 from bc.base import PolicyConfig
 from bc.ibc import losses, samplers
+from bc.ibc.landscape import landscape
 from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
-from common_utils.specs import Obs, SpecError
+from common_utils.specs import Decision, Obs, SpecError
 from networks import categorical
 from networks.graphs import Compile
 from networks.ibc.energy import check_kernels, fast_score, fast_score_and_action_grad
@@ -386,6 +387,11 @@ class EbmPolicy(NormalizedPolicy):
         if samples is None:
             samples = Samples(actions, energy.probabilities(actions))
         return samples
+
+    def explain(self, obs: Obs, *, generator: torch.Generator | None = None) -> Decision:
+        """See :class:`common_utils.specs.Explainer`: the energy around the action."""
+        action = self.act(obs, generator=generator)
+        return Decision(action, landscape=landscape(self, obs, action))
 
     def _in_chunks(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from features.split(max(1, MAX_ROWS // self.cfg.num_action_samples))

@@ -73,7 +73,7 @@ TRAINING = ("train_rl", "train_bc") * 3 + ("train_rl_mw", "train_bc_mw")
 LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
 # of the machine or of files, not of the configuration; compiling takes minutes, which no case has
 LEFT_ALONE = (
-    *("device", "q_agent.device", "save_dir", "use_wb", "resume", "overwrite"),
+    *("device", "q_agent.device", "save_dir", "use_wb", "use_trackio", "resume", "overwrite"),
     *("compile", "q_agent.compile", "ebm.compile"),
 )
 # chosen before the fields are drawn

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
+from bc.ibc.landscape import energies
 from bc.normalized import NormConfig
 from common_utils.errors import run_program
 from env.factory import make_env
 from networks.ibc.mlp import MLPConfig
-from tools.plot_particle import energies, energy_landscape, main, play
+from tools.plot_particle import energy_landscape, main, play
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def size(path: Path) -> tuple[int, int]:
 
 def test_energies_are_the_networks(policy: EbmPolicy) -> None:
     rng = np.random.default_rng(0)
-    obs = {"state": rng.standard_normal(16).astype(np.float32)}
-    actions = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
-    oldest_first = torch.from_numpy(obs["state"]).view(2, 8).flip(0).reshape(1, 16)
-    normalized = policy.act_norm.normalize(torch.from_numpy(actions))
+    obs = {"state": torch.from_numpy(rng.standard_normal(16).astype(np.float32))}
+    actions = torch.from_numpy(rng.uniform(-1, 1, (5, 2)).astype(np.float32))
+    oldest_first = obs["state"].view(2, 8).flip(0).reshape(1, 16)
+    normalized = policy.act_norm.normalize(actions)
     wanted = -policy.net(oldest_first, normalized[None])[0]
-    np.testing.assert_allclose(energies(policy, obs, actions), wanted.detach(), atol=1e-6)
+    torch.testing.assert_close(energies(policy, obs, actions), wanted.detach())
 
 
 def test_an_implicit_policys_episode_and_landscape(policy: EbmPolicy, tmp_path: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common_utils.errors import ConfigError
+from common_utils.loggers.sink import RunInfo
+from common_utils.loggers.wandb import ID_FILE, WandbSink
 from common_utils.plain_file import read_id
 from common_utils.records import read_metrics
-from common_utils.run_config import ConfigError
-from common_utils.wandb_run import ID_FILE, start_wandb
+from common_utils.run_config import RunConfig
+from common_utils.run_folder import RunFolder
 from tests.fuzz import folders
 from tests.fuzz.runs import RUNS
-from tests.runs import REPO
+from tests.runs import REPO, forked
 
 PROGRAM = """
 import sys
@@ -104,7 +110,7 @@ def test_a_training_program_says_so_before_it_writes(
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="wandb cannot be imported.*pip install wandb"):
-        start_wandb(tmp_path, {})
+        WandbSink(RunInfo(tmp_path))
 
 
 def test_a_damaged_id_is_no_id(tmp_path: Path) -> None:
@@ -116,3 +122,32 @@ def test_a_damaged_id_is_no_id(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     assert read_id(path) == ""
+
+
+def children() -> Iterator[tuple[int, str]]:
+    """Processes that this one started, and their names."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, rest = path.read_text().split("(", 1)[1].rsplit(")", 1)
+            if int(rest.split()[1]) == os.getpid():
+                yield int(path.parent.name), name
+
+
+def lose_the_service(run: Path) -> None:
+    """A training in which the process that writes for Weights & Biases is killed."""
+    cfg = RunConfig(use_wb=1, save_dir=str(run))
+    with RunFolder(cfg.save_dir, resume=False, overwrite=False) as folder:
+        with folder.open_log(cfg, ()) as log:
+            log.log(1, {"score": 0.5})
+            (service,) = [pid for pid, name in children() if "wandb" in name]
+            os.kill(service, signal.SIGKILL)
+            for step in range(2, 30):
+                log.log(step, {"score": 0.5})
+                folder.save(step, {"log": log.state_dict()})
+
+
+def test_a_service_that_dies_does_not_end_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    forked(lose_the_service, run, WANDB_MODE="offline", WANDB_SILENT="true", HOME=str(tmp_path))
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl")] == list(range(1, 30))
+    assert (run / "train.log").read_text().count("warning: Weights & Biases: ") == 1

@@ -1,0 +1,1 @@
+"""Where a run's numbers go besides ``metrics.jsonl``: one file per logger, and a table of them."""
