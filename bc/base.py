@@ -17,6 +17,7 @@ from torch import nn
 from common_utils.ibrl_utils import require_key
 from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import ArraySpec, Obs
+from networks.exported import Graphs
 
 
 def batch_action(batch: Any) -> torch.Tensor:
@@ -124,6 +125,10 @@ class BasePolicy(nn.Module, ABC):
 
     def fit(self, batches: Iterable[Any]) -> None:
         """Take statistics from batches of demonstrations; by default does nothing."""
+
+    def graphs(self) -> Graphs:
+        """What can be exported of it, by name (``networks.exported``), or why it cannot."""
+        return {"action": f"{type(self).__name__} has no graph to export"}
 
     # ------------------------------------------------------------- acting
 

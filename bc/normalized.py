@@ -21,6 +21,7 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
 from common_utils.specs import ArraySpec, Obs, SpecError
+from networks.exported import Port, input_ports, statistics
 from networks.ibc.pixel import FrameStack
 from networks.normalizer import MIN_SCALE, AffineNormalizer, Floor, divisors, still_dims
 
@@ -224,6 +225,12 @@ class NormalizedPolicy(BasePolicy):
     def to_env(self, action: torch.Tensor) -> torch.Tensor:
         """Normalised actions [..., A] as the environment takes them, within [-1, 1]."""
         return self.act_norm.denormalize(action).clamp(-1, 1)
+
+    def ports(self) -> tuple[Port, ...]:
+        """The inputs of its graphs."""
+        return input_ports(
+            self.input_specs(), {self.obs_key: statistics(self.obs_norm, self.stack)}
+        )
 
     # ------------------------------------------------------------- acting
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
+from common_utils.errors import UserError
 from common_utils.paths import IS_CHECKOUT
 
 
@@ -18,6 +21,22 @@ def missing_package(error: ModuleNotFoundError) -> str:
     which is a fault and not a missing package."""
     package = (error.name or "").partition(".")[0]
     return "" if not package or importlib.util.find_spec(package) else package
+
+
+def optional(module: str, extra: str, what: str) -> Any:
+    """An optional package's module; UserError, with the command that installs it, without it.
+
+    what: the option or file that needs it, which begins the message.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not (package := missing_package(error)):
+            raise
+        raise UserError(
+            f"{what}: the package '{package}' is not installed; expected what this installs: "
+            f"{how_to_install(extra)}"
+        ) from error
 
 
 def how_to_build() -> str:

@@ -1,7 +1,7 @@
 """Weights of other runs that a run depends on, kept in its own folder.
 
     bc_policy/origin.json     for each: the path it came from, and SHA-256 of both files
-    bc_policy/0/model.pt      the weights as they were when the run began ...
+    bc_policy/0/model.pt      the weights as they were when the run began (or model.safetensors) ...
     bc_policy/0/cfg.yaml      ... and the config of the network that they belong to
 
 With these copies the folder can be moved or copied on its own, and replacing an original later
@@ -28,7 +28,8 @@ from common_utils.atomic import (
 from common_utils.run_config import CFG_NAME, ConfigError
 
 KEPT_DIR = "bc_policy"
-_ORIGIN, _WEIGHTS = "origin.json", "model.pt"
+_ORIGIN = "origin.json"
+_SAFETENSORS = ".safetensors"  # the suffix says how weights are read; any other is torch's
 Sums = dict[str, str]  # SHA-256 of "weights" and "config"
 
 
@@ -68,7 +69,7 @@ def find(run_dir: str | os.PathLike[str]) -> KeptWeights | None:
     origins, sums = _read_origins(folder / _ORIGIN)
     files, notes = [], []
     for number, (origin, want) in enumerate(zip(origins, sums, strict=True)):
-        copy = folder / str(number) / _WEIGHTS
+        copy = _copy_of(folder, number, origin)
         whole = _sums(copy, copy.parent / CFG_NAME) == want
         original = _sums(Path(origin), Path(origin).parent / CFG_NAME)
         if not whole and original != want:
@@ -97,7 +98,7 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
     Raises ConfigError if a file has changed since it was read.
     """
     folder = Path(run_dir) / KEPT_DIR
-    wanted = [str(folder / str(n) / _WEIGHTS) for n in range(len(weights.files))]
+    wanted = [str(_copy_of(folder, n, origin)) for n, origin in enumerate(weights.origins)]
     if weights.files == wanted:
         for copy in wanted:
             remove_leftovers(Path(copy).parent)
@@ -105,7 +106,7 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
     new = folder.with_name(f"{folder.name}.new")  # complete before it is renamed
     remove_any(new)
     for number, (path, want) in enumerate(zip(weights.files, weights.sums, strict=True)):
-        source, target = Path(path), new / str(number) / _WEIGHTS
+        source, target = Path(path), _copy_of(new, number, path)
         _copy(source, target)
         _copy(source.parent / CFG_NAME, target.parent / CFG_NAME)
         if _sums(target, target.parent / CFG_NAME) != want:
@@ -115,6 +116,12 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
     remove_any(folder)
     new.rename(folder)
     fsync_path(folder.parent)
+
+
+def _copy_of(folder: Path, number: int, origin: str) -> Path:
+    """Where the weights of ``origin`` are kept."""
+    suffix = _SAFETENSORS if origin.endswith(_SAFETENSORS) else ".pt"
+    return folder / str(number) / f"model{suffix}"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -55,7 +55,7 @@ STATE_DIR = "state"
 LOCK_NAME = ".lock"
 LOG_NAME = "train.log"  # what the run prints
 SHOWN_CHANGES = 8  # config changes listed in a message
-_WEIGHTS = re.compile(r".*\.pt|data[0-9]+\.h5")
+_WEIGHTS = re.compile(r".*\.(pt|safetensors)|data[0-9]+\.h5")
 _WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # those that runs write
 # errors of file systems without locks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)

@@ -31,7 +31,7 @@ from evaluate.protocol import Protocol, protocol_of
 from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
-from workspace import build_agent, build_policy
+from workspace import build_agent, build_policy, tensor_file
 from workspace.weights import require_weights
 
 # How each kind of checkpoint is loaded. This module is an entry script: unlike the rest of its
@@ -48,8 +48,8 @@ MARKS = {"rl": ("agent", "q_agent"), "bc": ("dataset",)}
 def _parser() -> argparse.ArgumentParser:
     parser = Options(prog="python -m evaluate.eval", description="Evaluate checkpoints.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weight", help="weight file (.pt); its cfg.yaml must be next to it")
-    what.add_argument("--folder", help="evaluate every .pt file below this folder")
+    what.add_argument("--weight", help="weight file; its cfg.yaml must be next to it")
+    what.add_argument("--folder", help="evaluate every weight file below it")
     parser.add_argument(
         "--include", nargs="*", default=[], help="with --folder: paths must contain all of these"
     )
@@ -91,14 +91,17 @@ def find_weights(folder: str | Path, include: Sequence[str] = ()) -> list[Path]:
         raise ConfigError(f"--folder: no folder '{folder}'")
     found = [
         path
-        for path in sorted(root.rglob("*.pt"))
-        if (path.parent / "cfg.yaml").is_file()
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".pt", tensor_file.SUFFIX)
+        and (path.parent / "cfg.yaml").is_file()
         and not is_copy(path)
         and all(part in str(path.relative_to(root)) for part in include)
     ]
     if not found:
         wanted = f" whose path contains {' and '.join(include)}" if include else ""
-        raise ConfigError(f"--folder: no .pt file with a cfg.yaml next to it in '{folder}'{wanted}")
+        raise ConfigError(
+            f"--folder: no weight file with a cfg.yaml next to it in '{folder}'{wanted}"
+        )
     return found
 
 

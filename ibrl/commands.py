@@ -35,6 +35,7 @@ COMMANDS = (
     Command("demos robosuite", "tools.generate_demos", "by experts for robosuite's tasks", "sim"),
     Command("demos oracle", "tools.collect_oracle", "by experts for Implicit BC's tasks", "sim"),
     Command("serve", "tools.serve", "serve a policy to robots (openpi's protocol)", "serve"),
+    Command("export", "tools.export", "policies as ONNX, weights as safetensors"),
     Command("inspect", "tools.inspect_dataset", "what a file of demonstrations contains"),
     Command("plot", "tools.plot_runs", "learning curves of runs"),
     Command("doctor", "common_utils.doctor", "what is installed here, how to fix problems", ""),

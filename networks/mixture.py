@@ -53,4 +53,4 @@ class GaussianMixture:
     def greedy(self) -> torch.Tensor:
         """The component centre at which the mixture's density is highest, [B, A]."""
         best = self.log_probs(self.loc).argmax(-1)
-        return self.loc[torch.arange(len(best), device=best.device), best]
+        return self.loc[torch.arange(best.size(0), device=best.device), best]

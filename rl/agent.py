@@ -15,6 +15,7 @@ from common_utils.device import resolve_device
 from common_utils.ranges import Between
 from common_utils.seeding import generator_on, other_device, restore_generator
 from common_utils.specs import Batch, Decision, Obs, Policy
+from networks.exported import Graphs
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,10 @@ class Agent(nn.Module, ABC):
         By default all of ``weights``, since there are no critics.
         """
         return dict(weights)
+
+    def graphs(self) -> Graphs:
+        """What can be exported of it, by name (``networks.exported``), or why it cannot."""
+        return {"action": f"{type(self).__name__} has no graph to export"}
 
     # RFT: of agents whose row in ``rl.registry`` has ``rft``
 

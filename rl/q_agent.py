@@ -24,6 +24,7 @@ from torch import nn
 
 from common_utils.ibrl_utils import frozen
 from common_utils.specs import BC_ACTION, Batch, Obs
+from networks.exported import Graphs
 from networks.graphs import compiled
 from networks.optim import Adam, descend, soft_update_params
 from networks.precision import products
@@ -32,6 +33,7 @@ from rl.agent import AgentInputs, EvalVariant, Networks
 from rl.critic import Members
 from rl.drawing import Acting, Drawing
 from rl.draws import DRAWN_LATER, UpdateDraws
+from rl.exported import graphs_of
 from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import act_metrics, select_candidate, take
@@ -176,6 +178,10 @@ class QAgent(Drawing):
             return []
         greedy = self.override_act_method("ibrl")
         return [EvalVariant("score/greedy_score", "score_diff/greedy-soft", greedy)]
+
+    def graphs(self) -> Graphs:
+        """See :class:`Agent`."""
+        return graphs_of(self)
 
     # ------------------------------------------------------------------ acting
 

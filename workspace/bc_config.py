@@ -45,7 +45,7 @@ class MainConfig(Kinded, RunConfig):
     policy_type: str = "auto"
     # source of all randomness of the run
     seed: Seed = 1
-    # weights to start from (a .pt file), or "none"
+    # weights to start from (a .pt or .safetensors file), or "none"
     load_model: InputFile = "none"
     # epochs (an evaluation follows each) ...
     num_epoch: Positive = 20

@@ -11,11 +11,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from common_utils.errors import UserError
 from common_utils.made_by import how_to_train
 from common_utils.run_config import ConfigError
+from workspace.tensor_file import is_tensor_file, read_tensors
 
 # dtypes of parameters and buffers; not complex, quantised or 8-bit float
 DTYPES = (
@@ -32,12 +35,11 @@ def require_weights(
     """Raise ConfigError, with the command that makes the weights (``how``), if they are missing."""
     if Path(path).is_dir():
         raise ConfigError(
-            f"{what}: '{path}' is a folder, expected a weight file (.pt) in it, such as model0.pt"
+            f"{what}: '{path}' is a folder, expected a weight file in it, such as model0.pt"
         )
     if Path(path).exists() and not Path(path).is_file():
         raise ConfigError(
-            f"{what}: '{path}' is not an ordinary file (a pipe or device), "
-            "expected a weight file (.pt)"
+            f"{what}: '{path}' is not an ordinary file (a pipe or device), expected a weight file"
         )
     if not Path(path).is_file():
         raise ConfigError(f"{what}: no file '{path}'; to make it: {how(path)}")
@@ -48,7 +50,7 @@ def require_weights(
 
 
 def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """A bare state_dict from a .pt file, on the CPU, read safely.
+    """A bare state_dict from a .pt or .safetensors file, on the CPU, read safely.
 
     Raises ConfigError, in up to three lines, for what is not a weight file, holds anything but
     dense tensors with names, claims more numbers than it has, or holds NaN or infinity.
@@ -56,10 +58,9 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
     require_weights(path, what)
     where = f"{what}: '{path}'"
     try:
-        _check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's warnings are for writers of files
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path, what) if is_tensor_file(path) else _torch_load(path)
+    except UserError:  # no package reads it
+        raise
     except Exception as error:  # torch raises many kinds for damaged and for unsafe files
         raise ConfigError(f"{where} is not a readable weight file: {_reason(error)}") from None
     if not isinstance(weights, dict):
@@ -68,6 +69,13 @@ def load_weights(path: str | Path, what: str) -> dict[str, torch.Tensor]:
         if fault := _fault(key, value):
             raise ConfigError(f"{where}: {fault}")
     return weights
+
+
+def _torch_load(path: str | Path) -> Any:
+    _check_archive(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's warnings are for writers of files
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_archive(path: str | Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from bc.base import BasePolicy, PolicyInputs, batch_action
 from common_utils.specs import Obs
+from networks.exported import Graphs, action_graph, input_ports, statistics
 
 
 def check_prop(use_prop: int, inputs: PolicyInputs) -> None:
@@ -34,6 +35,12 @@ class ExplicitPolicy(BasePolicy):
     def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
         """The same action n times."""
         return self(inputs).unsqueeze(1).expand(-1, n, -1)
+
+    def graphs(self) -> Graphs:
+        """See :class:`BasePolicy`."""
+        norms = {"state": statistics(getattr(self, "normalizer", None))}
+        ports = input_ports(self.input_specs(), norms)
+        return {"action": action_graph(self, self, ports, self.action_dim)}
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error summed over action dimensions, averaged over the batch (a scalar)."""

@@ -11,6 +11,8 @@ from torch import nn
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
+from common_utils.specs import Obs
+from networks.exported import Graphs, action_graph
 from networks.ibc.mlp import MLPMDN, MDNConfig
 from networks.ibc.pixel import ConvMDNConfig, ConvMLPMDN
 
@@ -41,6 +43,16 @@ class MdnPolicy(NormalizedPolicy):
         if self.pixels:
             return ConvMLPMDN(self.stack, self.action_dim, self.cfg.pixel)
         return MLPMDN(self.obs_shape[0], self.action_dim, self.cfg.net)
+
+    def graphs(self) -> Graphs:
+        """See :class:`BasePolicy`."""
+
+        def act(obs: Obs) -> torch.Tensor:
+            return self.to_env(self.net(self.features(obs)).greedy())
+
+        note = "the densest centre of the mixture, as with mdn.greedy_eval 1; nothing is drawn"
+        ports, width = self.ports(), self.action_dim
+        return {"action": action_graph(self, act, ports, width, note, chooses=True)}
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Negative log likelihood of the normalised action, averaged over the batch."""

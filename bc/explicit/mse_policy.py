@@ -10,6 +10,8 @@ from torch import nn
 
 from bc.base import PolicyConfig
 from bc.normalized import NormalizedPolicy, NormConfig
+from common_utils.specs import Obs
+from networks.exported import Graphs, action_graph
 from networks.ibc.mlp import MLPMSE, MLPConfig
 from networks.ibc.pixel import ConvMLPConfig, ConvMLPMSE
 
@@ -37,6 +39,14 @@ class MsePolicy(NormalizedPolicy):
         if self.pixels:
             return ConvMLPMSE(self.stack, self.action_dim, self.cfg.pixel)
         return MLPMSE(self.obs_shape[0], self.action_dim, self.cfg.net)
+
+    def graphs(self) -> Graphs:
+        """See :class:`BasePolicy`."""
+
+        def act(obs: Obs) -> torch.Tensor:
+            return self.to_env(self.net(self.features(obs)))
+
+        return {"action": action_graph(self, act, self.ports(), self.action_dim)}
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error averaged over action dimensions and the batch."""

@@ -25,6 +25,7 @@ from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import MAX_ROWS, Draws, EbmPolicy, EbmPolicyConfig
 from bc.ibc.samplers import Energy
 from networks import categorical
+from networks.exported import Graphs
 from networks.ibc.energy import fast_score
 from networks.ibc.energy_net import EnergyNet
 from networks.ibc.mlp import MLPEBM, MLPConfig
@@ -61,6 +62,11 @@ class AutoregressivePolicy(EbmPolicy):
         if self.pixels:
             raise ValueError("autoregressive: 1, expected 0 without dataset.use_state 1")
         return AutoregressiveEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
+
+    def graphs(self) -> Graphs:
+        """See :class:`BasePolicy`."""
+        why = "the search of an autoregressive policy alternates with its networks"
+        return dict.fromkeys(("action", "energy"), f"{why}; it is not exported")
 
     def loss(self, batch: Any, draws: Draws | None = None) -> torch.Tensor:
         """Sum over dimensions of InfoNCE among values of that dimension, batch mean."""

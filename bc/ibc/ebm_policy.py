@@ -23,6 +23,7 @@ from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
 from common_utils.specs import Decision, Obs, SpecError
 from networks import categorical
+from networks.exported import BATCH, Graph, Graphs, Port
 from networks.graphs import Compile
 from networks.ibc.energy import check_kernels, fast_score, fast_score_and_action_grad
 from networks.ibc.mlp import MLPEBM, MLPConfig
@@ -243,6 +244,24 @@ class EbmPolicy(NormalizedPolicy):
             self.box_low.copy_(low)
             self.box_high.copy_(high)
         return still
+
+    def graphs(self) -> Graphs:
+        """See :class:`BasePolicy`."""
+        actions = Port("actions", (BATCH, "samples", self.action_dim))
+        outputs = (Port("logits", (BATCH, "samples")),)
+
+        def run(inputs: Obs) -> tuple[torch.Tensor, ...]:
+            encoded = self.net.encode(self.features(inputs))
+            return (self.net.score(encoded, self.act_norm.normalize(inputs["actions"])),)
+
+        note = "f(observation, action), higher is better; the search for the best action is not in"
+        box = {"low": self.to_env(self.box_low), "high": self.to_env(self.box_high)}
+        about = {f"actions_{end}": [round(x, 7) for x in at.tolist()] for end, at in box.items()}
+        ports = (*self.ports(), actions)
+        return {
+            "action": "the search for an energy's best action is not exported, expected energy",
+            "energy": Graph(run, ports, outputs, (self,), note, about=about),
+        }
 
     def network_pass(self, inputs: Obs) -> torch.Tensor:
         """The part that is computed once per observation."""
