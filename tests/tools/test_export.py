@@ -132,6 +132,7 @@ def test_policies_and_actors_over_pixels(tmp_path: Path) -> None:
             assert_same(found[f"{name}.action"], model.eval().act(obs, eval_mode=True))
 
 
+@pytest.mark.slow
 def test_the_whole_choice_of_ibrl(tmp_path: Path) -> None:
     torch.manual_seed(0)
     states = state_agent(norm_state=1, act_method="ibrl").eval()
@@ -167,7 +168,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("mse", "ebm", "mdn"):
         options = ["--policy_type", kind, "--dataset.use_state", "1", f"--{kind}.net.width", "16"]
         cfg = run_config.parse_args(train_bc.MainConfig, options)
-        cfg.obs_shape, cfg.action_dim = [4], 2
+        cfg.obs_shape, cfg.action_dim = [6], 2
         cfg.env.suite, cfg.env.task, cfg.env.use_state = "particle", "PARTICLE_2d", 1
         save(root / kind, cfg, train_bc.build_policy(cfg).state_dict())
     for name, bc in {"ibrl": "mse", "ibrl_mdn": "mdn", "rlpd": ""}.items():
@@ -200,14 +201,14 @@ def test_a_file_says_what_it_is(
     out = tmp_path / "ibrl.onnx"
     assert run(runs / "ibrl/model0.pt", out, "--graph", "ibrl") == 0
     said = capsys.readouterr().out
-    assert "state float32['batch', 4], members int64[2] -> action float32['batch', 2]" in said
+    assert "state float32['batch', 6], members int64[2] -> action float32['batch', 2]" in said
     assert "onnxruntime and torch differ by" in said
     model = onnx.load(out)
     onnx.checker.check_model(model, full_check=True)
     about = {p.key: p.value for p in model.metadata_props}
     spec = json.loads(about["spec"])
     assert (spec["suite"], spec["task"], spec["graph"]) == ("particle", "PARTICLE_2d", "ibrl")
-    assert spec["inputs"]["state"] == {"shape": ["batch", 4], "dtype": "float32", "steps": 1}
+    assert spec["inputs"]["state"] == {"shape": ["batch", 6], "dtype": "float32", "steps": 1}
     config = yaml.safe_load(about["config"])
     assert config["bc_policy"] == str(runs / "mse/model0.pt") and about["kind"] == "QAgent"
     agent, env, _ = train_rl.load_model(str(runs / "ibrl/model0.pt"), "cpu")
