@@ -66,6 +66,10 @@ RESUMABLE_CHANGES = (
     "num_eval_worker",
     "kernel_threads",
     "trust_module",
+    "env.remote_url",
+    "env.remote_step_timeout",
+    "env.remote_reset_timeout",
+    "env.remote_retry_for",
 )
 
 

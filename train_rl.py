@@ -40,7 +40,7 @@ from common_utils.seeding import (
 )
 from common_utils.specs import BC_ACTION, Batch, Obs
 from common_utils.stopwatch import Stopwatch
-from env.core import Env
+from env.core import Env, EpisodeLost
 from env.factory import env_args, make_env, recording_config
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
@@ -57,6 +57,7 @@ from workspace.build_agent import (
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
+from workspace.lost_env import drop_episode, listen, saved_when_gone
 from workspace.network_memory import check_agent
 from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
 from workspace.resumable import ResumableRun
@@ -155,17 +156,22 @@ class Workspace(ResumableRun):
 
     @contextmanager
     def _watch_env(self) -> Iterator[None]:
-        """Times the environment, and what it draws apart from what it simulates."""
-        drawn = self.env.render_seconds
+        """Times the environment, and apart from it what it draws, and messages on their way."""
+        drawn, sent = self.env.render_seconds, self.env.network_seconds
         with self.watch("env"):
             yield
         self.watch.move("env", "rendering", self.env.render_seconds - drawn)
+        self.watch.move("env", "network", self.env.network_seconds - sent)
 
     def step_env(self, action: torch.Tensor) -> bool:
         """One environment step, stored; returns whether the episode ended."""
         check_action(action.numpy(), self._episode_seed, self.episode_len)
-        with self._watch_env():
-            obs, reward, terminated, truncated, info = self.env.step(action.numpy())
+        try:
+            with self._watch_env():
+                obs, reward, terminated, truncated, info = self.env.step(action.numpy())
+        except EpisodeLost as error:
+            drop_episode(self, str(error))
+            return True
         self.episode_len += 1
         with self.watch("act"):
             self.obs = self._observe(obs, reward)
@@ -320,8 +326,11 @@ class Workspace(ResumableRun):
         if state["ref_agent"] is not None:
             self.ref_agent = self.agent.reference_copy()
             self.ref_agent.load_state_dict(state["ref_agent"])
-        self.env.load_state_dict(state["env"])
         self.obs = state["obs"]
+        if self.env.replayable:
+            self.env.load_state_dict(state["env"])
+        else:
+            drop_episode(self, "the environment cannot be brought back to them")
         set_generator_state(self.warm_up_rng, state["warm_up_rng"])
         self.saver.load_state_dict(state["saver"])
         self.watch.load_state_dict(state["watch"])
@@ -376,6 +385,7 @@ def run(cfg: MainConfig) -> Workspace:
             inputs = load_inputs(work) if state is None else []  # before a run is replaced
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
+                listen(work)
                 for line in work.memory + weights.notes + inputs:
                     log.print(line)
                 keep(folder.path, weights)
@@ -392,10 +402,11 @@ def _start(work: Workspace, state: RunState | None) -> None:
     else:
         work.save_state()  # from now on whatever the run writes has a state with it
     if not work.prepared:
-        with work.folder.preparing():
+        with work.folder.preparing(), saved_when_gone(work):
             prepare(work)
     if work.prepared:
-        work.train()
+        with saved_when_gone(work):
+            work.train()
 
 
 def main(config_class: type[MainConfig] = MainConfig) -> int:

@@ -15,6 +15,7 @@ import hmac
 import importlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -25,6 +26,7 @@ from common_utils.extras import how_to_install
 from common_utils.wire import MAX_BYTES, pack, unpack
 
 HEALTH = "/healthz"
+IDLE_EVERY = 0.5  # seconds
 TOKEN_VARIABLE = "IBRL_TOKEN"
 """Names the environment variable with the token, so that no file or list of processes shows it."""
 _QUIET = logging.getLogger(__name__)  # websockets would print a traceback for every port scan
@@ -108,6 +110,8 @@ class Link:
         self.url, self.timeout, self.max_bytes = url, timeout, max_bytes
         self._token, self._who = token, f"{field}: {url}"
         self._socket: Any = None
+        # called about twice a second while an answer is awaited; may raise to end that
+        self.idle: Callable[[], None] | None = None
         self.greeting: Any = None
 
     @property
@@ -182,10 +186,23 @@ class Link:
             return LinkRefused(f"{what}; expected its token in {TOKEN_VARIABLE}")
         return LinkLost(what) if status >= 500 else LinkRefused(what)
 
+    def _next(self) -> Any:
+        """The next message; TimeoutError if it takes too long."""
+        end = time.monotonic() + self.timeout
+        while True:
+            left = end - time.monotonic()
+            try:
+                return self._socket.recv(timeout=min(max(left, 0), IDLE_EVERY))
+            except TimeoutError:
+                if left <= IDLE_EVERY:
+                    raise
+            if self.idle is not None:
+                self.idle()
+
     def _receive(self) -> Any:
         errors = websockets_module("exceptions")
         try:
-            answer = self._socket.recv(timeout=self.timeout)
+            answer = self._next()
         except TimeoutError:
             raise LinkLost(f"{self._who}: no answer within {self.timeout:g} s") from None
         except errors.ConnectionClosed as error:

@@ -11,6 +11,7 @@ from common_utils.ranges import (
     EpisodeLength,
     NotNegativeNumber,
     PictureSize,
+    PositiveNumber,
     RewardScale,
     Stack,
 )
@@ -62,13 +63,22 @@ class EnvConfig:
     record_sim_state: Flag = 0
     # gymnasium: module to import first, so that it registers the id
     gym_module: str = ""
-    # gymnasium: observation key(s) of the state, joined by "+" ("": observations are one vector)
+    # gymnasium, remote: observation key(s) of the state, joined by "+" ("": observations are one
+    # vector)
     gym_state_key: str = ""
-    # gymnasium: observation key(s) of proprioception ("": none)
+    # gymnasium, remote: observation key(s) of proprioception ("": none)
     gym_prop_key: str = ""
-    # gymnasium: what is success: an info key, "terminated", "truncated" (lasting to the time
-    # limit), or "" for a reward of at least 1
+    # gymnasium, remote: what is success: an info key, "terminated", "truncated" (lasting to the
+    # time limit), or "" for a reward of at least 1
     gym_success_key: str = ""
+    # remote: address of the server that has the environment, ws://HOST:PORT
+    remote_url: str = ""
+    # remote: seconds that an answer to a step may take
+    remote_step_timeout: PositiveNumber = 10.0
+    # remote: seconds that a reset may take (a person may have to put the scene in order)
+    remote_reset_timeout: PositiveNumber = 600.0
+    # remote: seconds to go on trying after the connection was lost
+    remote_retry_for: NotNegativeNumber = 300.0
 
     # particle, block_pushing: distance at which a goal counts as reached (0: the task's own)
     goal_tolerance: NotNegativeNumber = 0.0
@@ -80,7 +90,8 @@ class EnvConfig:
 
 @dataclass
 class GymConfig:
-    """How a run reads an environment of gymnasium (suite gymnasium; docs/environments.md)."""
+    """How a run reads an environment of gymnasium (suites gymnasium and remote;
+    docs/environments.md)."""
 
     # module to import first, so that it registers the id
     module: str = ""
@@ -94,6 +105,25 @@ class GymConfig:
     def env_fields(self) -> dict[str, Any]:
         """The fields of EnvConfig that these are."""
         return {f"gym_{name}": value for name, value in vars(self).items()}
+
+
+@dataclass
+class RemoteConfig:
+    """Where an environment in another process is, and how long to wait for it (suite remote;
+    docs/remote.md)."""
+
+    # address of the server that has the environment, ws://HOST:PORT
+    url: str = ""
+    # seconds that an answer to a step may take
+    step_timeout: PositiveNumber = 10.0
+    # seconds that a reset may take (a person may have to put the scene in order)
+    reset_timeout: PositiveNumber = 600.0
+    # seconds to go on trying after the connection was lost
+    retry_for: NotNegativeNumber = 300.0
+
+    def env_fields(self) -> dict[str, Any]:
+        """The fields of EnvConfig that these are."""
+        return {f"remote_{name}": value for name, value in vars(self).items()}
 
 
 def arm_observations(cfg: EnvConfig, prop_dim: int, state_dim: int) -> dict[str, ArraySpec]:

@@ -12,13 +12,14 @@
           besides the observation: arrays for this step, strings for the episode
 
 An environment has no generator of its own. All randomness of an episode follows from the seed
-given to ``reset``, so an episode is (seed, actions). This is also how it is resumed.
+given to ``reset``, so an episode is (seed, actions). This is also how it is resumed. A robot cannot
+promise this: it has ``replayable`` False, and a resumed run begins a new episode.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
@@ -37,6 +38,24 @@ class EnvError(UserError):
     """An environment was misused, or cannot be built here. The message says what to do."""
 
 
+class EpisodeLost(EnvError):
+    """The running episode cannot go on, but the environment is there: reset it and play another."""
+
+
+class EnvGone(EnvError):
+    """The environment is somewhere else and does not answer any more; nobody waits any longer."""
+
+
+def _print(line: str) -> None:
+    from common_utils.progress import console  # workers need none
+
+    console().print(line, markup=False, highlight=False)
+
+
+def _do_nothing() -> None:
+    """Nothing."""
+
+
 class Env(ABC):
     """Base class: stacking, validation and replayable episodes live in subclasses' helpers."""
 
@@ -49,6 +68,18 @@ class Env(ABC):
     achieved_by_reward: ClassVar[bool] = False
     # seconds spent drawing images so far (if the suite draws them in this process)
     render_seconds: float = 0.0
+    # seconds in which messages to another process were on their way so far (suite remote)
+    network_seconds: float = 0.0
+    # whether the same seed and actions give the same episode. If not, the episode that was running
+    # when a state was saved is dropped when that state is loaded
+    replayable: bool = True
+    # there is one of it: a second one of the same process ends the episode of the first, and
+    # evaluations have no workers
+    only_one: ClassVar[bool] = False
+    # prints a line about something outside that was lost, or is back
+    say: Callable[[str], None] = staticmethod(_print)
+    # called again and again while it waits for something outside; may raise to end that
+    on_wait: Callable[[], None] = staticmethod(_do_nothing)
 
     @abstractmethod
     def reset(self, *, seed: int) -> tuple[ObsDict, dict[str, Any]]:
@@ -56,7 +87,11 @@ class Env(ABC):
 
     @abstractmethod
     def step(self, action: np.ndarray) -> tuple[ObsDict, float, bool, bool, dict[str, Any]]:
-        """One control step: (obs, reward, terminated, truncated, info)."""
+        """One control step: (obs, reward, terminated, truncated, info).
+
+        Environments that are not ``replayable`` may raise EpisodeLost; any that are somewhere else
+        may raise EnvGone, here and in ``reset``.
+        """
 
     @abstractmethod
     def render(self, camera: str | None = None) -> np.ndarray:

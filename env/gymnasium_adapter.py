@@ -72,6 +72,8 @@ class GymnasiumEnv(SeededEnv):
     [S * state_stack]. The reward is the environment's own, summed over ``action_repeat`` steps.
     """
 
+    _draws_here = True  # with this process's OpenGL
+
     def __init__(self, cfg: EnvConfig) -> None:
         self._open(cfg, _registered(cfg))
 
@@ -91,7 +93,7 @@ class GymnasiumEnv(SeededEnv):
         self.cfg, self._make = cfg, make
         # images take time, and may need GL: render only if they are requested
         pictures = RENDER in cfg.cameras or bool(cfg.record_images)
-        load_triton_before_mesa(rendering=pictures)
+        load_triton_before_mesa(rendering=pictures and self._draws_here)
         self._sim: Any = make("rgb_array" if pictures else None)
         self._action_low, self._action_high = self._action_bounds()
         spaces = self._spaces()
@@ -198,7 +200,7 @@ class GymnasiumEnv(SeededEnv):
             if size:
                 observations[name] = ArraySpec((size * stack,), "float32", stack)
         return EnvSpec(
-            suite="gymnasium",
+            suite=cfg.suite or "gymnasium",
             task=cfg.task,
             observations=observations,
             action_dim=len(self._action_low),
@@ -225,6 +227,8 @@ class GymnasiumEnv(SeededEnv):
             if viewer is not None:
                 viewer.make_context_current()
             picture = self._sim.render()
+        except EnvError:  # of an environment in another process
+            raise
         except Exception as error:  # whatever its renderer raises
             raise EnvError(
                 f"task '{self.cfg.task}' cannot render here: {error!r}; "

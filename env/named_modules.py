@@ -4,7 +4,8 @@
 name a module that is imported to register the task. The user is trusted: the command line, and
 a configuration that they passed. A checkpoint (its cfg.yaml) and demonstrations are not:
 importing a module that they name would run any code under that name. This is decided before the
-first environment is made, so that workers receive the result.
+first environment is made, so that workers receive the result. The address of an environment on
+another machine (``remote_url``) is treated in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from common_utils.run_config import ConfigError
 from env.core import EnvError
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
     from env.config import EnvConfig
 
 SUITE = "gymnasium"  # the one suite that imports by name
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust_module NAME`` (may be repeated) to programs that load checkpoints."""
     parser.add_argument(
         "--trust_module", action="append", default=[], metavar="NAME",
-        help="a module that a checkpoint may name, which is then imported (docs/security.md)",
+        help="a module, or the address of an environment (ws://...), that a checkpoint may name: "
+        "it is then imported, or connected to (docs/security.md)",
     )  # fmt: skip
 
 
@@ -77,6 +81,20 @@ def settle_modules(env: EnvConfig, trust_module: str | Iterable[str], source: st
         if module == env.gym_module:
             env = replace(env, gym_module="")
     return env
+
+
+def check_address(env: EnvConfig, trust_module: str | Iterable[str], source: str) -> None:
+    """Raise ConfigError if ``env`` (described by ``source``) is on another machine, unless its
+    address is trusted: whoever answers there would get a token, and the checkpoint's actions a
+    robot.
+    """
+    url = env.remote_url
+    if not url or urlsplit(url).hostname in LOOPBACK or url in module_names(trust_module):
+        return
+    raise ConfigError(
+        f"{source}: names the environment at '{url}'; it would be connected to, so only if you "
+        f"trust it: --trust_module {url} (in Python: trust_module='{url}')"
+    )
 
 
 @lru_cache

@@ -13,6 +13,7 @@ SUITES = {
     "particle": "env.particle.env:ParticleEnv",
     "block_pushing": "env.block_pushing.env:BlockPushEnv",
     "d4rl": "env.d4rl:D4RLEnv",
+    "remote": "env.network.env:RemoteEnv",
 }
 
 # suites that are implied by a task's name: a pattern of the whole name, ignoring case (the first

@@ -21,7 +21,8 @@ import torch
 from common_utils.finite import check_action
 from common_utils.lookup import resolve
 from common_utils.specs import EnvSpec, Player
-from env.core import Env
+from env.core import Env, EnvError
+from env.factory import suite_class
 from env.remote import DEFAULT_MAKER, WorkerProcess
 from evaluate.rollout import (
     Episode,
@@ -40,6 +41,14 @@ PAUSE_EVERY = 0.5
 
 def _nothing() -> None:
     """A pause that does nothing."""
+
+
+def _only_one(env_cfg: Mapping[str, Any]) -> bool:
+    """Whether there is one environment of this kind, which workers cannot share."""
+    try:
+        return suite_class(env_cfg.get("suite", "")).only_one
+    except EnvError:  # an unknown suite is refused when it is made
+        return False
 
 
 @dataclass
@@ -71,7 +80,8 @@ class EvalPool:
 
     Args:
         env_cfg: ``asdict(EnvConfig)``, or what ``maker`` takes (copied, never changed).
-        num_proc: worker processes; 0 plays in this process (with one environment).
+        num_proc: worker processes; 0 plays in this process (with one environment), and so does
+            any number with a suite of which there is only one environment (``Env.only_one``).
         timeout: seconds a worker may take for one step or reset before it counts as hung.
         maker: "module:function" that builds an Env from ``env_cfg`` (importable in a worker).
 
@@ -90,13 +100,15 @@ class EvalPool:
         if num_proc < 0:
             raise ValueError(f"num_proc is {num_proc}; must be 0 (this process) or more")
         self.env_cfg = copy.deepcopy(dict(env_cfg))
-        self.num_proc = num_proc
+        self.num_proc = 0 if maker == DEFAULT_MAKER and _only_one(self.env_cfg) else num_proc
         self.timeout = timeout
         self.maker = maker
         self._workers: list[_Worker] = []
         self._env: Env | None = None
         self._spec: EnvSpec | None = None
         self._pause = _nothing
+        # what the environment in this process says goes there (None: to the console)
+        self.say: Callable[[str], None] | None = None
 
     def __enter__(self) -> EvalPool:
         return self
@@ -117,6 +129,14 @@ class EvalPool:
         if self._env is None:
             self._env = resolve(self.maker)(copy.deepcopy(self.env_cfg))
         return self._env
+
+    def _local_env_for(self, pause: Callable[[], None]) -> Env:
+        """The environment in this process, for one evaluation."""
+        env = self._local_env()
+        env.on_wait = pause
+        if self.say is not None:
+            env.say = self.say
+        return env
 
     def _start(self) -> None:
         """Start what is missing; all workers build their environments at the same time."""
@@ -175,7 +195,7 @@ class EvalPool:
         check_games(num_game, seed)
         if self.num_proc == 0:
             return run_eval(
-                self._local_env(),
+                self._local_env_for(pause),
                 agent,
                 num_game,
                 seed,

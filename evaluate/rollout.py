@@ -22,9 +22,12 @@ from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
 from common_utils.specs import Player
-from env.core import Env, ObsDict
+from env.core import Env, EpisodeLost, ObsDict
 from evaluate.stats import Rate, wilson
 from evaluate.video import annotate, write_video
+
+# of a game that is lost on the way, in an environment somewhere else
+MOST_TRIES = 10
 
 
 class EvalError(UserError):
@@ -209,8 +212,7 @@ def run_eval(
     episodes = []
     with evaluating(agent):
         for game_seed in range(seed, seed + num_game):
-            frames: list[np.ndarray] | None = [] if record else None
-            episode = play_episode(env, runner, game_seed, frames, pause)
+            episode, frames = _play_until_played(env, runner, game_seed, bool(record), pause)
             episodes.append(episode)
             if record and frames is not None:
                 outcome = "success" if episode.success else "failure"
@@ -218,6 +220,21 @@ def run_eval(
             if verbose:
                 print_episode(episode)
     return EvalResult.of(episodes)
+
+
+def _play_until_played(
+    env: Env, runner: PolicyRunner, seed: int, record: bool, pause: Callable[[], None] | None
+) -> tuple[Episode, list[np.ndarray] | None]:
+    """One game and its frames; a game that was lost on the way is played again from the start."""
+    for left in reversed(range(MOST_TRIES)):
+        frames: list[np.ndarray] | None = [] if record else None
+        try:
+            return play_episode(env, runner, seed, frames, pause), frames
+        except EpisodeLost as error:
+            if not left:
+                raise EvalError(f"seed {seed}: lost {MOST_TRIES} times: {error}") from error
+            env.say(f"seed {seed} is played again: {error}")
+    raise AssertionError  # the last try has returned or raised
 
 
 def print_episode(episode: Episode) -> None:

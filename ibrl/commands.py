@@ -36,6 +36,7 @@ COMMANDS = (
     Command("demos oracle", "tools.collect_oracle", "by experts for Implicit BC's tasks", "sim"),
     Command("serve", "tools.serve", "serve a policy to robots (openpi's protocol)", "serve"),
     Command("export", "tools.export", "policies as ONNX, weights as safetensors"),
+    Command("serve-env", "tools.serve_env", "offer an environment to a trainer elsewhere", "serve"),
     Command("inspect", "tools.inspect_dataset", "what a file of demonstrations contains"),
     Command("plot", "tools.plot_runs", "learning curves of runs"),
     Command("doctor", "common_utils.doctor", "what is installed here, how to fix problems", ""),

@@ -161,6 +161,19 @@ class ReplayBuffer:
         self.successes.begin(record)
         self._running = True
 
+    @property
+    def is_running(self) -> bool:
+        """Whether an episode has begun and not ended."""
+        return self._running
+
+    def drop_episode(self) -> None:
+        """Forget the episode that has begun: none of its steps is stored."""
+        if not self._running:
+            raise ReplayError("drop_episode: no episode is running")
+        self._episode.reset()
+        self.successes.begin(None)
+        self._running = False
+
     def add(
         self,
         obs: ObsLike,

@@ -17,7 +17,7 @@ from common_utils.run_state import RunState
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
 from env.core import Env
-from env.named_modules import module_names, settle_modules, split_task
+from env.named_modules import check_address, module_names, settle_modules, split_task
 from rl.agent import Agent, AgentInputs
 from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_policy import env_of, load_policy, naming_fields
@@ -226,6 +226,7 @@ def load_model(
         print(note)
     bc_policies, bc_cameras = load_bc_policies(cfg, trusted, kept)
     env_cfg = settle_modules(rl_env_config(cfg, bc_cameras), trust_module, f"'{path}'")
+    check_address(env_cfg, trust_module, f"'{path}'")
     env = env_of(env_cfg, path)
     agent = build_agent(cfg, env.spec, bc_policies)
     put_weights(agent, weights, weight_file, "weight_file")

@@ -25,7 +25,13 @@ from common_utils.specs import SpecError
 from env.config import EnvConfig
 from env.core import Env, EnvError
 from env.factory import adopt_env_args, make_env, suite_class
-from env.named_modules import SUITE, module_names, modules_of, settle_modules
+from env.named_modules import (
+    SUITE,
+    check_address,
+    module_names,
+    modules_of,
+    settle_modules,
+)
 from env.suites import SUITES
 from evaluate.multi_process_eval import EvalPool
 from networks.encoder import SmallImageError, set_precision
@@ -246,7 +252,9 @@ def load_model(
     Raises SpecError where that environment does not deliver what the policy reads.
     """
     policy, cfg = load_policy(weight_file, device, trust_module=trust_module)
-    env = env_of(cfg.env, Path(weight_file).parent / run_config.CFG_NAME)
+    path = Path(weight_file).parent / run_config.CFG_NAME
+    check_address(cfg.env, trust_module, f"'{path}'")
+    env = env_of(cfg.env, path)
     check_plays_in(env, policy, f"weight_file: the policy of '{weight_file}'")
     return policy, env, asdict(cfg.env)
 

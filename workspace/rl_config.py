@@ -29,7 +29,7 @@ from common_utils.ranges import (
     Workers,
 )
 from common_utils.run_config import Flag, RunConfig
-from env.config import EnvConfig, GymConfig
+from env.config import EnvConfig, GymConfig, RemoteConfig
 from env.suites import Suite
 from rl.agent import AgentConfig, RunFacts
 from rl.registry import AGENTS, DEFAULT_AGENT, AgentKind
@@ -49,6 +49,10 @@ RESUMABLE_CHANGES = (
     "replay_prefetch",
     "kernel_threads",
     "trust_module",
+    "remote.url",
+    "remote.step_timeout",
+    "remote.reset_timeout",
+    "remote.retry_for",
 )
 
 
@@ -98,6 +102,7 @@ class MainConfig(Kinded, RunConfig):
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
     gym: GymConfig = field(default_factory=GymConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     # exploration noise: linear from stddev_max ...
     stddev_max: Annotated[float, Between(0, 100)] = 1.0
     # ... to stddev_min (clamped to stddev_max) ...
@@ -317,4 +322,5 @@ def rl_env_config(cfg: MainConfig, bc_cameras: list[str] | None = None) -> EnvCo
         goal_tolerance=cfg.goal_tolerance,
         hide_velocity=cfg.hide_velocity,
         **cfg.gym.env_fields(),
+        **cfg.remote.env_fields(),
     )

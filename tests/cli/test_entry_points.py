@@ -13,6 +13,7 @@ from tests.docs.commands import REPO, commands, module_of
 
 # no programs for people: what runs them, and why their errors take another way
 OTHERS = {
+    "tools/env_server/__main__.py": "for a robot, which has nothing else; here: tools/serve_env.py",
     "env/worker.py": "started by evaluate's pool; its errors are messages on a connection",
     "tests/replay/stress.py": "started by a test under sanitizers, imports the C++ module alone",
 }
