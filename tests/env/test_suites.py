@@ -51,7 +51,7 @@ def test_both_trainers_take_every_suite():
 )
 def test_an_unknown_suite_is_refused_with_the_names(program, option):
     with pytest.raises(
-        ConfigError, match=r"suite: expected one of .*robosuite, .*d4rl, got 'chess'"
+        ConfigError, match=r"suite: expected one of .*robosuite, .*d4rl, remote, got 'chess'"
     ):
         run_config.parse_args(program.MainConfig, [option, "chess"])
     with pytest.raises(EnvError, match="suite 'chess' is unknown; expected one of .*robosuite"):
