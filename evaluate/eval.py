@@ -3,6 +3,7 @@
     python -m evaluate.eval --weight exps/rl/run1/model0.pt --num_game 50
     python -m evaluate.eval --folder exps/bc --include model --num_game 50
     python -m evaluate.eval --weight exps/bc/run1/model0.pt --mp 0 --record_dir videos
+    python -m evaluate.eval --weight exps/rl/run1/model0.pt --mp 0 --num_game 1 --rerun_dir rerun
 
 Exit status 0 on success, 2 when the command or a checkpoint cannot be used.
 """
@@ -24,10 +25,12 @@ from common_utils.kept_weights import is_copy
 from common_utils.options import Options, numeric
 from common_utils.ranges import Positive, Seed, Threads
 from common_utils.run_config import ConfigError
+from common_utils.run_folder import output_folder
 from env.core import Env
 from env.named_modules import add_trust_option
 from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.protocol import Protocol, protocol_of
+from evaluate.recording import Recordings
 from evaluate.rollout import EvalResult
 from evaluate.stats import Rate, wilson
 from networks import fast
@@ -74,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         help="1: one observation per forward pass, scores exactly as with --mp 0",
     )  # fmt: skip
     parser.add_argument("--record_dir", help="write one MP4 per episode here (needs --mp 0)")
+    parser.add_argument(
+        "--rerun_dir",
+        help="write one recording (.rrd) per episode here, for the viewer of rerun: pictures, "
+        "actions, value of each candidate, energies (needs --mp 0 and --weight)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_trust_option(parser)
     parser.add_argument("--verbose", type=numeric(Flag), default=1, help="1: a line per game")
@@ -135,6 +143,10 @@ class Evaluator:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.protocol = Protocol()  # that of the checkpoint evaluated last
+        self._recordings: Recordings | None = None
+        if args.rerun_dir is not None:
+            self._recordings = Recordings(output_folder(args.rerun_dir, "--rerun_dir", "a folder"))
+            self._recordings.check(range(args.seed, args.seed + args.repeat * args.num_game))
         self._pool: EvalPool | None = None
 
     def _pool_for(self, params: dict[str, Any]) -> EvalPool:
@@ -166,6 +178,7 @@ class Evaluator:
             "one_by_one": bool(args.one_by_one),
             "record": args.record_dir,
             "verbose": bool(args.verbose),
+            "recordings": self._recordings,
         }
         if args.weight and args.repeat == 1:
             return run_eval_mp(params, agent, args.mp, args.num_game, seed, **options)
@@ -226,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.record_dir and args.mp:
         parser.error("--record_dir needs --mp 0")
+    if args.rerun_dir is not None and (args.mp or not args.weight):
+        parser.error("--rerun_dir needs --mp 0 and --weight")
     if args.include and not args.folder:
         parser.error("--include goes with --folder")
     evaluator = Evaluator(args)

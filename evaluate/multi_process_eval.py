@@ -24,6 +24,7 @@ from common_utils.specs import EnvSpec, Player
 from env.core import Env, EnvError
 from env.factory import suite_class
 from env.remote import DEFAULT_MAKER, WorkerProcess
+from evaluate.recording import Recordings
 from evaluate.rollout import (
     Episode,
     EvalError,
@@ -181,14 +182,15 @@ class EvalPool:
         record: str | Path | None = None,
         verbose: bool = False,
         pause: Callable[[], None] = _nothing,
+        recordings: Recordings | None = None,
     ) -> EvalResult:
         """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
         Observations that are ready are evaluated in one forward pass, whose rounding may differ
         from single ones in the last bits; ``one_by_one`` evaluates each alone, so that scores
         equal those of ``run_eval`` exactly. Agents with ``stochastic_eval`` are always evaluated
-        one by one, each game with its own generator. ``record`` needs ``num_proc`` 0. ``pause`` is
-        called between steps; if it raises, the evaluation ends.
+        one by one, each game with its own generator. ``record`` and ``recordings`` need
+        ``num_proc`` 0. ``pause`` is called between steps; if it raises, the evaluation ends.
 
         Raises EvalError for a dead, hung or failing worker; no process is left behind.
         """
@@ -203,9 +205,10 @@ class EvalPool:
                 record=record,
                 verbose=verbose,
                 pause=pause,
+                recordings=recordings,
             )
-        if record is not None:
-            raise ValueError("recording videos needs num_proc 0 (mp 0)")
+        if record is not None or recordings is not None:
+            raise ValueError("recording needs num_proc 0 (mp 0)")
         runner = PolicyRunner(agent, eval_mode=eval_mode)
         self._pause = pause
         try:
@@ -289,6 +292,7 @@ def run_eval_mp(
     one_by_one: bool = False,
     record: str | Path | None = None,
     verbose: bool = False,
+    recordings: Recordings | None = None,
 ) -> EvalResult:
     """One evaluation in worker processes, which end afterwards.
 
@@ -307,4 +311,5 @@ def run_eval_mp(
             one_by_one=one_by_one,
             record=record,
             verbose=verbose,
+            recordings=recordings,
         )

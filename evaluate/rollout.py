@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,8 +21,9 @@ from common_utils.errors import UserError
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
-from common_utils.specs import Player
+from common_utils.specs import Decision, Explainer, Player
 from env.core import Env, EpisodeLost, ObsDict
+from evaluate.recording import EpisodeRecording, Recordings
 from evaluate.stats import Rate, wilson
 from evaluate.video import annotate, write_video
 
@@ -120,6 +121,15 @@ class PolicyRunner:
         action = self.agent.act(tensors, eval_mode=self.eval_mode, cpu=True, generator=generator)
         return _to_numpy(action, 1)
 
+    def explain(self, obs: ObsDict, generator: torch.Generator | None = None) -> Decision:
+        """The action of :meth:`act` for one observation, and its reasons if the agent says them."""
+        tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+        if isinstance(self.agent, Explainer):
+            decision = self.agent.explain(tensors, generator=generator)
+        else:
+            decision = Decision(self.agent.act(tensors, generator=generator))
+        return replace(decision, action=torch.from_numpy(_to_numpy(decision.action, 1)))
+
     def act_batch(self, batch: Sequence[ObsDict]) -> np.ndarray:
         """float32 [B, A] for B observations in one forward pass."""
         tensors = {key: torch.from_numpy(np.stack([obs[key] for obs in batch])) for key in batch[0]}
@@ -157,8 +167,9 @@ def play_episode(
     seed: int,
     frames: list[np.ndarray] | None = None,
     pause: Callable[[], None] | None = None,
+    recording: EpisodeRecording | None = None,
 ) -> Episode:
-    """One game; annotated frames are appended to ``frames`` when given.
+    """One game; annotated frames are appended to ``frames`` when given, steps to ``recording``.
 
     ``pause`` is called before every step; if it raises, the game ends.
     Raises NonFiniteError for an action, reward or observation that is not finite.
@@ -172,7 +183,12 @@ def play_episode(
             pause()
         if frames is not None:
             frames.append(annotate(env.render(), f"seed {seed}  step {length}", success))
-        action = runner.act(obs, generator)
+        if recording is None:
+            action = runner.act(obs, generator)
+        else:
+            decision = runner.explain(obs, generator)
+            recording.before(length, env, obs, decision)
+            action = decision.action.numpy()
         check_action(action, seed, length)
         obs, reward, terminated, truncated, info = env.step(action)
         length += 1
@@ -180,6 +196,10 @@ def play_episode(
         score += float(reward)
         success = success or bool(info["success"])
         done = terminated or truncated
+        if recording is not None:
+            recording.after(float(reward), score, success)
+    if recording is not None:
+        recording.before(length, env, obs)
     if frames is not None:
         outcome = "" if success else "  failure"  # annotate marks successes
         last = annotate(env.render(), f"seed {seed}  step {length}{outcome}", success)
@@ -197,6 +217,7 @@ def run_eval(
     record: str | Path | None = None,
     verbose: bool = False,
     pause: Callable[[], None] | None = None,
+    recordings: Recordings | None = None,
 ) -> EvalResult:
     """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
@@ -206,13 +227,20 @@ def run_eval(
         record: folder for one MP4 per game (needs an environment that can render).
         verbose: print one line per game.
         pause: called between steps; if it raises, the evaluation ends.
+        recordings: where to keep each game for rerun's viewer (with ``eval_mode``).
     """
     check_games(num_game, seed)
+    if recordings is not None:
+        if not eval_mode:
+            raise ValueError("recordings show how an agent acts in eval mode (eval_mode True)")
+        recordings.check(range(seed, seed + num_game))
     runner = PolicyRunner(agent, eval_mode=eval_mode)
     episodes = []
     with evaluating(agent):
         for game_seed in range(seed, seed + num_game):
-            episode, frames = _play_until_played(env, runner, game_seed, bool(record), pause)
+            episode, frames = _play_until_played(
+                env, runner, game_seed, bool(record), pause, recordings
+            )
             episodes.append(episode)
             if record and frames is not None:
                 outcome = "success" if episode.success else "failure"
@@ -223,13 +251,21 @@ def run_eval(
 
 
 def _play_until_played(
-    env: Env, runner: PolicyRunner, seed: int, record: bool, pause: Callable[[], None] | None
+    env: Env,
+    runner: PolicyRunner,
+    seed: int,
+    record: bool,
+    pause: Callable[[], None] | None,
+    recordings: Recordings | None,
 ) -> tuple[Episode, list[np.ndarray] | None]:
     """One game and its frames; a game that was lost on the way is played again from the start."""
     for left in reversed(range(MOST_TRIES)):
         frames: list[np.ndarray] | None = [] if record else None
         try:
-            return play_episode(env, runner, seed, frames, pause), frames
+            if recordings is None:
+                return play_episode(env, runner, seed, frames, pause), frames
+            with recordings.episode(env.spec, seed) as recording:
+                return play_episode(env, runner, seed, frames, pause, recording), frames
         except EpisodeLost as error:
             if not left:
                 raise EvalError(f"seed {seed}: lost {MOST_TRIES} times: {error}") from error
