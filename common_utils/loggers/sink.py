@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger is told about the run."""
+    """What a logger gets to know of the run."""
 
     save_dir: Path
     # of the run, also after it is resumed; "" for runs of earlier versions
