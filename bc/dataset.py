@@ -143,12 +143,17 @@ class RobomimicDataset:
             self._file.close()
 
     def _select(self) -> _Table:
-        cfg, names = self.cfg, self._file.names
+        cfg, key = self.cfg, self.cfg.filter_key
+        names = self._file.filtered(key) if key else self._file.names
         if cfg.num_data > len(names):
             raise self._file.error(
-                None, "data", f"holds {len(names)} demonstrations, expected at least "
-                f"{cfg.num_data} (dataset.num_data, or preload_num_data of an RL run)"
+                None, f"mask/{key}" if key else "data", f"holds {len(names)} demonstrations, "
+                f"expected at least {cfg.num_data} (dataset.num_data, or preload_num_data of an RL "
+                "run)"
             )  # fmt: skip
+        if key:
+            total = len(self._file.names)
+            self.notes.append(f"filter key {key}: {len(names)} of its {total} demonstrations")
         table = _Table()
         for name in names if cfg.num_data < 0 else names[: cfg.num_data]:
             length = self._file.length(name)

@@ -41,6 +41,8 @@ class KeyOptions:
 class DemoOptions:
     """How the numbers in a demonstration file are read: the options that BC and RL share."""
 
+    # only the demonstrations that this filter key of the file lists (mask/train: train); "": all
+    filter_key: str = ""
     max_len: AllOr = -1  # drop demonstrations longer than this many steps; -1: none
     action_low: list[float] = field(default_factory=list)  # the file's action range, mapped to
     action_high: list[float] = field(default_factory=list)  # [-1, 1]: one number, or one per dim

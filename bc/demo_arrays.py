@@ -6,6 +6,7 @@ What the arrays mean is in ``bc.demos``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,12 @@ from common_utils.errors import UserError
 from common_utils.resources import available_memory, format_bytes
 
 Opened = TypeVar("Opened", bound="DemoArrays")
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The names, or the first of them and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class DatasetError(UserError):
@@ -92,7 +99,38 @@ class DemoArrays(ABC):
         """Whether there is anything at ``key``."""
         return key in self.all_keys(name)
 
+    def filter_keys(self) -> list[str]:
+        """Names of its lists of demonstrations (robomimic's filter keys), sorted."""
+        return []
+
+    def listed(self, key: str) -> list[str]:
+        """The names in one of these lists, as they are stored."""
+        raise NotImplementedError  # only asked where there are filter keys
+
     # ------------------------------------------------------------ what they have in common
+
+    def filtered(self, key: str) -> list[str]:
+        """The demonstrations that filter key ``key`` lists, in reading order.
+
+        Raises DatasetError if there is no such list, or if it names what is no demonstration.
+        """
+        if key not in (keys := self.filter_keys()):
+            expected = f"one of {', '.join(keys)}" if keys else "'': it has no filter keys"
+            raise self.error(
+                None, "mask", f"dataset.filter_key: found '{key}', expected {expected}"
+            )
+        place, listed = f"mask/{key}", self.listed(key)
+        if not listed:
+            raise self.error(None, place, "found an empty list, expected names of demonstrations")
+        if absent := sorted(set(listed) - set(self.names)):
+            raise self.error(
+                None, place, f"names {few(absent)}, not in the file, which has {few(self.names)}"
+            )
+        if len(set(listed)) < len(listed):
+            twice = next(name for name in listed if listed.count(name) > 1)
+            raise self.error(None, place, f"names {twice} more than once")
+        chosen = set(listed)
+        return [name for name in self.names if name in chosen]
 
     def __enter__(self: Opened) -> Opened:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from bc.demo_arrays import few
 from bc.demos import DatasetError, Demos, Stored
 from common_utils import h5_read
 from common_utils.made_by import how_to_make
+
+MOST_NAMES = 2**16  # in a filter key
 
 # What h5py was seen to raise on files with damaged bytes.
 H5_FAULTS = (
@@ -33,12 +36,6 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     """Numbers by their size, as lengths and digits: python refuses to read the longest."""
     parts = enumerate(re.split(r"([0-9]+)", name))
     return [(1, len(n := p.lstrip("0")), n) if i % 2 else (0, 0, p) for i, p in parts]
-
-
-def _few(names: Sequence[str], most: int = 4) -> str:
-    """The names, or the first of them and how many there are."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 class DemoStore(Demos):
@@ -104,15 +101,15 @@ class DemoStore(Demos):
         notes = []
         if others[True] and named:
             notes.append(
-                f"{len(others[True])} demonstrations are not called demo_*: {_few(others[True])}; "
+                f"{len(others[True])} demonstrations are not called demo_*: {few(others[True])}; "
                 f"they are read after the {len(named)} that are"
             )
         if others[False]:
-            notes.append(f"no demonstration, since without 'actions': {_few(others[False])}")
+            notes.append(f"no demonstration, since without 'actions': {few(others[False])}")
         if not named and not others[True]:
             raise self.error(
                 None, "data", "no demonstration in it, which is a group 'demo_*' or any other with "
-                f"'actions'; it holds {_few(others[False]) or 'nothing'}"
+                f"'actions'; it holds {few(others[False]) or 'nothing'}"
             )  # fmt: skip
         return sorted(named, key=_natural) + others[True], notes
 
@@ -121,6 +118,32 @@ class DemoStore(Demos):
             return h5_read.find(self._data, f"{name}/actions") is not None
         except h5_read.Refused:
             return False
+
+    def filter_keys(self) -> list[str]:
+        """Names of the lists of demonstrations in ``mask`` (robomimic's filter keys), sorted."""
+        masks = self.find(None, "mask")
+        if masks is None:
+            return []
+        if not isinstance(masks, h5py.Group):
+            raise self.error(None, "mask", "found a dataset, expected a group of filter keys")
+        with self._guard(None, "mask"):
+            return h5_read.names(masks)
+
+    def listed(self, key: str) -> list[str]:
+        """The names in filter key ``key``: robomimic's texts of fixed length, or of any length."""
+        place = f"mask/{key}"
+        found = self.find(None, place)
+        with self._guard(None, place):
+            if not isinstance(found, h5py.Dataset):
+                raise h5_read.Refused("found a group, expected a list of demonstrations")
+            h5_read.check(found)
+            if found.ndim != 1 or found.size > MOST_NAMES or found.dtype.kind not in "SO":
+                raise h5_read.Refused(
+                    f"found {found.dtype} of shape {list(found.shape)}, expected a list of at most "
+                    f"{MOST_NAMES:,} names"
+                )
+            listed = found[()]
+        return [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in listed]
 
     @property
     def data(self) -> h5py.Group:

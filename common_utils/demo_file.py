@@ -9,6 +9,7 @@
     data/demo_{i}.attrs["ended"]  "terminated" or "truncated", if recorded
     data/demo_{i}/obs/{key}       prop, state: float [T, ...]
     data/demo_{i}/obs/{camera}_image   uint8 [T, 3*stack, s, s]
+    mask/{key}                    names of some of the demonstrations (robomimic's filter keys)
     data/demo_{i}/obs/{...}.attrs["stack"]   k, if each entry stacks k > 1 steps, newest first
 
 The observation after the last action is not stored.
@@ -68,6 +69,7 @@ class DemoWriter:
     """A file of demonstrations being written; see :func:`open_demos`."""
 
     def __init__(self, file: h5py.File, env_args: Mapping[str, Any] | None) -> None:
+        self._file = file
         self.data = file.create_group("data")
         self.lengths: list[int] = []
         if env_args is not None:
@@ -91,6 +93,11 @@ class DemoWriter:
         source.file.copy(source, self.data, name, **options)
         self.lengths.append(len(self.data[name]["actions"]))
         return self.data[name]
+
+    def add_masks(self, masks: Mapping[str, Sequence[str]]) -> None:
+        """Write filter keys (key -> names of demonstrations), stored as robomimic does."""
+        for key, names in masks.items():
+            self._file[f"mask/{key}"] = np.array(names, dtype="S")
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,13 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bc.loader import DemoFile
 from common_utils.atomic import atomic_torch_save, atomic_write
 from common_utils.config_types import Flag
+from common_utils.demo_file import DemoWriter
 from common_utils.errors import run_program
 from common_utils.options import Options, numeric
 from common_utils.progress import console
 from common_utils.ranges import AllOr, Between, OneOf, Or, PictureSize
 from common_utils.run_config import ConfigError
 from env.robosuite.sim import CONTROL_FREQ
-from tools.raw_demos import ReplaySettings, print_each_note, read_source
+from tools.raw_demos import ReplaySettings, masks_of, print_each_note, read_source
 from tools.recording import DemoRun, Job, Parts, kept_reported
 
 DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
@@ -48,8 +49,14 @@ DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]
 class ReplayRun(DemoRun):
     """A recording run with one attempt per demonstration of a file."""
 
+    # filter keys, with the new names of the demonstrations
+    masks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
     def _jobs(self, parts: Parts) -> Iterator[Job]:
         return itertools.takewhile(lambda job: job.number < self.num, super()._jobs(parts))
+
+    def _complete(self, out: DemoWriter) -> None:
+        out.add_masks(self.masks)
 
 
 PROCESSES = Annotated[int, Between(0, 256), Or(-1)]
@@ -140,6 +147,7 @@ def plan(options: argparse.Namespace) -> ReplayRun:
                 f"n: {options.n}, but '{path}' holds {len(names)} demonstrations, expected no more"
             )
         num = len(names) if options.n < 0 else options.n
+        masks = masks_of(file, {name: f"demo_{i}" for i, name in enumerate(names[:num])})
         longest = max(file.length(name) for name in names[:num])
     for note in source.notes:
         console().print(f"note: {note}", soft_wrap=True)
@@ -166,6 +174,7 @@ def plan(options: argparse.Namespace) -> ReplayRun:
         workers=min(cores if options.workers < 0 else options.workers, num),
         title=source.task,
         overwrite=bool(options.overwrite),
+        masks=masks,
     )
 
 

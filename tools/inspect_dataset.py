@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import h5py
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
@@ -50,7 +49,6 @@ from env.suites import SUITES
 FRAMES_READ = 3
 # a problem that many demonstrations share is reported once, with this many of their names
 NAMES_SHOWN = 4
-MOST_NAMES = 2**16  # in a mask
 
 
 @dataclass
@@ -129,7 +127,8 @@ def _sparse(file: DemoFile) -> bool:
 
 def _without_place(message: str, file: DemoFile, name: str) -> str:
     """The same fault of several demonstrations is one problem: drop file and demonstration."""
-    return message.removeprefix(f"'{file.path}', ").removeprefix(f"{name}, ")
+    message = message.removeprefix(f"'{file.path}', ")
+    return message.removeprefix(f"{name}, ") if name else message
 
 
 def _facts(file: DemoFile, report: Report) -> None:
@@ -162,29 +161,16 @@ def _facts(file: DemoFile, report: Report) -> None:
 
 
 def _masks(file: DemoFile, report: Report) -> None:
-    masks = file.find(None, "mask")
-    if masks is not None and not isinstance(masks, h5py.Group):
-        report.problem("mask is not a group of lists of demonstrations")
+    try:
+        keys = file.filter_keys()
+    except DatasetError as error:
+        report.problem(_without_place(str(error), file, ""))
         return
-    for key in h5_read.names(masks) if masks is not None else ():
+    for key in keys:
         try:
-            members = _mask(masks, key)
-        except H5_FAULTS as error:
-            report.problem(f"mask {key} cannot be read: {error}")
-            continue
-        report.facts[f"mask {key}"] = f"{len(members)} demonstrations"
-        if missing := sorted(set(members) - set(file.names)):
-            report.problem(f"mask {key} names demonstrations that are not there", missing[0])
-
-
-def _mask(masks: h5py.Group, key: str) -> list[str]:
-    dset = h5_read.find(masks, key)
-    if not isinstance(dset, h5py.Dataset):
-        raise h5_read.Refused("not a dataset")
-    h5_read.check(dset)
-    if dset.ndim != 1 or dset.size > MOST_NAMES:
-        raise h5_read.Refused(f"shape {list(dset.shape)}, expected a list of names")
-    return [n.decode() if isinstance(n, bytes) else str(n) for n in dset[()]]
+            report.facts[f"filter key {key}"] = f"{len(file.filtered(key))} demonstrations"
+        except DatasetError as error:
+            report.problem(_without_place(str(error), file, ""))
 
 
 def _json(path: Path) -> Any:

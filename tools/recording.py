@@ -25,7 +25,7 @@ import numpy as np
 
 from common_utils import run_config
 from common_utils.atomic import atomic_json, full_disk
-from common_utils.demo_file import Recording, open_demos, write_demo, write_env_cfg
+from common_utils.demo_file import DemoWriter, Recording, open_demos, write_demo, write_env_cfg
 from common_utils.errors import UserError
 from common_utils.h5_write import atomic_h5
 from common_utils.progress import RunProgress, console
@@ -383,8 +383,12 @@ class DemoRun:
                             f"out: '{path}' is damaged; delete it and run again"
                         ) from error
                     raise
+            self._complete(out)
         write_env_cfg(self.env_args, self.file)
         return out.lengths
+
+    def _complete(self, out: DemoWriter) -> None:
+        """Write what belongs to the whole file; here nothing."""
 
 
 @contextmanager

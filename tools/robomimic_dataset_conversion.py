@@ -43,7 +43,15 @@ from env.robosuite.replay import (
     to_base_frame,
 )
 from env.robosuite.sim import make_sim, reset_sim, step_sim
-from tools.raw_demos import RawDemo, Source, adopt, print_each_note, read_demo, read_source
+from tools.raw_demos import (
+    RawDemo,
+    Source,
+    adopt,
+    masks_of,
+    print_each_note,
+    read_demo,
+    read_source,
+)
 from tools.recording import disk_reported
 
 
@@ -181,6 +189,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
         names = file.names if num < 0 else file.names[:num]
         for note in source.notes:
             console().print(f"note: {note}", soft_wrap=True, markup=False)
+        masks = masks_of(file, {name: name for name in names})
         converter = Converter(file, source)
         reporter = Reporter(file, source) if with_report else None
         env_args = absolute_env_args(file.env_args)
@@ -204,8 +213,7 @@ def convert(dataset: Path, output: Path, num: int = -1, with_report: bool = Fals
                 if reporter is not None:
                     reports.append(reporter.report(demo, absolute))
                 progress.update(done + 1)
-            if num < 0 and (mask := file.find(None, "mask")) is not None:
-                file.root.copy(mask, out.data.file, "mask")
+            out.add_masks(masks)
     write_env_cfg(env_args, output)
     print_each_note(notes)
     return reports

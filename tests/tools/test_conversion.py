@@ -160,6 +160,29 @@ def test_dones_and_shaped_rewards(raw, tmp_path):
     assert (rewards > 0).all() and rewards[0] < 0.3 and rewards[-1] == 1
 
 
+def test_filter_keys_are_copied_with_the_new_names(raw, tmp_path, capsys):
+    with h5py.File(raw, "r+") as file:
+        file["data"].move("demo_1", "demo_7")
+        file["mask/train"] = np.array([b"demo_7", b"demo_0"])
+        file["mask/valid"] = np.array([b"demo_7"])
+    assert replay(raw, tmp_path / "out") == 0
+    with h5py.File(written(tmp_path / "out")) as file:
+        assert file["mask/train"][()].tolist() == [b"demo_0", b"demo_1"]
+        assert file["mask/valid"][()].tolist() == [b"demo_1"]
+        assert file["data/demo_1"].attrs["source_demo"] == "demo_7"
+    assert "filter key" not in capsys.readouterr().out
+    assert replay(raw, tmp_path / "first", "--n", "1") == 0
+    out = capsys.readouterr().out
+    assert "note: filter key train: 1 of its 2 demonstrations are written\n" in out
+    assert "filter key valid: 0 of its 1 demonstrations are written; it is left out\n" in out
+    with h5py.File(written(tmp_path / "first")) as file:
+        assert list(file["mask"]) == ["train"]
+    with h5py.File(raw, "r+") as file:
+        file["mask/valid"][0] = b"demo_1"
+    assert replay(raw, tmp_path / "faulty") == 2
+    assert "'mask/valid': names demo_1, not in the file" in capsys.readouterr().err
+
+
 def test_wrong_rewards_are_refused_or_reported(raw, tmp_path, capsys):
     with h5py.File(raw, "r+") as file:
         file["data/demo_1/rewards"][4] = 1

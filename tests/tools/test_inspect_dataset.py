@@ -122,7 +122,8 @@ def test_problems_of_the_whole_file(tmp_path):
         file["mask/train"] = np.array([b"demo_0", b"demo_9"])
     (tmp_path / "env_cfg.json").write_text(json.dumps({"env_name": "Lift"}))
     found = problems(path)
-    assert found["mask train names demonstrations that are not there"] == ["demo_9"]
+    names = "demo_0, demo_1, demo_2"
+    assert found[f"'mask/train': names demo_9, not in the file, which has {names}"] == []
     assert "env_cfg.json next to the file differs from its env_args" in found
     edit(path, "data/demo_2", None)
     with h5py.File(path, "r+") as file:
