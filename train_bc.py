@@ -43,6 +43,7 @@ from networks import fast
 from networks.graphs import compiled
 from networks.optim import set_lr, soft_update_params
 from networks.precision import products
+from tools.replayed import with_observations
 from workspace.bc_config import MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
@@ -275,6 +276,8 @@ def run(cfg: MainConfig) -> Workspace:
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
     cfg.overwrite = 0  # asked for once: a config that is used again must not say it
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
+        cameras = [] if cfg.dataset.use_state else cfg.dataset.rl_cameras
+        cfg.dataset.path = with_observations(cfg.dataset.path, cameras, cfg.save_dir)
         data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)

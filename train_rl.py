@@ -48,6 +48,7 @@ from evaluate.rollout import EvalResult
 from networks import fast
 from rl.agent import Agent
 from rl.successes import Record
+from tools.replayed import with_observations
 from workspace.build_agent import (
     bc_weights,
     build_agent,
@@ -382,6 +383,9 @@ def run(cfg: MainConfig) -> Workspace:
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)
         work = Workspace(cfg, weights)
         try:
+            if cfg.preload_num_data and cfg.preload_datapath:
+                seen = (cfg.preload_datapath, work.env_cfg.cameras, cfg.save_dir)
+                cfg.preload_datapath = with_observations(*seen)
             inputs = load_inputs(work) if state is None else []  # before a run is replaced
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder

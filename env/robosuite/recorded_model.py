@@ -44,6 +44,7 @@ LEFT = {
     *("rgba", "material", "friction", "solref", "solimp", "condim", "contype", "conaffinity"),
     *("margin", "gap", "priority", "solmix"),
     *("damping", "armature", "stiffness", "frictionloss", "limited", "range", "ref", "springref"),
+    "actuatorfrclimited",  # written by MuJoCo itself, as robosuite 1.5 saves models
 }
 WORDS = ("name", "type")
 
