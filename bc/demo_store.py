@@ -32,7 +32,7 @@ H5_FAULTS = (
 )  # fmt: skip
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """Numbers by their size, as lengths and digits: python refuses to read the longest."""
     parts = enumerate(re.split(r"([0-9]+)", name))
     return [(1, len(n := p.lstrip("0")), n) if i % 2 else (0, 0, p) for i, p in parts]
@@ -96,7 +96,7 @@ class DemoStore(Demos):
         found = h5_read.names(self._data)
         named = [n for n in found if n.startswith("demo")]
         others: dict[bool, list[str]] = {True: [], False: []}
-        for name in sorted(set(found) - set(named), key=_natural):
+        for name in sorted(set(found) - set(named), key=natural):
             others[self._has_actions(name)].append(name)
         notes = []
         if others[True] and named:
@@ -111,7 +111,7 @@ class DemoStore(Demos):
                 None, "data", "no demonstration in it, which is a group 'demo_*' or any other with "
                 f"'actions'; it holds {few(others[False]) or 'nothing'}"
             )  # fmt: skip
-        return sorted(named, key=_natural) + others[True], notes
+        return sorted(named, key=natural) + others[True], notes
 
     def _has_actions(self, name: str) -> bool:
         try:

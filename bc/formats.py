@@ -14,6 +14,8 @@ from pathlib import Path
 from bc.dataset_config import KeyOptions
 from bc.demos import DatasetError, Demos
 from bc.loader import DemoFile
+from bc.minari_demos import MinariDemos, is_minari
+from bc.replay_zarr import ReplayDemos, is_replay
 from common_utils.made_by import how_to_make
 
 
@@ -30,6 +32,8 @@ class Format:
 
 # the first row that recognises the path counts
 FORMATS: tuple[Format, ...] = (
+    Format("Zarr replay", "a folder or .zip with meta/episode_ends", is_replay, ReplayDemos),
+    Format("Minari", "a folder with data/metadata.json", is_minari, MinariDemos),
     Format("HDF5", "a file with a group 'data'", lambda path: not path.is_dir(), DemoFile),
 )
 

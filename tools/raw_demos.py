@@ -33,6 +33,8 @@ from tools.recording import Job, Outcome, store_part
 STEPS_TRIED = 20  # single actions played per demonstration, to check that they fit the states
 # share of an arm's movement in a step: a larger mean error is reported
 FITTING = 0.5
+PICTURE_GAP = 20  # of 255: a difference that is seen
+PICTURE_NOISE = 0.01  # mean difference of pictures whose poses agree to rounding
 OBS_TOLERANCE = 1e-3  # metres, and components of a quaternion
 
 
@@ -276,6 +278,7 @@ class Replayer:
         if demo.rewards is not None:
             notes += self._check_rewards(demo, np.array(recording.rewards), fresh_rewards)
         notes += _check_obs(demo, recording)
+        notes += self._compare_pictures(name, recording)
         error, way = self._play_single_steps(demo)
         if error > FITTING * way:
             notes.append(
@@ -350,6 +353,27 @@ class Replayer:
                 "--on_mismatch report keeps the recomputed ones"
             )  # fmt: skip
         return [text]
+
+    def _compare_pictures(self, name: str, recording: Recording) -> list[str]:
+        """How the file's own pictures differ from those that are drawn here."""
+        notes = []
+        for camera in self.settings.cameras:
+            if not self._file.has(name, self._file.image_key(camera)):
+                continue
+            theirs, ours = self._file.images(name, camera), np.stack(recording.obs[camera])
+            if theirs.shape != ours.shape:
+                size = theirs.shape[-1]
+                notes.append(
+                    f"pictures of {camera} are not compared: {size} pixels wide in the file, "
+                    f"{ours.shape[-1]} here (--obs_size {size} compares them)"
+                )
+            elif (gap := np.abs(theirs.astype(np.int16) - ours)).mean() > PICTURE_NOISE:
+                notes.append(
+                    f"pictures of {camera} differ from the file's by {gap.mean():.2f} of 255 on "
+                    f"average, {(gap > PICTURE_GAP).mean():.1%} of the values by more than "
+                    f"{PICTURE_GAP}, at most by {gap.max()}"
+                )
+        return notes
 
     def _play_single_steps(self, demo: RawDemo) -> tuple[float, float]:
         """Mean error of the arms' joints (rad) after single actions from recorded states, and
