@@ -345,7 +345,7 @@ def test_damaged_minari_datasets_are_refused(tmp_path, monkeypatch, fault, capsy
 def test_a_damaged_picture_of_minari_is_named(tmp_path, monkeypatch):
     path = write_minari(tmp_path, monkeypatch, several=True)
     packed = np.frombuffer(b"\xff\xd8\xff nothing", np.uint8)
-    hdf5(path, lambda f: f["episode_1/observations/cam"].__setitem__(1, packed))
+    hdf5(path, lambda f: replaced(f, "episode_1/observations/cam", np.tile(packed, (4, 1))))
     with pytest.raises(DatasetError, match="episode_1, 'obs/cam_image': cannot be read"):
         opened(path, rl_camera="cam")
 
