@@ -36,6 +36,8 @@ from common_utils.seeding import (
     set_all_seeds,
     set_global_rng_state,
 )
+from env.factory import make_env
+from env.named_modules import module_names, modules_of
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult
@@ -49,7 +51,10 @@ from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
 from workspace.disk_needs import disk_needs
+from workspace.dry_run import no_log, refuse_resume, rehearse_bc
+from workspace.first_line import what_runs_here
 from workspace.network_memory import check_policy
+from workspace.next_steps import run_and_tell
 from workspace.prepare_bc import build_optimizer, open_pool, say_what_runs, set_weights
 from workspace.resumable import ResumableRun
 from workspace.weights import load_weights, put_weights
@@ -93,7 +98,8 @@ class Workspace(ResumableRun):
         self.device = resolve_device(cfg.device)
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
-        check_fits({}, disk_needs(self.policy, self.protocol.topk), cfg.save_dir)
+        disk = disk_needs(self.policy, self.protocol.topk)
+        self.disk = check_fits({}, disk, cfg.save_dir)
         if not resumed:
             set_weights(self.policy, cfg, data)
         self.policy.to(self.device)
@@ -273,6 +279,8 @@ class Workspace(ResumableRun):
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
+    if cfg.dry_run:
+        return rehearse(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
     cfg.overwrite = 0  # asked for once: a config that is used again must not say it
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
@@ -287,6 +295,7 @@ def run(cfg: MainConfig) -> Workspace:
             work.pool = open_pool(cfg, data, work.policy)
             with folder.open_log(cfg, RESUMABLE_CHANGES) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
+                log.print(what_runs_here(work.device))
                 say_what_runs(log, cfg, data, work.policy, work.device)
                 if folder.state is not None:
                     work.resume(folder.state)
@@ -298,10 +307,30 @@ def run(cfg: MainConfig) -> Workspace:
     return work
 
 
+def rehearse(cfg: MainConfig) -> Workspace:
+    """``--dry_run 1``: build the run and print its cost; nothing is written."""
+    refuse_resume(cfg)
+    data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+    fill_in(cfg, data)
+    fast.set_up(kernel_threads=cfg.kernel_threads)
+    footprint = check_policy(cfg)
+    work = Workspace(cfg, data)
+    work.log = log = no_log()
+    try:
+        log.print(what_runs_here(work.device))
+        work.pool = open_pool(cfg, data, work.policy)
+        say_what_runs(log, cfg, data, work.policy, work.device)
+        rehearse_bc(work, footprint, work.disk, make_env(cfg.env) if cfg.evaluates else None)
+    finally:
+        work.close()
+    return work
+
+
 def main(cfg: MainConfig | None = None) -> int:
     """Entry point: parse (unless a config is given), run, exit status 0."""
     cfg = run_config.parse(MainConfig) if cfg is None else cfg
-    run(cfg)
+    modules = (*module_names(cfg.trust_module), *modules_of(cfg.env))
+    run_and_tell(run, cfg, {"num_epoch": 2 * cfg.num_epoch}, lambda: modules)
     return 0
 
 

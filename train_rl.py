@@ -55,11 +55,15 @@ from workspace.build_agent import (
     check_files,
     inherit_env,
     load_bc_policies,
+    own_modules,
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
+from workspace.dry_run import refuse_resume, rehearse_rl, unwritten
+from workspace.first_line import what_runs_here
 from workspace.lost_env import drop_episode, listen, saved_when_gone
 from workspace.network_memory import check_agent
+from workspace.next_steps import run_and_tell
 from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
@@ -94,7 +98,7 @@ class Workspace(ResumableRun):
         saves = cfg.save_per_success > 0
         self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
         self.env: Env = make_env(self.train_env_cfg)
-        check_agent(cfg, self.env.spec, len(bc_policies))
+        self.footprint = check_agent(cfg, self.env.spec, len(bc_policies))
         self.agent = build_agent(cfg, self.env.spec, bc_policies)
         self.ref_agent: Agent | None = None
         # before anything is allocated or written
@@ -367,6 +371,8 @@ class Workspace(ResumableRun):
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
+    if cfg.dry_run:
+        return rehearse(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
     cfg.overwrite = 0  # asked for once: a config that is used again must not say it
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
@@ -390,10 +396,27 @@ def run(cfg: MainConfig) -> Workspace:
             with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
                 work.log, work.folder = log, folder
                 listen(work)
+                log.print(what_runs_here(work.agent.device))
                 for line in work.memory + weights.notes + inputs:
                     log.print(line)
                 keep(folder.path, weights)
                 _start(work, state)
+        finally:
+            work.close()
+    return work
+
+
+def rehearse(cfg: MainConfig) -> Workspace:
+    """``--dry_run 1``: build the run and print its cost; nothing is written."""
+    refuse_resume(cfg)
+    check_files(cfg)
+    inherit_env(cfg)
+    fast.set_up(cfg.torch_threads, cfg.kernel_threads)
+    with unwritten(cfg):
+        work = Workspace(cfg)
+        try:
+            print(what_runs_here(work.agent.device))
+            rehearse_rl(work, lambda: load_inputs(work))
         finally:
             work.close()
     return work
@@ -415,7 +438,9 @@ def _start(work: Workspace, state: RunState | None) -> None:
 
 def main(config_class: type[MainConfig] = MainConfig) -> int:
     """Entry point: parse, run, exit status 0."""
-    run(run_config.parse(config_class))
+    cfg = run_config.parse(config_class)
+    longer = {"num_train_step": 2 * cfg.num_train_step}
+    run_and_tell(run, cfg, longer, lambda: own_modules(cfg))
     return 0
 
 

@@ -95,6 +95,8 @@ class MainConfig(Kinded, RunConfig):
     resume: Flag = 0
     # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
+    # build everything, time a few steps, print what the run costs, and write nothing
+    dry_run: Flag = 0
     # the environment of evaluations; suite, task and what the policy sees are filled in
     env: EnvConfig = field(default_factory=EnvConfig)
     # filled in from the dataset

@@ -94,6 +94,8 @@ class MainConfig(Kinded, RunConfig):
     resume: Flag = 0
     # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
+    # build everything, time a few steps, print what the run costs, and write nothing
+    dry_run: Flag = 0
     # filled in from the dataset: the task
     task_name: str = ""
     # filled in from the dataset: the robots

@@ -186,6 +186,8 @@ class MainConfig(Kinded, RunConfig):
     resume: Flag = 0
     # replace the run in save_dir; with 0 nothing is overwritten
     overwrite: Flag = 0
+    # build everything, time a few steps, print what the run costs, and write nothing
+    dry_run: Flag = 0
     save_dir: str = "exps/rl/run1"
 
     def __post_init__(self) -> None:

@@ -74,6 +74,7 @@ LARGEST_WEIGHTS, LARGEST_LAYERS = 2**28, 2**25
 # of the machine or of files, not of the configuration; compiling takes minutes, which no case has
 LEFT_ALONE = (
     *("device", "q_agent.device", "save_dir", "use_wb", "use_trackio", "resume", "overwrite"),
+    "dry_run",
     *("compile", "q_agent.compile", "ebm.compile"),
 )
 # chosen before the fields are drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,10 +70,23 @@ def assert_same(run: Path, whole: Path) -> None:
         assert all(torch.equal(mine[k], theirs[k]) for k in theirs), name
 
 
-def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) -> str:
-    """Send a signal in the (very slow) evaluation of ``step``; the last line that is printed."""
+def environment() -> dict[str, str]:
     path = os.pathsep.join([str(REPO), str(HERE)])
-    env = os.environ | {"FAULT": "slow:eval:1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def typed(line: str, name: str) -> str:
+    """Run the command that a line of output names; returns its output."""
+    assert line.startswith(f"  {name}: "), line
+    words = shlex.split(line.removeprefix(f"  {name}: "))
+    done = subprocess.run(words, cwd=REPO, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) -> list[str]:
+    """Send a signal in the (very slow) evaluation of ``step``; the last two lines printed."""
+    env = environment() | {"FAULT": "slow:eval:1"}
     job = subprocess.Popen(
         [sys.executable, *command], cwd=REPO, env=env, stderr=-1, stdout=-1, text=True
     )
@@ -87,7 +101,7 @@ def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) ->
     assert time.monotonic() - started < 20, "sixty games of ten steps take 60 s"
     assert job.returncode == 1
     assert [p.name for p in (run / "state").glob(f"step_{step:09d}*")] == [f"step_{step:09d}"]
-    return error.splitlines()[-1]
+    return error.splitlines()[-2:]
 
 
 @pytest.mark.parametrize(
@@ -96,14 +110,19 @@ def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) ->
 )
 def test_rl_leaves_an_evaluation_and_plays_it_again(tmp_path, whole_rl, sent, more):
     run = tmp_path / "run"
-    said = interrupt(["train_rl.py", *rl_options(run, *GAMES, *more)], run, 40, sent)
+    command = ["train_rl.py", *rl_options(run, *GAMES, *more)]
+    said, to_continue = interrupt(command, run, 40, sent)
     assert said == (
         f"{sent.name} at step 40, in an evaluation: state saved; the same command with --resume 1 "
         "continues"
     )
     assert not (run / "model0.pt").exists()
-    rl(run, *GAMES, "--resume=1")
+    finished = typed(to_continue, "continue").splitlines()
     assert_same(run, whole_rl)
+    evaluate, longer = finished[-2:]
+    games = evaluate.replace("--num_game 50", "--num_game 2 --mp 0")
+    assert "success" in typed(f"  {games}", "evaluate")  # the module of the task is trusted
+    assert longer.startswith("train longer: ") and "--num_train_step 240" in longer
     before = records(run)
     rl(run, *GAMES, "--resume=1")  # a finished run adds nothing
     assert records(run) == before
@@ -112,9 +131,9 @@ def test_rl_leaves_an_evaluation_and_plays_it_again(tmp_path, whole_rl, sent, mo
 def test_bc_leaves_an_evaluation_and_plays_it_again(tmp_path, demos, whole_bc):
     run = tmp_path / "run"
     command = ["train_bc.py", *bc_options(run, demos, *GAMES)]
-    said = interrupt(command, run, 20, signal.SIGUSR1)
+    said, to_continue = interrupt(command, run, 20, signal.SIGUSR1)
     assert said.startswith("SIGUSR1 at step 20, in an evaluation: state saved")
-    bc(run, demos, *GAMES, "--resume=1")
+    typed(to_continue, "continue")
     assert_same(run, whole_bc)
 
 
