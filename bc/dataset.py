@@ -111,14 +111,15 @@ class RobomimicDataset:
     """Demonstrations in memory, with their own generator for BC batches.
 
     ``cfg.path`` may hold the robomimic or the Meta-World layout. Public attributes: ``cfg``,
-    ``env_args`` (dict from the file), ``notes`` (remarks on the file for the user),
-    ``suite``, ``task_name``, ``robots`` (list of str), ``action_dim``, ``num_steps``,
-    ``num_episodes``, ``cameras`` (tuple, empty with states), ``image_size`` (int, -1 with
-    states), ``lazy`` (images read per batch).
+    ``env_args`` (dict from the file), ``fps`` (steps per second, None if not recorded), ``notes``
+    (remarks on the file for the user), ``suite``, ``task_name``, ``robots`` (list of str),
+    ``action_dim``, ``num_steps``, ``num_episodes``, ``cameras`` (tuple, empty with states),
+    ``image_size`` (int, -1 with states), ``lazy`` (images read per batch).
     """
 
-    def __init__(self, cfg: DatasetConfig, *, seed: int = 0) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: DatasetConfig, *, seed: int = 0, rewards: bool = False) -> None:
+        """``rewards``: they are needed, so files without them are refused."""
+        self.cfg, self._needs_rewards = cfg, rewards
         self.cameras: tuple[str, ...] = () if cfg.use_state else tuple(cfg.rl_cameras)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
@@ -128,7 +129,7 @@ class RobomimicDataset:
         self._position = 0
         self._file = open_demos(cfg.path, cfg.keys)
         self.env_args, self.suite = self._file.env_args, self._file.suite
-        self.notes = list(self._file.notes)
+        self.notes, self.fps = list(self._file.notes), self._file.fps
         self.task_name = self._file.env_name
         kwargs = self.env_args.get("env_kwargs") or {}
         robots = kwargs.get("robots", [])
@@ -179,7 +180,7 @@ class RobomimicDataset:
         file, names, cfg = self._file, self._table.names, self.cfg
         limits = (cfg.action_low, cfg.action_high) if cfg.action_low else None
         self._actions = self._concat("actions", [file.actions(n, limits) for n in names])
-        self._rewards = np.concatenate(self._cut([file.rewards(n) for n in names]))
+        self._rewards = self._read_rewards()
         for name in names:
             file.check(name)
         self._bounds = np.concatenate([[0], np.cumsum(self._table.lengths)]).astype(np.int64)
@@ -198,6 +199,13 @@ class RobomimicDataset:
             for number, name in enumerate(names):  # one by one: no second copy of the data
                 rows = slice(int(self._bounds[number]), int(self._bounds[number + 1]))
                 column.array[rows] = file.images(name, camera)
+
+    def _read_rewards(self) -> np.ndarray:
+        file, names = self._file, self._table.names
+        if self._needs_rewards or all(file.has_rewards(n) for n in names):
+            return np.concatenate(self._cut([file.rewards(n) for n in names]))
+        self.notes.append("rewards are not recorded; BC does not need them, RL would")
+        return np.zeros(sum(self._table.lengths), np.float32)
 
     def _cut(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The rows in use of each demonstration (boundary rows are at its end)."""
@@ -432,8 +440,8 @@ class ReplayDemos:
     """Demonstrations for a replay, unstacked, each ended by the suite's rule; iterate once.
 
     Images are read episode by episode, so that no second copy of the data is held. Attributes:
-    ``env_args`` (dict from the file), ``num_success``, ``ends_at`` (where episodes end, in words),
-    ``notes`` (remarks for the user).
+    ``env_args`` (dict from the file), ``fps`` (steps per second, None if not recorded),
+    ``num_success``, ``ends_at`` (where episodes end, in words), ``notes`` (remarks for the user).
     """
 
     def __init__(self, dataset: RobomimicDataset, rule: SuccessRule, horizon: int) -> None:
@@ -444,6 +452,7 @@ class ReplayDemos:
             raise DatasetError(f"'{dataset.cfg.path}', {error}") from error
         self._endings = endings.episodes
         self.env_args, self.ends_at = dataset.env_args, endings.ends_at
+        self.fps = dataset.fps
         self.num_success = endings.num_success
         self.notes = dataset.notes + ([endings.note] if endings.note else [])
 
@@ -484,7 +493,7 @@ def read_demos(
         boundary_rows=0,  # their actions were not played
         max_ram_gb=0,
     )
-    dataset = RobomimicDataset(cfg)
+    dataset = RobomimicDataset(cfg, rewards=True)
     try:
         if spec is not None:
             dataset.check_frames(spec, keys)

@@ -47,6 +47,8 @@ class DemoOptions:
     action_low: list[float] = field(default_factory=list)  # the file's action range, mapped to
     action_high: list[float] = field(default_factory=list)  # [-1, 1]: one number, or one per dim
     keys: KeyOptions = field(default_factory=KeyOptions)
+    # 0: demonstrations may have been recorded at another rate than the environment is controlled at
+    check_fps: Flag = 1
 
     def __post_init__(self) -> None:
         low, high = self.action_low, self.action_high

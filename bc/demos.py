@@ -104,7 +104,7 @@ class Demos(DemoArrays):
             )
         if not self.has(name, "dones"):
             return
-        dones = self._same_length(name, "dones", self._float(name, "dones", 1))
+        dones = self._same_length(name, "dones", self._float(name, "dones", 1, kinds="fiub"))
         if not np.isin(dones, (0, 1)).all():
             wrong = dones[~np.isin(dones, (0, 1))][0]
             raise self.error(name, "dones", f"holds {wrong:g}, expected 0 and 1 only")
@@ -176,9 +176,17 @@ class Demos(DemoArrays):
         """What maps actions to [-1, 1], where the format knows their range."""
         return ""
 
+    @cached_property
+    def _reward_key(self) -> str:
+        return self.key_of(self.keys.reward, obs=False) if self.keys.reward else "rewards"
+
+    def has_rewards(self, name: str) -> bool:
+        """Whether rewards are recorded (or asked for)."""
+        return bool(self.keys.reward) or self.has(name, self._reward_key)
+
     def rewards(self, name: str) -> np.ndarray:
         """float32 [T]."""
-        key = self.key_of(self.keys.reward, obs=False) if self.keys.reward else "rewards"
+        key = self._reward_key
         return self._same_length(name, key, self._float(name, key, 1, kinds="fiub"))
 
     def _same_length(self, name: str, key: str, array: np.ndarray) -> np.ndarray:

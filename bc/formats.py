@@ -13,6 +13,8 @@ from pathlib import Path
 
 from bc.dataset_config import KeyOptions
 from bc.demos import DatasetError, Demos
+from bc.lerobot.meta import is_dataset
+from bc.lerobot.reader import LeRobotDemos
 from bc.loader import DemoFile
 from bc.minari_demos import MinariDemos, is_minari
 from bc.replay_zarr import ReplayDemos, is_replay
@@ -34,6 +36,7 @@ class Format:
 FORMATS: tuple[Format, ...] = (
     Format("Zarr replay", "a folder or .zip with meta/episode_ends", is_replay, ReplayDemos),
     Format("Minari", "a folder with data/metadata.json", is_minari, MinariDemos),
+    Format("LeRobot", "a folder with meta/info.json", is_dataset, LeRobotDemos),
     Format("HDF5", "a file with a group 'data'", lambda path: not path.is_dir(), DemoFile),
 )
 

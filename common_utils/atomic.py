@@ -91,6 +91,28 @@ def atomic_write(path: str | os.PathLike[str], mode: str | None = None) -> Itera
         temp.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that becomes ``path`` when the block ends, or is removed if it raises.
+
+    Raises OSError if there is already something at ``path`` that is no empty folder.
+    """
+    target = Path(path).absolute()
+    make_folder(target.parent)
+    temp = target.with_name(f"{TEMP_MARK}{uuid.uuid4().hex[:12]}-{target.name}")
+    temp.mkdir()
+    try:
+        yield temp
+        for folder, _, files in os.walk(temp, topdown=False):
+            for name in files:
+                fsync_path(Path(folder) / name)
+            fsync_path(folder)
+        os.rename(temp, target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
 def remove_any(path: str | os.PathLike[str]) -> None:
     """Remove whatever is there: a folder with its content, a file, a link, a pipe; or nothing.
 

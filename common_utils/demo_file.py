@@ -191,7 +191,8 @@ def write_demo(
     """Write one demonstration into its (new, empty) group ``data/demo_{i}``."""
     dones = np.array(recording.dones or [0] * (len(recording) - 1) + [1], np.int64)
     demo["actions"] = np.stack(recording.actions)
-    demo["rewards"] = np.array(recording.rewards, recording.reward_dtype)
+    if len(recording.rewards):  # recordings of real robots often have none
+        demo["rewards"] = np.array(recording.rewards, recording.reward_dtype)
     demo["dones"] = dones
     if recording.states:
         demo["states"] = np.stack(recording.states)

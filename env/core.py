@@ -152,6 +152,11 @@ class Env(ABC):
         return plain_task(a) == plain_task(b)
 
     @classmethod
+    def control_rate(cls, cfg: EnvConfig) -> float | None:
+        """Control steps per second, against which recordings are checked; None: not known."""
+        return None
+
+    @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
         """Where recorded episodes of ``cfg`` end, and which of them are successes."""
         return AsRecorded(cfg.suite)

@@ -60,6 +60,29 @@ def adopt_env_args(cfg: EnvConfig, args: Mapping[str, Any], action_repeat: int) 
     return suite.adopt(cfg, args, action_repeat)
 
 
+def control_rate(cfg: EnvConfig) -> float | None:
+    """Control steps per second of ``cfg``'s suite, or None if it does not say."""
+    return suite_class(cfg.suite).control_rate(cfg)
+
+
+def check_rate(cfg: EnvConfig, recorded: float | None, source: str) -> str:
+    """A note if the rate of recordings could not be compared with the environment's, else "".
+
+    Raises EnvError if they differ: the same action would move the robot further, or less far.
+    """
+    if recorded is None:
+        return ""
+    here = control_rate(cfg)
+    if here is None:
+        return f"recorded at {recorded:g} steps per second; the suite {cfg.suite} has no fixed rate"
+    if abs(here - recorded) > 1e-3 * here:
+        raise EnvError(
+            f"'{source}': recorded at {recorded:g} steps per second, but {cfg.suite}/{cfg.task} is "
+            f"controlled at {here:g}, expected the same; dataset.check_fps 0 uses it all the same"
+        )
+    return ""
+
+
 def success_rule(cfg: EnvConfig) -> SuccessRule:
     """Where recorded episodes of ``cfg``'s suite end, and which of them are successes."""
     return suite_class(cfg.suite).success_rule(cfg)

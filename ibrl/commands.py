@@ -38,6 +38,7 @@ COMMANDS = (
     Command("export", "tools.export", "policies as ONNX, weights as safetensors"),
     Command("serve-env", "tools.serve_env", "offer an environment to a trainer elsewhere", "serve"),
     Command("inspect", "tools.inspect_dataset", "what a file of demonstrations contains"),
+    Command("convert", "tools.convert_dataset", "demonstrations to other formats", "data"),
     Command("plot", "tools.plot_runs", "learning curves of runs"),
     Command("doctor", "common_utils.doctor", "what is installed here, how to fix problems", ""),
 )

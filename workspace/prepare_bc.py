@@ -13,6 +13,7 @@ from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.specs import SpecError
 from env.core import EnvError
+from env.factory import check_rate
 from evaluate.multi_process_eval import EvalPool
 from evaluate.rollout import EvalError
 from networks.optim import KerasAdam
@@ -63,6 +64,8 @@ def open_pool(cfg: MainConfig, data: RobomimicDataset, policy: BasePolicy) -> Ev
                 f"'{cfg.dataset.path}' {recorded if data.suite else silent} "
                 "(env_args, env_cfg.json); set --env.suite and --env.task"
             )
+        if cfg.dataset.check_fps and (note := check_rate(cfg.env, data.fps, cfg.dataset.path)):
+            data.notes.append(note)
         pool = EvalPool(asdict(cfg.env), cfg.num_eval_worker if cfg.mp_eval else 0)
         check_plays_in(pool, policy, f"dataset.path: the policy on {cfg.dataset.path}")
     except (EnvError, EvalError, SpecError) as error:  # EvalError: reported by a worker process

@@ -81,6 +81,11 @@ class BlockPushEnv(SeededEnv):
 
     control_hz = CONTROL_HZ
 
+    @classmethod
+    def control_rate(cls, cfg: EnvConfig) -> float | None:
+        """Control steps per second."""
+        return CONTROL_HZ
+
     def __init__(self, cfg: EnvConfig) -> None:
         self.task = task_name(cfg.task)
         if unknown := [c for c in cfg.cameras if c != CAMERA]:

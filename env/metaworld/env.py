@@ -25,6 +25,7 @@ from env.seeded import SeededEnv
 STATE_DIM, PROP_DIM, ACTION_DIM = 39, 4, 4
 # corner2 as the original program moved it; Meta-World's own is closer to the table's corner
 CORNER2_POS = (0.75, 0.075, 0.7)
+SIMULATOR_HZ = 80.0  # Meta-World's own steps: five of MuJoCo, each of 2.5 ms
 # Meta-World's corner cameras are upside down: rolled by 180 degrees about their viewing axes
 ROLLED_CAMERAS = ("corner", "corner2", "corner3", "corner4")
 
@@ -95,6 +96,11 @@ class MetaWorldEnv(SeededEnv):
                 f"(dataset.action_repeat of a BC run) is {action_repeat}"
             )
         return notes
+
+    @classmethod
+    def control_rate(cls, cfg: EnvConfig) -> float | None:
+        """Control steps per second; each is ``action_repeat`` steps of the simulator."""
+        return SIMULATOR_HZ / cfg.action_repeat
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:

@@ -25,7 +25,15 @@ from env.core import EnvError, ObsDict
 from env.robosuite.obs import PROP_DIM, observe, prop_vector, state_vector
 from env.robosuite.replay import restore_state
 from env.robosuite.robomimic_args import controller_differences, model_xml, robomimic_env_args
-from env.robosuite.sim import camera_names, make_sim, reset_sim, sim_state, step_sim, task_named
+from env.robosuite.sim import (
+    CONTROL_FREQ,
+    camera_names,
+    make_sim,
+    reset_sim,
+    sim_state,
+    step_sim,
+    task_named,
+)
 from env.seeded import SeededEnv
 
 COLLISION_GROUP = 0  # robosuite's collision shapes, which lie over the visual ones
@@ -106,6 +114,11 @@ class RobosuiteEnv(SeededEnv):
                 "(python -m tools.dataset_states_to_obs converts them)"
             )
         return super().adopt(cfg, args, action_repeat) + differences
+
+    @classmethod
+    def control_rate(cls, cfg: EnvConfig) -> float | None:
+        """Control steps per second."""
+        return float(CONTROL_FREQ)
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:

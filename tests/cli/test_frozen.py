@@ -21,6 +21,7 @@ from common_utils.config_kinds import every_kind
 from mw_main import generate_metaworld_dataset, train_bc_mw, train_rl_mw
 from tools import (
     collect_oracle,
+    convert_dataset,
     convert_minari,
     coordinate_regression,
     expert_report,
@@ -35,6 +36,7 @@ PROGRAMS: dict[str, Any] = {
     "train_bc_mw": train_bc_mw.MainConfig,
     "generate_metaworld_dataset": generate_metaworld_dataset.MainConfig,
     "collect_oracle": collect_oracle.MainConfig,
+    "convert_dataset": convert_dataset.MainConfig,
     "convert_minari": convert_minari.MainConfig,
     "coordinate_regression": coordinate_regression.MainConfig,
     "generate_demos": generate_demos.MainConfig,
