@@ -8,6 +8,7 @@ seed and actions. Of any other the episode is over (EpisodeLost): a robot may be
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -63,25 +64,27 @@ class RemoteEnv(GymnasiumEnv):
     def _until_it_works(self, call: Callable[[], T], error: Lost | None = None) -> T:
         """What ``call`` returns, in the end. ``error``: why the first try already failed.
 
-        Waits longer and longer between tries. Raises EnvGone after ``remote_retry_for`` seconds.
+        Waits longer and longer between tries. Raises EnvGone ``remote_retry_for`` seconds after the
+        first failure.
         """
-        started, delay, waited = time.monotonic(), FIRST_DELAY, False
+        lost, delay = math.inf, FIRST_DELAY  # since when
         while True:
             if error is not None and not isinstance(error, Taken):
-                left = started + self.cfg.remote_retry_for - time.monotonic()
+                lost = min(lost, time.monotonic())
+                left = lost + self.cfg.remote_retry_for - time.monotonic()
                 if left <= 0:
                     tried = f"tried for {self.cfg.remote_retry_for:g} s (remote.retry_for)"
                     raise EnvGone(f"{error}; {tried}")
                 self.say(f"{error}; next try in {min(delay, left):.0f} s, for {left:.0f} s more")
                 self._sleep(min(delay, left))
-                delay, waited = min(2 * delay, LONGEST_DELAY), True
+                delay = min(2 * delay, LONGEST_DELAY)
             try:
                 result = call()
-            except Lost as lost:
-                error = lost
+            except Lost as again:
+                error = again
                 continue
-            if waited:
-                self.say(f"{self._proxy.who}: answers, {time.monotonic() - started:.0f} s later")
+            if lost < math.inf:
+                self.say(f"{self._proxy.who}: answers, {time.monotonic() - lost:.0f} s later")
             return result
 
     def _sleep(self, seconds: float) -> None:

@@ -132,7 +132,9 @@ class Proxy(gymnasium.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start the episode that belongs to ``seed``."""
-        answer = self._ask({"type": "reset", "seed": seed}, self._cfg.remote_reset_timeout)
+        steps = min(self._cfg.episode_length, self.offer.episode_length or self._cfg.episode_length)
+        begin = {"type": "reset", "seed": seed, "steps": steps * self._cfg.action_repeat}
+        answer = self._ask(begin, self._cfg.remote_reset_timeout)
         return self._observation(answer), self._info(answer)
 
     def step(

@@ -39,7 +39,7 @@ class Arm(gymnasium.Env):
         return self._observe(), 0.25, False, False, {"at": np.float32(2), "far": np.bool_(True)}
 
     def render(self):
-        return np.full((16, 12, 3), min(self.joints[0], 255), np.uint8)
+        return np.full((8, 8, 3), min(self.joints[0], 255), np.uint8)
 
     def _observe(self):
         wrist = np.full((8, 8, 3), min(self.joints[0], 255), np.uint8)

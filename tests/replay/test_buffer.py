@@ -412,3 +412,23 @@ def test_one_flat_copy_splits_into_the_same_arrays() -> None:
             np.testing.assert_array_equal(parts[group][key].numpy(), value)
     np.testing.assert_array_equal(parts["reward"]["reward"].numpy(), raw.reward)
     np.testing.assert_array_equal(parts["bootstrap"]["bootstrap"].numpy(), raw.bootstrap)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_a_dropped_episode_leaves_no_trace(steps: int) -> None:
+    plain, other, task, again = make(), make(), FakeTask(3), FakeTask(3)
+    drive(plain, task, 40, draw=False), drive(other, again, 40, draw=False)
+    for buffer in (plain, other):
+        if buffer.is_running:
+            buffer.drop_episode()
+    other.new_episode(FakeTask(8).reset())
+    lost = FakeTask(8)
+    lost.reset()
+    for _ in range(steps):
+        other.add(lost.step(), np.full(A, 99), 99.0, False, False, success=True)
+    other.drop_episode()
+    assert not other.is_running
+    with pytest.raises(ReplayError, match="drop_episode: no episode is running"):
+        other.drop_episode()
+    assert_equal(drive(plain, task, 60), drive(other, again, 60))
+    assert other.size() == plain.size() and other.num_episode == plain.num_episode

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -205,3 +207,48 @@ def test_the_documented_robot_trains(tmp_path: Path) -> None:
         work = train_rl.run(run_config.parse_args(train_rl.MainConfig, args))
     assert work.replay.size() == 4 and metrics(tmp_path / "run")[-1]["step"] == 30
     assert (work.env.spec.task, work.env.spec.action_dim) == ("peg", 2)
+
+
+def test_a_robot_that_is_gone_in_warm_up(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, run = serve("my_robots:make_arm"), tmp_path / "run"
+    step_env, steps = train_rl.Workspace.step_env, []
+
+    def losing(work: train_rl.Workspace, action: Any) -> bool:
+        steps.append(1)
+        if len(steps) == 12:  # in the second of three episodes
+            server.kill()
+        return step_env(work, action)
+
+    options = {"num_warm_up_episode": 3, "remote.retry_for": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_rl.Workspace, "step_env", losing)
+        with pytest.raises(EnvGone, match="step 0: state saved"):
+            train_rl.run(arm(server, run, 16, **options))
+    server.start()
+    work = train_rl.run(arm(server, run, 16, **options, resume=1))
+    assert [len(states) for states in episodes(work)] == [8] * 5
+    assert_no_gap(work)
+
+
+def test_a_signal_ends_the_waiting(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, run = serve("my_robots:make_arm"), tmp_path / "run"
+    step_env = train_rl.Workspace.step_env
+
+    def losing(work: train_rl.Workspace, action: Any) -> bool:
+        if work.global_step == 12:
+            server.kill()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return step_env(work, action)
+
+    started = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_rl.Workspace, "step_env", losing)
+        with pytest.raises(EnvGone, match="SIGTERM while waiting.*step 12: state saved"):
+            train_rl.run(arm(server, run, 16, **{"remote.retry_for": 600}))
+    assert time.monotonic() - started < PATIENCE
+    server.start()
+    assert train_rl.run(arm(server, run, 16, resume=1)).global_step == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import statistics
 import threading
@@ -71,6 +72,7 @@ class Player:
         self.owner: Any = None  # connection that plays the episode
         self.shown: Any = None  # connection that saw its last observation
         self.episode, self.steps, self.last = 0, 0, ""
+        self.limit = math.inf  # steps that the trainer will take at most
         self.verdict = ""
         self.took: list[float] = []  # seconds of each step
         self._lock = threading.Lock()
@@ -101,11 +103,15 @@ class Player:
         seed = request.get("seed")
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise Refused("request", f"seed: found {seed!r}, expected an integer of at least 0")
+        limit = request.get("steps")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise Refused("request", f"steps: found {limit!r}, expected an integer of at least 1")
         self._end("replaced by another")
         observation, info = self._call(self.env.reset, seed=seed)
         answer = {"observation": self._observation(observation), "info": plain(info)}
         with self._lock:
             self.owner = self.shown = connection
+            self.limit = limit or math.inf
             self.episode, self.steps, self.verdict, self.took = self.episode + 1, 0, "", []
         return answer
 
@@ -131,6 +137,8 @@ class Player:
                 answer["terminated"], answer["truncated"] = True, False
         if answer["terminated"] or answer["truncated"]:
             self._end(f"{verdict} by hand" if verdict else f"ended with reward {reward:g}")
+        elif self.steps >= self.limit:
+            self._end("the trainer's time limit")
         return answer
 
     def _render(self, request: dict[Any, Any], connection: Any) -> dict[str, Any]:
@@ -141,8 +149,9 @@ class Player:
         return {"picture": np.asarray(self._call(self.env.render))}
 
     def _not_theirs(self) -> None:
-        code = "lost" if self.owner is None else "taken"
-        raise Refused(code, "no episode of this connection is running, expected a reset first")
+        if self.owner is not None:
+            raise Refused("taken", "another environment of the same program has begun an episode")
+        raise Refused("lost", "no episode of this connection is running, expected a reset first")
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:

@@ -19,7 +19,7 @@ from .network import Network
 from .player import Player, describe
 
 TOKEN_VARIABLE = "IBRL_TOKEN"
-HERE = ("127.0.0.1", "localhost", "::1")
+HERE = ("127.0.0.1", "localhost")
 
 
 class _Options(argparse.ArgumentParser):
