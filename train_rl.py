@@ -44,7 +44,7 @@ from env.core import Env, EpisodeLost
 from env.factory import env_args, make_env, recording_config
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
-from evaluate.rollout import EvalResult
+from evaluate.rollout import EvalResult, Forecast
 from networks import fast
 from rl.agent import Agent
 from rl.successes import Record
@@ -268,8 +268,9 @@ class Workspace(ResumableRun):
     def evaluate(self, games: Games) -> EvalResult:
         """Play these games."""
         with self.watch("evaluate"):
-            pause = self.leave_if_asked
-            return self.eval_pool.run(self.agent, games.num, games.seed, pause=pause)
+            pause, forecast = self.leave_if_asked, Forecast(self.agent.value, self.cfg.discount)
+            play = self.eval_pool.run
+            return play(self.agent, games.num, games.seed, pause=pause, forecast=forecast)
 
     def _log_and_evaluate(self) -> None:
         cfg, protocol = self.cfg, self.protocol

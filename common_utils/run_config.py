@@ -44,6 +44,7 @@ from common_utils.yaml_text import MAX_BYTES, parse_yaml
 T = TypeVar("T")
 
 CFG_NAME = "cfg.yaml"
+_PRESET = "_preset"
 
 
 @dataclass
@@ -53,6 +54,12 @@ class RunConfig:
     use_wb: Flag = 0  # 1: also log to Weights & Biases (WANDB_MODE=offline works)
     use_trackio: Flag = 0  # 1: also record for the local dashboard of trackio, in save_dir/trackio
     save_dir: str = ""  # folder of the run: config, logs, checkpoints
+
+    @property
+    def preset(self) -> str:
+        """The file that it was read from; "" for one from options, or made in code. It is not a
+        field: it describes how the values were given, and nothing depends on it."""
+        return str(self.__dict__.get(_PRESET, ""))
 
     @property
     def wb_project(self) -> str:
@@ -103,7 +110,31 @@ def parse_args(config_class: type[T], args: Sequence[str]) -> T:
         _checked(own, tree, path)
         tree = deflatten(_with_paths(flatten(tree), known, beside(path)))
         source = f"{path} and command line" if given else path
-    return _checked(own, deflatten({**flatten(tree), **given}), source, build=True)
+    return _from(path, _checked(own, deflatten({**flatten(tree), **given}), source, build=True))
+
+
+def _from(path: str | os.PathLike[str] | None, config: Any) -> Any:
+    """``config``, which knows the file that it was read from."""
+    if isinstance(config, RunConfig) and path is not None:
+        config.__dict__[_PRESET] = os.fspath(path)
+    return config
+
+
+def changes(config: RunConfig) -> list[str]:
+    """What differs from the defaults and from the file that it was read from, which come first,
+    as :func:`diff` shows it. A file that is gone counts as empty."""
+    own = type(config)
+    known = field_types(own)
+    fields = [f for f in dataclasses.fields(own) if f.init]
+    before = flatten({f.name: _default(f) for f in fields})
+    try:
+        tree = flatten(read_yaml(config.preset)) if config.preset else {}
+        located = _with_paths(tree, known, beside(config.preset))
+    except ConfigError:
+        located = {}
+    # a file may hold sections of other kinds, and retired fields
+    before |= {name: value for name, value in located.items() if name in known}
+    return diff(before, config)
 
 
 def _sources(
@@ -159,7 +190,7 @@ def load(config_class: type[T], path: str | os.PathLike[str]) -> T:
     own = _chosen(config_class, {}, str(path), tree)
     _checked(own, tree, str(path))
     located = deflatten(_with_paths(flatten(tree), field_types(own), beside(path)))
-    return _checked(own, located, str(path), build=True)
+    return _from(path, _checked(own, located, str(path), build=True))
 
 
 def _with_paths(

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from common_utils import records, run_config, run_id
+from common_utils import records, run_config, run_id, run_info
 from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.errors import UserError
 from common_utils.kept_weights import KEPT_DIR
@@ -316,6 +316,7 @@ class RunFolder:
         tidy(self.path / STATE_DIR)
         self._identify()
         run_config.dump(cfg, self.path / CFG_NAME)
+        self._describe(cfg)
         state = self.state
         return RunLogger(
             self.path,
@@ -327,6 +328,16 @@ class RunFolder:
     def _identify(self) -> None:
         """Write the run's id, before its first state. Only runs of earlier versions have none."""
         if self._id and (note := run_id.write_id(self.path, self._id)):
+            print(note)
+
+    def _describe(self, cfg: RunConfig) -> None:
+        """Record this start: from which step, the configuration file, what differs from it."""
+        facts = {
+            "step": self.state.step if self.state is not None else 0,
+            "preset": cfg.preset,
+            "changes": run_config.changes(cfg),
+        }
+        if note := run_info.write_start(self.path, facts):
             print(note)
 
     def _loggers(self, cfg: RunConfig) -> list[Sink]:
@@ -386,6 +397,7 @@ class RunFolder:
         """Remove the run that is replaced, states first, so that a partial one is never resumed."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
         others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, run_id.ID_FILE, CFG_NAME)
+        others += (run_info.INFO_FILE,)
         for name in (STATE_DIR, *written, KEPT_DIR, *others):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

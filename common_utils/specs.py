@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # environments import this file, and their workers must not p
     import torch
 
 BC_ACTION = "bc_action"
+# metrics of an evaluation's episode: what the critic expected at its start, and what it got
+START_Q, DISCOUNTED_RETURN = "start_q", "discounted_return"
 
 
 class SpecError(UserError):

@@ -7,9 +7,10 @@ kind:
     -> ("env", maker, env_cfg)          <- ("ready", spec dict)
     -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned,
                                             seconds it took, seconds of them spent drawing)
-    -> ("play", seed)                   <- ("obs", obs)
+    -> ("play", seed, discount|None)    <- ("obs", obs)
     -> ("act", action)                  <- ("obs", obs) | ("done", score, success, length,
-                                                   metrics)
+                                                   metrics; with a discount the
+                                                   DISCOUNTED_RETURN is one of them)
                                         <- ("misuse", text)       an EnvError; the worker goes on
                                         <- ("refused", text)      another UserError, and
                                                                   the worker ends
@@ -29,6 +30,7 @@ from typing import Any
 from common_utils.errors import UserError
 from common_utils.finite import check_observed
 from common_utils.lookup import resolve
+from common_utils.specs import DISCOUNTED_RETURN
 
 
 def make_env(env_cfg: dict[str, Any]) -> Any:
@@ -39,11 +41,12 @@ def make_env(env_cfg: dict[str, Any]) -> Any:
     return factory.make_env(env_cfg)
 
 
-def _play(conn: Connection, env: Any, seed: int) -> None:
+def _play(conn: Connection, env: Any, seed: int, discount: float | None) -> None:
     task = env.spec.task
     obs, _ = env.reset(seed=seed)
     check_observed(task, seed, 0, obs)
     score, success, length, done = 0.0, False, 0, False
+    discounted, factor = 0.0, 1.0
     while not done:
         conn.send(("obs", obs))
         _, action = conn.recv()
@@ -51,9 +54,15 @@ def _play(conn: Connection, env: Any, seed: int) -> None:
         length += 1
         check_observed(task, seed, length, obs, reward)
         score += float(reward)
+        if discount is not None:
+            discounted += factor * float(reward)
+            factor *= discount
         success = success or bool(info["success"])
         done = terminated or truncated
-    conn.send(("done", score, success, length, dict(info.get("metrics", {}))))
+    metrics = dict(info.get("metrics", {}))
+    if discount is not None:
+        metrics[DISCOUNTED_RETURN] = discounted
+    conn.send(("done", score, success, length, metrics))
 
 
 def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> None:
@@ -81,7 +90,7 @@ def serve(conn: Connection) -> None:
             elif message[0] == "call":
                 _call(conn, env, *message[1:])
             else:
-                _play(conn, env, message[1])
+                _play(conn, env, *message[1:])
     except (EOFError, ConnectionResetError, BrokenPipeError):
         pass  # the pool was closed, or its process died
     except UserError as error:  # a task that is not there, no OpenGL, a reward that is NaN

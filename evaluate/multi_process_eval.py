@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from evaluate.rollout import (
     Episode,
     EvalError,
     EvalResult,
+    Forecast,
     PolicyRunner,
     check_games,
     evaluating,
@@ -59,6 +60,7 @@ class _Game:
     seed: int
     generator: torch.Generator | None
     length: int = 0  # steps so far
+    expected: dict[str, float] = field(default_factory=dict)  # its forecast
 
 
 class _Worker(WorkerProcess):
@@ -183,6 +185,7 @@ class EvalPool:
         verbose: bool = False,
         pause: Callable[[], None] = _nothing,
         recordings: Recordings | None = None,
+        forecast: Forecast | None = None,
     ) -> EvalResult:
         """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
@@ -191,6 +194,9 @@ class EvalPool:
         equal those of ``run_eval`` exactly. Agents with ``stochastic_eval`` are always evaluated
         one by one, each game with its own generator. ``record`` and ``recordings`` need
         ``num_proc`` 0. ``pause`` is called between steps; if it raises, the evaluation ends.
+        ``forecast``: as in ``run_eval``; the first observation of each game is then evaluated
+        alone, so that rounding, and with it the forecast, does not depend on which workers are
+        ready at the same time.
 
         Raises EvalError for a dead, hung or failing worker; no process is left behind.
         """
@@ -206,10 +212,11 @@ class EvalPool:
                 verbose=verbose,
                 pause=pause,
                 recordings=recordings,
+                forecast=forecast,
             )
         if record is not None or recordings is not None:
             raise ValueError("recording needs num_proc 0 (mp 0)")
-        runner = PolicyRunner(agent, eval_mode=eval_mode)
+        runner = PolicyRunner(agent, eval_mode=eval_mode, forecast=forecast)
         self._pause = pause
         try:
             self._start()
@@ -239,7 +246,9 @@ class EvalPool:
                     asking.append((worker, message[1]))
                     continue
                 assert worker.game is not None
-                episodes.append(Episode(worker.game.seed, *message[1:]))
+                *outcome, metrics = message[1:]
+                metrics = {**metrics, **worker.game.expected}
+                episodes.append(Episode(worker.game.seed, *outcome, metrics))
                 if verbose:
                     print_episode(episodes[-1])
                 following = next(todo, None)
@@ -253,21 +262,27 @@ class EvalPool:
     def _assign(self, worker: _Worker, seed: int, runner: PolicyRunner) -> None:
         worker.game = _Game(seed, runner.generator(seed))
         worker.what, worker.timeout = f"playing seed {seed}", self.timeout
-        worker.send(("play", seed))
+        worker.send(("play", seed, runner.discount))
 
     def _answer(
         self, asking: list[tuple[_Worker, Any]], runner: PolicyRunner, one_by_one: bool
     ) -> None:
-        if not asking:
-            return
-        if one_by_one or runner.stochastic:
-            for worker, obs in asking:
-                assert worker.game is not None
-                worker.take(runner.act(obs, worker.game.generator))
-            return
-        actions = runner.act_batch([obs for _, obs in asking])
-        for (worker, _), action in zip(asking, actions, strict=True):
+        together = []
+        for worker, obs in asking:
+            game = worker.game
+            assert game is not None
+            begins = game.length == 0 and runner.forecast is not None
+            if not (one_by_one or runner.stochastic or begins):
+                together.append((worker, obs))
+                continue
+            action = runner.act(obs, game.generator)
+            if begins:
+                game.expected = runner.expected(obs, action)
             worker.take(action)
+        if together:
+            actions = runner.act_batch([obs for _, obs in together])
+            for (worker, _), action in zip(together, actions, strict=True):
+                worker.take(action)
 
     def close(self) -> None:
         """End the workers and free the environment; safe to call twice."""
@@ -293,6 +308,7 @@ def run_eval_mp(
     record: str | Path | None = None,
     verbose: bool = False,
     recordings: Recordings | None = None,
+    forecast: Forecast | None = None,
 ) -> EvalResult:
     """One evaluation in worker processes, which end afterwards.
 
@@ -312,4 +328,5 @@ def run_eval_mp(
             record=record,
             verbose=verbose,
             recordings=recordings,
+            forecast=forecast,
         )

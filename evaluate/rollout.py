@@ -21,7 +21,7 @@ from common_utils.errors import UserError
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
-from common_utils.specs import Decision, Explainer, Player
+from common_utils.specs import DISCOUNTED_RETURN, START_Q, Decision, Explainer, Obs, Player
 from env.core import Env, EpisodeLost, ObsDict
 from evaluate.recording import EpisodeRecording, Recordings
 from evaluate.stats import Rate, wilson
@@ -44,6 +44,20 @@ class Episode(NamedTuple):
     length: int
     # info["metrics"] of the last step: final distances and the like, by name
     metrics: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an agent expects of an episode, to compare with what it gets.
+
+    Each episode then has two more metrics: START_Q, the value of its first observation and action
+    (unless that is None), and DISCOUNTED_RETURN, its rewards discounted by ``discount`` per step.
+
+    value: (observation, action [A]) -> a scalar tensor; draws no random numbers.
+    """
+
+    value: Callable[[Obs, torch.Tensor], torch.Tensor | None]
+    discount: float
 
 
 @dataclass(frozen=True)
@@ -104,10 +118,26 @@ class PolicyRunner:
     episode.
     """
 
-    def __init__(self, agent: Player, *, eval_mode: bool = True) -> None:
+    def __init__(
+        self, agent: Player, *, eval_mode: bool = True, forecast: Forecast | None = None
+    ) -> None:
         self.agent = agent
         self.eval_mode = eval_mode
         self.stochastic = agent.stochastic_eval
+        self.forecast = forecast
+
+    @property
+    def discount(self) -> float | None:
+        """Of the forecast; None without one."""
+        return None if self.forecast is None else self.forecast.discount
+
+    def expected(self, obs: ObsDict, action: np.ndarray) -> dict[str, float]:
+        """The forecast of an episode that begins with ``obs`` and ``action`` [A], as a metric."""
+        if self.forecast is None:
+            return {}
+        tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+        value = self.forecast.value(tensors, torch.from_numpy(action))
+        return {} if value is None else {START_Q: float(value)}
 
     def generator(self, seed: int) -> torch.Generator | None:
         """The generator of the episode ``seed``, None for a deterministic agent."""
@@ -178,6 +208,8 @@ def play_episode(
     obs, _ = env.reset(seed=seed)
     check_observed(task, seed, 0, obs)
     score, length, success, done = 0.0, 0, False, False
+    discounted, factor = 0.0, 1.0
+    expected: dict[str, float] = {}
     while not done:
         if pause is not None:
             pause()
@@ -190,10 +222,15 @@ def play_episode(
             recording.before(length, env, obs, decision)
             action = decision.action.numpy()
         check_action(action, seed, length)
+        if length == 0:
+            expected = runner.expected(obs, action)
         obs, reward, terminated, truncated, info = env.step(action)
         length += 1
         check_observed(task, seed, length, obs, reward)
         score += float(reward)
+        if runner.discount is not None:
+            discounted += factor * float(reward)
+            factor *= runner.discount
         success = success or bool(info["success"])
         done = terminated or truncated
         if recording is not None:
@@ -204,7 +241,10 @@ def play_episode(
         outcome = "" if success else "  failure"  # annotate marks successes
         last = annotate(env.render(), f"seed {seed}  step {length}{outcome}", success)
         frames += [last] * 10  # hold the outcome for half a second
-    return Episode(seed, score, success, length, info.get("metrics", {}))
+    metrics = {**info.get("metrics", {}), **expected}
+    if runner.discount is not None:
+        metrics[DISCOUNTED_RETURN] = discounted
+    return Episode(seed, score, success, length, metrics)
 
 
 def run_eval(
@@ -218,6 +258,7 @@ def run_eval(
     verbose: bool = False,
     pause: Callable[[], None] | None = None,
     recordings: Recordings | None = None,
+    forecast: Forecast | None = None,
 ) -> EvalResult:
     """Play ``num_game`` episodes with seeds ``seed .. seed + num_game - 1``.
 
@@ -228,13 +269,14 @@ def run_eval(
         verbose: print one line per game.
         pause: called between steps; if it raises, the evaluation ends.
         recordings: where to keep each game for rerun's viewer (with ``eval_mode``).
+        forecast: what the agent expects of an episode, measured with its discounted return.
     """
     check_games(num_game, seed)
     if recordings is not None:
         if not eval_mode:
             raise ValueError("recordings show how an agent acts in eval mode (eval_mode True)")
         recordings.check(range(seed, seed + num_game))
-    runner = PolicyRunner(agent, eval_mode=eval_mode)
+    runner = PolicyRunner(agent, eval_mode=eval_mode, forecast=forecast)
     episodes = []
     with evaluating(agent):
         for game_seed in range(seed, seed + num_game):

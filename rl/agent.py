@@ -176,6 +176,12 @@ class Agent(nn.Module, ABC):
         """Ways to act that are evaluated in addition to the usual one."""
         return []
 
+    def value(self, obs: Mapping[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor | None:
+        """What the agent expects of an action: a scalar for ``obs`` and ``action`` [A], or [B] for
+        batched ones, in discounted reward. Draws no random numbers. None: it has no critic.
+        """
+        return None
+
     def policy_of(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Another agent's ``weights``, but with this agent's own weights for its critics.
 

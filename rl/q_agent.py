@@ -257,7 +257,8 @@ class QAgent(Drawing):
         self._saw(candidates, q, index)
         if not measured:
             return action, {}
-        return action, act_metrics(candidates, q, index, how.eval_mode, **rule)
+        policies = len(self.bc_policies)
+        return action, act_metrics(candidates, q, index, how.eval_mode, policies=policies, **rule)
 
     def _saw_only(self, feats: Obs, action: torch.Tensor) -> None:
         """An action [B, A] without alternatives, valued by all members: that draws nothing."""
@@ -287,6 +288,15 @@ class QAgent(Drawing):
     def _target_q(self, feats: Obs, actions: torch.Tensor, members: Members) -> torch.Tensor:
         """min over the target critic's (drawn) members for actions [B, N, A] -> [B, N]."""
         return self.critic_target.q(feats, actions, members).min(dim=-1).values
+
+    @torch.no_grad()
+    def value(self, obs: Mapping[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor:
+        """See :class:`Agent`: Q(s, a), the mean over all members of the critic."""
+        feats, batched = self._to_batched(obs, self.head.batched_dim)
+        actions = action.to(self.device) if batched else action.to(self.device).unsqueeze(0)
+        with products(self.cfg.precision, self.device):
+            q = self.critic(self.features(feats, augment=False), actions).mean(dim=-1)
+        return q if batched else q.squeeze(0)
 
     # ------------------------------------------------------------------ updates
 

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+# keys of the share of each of several policies, N = 1, 2, ...
+SHARES = {"train": "actor/bcN_train", "eval": "actor/bcN_eval"}
+
 
 def select_candidate(
     actions: torch.Tensor,
@@ -110,15 +113,18 @@ def act_metrics(
     index: torch.Tensor,
     eval_mode: bool,
     *,
+    policies: int = 1,
     eps_greedy: float = 1.0,
     soft_beta: float | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars."""
+    """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars. The last
+    N - 1 candidates come from so many ``policies``, equally many from each."""
     chose_bc = (index > 0).float().mean()
     if eval_mode:
-        return {"actor/bc_eval": chose_bc}
+        return {"actor/bc_eval": chose_bc, **policy_shares(candidates, index, policies, "eval")}
     metrics = {
         "actor/bc_train": chose_bc,
+        **policy_shares(candidates, index, policies, "train"),
         "actor/anorm_rl": candidates[:, 0, :6].norm(dim=-1).mean(),
         "actor/anorm_bc": candidates[:, 1, :6].norm(dim=-1).mean(),
     }
@@ -129,3 +135,16 @@ def act_metrics(
         metrics["actor/bc_act"] = chose_bc
         metrics["actor/qrl-qbc"] = (q[:, 0] - q[:, 1:].max(dim=1).values).mean()
     return metrics
+
+
+def policy_shares(
+    candidates: torch.Tensor, index: torch.Tensor, policies: int, when: str
+) -> dict[str, torch.Tensor]:
+    """Shares of rows on which each of several policies was chosen; one policy has bc_train and
+    bc_eval alone. ``when``: train or eval."""
+    if policies < 2:
+        return {}
+    each = (candidates.shape[1] - 1) // policies
+    owner = (index - 1).div(each, rounding_mode="floor")  # -1: the RL action
+    key = SHARES[when]
+    return {key.replace("N", str(i + 1)): (owner == i).float().mean() for i in range(policies)}

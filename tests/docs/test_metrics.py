@@ -19,7 +19,7 @@ TRAINING = ("train_rl.py", "train_bc.py", "workspace", "rl", "bc", "evaluate/pro
 COMPOSED = {
     "time": (TRAINING, r'watch(?:\.move)?\((?:"([\w-]+)", )?"([\w-]+)"|seconds = \{"([\w-]+)"'),
     "train": (("bc",), r'self\.metrics(?:\[| = \{)"(\w+)"'),
-    "score": (("env",), r'"([a-z]\w*(?:[ _]\w+)*)"'),
+    "score": (("env", "common_utils/specs.py"), r'"([a-z]\w*(?:[ _]\w+)*)"'),
 }
 
 

@@ -13,6 +13,7 @@ import yaml
 from tensorboard.compat.proto.event_pb2 import Event
 
 from common_utils import run_id
+from common_utils.run_info import INFO_FILE
 from common_utils.run_state import latest_state, load_state
 from tests.runs import TIMING, metrics
 
@@ -56,7 +57,7 @@ def _unequal(mine: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 def _of_file(mine: Path, theirs: Path) -> list[str]:
-    if theirs.suffix in (".jsonl", ".log") or theirs.name == run_id.ID_FILE:
+    if theirs.suffix in (".jsonl", ".log") or theirs.name in (run_id.ID_FILE, INFO_FILE):
         return []
     if theirs.suffix == ".pt":
         return _of_trees(torch.load(mine, weights_only=True), torch.load(theirs, weights_only=True))

@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 
+import train_bc
 from common_utils.device import resolve_device
 from common_utils.run_config import (
     ConfigError,
     Flag,
     RunConfig,
+    changes,
     describe,
     diff,
     dump,
@@ -22,6 +24,7 @@ from common_utils.run_config import (
     load,
     parse,
     parse_args,
+    to_dict,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -236,3 +239,20 @@ def test_devices() -> None:
         resolve_device("gpu", "q_agent.device")
     with pytest.raises(ConfigError, match="'cuda:99' was asked for"):
         resolve_device("cuda:99")
+
+
+def test_changes_are_those_from_the_file_and_the_defaults(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("seed: 7\nbatch_size: 64\n")
+    config = parse_args(
+        train_bc.MainConfig, ["--config_path", str(preset), "--batch_size", "32", "--lr", "0.5"]
+    )
+    assert config.preset == str(preset)
+    assert changes(config) == ["batch_size: 64 -> 32", "lr: 0.0001 -> 0.5"]
+    # without the file, everything that is not a default
+    preset.unlink()
+    changed = ["seed: 1 -> 7", "batch_size: 256 -> 32", "lr: 0.0001 -> 0.5"]
+    assert changes(config) == changed
+    assert changes(parse_args(train_bc.MainConfig, ["--seed", "2"])) == ["seed: 1 -> 2"]
+    # what a run saves does not depend on how its values were given
+    assert "preset" not in to_dict(config)

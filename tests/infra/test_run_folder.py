@@ -147,8 +147,8 @@ def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     a_run(tmp_path, step=2, overwrite=True)
     names = {p.name for p in tmp_path.iterdir()}
-    made = "cfg.yaml", "metrics.jsonl", "model0.pt", "run_id.txt", "state", "tb", "train.log"
-    assert names == {*mine, *made}
+    made = "cfg.yaml", "metrics.jsonl", "model0.pt", "run_id.txt", "run_info.json", "train.log"
+    assert names == {*mine, *made, "state", "tb"}
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["step_000000002"]
     assert '"step": 2' in (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(ConfigError, match="either continue"):

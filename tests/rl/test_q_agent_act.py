@@ -232,7 +232,8 @@ def test_evaluation_draws_nothing_that_training_uses(method: str, pixels: bool) 
     before = state()
     evaluated.eval()
     for _ in range(3):
-        evaluated.act(observe(4, 11, pixels), eval_mode=True, stddev=0.5)
+        obs = observe(4, 11, pixels)
+        evaluated.value(obs, evaluated.act(obs, eval_mode=True, stddev=0.5))
     evaluated.train()
     assert state() == before
 
@@ -313,6 +314,17 @@ def test_nothing_is_computed_for_a_report_that_nobody_takes(
     agent.set_stats(Meter())
     agent.act(observe(3, 1))
     assert calls == [1]
+
+
+def test_the_value_of_an_action_is_the_mean_over_the_critics_members() -> None:
+    agent = state_agent(num_k=2).eval()
+    obs, action = observe(4, 16), make_batch(4).action
+    critic = naive.weights(agent, "critic")
+    s, a = obs["state"].double().numpy(), action.double().numpy()
+    want = np.mean([naive.min_q(critic, (member,), s, a) for member in ALL], axis=0)
+    np.testing.assert_allclose(agent.value(obs, action).numpy(), want, rtol=1e-4, atol=1e-6)
+    one = agent.value({k: v[1] for k, v in obs.items()}, action[1])
+    assert one.shape == () and float(one) == pytest.approx(want[1], rel=1e-4, abs=1e-6)
 
 
 def test_acting_reports_what_it_chose() -> None:

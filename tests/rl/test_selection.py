@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.selection import select_candidate, take
+from rl.selection import act_metrics, select_candidate, take
 
 ROWS = 40_000
 
@@ -141,3 +141,15 @@ def test_a_soft_choice_is_multinomials_to_the_bit() -> None:
         drawn = torch.multinomial(torch.softmax(10.0 * q, 1), 1, generator=other)
         assert torch.equal(index, drawn.squeeze(1))
         assert torch.equal(gen.get_state(), other.get_state())
+
+
+def test_shares_of_several_policies() -> None:
+    # the RL action, two proposals of the first policy, two of the second
+    q = torch.tensor([[9.0, 0, 0, 0, 0], [0, 9, 0, 0, 0], [0, 0, 9, 0, 0], [0, 0, 0, 0, 9]])
+    candidates = numbered(q)
+    index = select_candidate(candidates, q)[1]
+    metrics = act_metrics(candidates, q, index, True, policies=2)
+    assert metrics == {"actor/bc_eval": 0.75, "actor/bc1_eval": 0.5, "actor/bc2_eval": 0.25}
+    exploring = act_metrics(candidates, q, index, False, policies=2)
+    assert exploring["actor/bc1_train"] == 0.5 and exploring["actor/bc2_train"] == 0.25
+    assert set(act_metrics(candidates, q, index, True)) == {"actor/bc_eval"}
