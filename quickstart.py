@@ -10,21 +10,18 @@ OpenGL works), and the runs with their checkpoints. Interrupted, it continues wh
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from rich.table import Table
 
 import train_rl
 from common_utils import gl, run_config
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.progress import console, format_seconds
 from common_utils.ranges import NotNegative, Positive, Seed
@@ -34,7 +31,7 @@ from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import make_env
 from evaluate.rollout import EvalResult, run_eval
-from tools import stages
+from tools import plot_style, stages
 from tools.stages import CFG_DIR
 
 
@@ -68,19 +65,17 @@ def rl_config(cfg: QuickstartConfig) -> train_rl.MainConfig:
 def plot_curve(run_dir: Path, bc: EvalResult, out: Path) -> None:
     """Success against environment steps, with BC's final success as a line."""
     records = [r for r in read_metrics(run_dir / "metrics.jsonl") if "score/score" in r]
-    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    fig, ax = plot_style.pyplot().subplots(figsize=(6, 4))
     steps = [r["step"] for r in records]
     ax.plot(steps, [r["score/score"] for r in records], marker="o", label="IBRL (evaluations)")
     exploring = [r.get("score/train_score", float("nan")) for r in records]
     ax.plot(steps, exploring, alpha=0.5, label="IBRL (exploring)")
-    ax.axhline(bc.success_rate, ls="--", color="gray", label="BC")
-    ax.set(xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
+    ax.axhline(bc.success_rate, ls="--", color=plot_style.GREY, label="BC")
+    label = plot_style.label_of("score/success")
+    ax.set(xlabel=plot_style.ENV_STEPS, ylabel=label, ylim=(-0.02, 1.02))
     ax.set_title("Meta-World drawer-open from states, 3 demonstrations")
     ax.legend(loc="lower right")
-    ax.grid(alpha=0.3)
-    with atomic_write(out) as temp:
-        fig.savefig(temp, format="png", dpi=150)
-    plt.close(fig)
+    plot_style.save(fig, out)
 
 
 def record_video(agent: Any, env_cfg: EnvConfig, out_dir: Path) -> str:
@@ -130,6 +125,10 @@ def run(cfg: QuickstartConfig) -> dict[str, Any]:
     video = record_video(found.agent, found.env_cfg, out / "videos")
     print_table(summary, bc, ibrl)
     console().print(f"curve {out / 'learning_curve.png'}, checkpoint {weights}, {video}")
+    html = shlex.quote(str(out / "report.html"))
+    console().print(
+        f"report: python -m tools.report {shlex.quote(str(out))} --out {html}", soft_wrap=True
+    )
     return summary
 
 

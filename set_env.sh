@@ -201,6 +201,11 @@ _setup_main() {
     _setup_say "done"
 }
 
+if [ -n "${_SET_ENV_CHILD:-}" ] && [ -n "${_SET_ENV_APT:-}" ]; then # .ci/run, for the tests
+    # shellcheck disable=SC2086
+    _setup_apt $_SET_ENV_APT
+    exit
+fi
 if [ -n "${_SET_ENV_CHILD:-}" ] && [ -n "${BASH_VERSION:-}" ]; then
     _root="$_SET_ENV_ROOT"
     _active="$_SET_ENV_ACTIVE"

@@ -125,8 +125,7 @@ def changes(config: RunConfig) -> list[str]:
     as :func:`diff` shows it. A file that is gone counts as empty."""
     own = type(config)
     known = field_types(own)
-    fields = [f for f in dataclasses.fields(own) if f.init]
-    before = flatten({f.name: _default(f) for f in fields})
+    before = defaults(own)
     try:
         tree = flatten(read_yaml(config.preset)) if config.preset else {}
         located = _with_paths(tree, known, beside(config.preset))
@@ -485,14 +484,20 @@ def describe(config_class: Any) -> list[tuple[str, str, Any, str]]:
     config_class = config_kinds.or_default(config_class)
     if len(config_kinds.every_kind(config_class)) > 1:
         # from the fields, not an instance: a kind may conflict with the other fields' defaults
-        defaults = flatten({f.name: _default(f) for f in dataclasses.fields(config_class)})
+        values = defaults(config_class)
     else:
-        defaults = flatten(to_dict(config_class()))
+        values = flatten(to_dict(config_class()))
     docs = _docs(config_class, "")
     return [
-        (name, expectation(kind), defaults.get(name), docs[name])
+        (name, expectation(kind), values.get(name), docs[name])
         for name, kind in field_types(config_class).items()
     ]
+
+
+def defaults(config_class: Any) -> dict[str, Any]:
+    """Dotted name -> default of every field of a class."""
+    fields = [f for f in dataclasses.fields(config_class) if f.init]
+    return flatten({f.name: _default(f) for f in fields})
 
 
 def _docs(config_class: Any, prefix: str) -> dict[str, str]:

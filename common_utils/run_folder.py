@@ -397,8 +397,7 @@ class RunFolder:
         """Remove the run that is replaced, states first, so that a partial one is never resumed."""
         written = [name for name in self._held() if _WRITTEN.fullmatch(name)]
         others = (records.METRICS, records.EVENTS, LOG_NAME, ID_FILE, run_id.ID_FILE, CFG_NAME)
-        others += (run_info.INFO_FILE,)
-        for name in (STATE_DIR, *written, KEPT_DIR, *others):
+        for name in (STATE_DIR, *written, KEPT_DIR, *others, run_info.INFO_FILE):
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 (remove_states if name == STATE_DIR else shutil.rmtree)(path)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from common_utils import run_config
+from common_utils.atomic import atomic_json
 from common_utils.config_types import Flag
 from common_utils.errors import UserError, print_error, run_program
 from common_utils.kept_weights import is_copy
@@ -31,10 +32,12 @@ from env.named_modules import add_trust_option
 from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.protocol import Protocol, protocol_of
 from evaluate.recording import Recordings
-from evaluate.rollout import EvalResult
+from evaluate.rollout import EvalResult, Forecast
 from evaluate.stats import Rate, wilson
 from networks import fast
 from workspace import build_agent, build_policy, tensor_file
+from workspace.kinds import MARKS, kind_in
+from workspace.rl_config import MainConfig as RlConfig
 from workspace.weights import require_weights
 
 # How each kind of checkpoint is loaded. This module is an entry script: unlike the rest of its
@@ -43,9 +46,6 @@ LOADERS: dict[str, Callable[..., tuple[Any, Env, dict[str, Any]]]] = {
     "bc": build_policy.load_model,
     "rl": build_agent.load_model,
 }
-# The first of these keys found in cfg.yaml decides (both kinds have datasets). Runs of the original
-# programs, and those from when there was one agent, have a section q_agent and no agent.
-MARKS = {"rl": ("agent", "q_agent"), "bc": ("dataset",)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rerun_dir",
         help="write one recording (.rrd) per episode here, for the viewer of rerun: pictures, "
         "actions, value of each candidate, energies (needs --mp 0 and --weight)",
+    )
+    parser.add_argument(
+        "--out", help="with --weight: write each episode's outcome to this JSON file"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_trust_option(parser)
@@ -122,7 +125,7 @@ def kind_of(weight: Path, mode: str | None) -> str:
     require_weights(weight, "--weight")
     path = weight.parent / run_config.CFG_NAME
     tree = run_config.read_yaml(path)
-    kind = next((kind for kind, marks in MARKS.items() if tree.keys() & set(marks)), mode)
+    kind = kind_in(tree) or mode
     if kind is None:
         raise ConfigError(
             f"{path}: cannot decide between BC and RL weights; expected "
@@ -148,6 +151,7 @@ class Evaluator:
             self._recordings = Recordings(output_folder(args.rerun_dir, "--rerun_dir", "a folder"))
             self._recordings.check(range(args.seed, args.seed + args.repeat * args.num_game))
         self._pool: EvalPool | None = None
+        self._forecast: Forecast | None = None
 
     def _pool_for(self, params: dict[str, Any]) -> EvalPool:
         if self._pool is None or self._pool.env_cfg != params:
@@ -159,10 +163,15 @@ class Evaluator:
     def evaluate(self, weight: Path) -> EvalResult:
         """All ``repeat * num_game`` games of one checkpoint."""
         args = self.args
-        load_model = LOADERS[kind_of(weight, args.mode)]
+        kind = kind_of(weight, args.mode)
+        load_model = LOADERS[kind]
         agent, env, params = load_model(str(weight), args.device, trust_module=args.trust_module)
         env.close()  # evaluations build their own
         self.protocol = protocol_of(params["suite"])
+        self._forecast = None
+        if args.out and kind == "rl":
+            cfg = run_config.load(RlConfig, weight.parent / run_config.CFG_NAME)
+            self._forecast = Forecast(agent.value, cfg.discount)
         results = []
         for number in range(args.repeat):
             result = self._play(params, agent, args.seed + number * args.num_game)
@@ -179,6 +188,7 @@ class Evaluator:
             "record": args.record_dir,
             "verbose": bool(args.verbose),
             "recordings": self._recordings,
+            "forecast": self._forecast,
         }
         if args.weight and args.repeat == 1:
             return run_eval_mp(params, agent, args.mp, args.num_game, seed, **options)
@@ -189,6 +199,21 @@ class Evaluator:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def write_outcomes(result: EvalResult, weight: Path, out: Path) -> None:
+    """One object per episode, for ``tools.report``."""
+    episodes = [
+        {
+            "seed": int(result.seeds[i]),
+            "success": bool(result.successes[i]),
+            "return": float(result.scores[i]),
+            "length": int(result.lengths[i]),
+            **{name: float(values[i]) for name, values in result.metrics.items()},
+        }
+        for i in range(len(result))
+    ]
+    atomic_json({"weight": weight.name, "episodes": episodes}, out)
 
 
 def merge(results: Sequence[EvalResult]) -> EvalResult:
@@ -241,6 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--record_dir needs --mp 0")
     if args.rerun_dir is not None and (args.mp or not args.weight):
         parser.error("--rerun_dir needs --mp 0 and --weight")
+    if args.out and (not args.weight or Path(args.out).exists()):
+        found = "exists, expected a new name" if args.weight else "goes with --weight"
+        parser.error(f"--out {found}")
     if args.include and not args.folder:
         parser.error("--include goes with --folder")
     evaluator = Evaluator(args)
@@ -255,6 +283,8 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> int:
         result = evaluator.evaluate(Path(args.weight))
         extra = "".join(f", {k} {v:.4g}" for k, v in result.mean_metrics.items())
         print(f"{args.weight}: success {result.rate()}, score {result.mean_score:.3f}{extra}")
+        if args.out:
+            write_outcomes(result, Path(args.weight), Path(args.out))
         return 0
     results, failed = {}, 0
     for path in find_weights(args.folder, args.include):

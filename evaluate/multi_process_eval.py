@@ -246,9 +246,9 @@ class EvalPool:
                     asking.append((worker, message[1]))
                     continue
                 assert worker.game is not None
-                *outcome, metrics = message[1:]
+                score, success, length, metrics = message[1:]
                 metrics = {**metrics, **worker.game.expected}
-                episodes.append(Episode(worker.game.seed, *outcome, metrics))
+                episodes.append(Episode(worker.game.seed, score, success, length, metrics))
                 if verbose:
                     print_episode(episodes[-1])
                 following = next(todo, None)

@@ -39,7 +39,8 @@ COMMANDS = (
     Command("serve-env", "tools.serve_env", "offer an environment to a trainer elsewhere", "serve"),
     Command("inspect", "tools.inspect_dataset", "what a file of demonstrations contains"),
     Command("convert", "tools.convert_dataset", "demonstrations to other formats", "data"),
-    Command("plot", "tools.plot_runs", "learning curves of runs"),
+    Command("plot", "tools.plot_runs", "learning curves of runs", "report"),
+    Command("report", "tools.report", "one HTML file about runs: all there is to see", "report"),
     Command("doctor", "common_utils.doctor", "what is installed here, how to fix problems", ""),
 )
 BY_WORDS = {command.words: command for command in COMMANDS}

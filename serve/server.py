@@ -29,7 +29,7 @@ from serve.latency import Latencies
 from serve.session import Inputs, Request, Session
 
 INTERNAL_ERROR = 1011  # closes a connection whose request failed
-MOST_TEXT = 600  # characters of an error that a client is told
+MOST_TEXT = 600  # characters of an error that a client gets
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PolicyServer:
 
     Args:
         inputs: what it reads, and the clients' names for that.
-        greeting: what clients are told when they connect, besides what is known here.
+        greeting: what clients get when they connect, besides what is known here.
         say: prints a line.
     """
 

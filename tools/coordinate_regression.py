@@ -34,13 +34,14 @@ import torch
 
 import train_bc
 from common_utils import run_config
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.demo_file import Recording, write_demos
 from common_utils.errors import run_program
 from common_utils.ranges import AtLeast, BatchSize, Between, Positive, PositiveNumber
 from common_utils.run_config import ConfigError
 from common_utils.run_folder import output_folder
 from networks import fast
+from tools import plot_style
 from tools.results import earlier_results
 
 NAME = "coordinate_regression"
@@ -263,18 +264,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
     """Held-out errors over the image, seed 0: a row per number of points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
     from scipy.spatial import ConvexHull
 
     rows, columns = cfg.num_points, cfg.policies
-    figure, axes = plt.subplots(
-        len(rows), len(columns), figsize=(3.2 * len(columns) + 1, 3.3 * len(rows)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    size = (3.2 * len(columns) + 1, 3.3 * len(rows))
+    figure, axes = plot_style.pyplot().subplots(
+        len(rows), len(columns), figsize=size, squeeze=False
+    )
     test = held_out(cfg)
     dots: Any = None
     for i, num in enumerate(rows):
@@ -290,7 +287,8 @@ def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
             norm = LogNorm(0.1, cfg.image_size / 2)
             dots = axis.scatter(test[:, 1], test[:, 0], c=values, s=14, norm=norm, cmap="viridis")
             axis.plot(hull[:, 1], hull[:, 0], "k--", linewidth=1)
-            axis.scatter(seen[:, 1], seen[:, 0], c="red", marker="x", s=24)
+            axis.scatter(seen[:, 1], seen[:, 0], c=plot_style.ORANGE, marker="x", s=24)
+            axis.grid(False)
             axis.set(aspect="equal", xticks=[], yticks=[])
             axis.invert_yaxis()
             errors = [run[k] for k in ("inside_error", "outside_error")]
@@ -298,9 +296,7 @@ def plot(cfg: MainConfig, results: list[dict[str, Any]]) -> Path:
             axis.set_title(f"{policy}, {num} points\ninside {inside}, outside {outside} px")
     figure.colorbar(dots, ax=axes, label="error (pixels)", shrink=0.8)
     path = Path(cfg.out) / f"{NAME}.png"
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, dpi=110)
-    plt.close(figure)
+    plot_style.save(figure, path, dpi=110)
     return path
 
 

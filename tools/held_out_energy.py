@@ -29,7 +29,7 @@ import train_bc
 from bc.dataset import RobomimicDataset
 from bc.ibc import losses, samplers
 from bc.ibc.ebm_policy import EbmPolicy
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.options import Options, numeric
 from common_utils.ranges import Between, Positive, Seed
@@ -37,6 +37,7 @@ from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError
 from env.named_modules import add_trust_option
 from networks import fast
+from tools import plot_style
 
 BATCH = 32
 
@@ -165,30 +166,24 @@ def evaluate(
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Training loss, ranks, margins."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, rank, margin = figure.subplots(1, 3)
+    figure, (loss, rank, margin) = plot_style.pyplot().subplots(1, 3, figsize=(12, 3.4))
     loss.plot(result["loss_steps"], result["loss"])
-    loss.set(xlabel="gradient steps", ylabel="training loss")
+    loss.set(xlabel=plot_style.GRADIENT_STEPS, ylabel="training loss")
     rank.hist(result["ranks"], bins=np.linspace(0, 1, 26))
-    rank.axvline(0.5, color="gray", ls="--", label="chance, on average")
+    rank.axvline(0.5, color=plot_style.GREY, ls="--", label="chance, on average")
     rank.set(
         xlabel="others with at most its energy (share)",
         ylabel="held-out steps",
         title=f"rank of the demonstrated action: mean {result['rank']:.3f}",
     )
-    rank.legend(fontsize="small")
+    rank.legend()
     margin.hist(result["margins"], bins=30)
-    margin.axvline(0, color="gray", ls="--")
+    margin.axvline(0, color=plot_style.GREY, ls="--")
     margin.set(
         xlabel="mean energy of the others minus its own",
         title=f"margin: above 0 in {result['below_mean']:.1%}",
     )
-    with atomic_write(path) as temp:
-        figure.savefig(temp, format="png", dpi=120)
+    plot_style.save(figure, path, dpi=120)
 
 
 def _parser() -> argparse.ArgumentParser:

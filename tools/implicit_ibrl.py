@@ -23,7 +23,7 @@ import numpy as np
 
 import train_rl
 from common_utils import run_config
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.progress import console
 from common_utils.ranges import Between, NotNegative, Positive, Seed
@@ -31,7 +31,7 @@ from common_utils.records import read_metrics
 from common_utils.run_config import ConfigError, Flag
 from common_utils.run_folder import output_folder
 from evaluate.rollout import EvalResult
-from tools import stages
+from tools import plot_style, stages
 from tools.results import read_json
 from tools.stages import CFG_DIR
 
@@ -46,9 +46,9 @@ class Compared(NamedTuple):
 
 
 POLICIES = {
-    "mse": Compared("squared error (IBRL as published)", "tab:gray", samples=False),
-    "mdn": Compared("mixture of Gaussians", "tab:orange"),
-    "ebm": Compared("energy-based", "tab:blue"),
+    "mse": Compared("squared error (IBRL as published)", plot_style.GREY, samples=False),
+    "mdn": Compared("mixture of Gaussians", plot_style.ORANGE),
+    "ebm": Compared("energy-based", plot_style.BLUE),
 }
 
 
@@ -155,13 +155,8 @@ def mean_curve(runs: list[dict[str, Any]], key: str) -> tuple[list[int], np.ndar
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Success against environment steps: mean and range over the seeds; BC is a dotted line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     titles = {"success": "evaluations", "exploring_success": "while exploring"}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    figure, axes = plot_style.pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for policy, (label, colour, _) in POLICIES.items():
             mine = [r for r in runs if r["policy"] == policy]
@@ -174,14 +169,11 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
             axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15)
             bc = float(np.mean([r["bc"]["success"] for r in mine]))
             axis.axhline(bc, ls=":", color=colour)
-        axis.set(xlabel="environment steps", title=title, ylim=(-0.02, 1.02))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("success rate (dotted: its BC policy)")
-    axes[0].legend(loc="lower right", fontsize="small")
+        axis.set(xlabel=plot_style.ENV_STEPS, title=title, ylim=(-0.02, 1.02))
+    axes[0].set_ylabel(f"{plot_style.label_of('score/success')}; dotted: its BC policy")
+    axes[0].legend(loc="lower right")
     figure.suptitle(f"IBRL on {runs[0]['task']} from states, by the policy that bootstraps it")
-    with atomic_write(path) as temp:
-        figure.savefig(temp, format="png", dpi=130)
-    plt.close(figure)
+    plot_style.save(figure, path, dpi=130)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

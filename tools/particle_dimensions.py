@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_bc
 from common_utils import run_config
-from common_utils.atomic import atomic_json, atomic_write
+from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
 from common_utils.paths import RELEASED
 from common_utils.progress import console
@@ -35,14 +35,14 @@ from common_utils.ranges import Above, BatchSize, Below, Between, Positive, Seed
 from common_utils.run_folder import output_folder
 from evaluate.stats import Rate, wilson
 from networks.ibc.energy import Precision
-from tools import collect_oracle
+from tools import collect_oracle, plot_style
 from tools.results import earlier_results
 
 CFG_DIR = RELEASED / "ibc" / "particle"
 # configuration, label and colour
 POLICIES = {
-    "mse": ("mlp_mse", "explicit (MSE)", "tab:orange"),
-    "ebm": ("mlp_ebm_langevin", "implicit (EBM, Langevin)", "tab:blue"),
+    "mse": ("mlp_mse", "explicit (MSE)", plot_style.ORANGE),
+    "ebm": ("mlp_ebm_langevin", "implicit (EBM, Langevin)", plot_style.BLUE),
 }
 
 
@@ -174,12 +174,7 @@ def pooled(runs: list[dict[str, Any]], episodes: int) -> Rate:
 
 def plot(results: list[dict[str, Any]], episodes: int, path: Path) -> None:
     """Success against dimensions: a line per policy, 95 % intervals over all seeds' episodes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, axis = plot_style.pyplot().subplots(figsize=(5.5, 3.8))
     for policy, (_, label, colour) in POLICIES.items():
         mine = [r for r in results if r["policy"] == policy]
         dims = sorted({r["dim"] for r in mine})
@@ -188,14 +183,13 @@ def plot(results: list[dict[str, Any]], episodes: int, path: Path) -> None:
         low, high = [r.low for r in rates], [r.high for r in rates]
         axis.fill_between(dims, low, high, color=colour, alpha=0.15)
     ticks = sorted({r["dim"] for r in results})
-    axis.set(xscale="log", xlabel="dimensions", ylabel="success rate", ylim=(-0.02, 1.02))
+    label = plot_style.label_of("score/success")
+    axis.set(xscale="log", xlabel="dimensions", ylabel=label, ylim=(-0.02, 1.02))
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.minorticks_off()
     axis.set_title("Particle, 95 % intervals")
-    axis.grid(alpha=0.3)
     axis.legend()
-    with atomic_write(path) as temp:
-        figure.savefig(temp, format="png", dpi=130)
+    plot_style.save(figure, path, dpi=130)
 
 
 def table(results: list[dict[str, Any]]) -> str:

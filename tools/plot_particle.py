@@ -23,7 +23,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common_utils.atomic import atomic_write
 from common_utils.errors import run_program
 from common_utils.finite import check_action
 from common_utils.options import Options, numeric
@@ -35,11 +34,12 @@ from env.factory import make_env
 from env.named_modules import add_trust_option
 from env.particle.env import ParticleEnv
 from env.particle.sim import ParticleSim
+from tools import plot_style
 
 if TYPE_CHECKING:
     from bc.ibc.ebm_policy import EbmPolicy
 
-FIRST, SECOND, SETPOINT = "tab:green", "tab:blue", "tab:red"
+FIRST, SECOND, SETPOINT = plot_style.GREEN, plot_style.BLUE, plot_style.ORANGE
 
 
 class Played(NamedTuple):
@@ -169,18 +169,15 @@ def energy_landscape(
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    size = (width * columns, height)
+    figure, axes = plot_style.pyplot().subplots(1, columns, figsize=size, squeeze=False)
+    for axis in axes[0]:
+        axis.grid(False)
+    return figure, list(axes[0])
 
 
 def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temp:
-        figure.savefig(temp, dpi=120, format="png")
+    plot_style.save(figure, path, dpi=120)
     return path
 
 

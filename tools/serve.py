@@ -100,7 +100,7 @@ def keys_of(player: Any) -> list[str]:
 
 
 def greeting_of(weight: Path, kind: str, spec: EnvSpec, control_hz: float) -> dict[str, Any]:
-    """What clients are told besides the observations."""
+    """What clients learn besides the observations."""
     return {
         "server": f"ibrl {__version__}",
         "kind": kind,

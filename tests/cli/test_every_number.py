@@ -39,6 +39,7 @@ from tools import (
     held_out_energy,
     plot_particle,
     plot_runs,
+    report,
     robomimic_dataset_conversion,
 )
 
@@ -149,6 +150,7 @@ def test_legal_extremes_are_built_or_refused_for_their_memory(
 PARSERS: dict[str, tuple[Any, list[str]]] = {
     "evaluate.eval": (evaluate.eval._parser, ["--weight", "x.pt"]),
     "plot_runs": (plot_runs.parser, ["run"]),
+    "report": (report.parser, ["run"]),
     "plot_particle": (plot_particle._parser, ["--task", "PARTICLE_2d"]),
     "dataset_states_to_obs": (
         dataset_states_to_obs.parser, ["--dataset", "x", "--output_folder", "y"]

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from rliable.metrics import aggregate_iqm
 
 from common_utils.errors import run_program
 from common_utils.run_config import ConfigError
-from tools.plot_runs import (
+from tools.plot_runs import main
+from tools.reporting.curves import (
     Curve,
     aggregate,
     expand,
     group_name,
+    intervals,
     iqm,
-    main,
     read_curve,
     smooth,
-    stratified_bootstrap,
 )
 
 
@@ -39,37 +39,43 @@ def test_groups_are_names_without_seeds(run: str, group: str) -> None:
     assert group_name(run) == group
 
 
-@pytest.mark.parametrize("n", [4, 8, 40])
-def test_iqm_is_the_trimmed_mean_where_that_is_exact(n: int) -> None:
-    values = np.random.default_rng(n).normal(size=(n, 3))
-    assert np.allclose(iqm(values), stats.trim_mean(values, 0.25, axis=0))
+@pytest.mark.parametrize(("runs", "tasks"), [(1, 1), (3, 1), (5, 1), (8, 2), (40, 3)])
+def test_the_iqm_is_that_of_rliable_at_every_step(runs: int, tasks: int) -> None:
+    scores = np.random.default_rng(runs).normal(size=(runs, tasks, 4))
+    assert np.allclose(iqm(scores), [aggregate_iqm(scores[..., t]) for t in range(4)])
 
 
-def test_iqm_between_and_for_few() -> None:
-    assert iqm(np.array([[5.0]])) == 5
-    assert iqm(np.array([[0.0], [1.0]])) == 0.5
-    # N = 3: half the weight is 1.5 of 3 values: the middle one, and a quarter of each other
-    assert np.isclose(iqm(np.array([[0.0], [1.0], [10.0]]))[0], (0.25 * 0 + 1 + 0.25 * 10) / 1.5)
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    # 200 experiments of 20 runs, as 200 steps of one; the truth is 0 at each
+    scores = np.random.default_rng(0).normal(size=(20, 1, 200))
+    point, low, high = intervals(scores, 300, 0.9)
+    assert (low <= point).all() and (point <= high).all()
+    assert 0.8 <= np.mean((low <= 0) & (high >= 0)) <= 0.97
+    again = intervals(scores, 300, 0.9)
+    assert np.array_equal(low, again[1])
 
 
-def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        values = rng.normal(size=(20, 1))
-        low, high = stratified_bootstrap(values, [""] * 20, iqm, 200, 0.9, seed=trial)
-        hits += int(low[0] <= 0 <= high[0])
-    assert 0.8 <= hits / 200 <= 0.97
+def test_intervals_draw_from_a_generator_of_their_own() -> None:
+    np.random.seed(5)
+    want = np.random.random()
+    np.random.seed(5)
+    intervals(np.zeros((3, 1, 2)), 10, 0.95)
+    assert np.random.random() == want
 
 
-def test_bootstrap_is_stratified() -> None:
-    # two tasks of very different level: without strata the mean would spread widely
-    values = np.array([[0.0], [0.0], [100.0], [100.0]])
-    low, high = stratified_bootstrap(values, ["a", "a", "b", "b"], lambda v: v.mean(0), 300, 0.95)
-    assert low == high == 50
-    low, high = stratified_bootstrap(values, [""] * 4, lambda v: v.mean(0), 300, 0.95)
-    assert low < 25
-    assert high > 75
+def test_intervals_are_stratified_by_task() -> None:
+    # two tasks of very different level: without strata the interval would spread widely
+    point, low, high = intervals(np.array([[[0.0], [100.0]]] * 2), 300, 0.95)
+    assert low == high == point == 50
+    _, low, high = intervals(np.array([[[0.0]], [[0.0]], [[100.0]], [[100.0]]]), 300, 0.95)
+    assert low < 25 and high > 75
+
+
+def test_tasks_need_equally_many_runs() -> None:
+    steps, values = np.array([0.0, 1]), np.array([0.0, 1])
+    curves = [Curve(f"{task}{i}", task, steps, values) for i, task in enumerate("aab")]
+    with pytest.raises(ConfigError, match="runs per task: a 2, b 1; expected equally many"):
+        aggregate(curves, 10, 0.95)
 
 
 def test_curves_of_different_lengths_meet_at_common_steps() -> None:
