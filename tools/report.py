@@ -87,10 +87,9 @@ def build(runs: Sequence[Run], refused: Sequence[str], args: argparse.Namespace)
     notes += _curves(page, groups, args)
     _evaluations(page, runs)
     _videos(page, runs, args)
-    agents = [run for run in runs if run.kind == "rl"]
-    if agents:
+    if any(run.kind == "rl" for run in runs):
         _candidates(page, groups)
-        _values(page, agents)
+        _values(page, {group: runs for group, runs in groups.items() if group[0] == "rl"})
     _time(page, runs)
     _metrics(page, groups)
     _configuration(page, runs)
@@ -171,17 +170,19 @@ def _candidates(page: Page, groups: figures.Groups) -> None:
             page.say("One candidate: the actor's own action (no actor/bc_train logged).")
 
 
-def _values(page: Page, runs: Sequence[Run]) -> None:
+def _values(page: Page, groups: figures.Groups) -> None:
     page.section(
         "Q and return",
         "Q of the first observation and action of evaluation episodes (mean over the critic's "
-        "members), and the discounted return that it predicts. Q far above the return: the critic "
-        "overestimates. With bootstrap_truncated 1, Q also counts what would come after the time "
-        "limit.",
+        "members), and the discounted return that it predicts: means over a group's runs, then a "
+        "point per evaluation of a run and per episode of an evaluation in a file. Q far above the "
+        "return: the critic overestimates. With bootstrap_truncated 1, Q also counts what would "
+        "come after the time limit.",
     )
-    over_time, against = figures.value_over_time(runs), figures.value_against_return(runs)
+    over_time, against = figures.value_over_time(groups), figures.value_against_return(groups)
     if over_time is not None:
         page.plot("value-time", over_time)
+        runs = [run for of_group in groups.values() for run in of_group]
         page.table(tables.value_errors(runs), "values")
     if against is not None:
         page.plot("value-return", against)

@@ -9,7 +9,7 @@ import numpy as np
 
 from common_utils.errors import ConfigError
 from tools import plot_style
-from tools.reporting.curves import Band, Curve, aggregate, at_common_steps
+from tools.reporting.curves import Band, Curve, aggregate, at_common_steps, is_number
 from tools.reporting.runs import Run
 
 Figure = dict[str, Any]
@@ -32,7 +32,12 @@ def x_label(kind: str) -> str:
 def figure(data: list[dict[str, Any]], x: str, y: str, **layout: Any) -> Figure:
     """A figure with labelled axes. Names are escaped by the page that draws it."""
     axes = {
-        "xaxis": {"title": {"text": x}, "automargin": True, "gridcolor": "#e5e5e5"},
+        "xaxis": {
+            "title": {"text": x},
+            "automargin": True,
+            "gridcolor": "#e5e5e5",
+            "rangemode": "tozero",
+        },
         "yaxis": {"title": {"text": y}, "automargin": True, "gridcolor": "#e5e5e5"},
     }
     common = {
@@ -120,8 +125,8 @@ def learning_curves(
     return figure(data, x_label(kind), label, yaxis=axis)
 
 
-def _mean_share(runs: Sequence[Run], key: str) -> tuple[list[float], list[float]] | None:
-    """Mean over runs of a logged share, at their common steps."""
+def _mean_curve(runs: Sequence[Run], key: str) -> tuple[list[float], list[float]] | None:
+    """Mean over runs of a logged number, at their common steps."""
     curves: list[Curve] = [c for run in runs if (c := run.curve(key)) is not None]
     if not curves:
         return None
@@ -147,13 +152,13 @@ def candidate_sources(runs: Sequence[Run]) -> dict[str, str]:
 def candidates(runs: Sequence[Run]) -> Figure | None:
     """Whose action was played while exploring, stacked to 1; lines for evaluation and targets."""
     sources = candidate_sources(runs)
-    total = _mean_share(runs, "actor/bc_train")
+    total = _mean_curve(runs, "actor/bc_train")
     if not sources or total is None:
         return None
     steps, bc = total
     areas = {"RL action": [1 - share for share in bc]}
     for name, key in sources.items():
-        if (share := _mean_share(runs, key)) is not None:
+        if (share := _mean_curve(runs, key)) is not None:
             areas[name] = share[1]
     data = [
         {
@@ -167,49 +172,48 @@ def candidates(runs: Sequence[Run]) -> Figure | None:
     lines = {"BC, in evaluation": "actor/bc_eval", "BC, in TD targets": "actor/bootstrap_bc",
              "the better one, exploring": "actor/greedy"}  # fmt: skip
     for number, (name, key) in enumerate(lines.items()):
-        if (share := _mean_share(runs, key)) is not None:
+        if (share := _mean_curve(runs, key)) is not None:
             style = {"color": plot_style.BLACK, "dash": plot_style.DASHES[number]}
             data.append(line(name, *share, number=0, line=style, mode="lines"))
     axis = {"title": {"text": "share of steps (0 to 1)"}, "range": [0, 1], "automargin": True}
     return figure(data, plot_style.ENV_STEPS, "", yaxis=axis)
 
 
-def value_over_time(runs: Sequence[Run]) -> Figure | None:
-    """Q at the start of evaluation episodes, and the discounted return that it predicts."""
+def value_over_time(groups: Groups) -> Figure | None:
+    """Q at the start of evaluation episodes, and the discounted return that it predicts: means over
+    a group's runs."""
     data = []
-    for number, run in enumerate(runs):
-        q, got = run.curve("score/start_q"), run.curve("score/discounted_return")
-        if q is None or got is None:
-            continue
-        solid, dotted = {"dash": "solid"}, {"dash": "dot"}
-        for what, curve, style in (("Q", q, solid), ("return", got, dotted)):
-            steps, values = number_list(curve.steps), number_list(curve.values)
-            data.append(line(f"{run.name}, {what}", steps, values, number, line=style))
-    if not data:
-        return None
-    return figure(data, plot_style.ENV_STEPS, "discounted reward")
+    for number, (group, runs) in enumerate(groups.items()):
+        parts = {
+            "Q": (_mean_curve(runs, "score/start_q"), "solid"),
+            "return": (_mean_curve(runs, "score/discounted_return"), "dot"),
+        }
+        for what, (found, dash) in parts.items():
+            if found is not None and all(mean is not None for mean, _ in parts.values()):
+                name = f"{group_label(group, groups)}, {what}"
+                data.append(line(name, *found, number, line={"dash": dash}))
+    return figure(data, plot_style.ENV_STEPS, "discounted reward") if data else None
 
 
-def value_against_return(runs: Sequence[Run]) -> Figure | None:
+def value_against_return(groups: Groups) -> Figure | None:
     """Q against the discounted return: one point per evaluation of training, and one per episode
     of evaluations in files; on the diagonal the prediction is right."""
     data: list[dict[str, Any]] = []
-    every: list[float] = []
-    for number, run in enumerate(runs):
-        q, got = run.curve("score/start_q"), run.curve("score/discounted_return")
-        if q is not None and got is not None and len(q.steps) == len(got.steps):
-            texts = [f"{run.name}, step {step:.0f}" for step in q.steps]
-            data.append(_points(f"{run.name}: evaluations", got.values, q.values, number, texts))
-        for played in run.played:
-            if played.forecasts:
-                expected, returns = np.array(played.forecasts).T
+    for number, (group, runs) in enumerate(groups.items()):
+        points = [point for run in runs for point in _evaluated(run)]
+        if points:
+            name = f"{group_label(group, groups)}: evaluations"
+            returns, expected, texts = zip(*points, strict=True)
+            data.append(_points(name, returns, expected, texts, number))
+        for run in runs:
+            for played in (p for p in run.played if p.forecasts):
+                expected, returns = zip(*played.forecasts, strict=True)
+                seeds = [f"seed {seed}" for seed in played.seeds]
                 name = f"{run.name}: episodes of {played.file}"
-                texts = [f"seed {seed}" for seed in played.seeds]
-                data.append(_points(name, returns, expected, number, texts, "circle-open"))
+                data.append(_points(name, returns, expected, seeds, number, "circle-open"))
     if not data:
         return None
-    for points in data:
-        every += points["x"] + points["y"]
+    every = [value for points in data for axis in "xy" for value in points[axis]]
     ends = [min(every), max(every)]
     diagonal = {"color": plot_style.GREY, "dash": "dash", "width": 1}
     data.append({
@@ -220,13 +224,28 @@ def value_against_return(runs: Sequence[Run]) -> Figure | None:
     return figure(data, x, "Q at the start (discounted reward)")
 
 
+def _evaluated(run: Run) -> list[tuple[float, float, str]]:
+    """(discounted return, Q at the start, what the point is) of each evaluation in training."""
+    keys = "score/discounted_return", "score/start_q"
+    return [
+        (float(record[keys[0]]), float(record[keys[1]]), f"{run.name}, step {record['step']}")
+        for record in run.records
+        if all(is_number(record.get(key)) for key in keys)
+    ]
+
+
 def _points(
-    name: str, x: np.ndarray, y: np.ndarray, number: int, texts: list[str], symbol: str = "circle"
+    name: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    texts: Sequence[str],
+    number: int,
+    symbol: str = "circle",
 ) -> dict[str, Any]:
     marker = {"color": plot_style.colour(number), "symbol": symbol, "size": 8, "opacity": 0.8}
     return {
-        "type": "scatter", "mode": "markers", "name": name, "x": number_list(x),
-        "y": number_list(y), "text": texts, "marker": marker,
+        "type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": list(y),
+        "text": list(texts), "marker": marker,
     }  # fmt: skip
 
 

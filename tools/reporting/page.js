@@ -1,7 +1,12 @@
 "use strict";
 // Draws the figures, whose data is in the element "data", and the chosen metric of all runs.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  displayModeBar: window.innerWidth < 600 ? false : "hover",
+  modeBarButtonsToRemove: ["select2d", "lasso2d"],
+};
 const drawn = [];
 
 function draw(id, figure) {
