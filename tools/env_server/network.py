@@ -29,7 +29,7 @@ def has_token(given: Sequence[str], token: str) -> bool:
 class Network:
     """Puts requests into ``jobs``: (request, connection, function that takes the answer).
 
-    All connections of a client (a trainer's process) share the environment; another client is told
+    All connections of a client (a trainer's process) share the environment; another client learns
     who has it. When a connection ends, (None, connection, None) is put there.
     """
 

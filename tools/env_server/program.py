@@ -113,8 +113,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve(env: Any, args: argparse.Namespace, token: str) -> None:
-    told = (args.name, args.episode_length, args.control_hz, bool(args.deterministic))
-    player = Player(env, describe(env, *told))
+    described = (args.name, args.episode_length, args.control_hz, bool(args.deterministic))
+    player = Player(env, describe(env, *described))
     network = Network(player.greeting, token)
     port = network.start(args.host, args.port)
     beside = args.button_port
