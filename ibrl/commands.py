@@ -41,6 +41,7 @@ COMMANDS = (
     Command("convert", "tools.convert_dataset", "demonstrations to other formats", "data"),
     Command("plot", "tools.plot_runs", "learning curves of runs", "report"),
     Command("report", "tools.report", "one HTML file about runs: all there is to see", "report"),
+    Command("completion", "ibrl.completion", "completion of these commands in bash and zsh", ""),
     Command("doctor", "common_utils.doctor", "what is installed here, how to fix problems", ""),
 )
 BY_WORDS = {command.words: command for command in COMMANDS}
