@@ -55,7 +55,13 @@ from workspace.dry_run import no_log, refuse_resume, rehearse_bc
 from workspace.first_line import what_runs_here
 from workspace.network_memory import check_policy
 from workspace.next_steps import run_and_tell
-from workspace.prepare_bc import build_optimizer, open_pool, say_what_runs, set_weights
+from workspace.prepare_bc import (
+    build_optimizer,
+    open_pool,
+    require_learner,
+    say_what_runs,
+    set_weights,
+)
 from workspace.resumable import ResumableRun
 from workspace.weights import load_weights, put_weights
 
@@ -279,6 +285,7 @@ class Workspace(ResumableRun):
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
+    require_learner(cfg)
     if cfg.dry_run:
         return rehearse(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)

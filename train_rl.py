@@ -38,7 +38,7 @@ from common_utils.seeding import (
     set_generator_state,
     set_global_rng_state,
 )
-from common_utils.specs import BC_ACTION, Batch, Obs
+from common_utils.specs import BC_ACTION, CLOCK, TRAINING, Batch, Obs
 from common_utils.stopwatch import Stopwatch
 from env.core import Env, EpisodeLost
 from env.factory import env_args, make_env, recording_config
@@ -150,6 +150,8 @@ class Workspace(ResumableRun):
         out = {k: torch.from_numpy(v) for k, v in obs.items()}
         if self.agent.num_bc_action:
             batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
+            if self.agent.needs_clock:
+                batched[CLOCK] = torch.tensor([[TRAINING + self.env_episode, step]])
             out[BC_ACTION] = self.agent.propose(batched)[0].cpu()
             check_action(out[BC_ACTION].numpy(), seed, step, "the BC policy")
         return out
@@ -312,6 +314,7 @@ class Workspace(ResumableRun):
         return {
             "counters": self._counters(),
             "bc_policy": self.bc_weights.sums,
+            "bc_memory": self.agent.bc_memory(),
             "agent": self.agent.training_state(),
             "ref_agent": self.ref_agent.state_dict() if self.ref_agent is not None else None,
             "env": self.env.state_dict(),
@@ -329,6 +332,7 @@ class Workspace(ResumableRun):
         for name, value in state["counters"].items():
             setattr(self, name, value)
         self.agent.load_training_state(state["agent"])
+        self.agent.load_bc_memory(state.get("bc_memory", []))  # absent in older states
         if state["ref_agent"] is not None:
             self.ref_agent = self.agent.reference_copy()
             self.ref_agent.load_state_dict(state["ref_agent"])

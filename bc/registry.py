@@ -14,6 +14,7 @@ from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
 from bc.ibc.autoregressive import build_ebm
 from bc.ibc.ebm_policy import EbmPolicyConfig
+from bc.remote import RemotePolicy, RemotePolicyConfig
 
 # states, one camera's images, or those of any number of cameras
 Reads = Literal["state", "camera", "cameras"]
@@ -30,6 +31,8 @@ class PolicyKind:
     reads: tuple[Reads, ...]
     # its section in configurations
     section: str
+    # whether it learns from demonstrations
+    learns: bool = True
 
     def check_inputs(self, use_state: bool, num_cameras: int) -> str:
         """The message if the policy cannot read this, else ""."""
@@ -51,4 +54,8 @@ POLICIES: dict[str, PolicyKind] = {
     "mse": PolicyKind(MsePolicyConfig, MsePolicy.build, ("state", "camera"), "mse"),
     "mdn": PolicyKind(MdnPolicyConfig, MdnPolicy.build, ("state", "camera"), "mdn"),
     "ebm": PolicyKind(EbmPolicyConfig, build_ebm, ("state", "camera"), "ebm"),
+    # a policy that another process answers for
+    "remote": PolicyKind(
+        RemotePolicyConfig, RemotePolicy.build, ("state", "cameras"), "remote", learns=False
+    ),
 }

@@ -25,6 +25,7 @@ from common_utils.atomic import (
     remove_any,
     remove_leftovers,
 )
+from common_utils.link import is_url
 from common_utils.run_config import CFG_NAME, ConfigError
 
 KEPT_DIR = "bc_policy"
@@ -119,7 +120,9 @@ def keep(run_dir: str | os.PathLike[str], weights: KeptWeights) -> None:
 
 
 def _copy_of(folder: Path, number: int, origin: str) -> Path:
-    """Where the weights of ``origin`` are kept."""
+    """Where the weights of ``origin`` are kept; a remote policy has a config alone."""
+    if is_url(origin) or origin.endswith(".yaml"):
+        return folder / str(number) / CFG_NAME
     suffix = _SAFETENSORS if origin.endswith(_SAFETENSORS) else ".pt"
     return folder / str(number) / f"model{suffix}"
 

@@ -16,12 +16,12 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from common_utils.errors import UserError, shortened
+from common_utils.errors import ConfigError, UserError, shortened
 from common_utils.extras import how_to_install
 from common_utils.wire import MAX_BYTES, pack, unpack
 
@@ -74,14 +74,34 @@ def check_token(token: str, field: str) -> None:
 
 
 def check_url(url: str, field: str) -> None:
-    """Raise UserError, naming ``field``, unless ``url`` is ws://HOST:PORT or wss://HOST."""
+    """Raise ConfigError, naming ``field``, unless ``url`` is ws://HOST:PORT or wss://HOST."""
     try:
         parts = urlsplit(url)
         usable = is_url(url) and bool(parts.hostname) and parts.port != 0 and not parts.username
     except ValueError:  # a port that is no number
         usable = False
     if not usable or any(c.isspace() for c in url):
-        raise UserError(f"{field}: found '{shortened(url)}', expected ws://HOST:PORT or wss://HOST")
+        raise ConfigError(
+            f"{field}: found '{shortened(url)}', expected ws://HOST:PORT or wss://HOST"
+        )
+
+
+def renamed(pairs: Sequence[str], keys: Sequence[str], field: str) -> dict[str, str]:
+    """Our ``keys`` -> the other side's names, which ``pairs`` (THEIRS=OURS) give where they differ.
+
+    Raises ConfigError, naming ``field``, for what is no pair, and for two with one name.
+    """
+    names = {key: key for key in keys}
+    for pair in pairs:
+        theirs, equals, ours = pair.rpartition("=")
+        if not (theirs and equals) or ours not in names:
+            raise ConfigError(
+                f"{field}: found '{pair}', expected THEIRS=OURS with one of {', '.join(keys)}"
+            )
+        names[ours] = theirs
+    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        raise ConfigError(f"{field}: found '{twice[0]}' twice, expected a name for each")
+    return names
 
 
 class Link:

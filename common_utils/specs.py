@@ -10,6 +10,8 @@ key                   shape, dtype             meaning
 ``state``             [S*state_stack] f32      simulator state vector, newest first
 ``bc_action``         [K, A] f32               cached BC proposals (added by the agent's side,
                                                never by an environment)
+``clock``             [2] i64                  the episode's number, and the step in it (added for
+                                               policies that play chunks of actions)
 ====================  =======================  =============================================
 
 Stacks are newest first and padded with zeros before the episode's start
@@ -32,6 +34,9 @@ if TYPE_CHECKING:  # environments import this file, and their workers must not p
 BC_ACTION = "bc_action"
 # metrics of an evaluation's episode: what the critic expected at its start, and what it got
 START_Q, DISCOUNTED_RETURN = "start_q", "discounted_return"
+CLOCK = "clock"
+TRAINING = 2**32
+"""Numbers of training's episodes in ``CLOCK`` begin here, those of evaluations are their seeds."""
 
 
 class SpecError(UserError):
@@ -214,6 +219,23 @@ class Policy(Player, Protocol):
 
     def seed(self, seed: int) -> None:
         """Seed the policy's own generator."""
+        ...
+
+
+@runtime_checkable
+class PlaysChunks(Protocol):
+    """A policy that remembers, of each episode, the actions that it has already decided on."""
+
+    # whether it does, so that observations must carry CLOCK
+    @property
+    def needs_clock(self) -> bool: ...
+
+    def memory_state(self) -> dict[str, Any]:
+        """What it remembers of the episodes that are being played, as plain data and tensors."""
+        ...
+
+    def load_memory_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`memory_state`."""
         ...
 
 

@@ -242,10 +242,11 @@ class EvalPool:
             asking: list[tuple[_Worker, Any]] = []
             for worker in self._ready(busy):
                 message = worker.receive()
-                if message[0] == "obs":
-                    asking.append((worker, message[1]))
-                    continue
                 assert worker.game is not None
+                if message[0] == "obs":
+                    obs = runner.timed(message[1], worker.game.seed, worker.game.length)
+                    asking.append((worker, obs))
+                    continue
                 score, success, length, metrics = message[1:]
                 metrics = {**metrics, **worker.game.expected}
                 episodes.append(Episode(worker.game.seed, score, success, length, metrics))

@@ -21,7 +21,15 @@ from common_utils.errors import UserError
 from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode as in_eval_mode
 from common_utils.seeding import preserve_rng, seed_for
-from common_utils.specs import DISCOUNTED_RETURN, START_Q, Decision, Explainer, Obs, Player
+from common_utils.specs import (
+    CLOCK,
+    DISCOUNTED_RETURN,
+    START_Q,
+    Decision,
+    Explainer,
+    Obs,
+    Player,
+)
 from env.core import Env, EpisodeLost, ObsDict
 from evaluate.recording import EpisodeRecording, Recordings
 from evaluate.stats import Rate, wilson
@@ -125,6 +133,7 @@ class PolicyRunner:
         self.eval_mode = eval_mode
         self.stochastic = agent.stochastic_eval
         self.forecast = forecast
+        self._timed = bool(getattr(agent, "needs_clock", False))
 
     @property
     def discount(self) -> float | None:
@@ -138,6 +147,10 @@ class PolicyRunner:
         tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
         value = self.forecast.value(tensors, torch.from_numpy(action))
         return {} if value is None else {START_Q: float(value)}
+
+    def timed(self, obs: ObsDict, seed: int, step: int) -> ObsDict:
+        """``obs`` of this step of the episode ``seed``; with the time, if the agent needs it."""
+        return {**obs, CLOCK: np.array([seed, step])} if self._timed else obs
 
     def generator(self, seed: int) -> torch.Generator | None:
         """The generator of the episode ``seed``, None for a deterministic agent."""
@@ -215,10 +228,11 @@ def play_episode(
             pause()
         if frames is not None:
             frames.append(annotate(env.render(), f"seed {seed}  step {length}", success))
+        seen = runner.timed(obs, seed, length)
         if recording is None:
-            action = runner.act(obs, generator)
+            action = runner.act(seen, generator)
         else:
-            decision = runner.explain(obs, generator)
+            decision = runner.explain(seen, generator)
             recording.before(length, env, obs, decision)
             action = decision.action.numpy()
         check_action(action, seed, length)

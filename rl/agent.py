@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import nn
 from common_utils.device import resolve_device
 from common_utils.ranges import Between
 from common_utils.seeding import generator_on, other_device, restore_generator
-from common_utils.specs import Batch, Decision, Obs, Policy
+from common_utils.specs import Batch, Decision, Obs, PlaysChunks, Policy
 from networks.exported import Graphs
 
 
@@ -242,6 +242,23 @@ class Agent(nn.Module, ABC):
     def num_bc_action(self) -> int:
         """K, the BC candidates per observation; 0 without a BC policy."""
         return len(self.bc_policies) * self._num_bc_samples
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether a BC policy plays chunks of actions, and needs ``specs.CLOCK``."""
+        return any(p.needs_clock for p in self._that_remember())
+
+    def bc_memory(self) -> list[dict[str, Any]]:
+        """What BC policies remember of the episodes that are being played, in order."""
+        return [p.memory_state() for p in self._that_remember()]
+
+    def load_bc_memory(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Inverse of :meth:`bc_memory`."""
+        for policy, state in zip(self._that_remember(), states, strict=False):
+            policy.load_memory_state(state)
+
+    def _that_remember(self) -> list[PlaysChunks]:
+        return [p for p in self.bc_policies if isinstance(p, PlaysChunks)]
 
     def add_bc_policy(self, policy: Policy) -> None:
         """Attach a BC policy (frozen, eval mode); several may be attached."""

@@ -15,13 +15,13 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from common_utils.errors import UserError, run_program
-from common_utils.link import TOKEN_VARIABLE, check_token
+from common_utils.link import TOKEN_VARIABLE, check_token, renamed
 from common_utils.options import Options, numeric
 from common_utils.ranges import Between, Positive, Seed
 from common_utils.specs import EnvSpec
@@ -77,16 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def names_of(pairs: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
     """Our keys -> the clients' names, from ``THEIRS=OURS``; UserError for what is no pair."""
-    names = {key: key for key in keys}
-    for pair in pairs:
-        theirs, equals, ours = pair.rpartition("=")
-        if not (theirs and equals) or ours not in names:
-            raise UserError(
-                f"--map: found '{pair}', expected THEIRS=OURS with one of {', '.join(keys)}"
-            )
-        names[ours] = theirs
-    if twice := {name for name in names.values() if list(names.values()).count(name) > 1}:
-        raise UserError(f"--map: found '{sorted(twice)[0]}' twice, expected a name for each")
+    names = renamed(pairs, keys, "--map")
     if RESET in names.values():
         raise UserError(f"--map: found '{RESET}', which begins an episode, expected another name")
     return names
@@ -99,14 +90,18 @@ def keys_of(player: Any) -> list[str]:
     return list(dict.fromkeys([*getattr(player, "input_keys", []), *specs]))
 
 
-def greeting_of(weight: Path, kind: str, spec: EnvSpec, control_hz: float) -> dict[str, Any]:
-    """What clients learn besides the observations."""
+def greeting_of(
+    weight: Path, kind: str, spec: EnvSpec, params: Mapping[str, Any], control_hz: float
+) -> dict[str, Any]:
+    """What clients learn besides the observations; ``params``: of the EnvConfig."""
     return {
         "server": f"ibrl {__version__}",
         "kind": kind,
         "weights": hashlib.sha256(weight.read_bytes()).hexdigest(),
         "suite": spec.suite,
         "task": spec.task,
+        "action_repeat": params["action_repeat"],
+        "stack_pad": params["stack_pad"],
         "control_hz": float(control_hz),
         "action_dim": spec.action_dim,
         "action_horizon": 1,
@@ -133,7 +128,7 @@ def build(args: argparse.Namespace) -> PolicyServer:
         args.host, args.port, token, args.seed, args.max_clients, args.max_mb * 2**20,
         args.report_every,
     )  # fmt: skip
-    greeting = greeting_of(weight, kind, spec, control_hz)
+    greeting = greeting_of(weight, kind, spec, params, control_hz)
     return PolicyServer(player, inputs, greeting, options, partial(print, flush=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from bc.demos import DatasetError
 from common_utils import run_config
 from common_utils.kept_weights import KeptWeights, find, originals
+from common_utils.link import is_url
 from common_utils.made_by import how_to_make, how_to_pretrain
 from common_utils.paths import split_paths
 from common_utils.run_config import ConfigError
@@ -22,6 +24,7 @@ from rl.agent import Agent, AgentInputs
 from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_policy import env_of, load_policy, naming_fields
 from workspace.build_policy import load_config as load_bc_config
+from workspace.remote_policy import is_remote, policy_files, same_remote
 from workspace.rl_config import MainConfig, rl_env_config
 from workspace.weights import load_weights, put_weights, require_weights
 
@@ -40,7 +43,7 @@ def check_files(cfg: MainConfig) -> None:
             f"to make it: {how_to_make(cfg.preload_datapath)}"
         )
     if cfg.bc_policy and cfg.use_bc:
-        for path in split_paths(cfg.bc_policy):
+        for path in policy_files(cfg.bc_policy):
             require_weights(path, "bc_policy")
     if cfg.load_pretrained_agent:
         require_weights(cfg.load_pretrained_agent, "load_pretrained_agent", how_to_pretrain)
@@ -66,7 +69,7 @@ def inherit_env(
     if saved is not None:
         env, source = rl_env_config(saved), cfg.cfg_path
     elif cfg.bc_policy:
-        source = split_paths(cfg.bc_policy)[0]
+        source = policy_files(cfg.bc_policy)[0]
         require_weights(source, "bc_policy")
         env = load_bc_config(source, trust_module=trusted).env
     else:
@@ -96,10 +99,12 @@ def bc_weights(
         return KeptWeights()
     kept = find(run_dir) if run_dir is not None else None
     if kept is None:
-        paths = split_paths(cfg.bc_policy)
+        paths = policy_files(cfg.bc_policy)
         for path in paths:
             require_weights(path, "bc_policy")
         kept = originals(paths)
+        named = [p if is_url(p) else os.path.abspath(p) for p in split_paths(cfg.bc_policy)]
+        kept = replace(kept, origins=named)
         if run_dir is not None and (state is None or "bc_policy" not in state.tree):
             note = (
                 f"bc_policy: '{run_dir}' keeps no copy of it; {' and '.join(paths)} is used as it "
@@ -116,10 +121,16 @@ def bc_weights(
 
 def same_weights(cfg: MainConfig, kept: KeptWeights) -> bool:
     """Whether ``cfg.bc_policy`` names the weights that the run keeps, maybe by other paths."""
+    given = split_paths(cfg.bc_policy)
     try:
-        return originals(split_paths(cfg.bc_policy)).sums == kept.sums
+        local = [p for p in given if not is_remote(p)]
+        sums = iter(originals(local).sums)
     except ConfigError:
         return False
+    return len(given) == len(kept.files) and all(
+        same_remote(path, file) if is_remote(path) else next(sums) == want
+        for path, file, want in zip(given, kept.files, kept.sums, strict=True)
+    )
 
 
 def load_bc_policies(
@@ -130,10 +141,14 @@ def load_bc_policies(
     ``weights``: weights to use instead of those that ``cfg.bc_policy`` names.
     """
     weights = bc_weights(cfg) if weights is None else weights
+    own = trusted is None  # the config is the user's, not a checkpoint's
     trusted = own_modules(cfg) if trusted is None else trusted
+    # what the user named, in the same order; a resumed run's may differ, and is compared later
+    named = dict(enumerate(split_paths(cfg.bc_policy) if own else []))
+    device = cfg.agent_cfg.device
     loaded = [
-        load_policy(p, cfg.agent_cfg.device, trust_module=trusted, field="bc_policy")
-        for p in weights.files
+        load_policy(p, device, trust_module=trusted, field="bc_policy", given=named.get(number))
+        for number, p in enumerate(weights.files)
     ]
     for path, (_, bc_cfg) in zip(weights.files, loaded, strict=True):
         _check_padding(path, bc_cfg)

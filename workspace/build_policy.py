@@ -36,6 +36,7 @@ from env.suites import SUITES
 from evaluate.multi_process_eval import EvalPool
 from networks.encoder import SmallImageError, set_precision
 from workspace.bc_config import MainConfig
+from workspace.remote_policy import is_remote, require_remote, url_to_ask
 from workspace.weights import check_weights, load_weights, put_weights
 
 
@@ -209,14 +210,21 @@ def load_policy(
     *,
     trust_module: str | Sequence[str] = (),
     field: str = "weight_file",
+    given: str | None = None,
 ) -> tuple[BasePolicy, MainConfig]:
     """The policy of a checkpoint, in eval mode, and its config; builds no environment.
 
     ``cfg.env`` describes the environment it was trained for. The run folder may have been
     moved. ``trust_module``: module(s) that the config may name (docs/security.md).
-    ``field``: the option that named the file, for messages. Raises ConfigError for a missing file,
-    weights of another policy, a module not trusted.
+    ``field``: the option that named the file, for messages. ``given``: what the user named, if
+    ``weight_file`` is the config of a remote policy (``workspace.remote_policy``).
+    Raises ConfigError for a missing file, weights of another policy, a module not trusted.
     """
+    if is_remote(weight_file):
+        cfg = load_config(weight_file, trust_module=trust_module)
+        require_remote(cfg, weight_file)
+        cfg.own_section.url = url_to_ask(cfg.own_section.url, given)
+        return build_policy(cfg).to(resolve_device(device)).eval(), cfg
     weights = load_weights(weight_file, field)
     cfg = load_config(weight_file, trust_module=trust_module)
     if not cfg.action_dim:

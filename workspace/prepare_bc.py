@@ -9,8 +9,10 @@ import torch
 from bc.base import BasePolicy
 from bc.dataset import RobomimicDataset
 from bc.demos import DatasetError
+from bc.registry import POLICIES
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
+from common_utils.run_config import ConfigError
 from common_utils.specs import SpecError
 from env.core import EnvError
 from env.factory import check_rate
@@ -20,6 +22,15 @@ from networks.optim import KerasAdam
 from workspace.bc_config import MainConfig
 from workspace.build_policy import check_plays_in
 from workspace.weights import load_weights, put_weights
+
+
+def require_learner(cfg: MainConfig) -> None:
+    """Raise ConfigError for a kind of policy that learns nothing here."""
+    if not POLICIES[cfg.kind].learns:
+        kinds = ", ".join(kind for kind, row in POLICIES.items() if row.learns)
+        raise ConfigError(
+            f"policy_type: {cfg.policy_type}, expected one that learns from demonstrations: {kinds}"
+        )
 
 
 def set_weights(policy: BasePolicy, cfg: MainConfig, data: RobomimicDataset) -> None:

@@ -130,7 +130,8 @@ class MainConfig(Kinded, RunConfig):
     num_critic_update: Annotated[int, Between(1, 10000)] = 1
     # environment steps between update steps
     update_freq: Positive = 2
-    # weights of the BC policy (with its cfg.yaml next to it); several joined by "+"
+    # weights of the BC policy (with its cfg.yaml next to it), or a server (ws://HOST:PORT, or a
+    # .yaml file that describes its policy: docs/deploy.md); several joined by "+"
     bc_policy: InputFiles = ""
     # 0: take only the environment's settings from the BC policy (RLPD and RFT on Meta-World)
     use_bc: Flag = 1

@@ -61,7 +61,7 @@ def test_the_program_of_the_documentation(weight: Path, capsys: pytest.CaptureFi
 def test_the_commands_of_the_documentation() -> None:
     page = (ROOT / "docs/deploy.md").read_text()
     commands = re.findall(r"^ibrl serve (.*)$", page, re.M)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for options in commands:
         serve._parser().parse_args(shlex.split(options, comments=True))
 
