@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,26 @@ from websockets.sync.server import serve
 import train_bc
 import train_rl
 from bc.base import PolicyInputs
+from bc.explicit.bc_policy import BcPolicy, BcPolicyConfig
 from bc.remote import RemoteError, RemotePolicy, RemotePolicyConfig
 from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.link import LinkLost, LinkRefused
 from common_utils.run_config import ConfigError
 from common_utils.seeding import preserve_rng
-from common_utils.specs import CLOCK
+from common_utils.specs import CLOCK, ArraySpec, EnvSpec
+from env.config import EnvConfig
+from env.factory import make_env
 from evaluate import eval as eval_cli
+from evaluate.multi_process_eval import EvalPool
+from evaluate.rollout import run_eval
+from serve.server import PolicyServer, ServerOptions
+from serve.session import Inputs
 from tests.runs import assert_same_run
-from tests.serve.checkpoints import LENGTH, STATE, TASK, bc_checkpoint, port_of, serving
+from tests.serve.checkpoints import LENGTH, STATE, TASK, bc_checkpoint, port_of, running, serving
 from tests.train.test_rl_suites import config
 from tools import collect_oracle
+from tools.serve import greeting_of
 from workspace.build_policy import load_policy
 from workspace.remote_policy import URL_VARIABLE, written_config
 
@@ -145,6 +154,50 @@ def test_without_a_clock_every_observation_is_asked() -> None:
         want = [foreign.chunk({"observation/state": s})[0] for s in STATES[0]]
         np.testing.assert_array_equal(got[:, 1], np.float32(want))
         assert not mine.needs_clock and mine.state_dict() == {}
+
+
+def test_games_in_workers_are_those_of_this_process() -> None:
+    """Three games in two workers, each with its own chunks."""
+    env_cfg = EnvConfig(suite="particle", task=TASK, use_state=1, episode_length=LENGTH)
+    with Foreign().running() as url, EvalPool(asdict(env_cfg), 2) as pool:
+        got = pool.run(remote(url, execute=5), 3, 7)
+        env = make_env(env_cfg)
+        want = run_eval(env, remote(url, execute=5), 3, 7)
+        env.close()
+    assert got.seeds.tolist() == [7, 8, 9] and got.lengths.tolist() == [LENGTH] * 3
+    assert got.metrics.keys() == want.metrics.keys() and want.metrics
+    for name, values in want.metrics.items():
+        np.testing.assert_array_equal(got.metrics[name], values)
+
+
+def test_a_served_policy_of_images_is_the_policy(tmp_path: Path) -> None:
+    """Two cameras, two steps, proprioception: by the server's own account of what it reads."""
+    torch.manual_seed(0)
+    shape, cameras = (6, 32, 32), ("front", "wrist")
+    local = BcPolicy(shape, (4,), 3, cameras, BcPolicyConfig(use_prop=1, hidden_dim=16)).eval()
+    observations = {camera: ArraySpec(shape, "uint8", 2) for camera in cameras}
+    observations["prop"] = ArraySpec((4,), stack=2)
+    spec = EnvSpec("robosuite", "Lift", observations, 3, 10, cameras)
+    (tmp_path / "model0.pt").write_bytes(b"weights")
+    params = {"action_repeat": 1, "stack_pad": "zeros"}
+    said = greeting_of(tmp_path / "model0.pt", "bc", spec, params, 20.0)
+    inputs = Inputs(observations, "zeros", {key: key for key in observations})
+    rng = np.random.default_rng(0)
+    obs = {c: torch.from_numpy(rng.integers(0, 256, (3, *shape), np.uint8)) for c in cameras}
+    obs["prop"] = torch.from_numpy(rng.random((3, 4), np.float32))
+    with running(
+        PolicyServer(local, inputs, said, ServerOptions(port=0), lambda _: None)
+    ) as server:
+        base, cfg = load_policy(written_config(server.address), "cpu")
+        assert torch.equal(base.propose(obs, 2), local.propose(obs, 2))
+        assert torch.equal(
+            base.act({k: v[0] for k, v in obs.items()}),
+            local.act({k: v[0] for k, v in obs.items()}),
+        )
+    assert {k: v.shape for k, v in base.input_specs().items()} == {
+        k: v.shape for k, v in local.input_specs().items()
+    }
+    assert (cfg.env.task, cfg.rl_image_size, cfg.dataset.prop_stack) == ("Lift", 32, 2)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -269,6 +322,15 @@ def test_ibrl_on_a_served_policy_is_ibrl_on_the_policy(
     with serving(base) as server:
         ibrl(tmp_path / "remote", server.address, demos)
     assert_same_run(tmp_path / "local", tmp_path / "remote")
+    agent, env, _ = train_rl.load_model(str(tmp_path / "local" / "model0.pt"), "cpu")
+    env.close()
+    states = np.random.default_rng(0).random((4, 2 * STATE), np.float32)
+    with serving(tmp_path / "local" / "model0.pt") as server:  # an agent, with its BC policy
+        client = WebsocketClientPolicy("127.0.0.1", port_of(server))
+        assert client.get_server_metadata()["kind"] == "rl"
+        for state in states:
+            want = agent.act({"state": torch.from_numpy(state)}, eval_mode=True)
+            np.testing.assert_array_equal(client.infer({"state": state})["actions"][0], want)
     with serving(base) as server:
         ibrl(tmp_path / "parts", server.address, demos, 30)
     moved = port_of(server)
