@@ -173,7 +173,7 @@ def test_games_in_workers_are_those_of_this_process() -> None:
 def test_a_served_policy_of_images_is_the_policy(tmp_path: Path) -> None:
     """Two cameras, two steps, proprioception: by the server's own account of what it reads."""
     torch.manual_seed(0)
-    shape, cameras = (6, 32, 32), ("front", "wrist")
+    shape, cameras = (6, 64, 64), ("front", "wrist")
     local = BcPolicy(shape, (4,), 3, cameras, BcPolicyConfig(use_prop=1, hidden_dim=16)).eval()
     observations = {camera: ArraySpec(shape, "uint8", 2) for camera in cameras}
     observations["prop"] = ArraySpec((4,), stack=2)
@@ -197,7 +197,7 @@ def test_a_served_policy_of_images_is_the_policy(tmp_path: Path) -> None:
     assert {k: v.shape for k, v in base.input_specs().items()} == {
         k: v.shape for k, v in local.input_specs().items()
     }
-    assert (cfg.env.task, cfg.rl_image_size, cfg.dataset.prop_stack) == ("Lift", 32, 2)
+    assert (cfg.env.task, cfg.rl_image_size, cfg.dataset.prop_stack) == ("Lift", 64, 2)
 
 
 @pytest.mark.parametrize("size", [1, 2])
