@@ -29,7 +29,7 @@ def run_and_tell(
     """Run a trainer, and print the commands that come next, also after a signal.
 
     longer: the option (and its value) with which a finished run continues. trusted: the modules
-    that an evaluation must be told to trust, once the run has filled in its config.
+    that an evaluation must trust, once the run has filled in its config.
     """
     save_dir = Path(cfg.save_dir)
     try:

@@ -33,8 +33,8 @@ def test_the_console_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "/bin/ibrl", "train-bc", "--seed", "3"])
     monkeypatch.setattr(sys, "argv", ["ibrl train-bc", "--seed", "3"])
     assert again({"resume": 1}) == "ibrl train-bc --seed 3 --resume 1"
-    told = evaluation(Path("x.pt"), ["tasks", "tasks", "more"])
-    assert told == (
+    shown = evaluation(Path("x.pt"), ["tasks", "tasks", "more"])
+    assert shown == (
         "ibrl eval --weight x.pt --num_game 50 --trust_module tasks --trust_module more"
     )
 
@@ -52,5 +52,5 @@ def test_options_of_one_start_are_left_out(
     options: list[str], left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(monkeypatch, ["python", "train_rl.py"], options)
-    told = again({"resume": 1, "num_train_step": 20})
-    assert told.split()[2:] == [*left, "--resume", "1", "--num_train_step", "20"]
+    shown = again({"resume": 1, "num_train_step": 20})
+    assert shown.split()[2:] == [*left, "--resume", "1", "--num_train_step", "20"]
