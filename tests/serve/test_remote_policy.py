@@ -30,7 +30,7 @@ from common_utils import run_config
 from common_utils.errors import run_program
 from common_utils.link import LinkLost, LinkRefused
 from common_utils.run_config import ConfigError
-from common_utils.seeding import preserve_rng
+from common_utils.seeding import preserve_rng, seed_for
 from common_utils.specs import CLOCK, ArraySpec, EnvSpec
 from env.config import EnvConfig
 from env.factory import make_env
@@ -328,8 +328,11 @@ def test_ibrl_on_a_served_policy_is_ibrl_on_the_policy(
     with serving(tmp_path / "local" / "model0.pt") as server:  # an agent, with its BC policy
         client = WebsocketClientPolicy("127.0.0.1", port_of(server))
         assert client.get_server_metadata()["kind"] == "rl"
+        # it draws members of the critic; the first connection's numbers follow from --seed 1
+        draws = torch.Generator().manual_seed(seed_for(1, "serve", 1))
         for state in states:
-            want = agent.act({"state": torch.from_numpy(state)}, eval_mode=True)
+            obs = {"state": torch.from_numpy(state)}
+            want = agent.act(obs, eval_mode=True, generator=draws)
             np.testing.assert_array_equal(client.infer({"state": state})["actions"][0], want)
     with serving(base) as server:
         ibrl(tmp_path / "parts", server.address, demos, 30)
