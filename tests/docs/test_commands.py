@@ -12,7 +12,8 @@ PAGES = ["README.md", "release/results/README.md"]
 PAGES += sorted(
     p.relative_to(REPO).as_posix()
     for p in (REPO / "docs").rglob("*.md")
-    if p.stem != "extending"  # its programs know additions: test_extending runs them
+    # their programs know additions, or are on the page: test_extending and test_tutorials run them
+    if p.stem not in ("extending", "own_task", "own_demonstrations", "read_a_run")
 )
 # what programs say of themselves
 PAGES += ["train_rl.py", "train_bc.py", "quickstart.py", "evaluate/eval.py"]

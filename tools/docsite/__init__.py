@@ -1,0 +1,1 @@
+"""What the site needs beyond ``docs/``: pages made from the code, and links that work there."""
