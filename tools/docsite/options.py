@@ -89,7 +89,7 @@ def _argparse_options(parser: argparse.ArgumentParser) -> Iterable[Option]:
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        name = (action.option_strings or [action.metavar or action.dest])[-1]
+        name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
         takes = ", ".join(map(str, action.choices)) if action.choices else ""
         takes = f"one of {takes}" if takes else ("required" if action.required else "")
         default = None if action.default in (None, argparse.SUPPRESS) else str(action.default)

@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = "docs"
@@ -115,17 +116,17 @@ def notebook_page(name: str) -> str:
     return "\n\n".join(part for cell in cells for part in _cell(cell)) + "\n"
 
 
-def _cell(cell: dict[str, object]) -> Iterable[str]:
+def _cell(cell: dict[str, Any]) -> Iterable[str]:
     text = _joined(cell["source"])
     if cell["cell_type"] == "markdown":
         yield text
         return
     yield f"```python\n{text}\n```"
-    for output in cell.get("outputs", []):  # type: ignore[attr-defined]
+    for output in cell.get("outputs", []):
         shown = output.get("text") or output.get("data", {}).get("text/plain")
         if shown:
             yield f"```text\n{_joined(shown).rstrip()}\n```"
 
 
-def _joined(text: object) -> str:
-    return text if isinstance(text, str) else "".join(text)  # type: ignore[call-overload]
+def _joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else "".join(text)
