@@ -16,7 +16,7 @@ def started_as() -> list[str]:
     if is_ibrl():
         return sys.argv[0].split()
     front = len(sys.orig_argv) - len(sys.argv[1:])
-    return sys.orig_argv[:front]
+    return sys.orig_argv[: max(front, 1)]  # a program that runs this one may have set longer ones
 
 
 def is_ibrl() -> bool:
