@@ -56,7 +56,7 @@ def place_of(name: str) -> str:
 
 def is_code(name: str) -> bool:
     """Whether a page can show this file."""
-    return Path(name).suffix in LANGUAGES or name in ("LICENSE", ".ci/run", "common_utils/Makefile")
+    return Path(name).suffix in LANGUAGES or name in ("LICENSE", "common_utils/Makefile")
 
 
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
