@@ -95,7 +95,9 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _formula(found: re.Match[str]) -> str:
     tex = html.unescape(found[2]).replace(r"\arg", r"\operatorname{arg}")  # which it does not know
-    return convert(tex, display="block" if found[1] == "div" else "inline")
+    formula = convert(tex, display="block" if found[1] == "div" else "inline")
+    long = found[1] == "span" and len(tex) > 40  # wider than a phone: it may scroll
+    return f'<span class="formula">{formula}</span>' if long else formula
 
 
 def _video(found: re.Match[str]) -> str:
