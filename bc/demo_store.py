@@ -73,12 +73,14 @@ class DemoStore(Demos):
             self._file.close()
             raise
         self._groups: dict[str, h5py.Group] = {}
+        self._last: tuple[str | None, str, h5_read.Item | None] | None = None  # what was found
         self._checked: set[tuple[str, str]] = set()
         self._stored: set[int] = set()  # the datasets among them; a file may give one many names
         self._size = h5_read.Size(0, 0)  # of all that was checked
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
+        self._last = None
         self._file.close()
 
     @contextmanager
@@ -169,9 +171,13 @@ class DemoStore(Demos):
 
     def find(self, name: str | None, key: str) -> h5_read.Item | None:
         """What lies at ``key`` of a demonstration (of the file, without a name), or None."""
+        if self._last is not None and self._last[:2] == (name, key):
+            return self._last[2]  # whether it is there, its shape and its numbers are asked for
         group = self._file if name is None else self.group(name)
         with self._guard(name, key):
-            return h5_read.find(group, key)
+            found = h5_read.find(group, key)
+        self._last = (name, key, found)
+        return found
 
     def has(self, name: str, key: str) -> bool:
         """Whether there is anything at ``key``."""

@@ -57,6 +57,7 @@ class ParquetColumns:
             self.names = list(self._file.schema_arrow.names)
             groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
             self._ends = np.cumsum([g.num_rows for g in groups])
+        self._stored: dict[str, int] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -127,18 +128,23 @@ class ParquetColumns:
         return [x["bytes"] for x in found]
 
     def stored(self, name: str) -> int:
-        """Compressed bytes of a column."""
-        meta, total = self._file.metadata, 0
-        with _guard(self.root, self.path):
-            for number in range(meta.num_row_groups):
-                group = meta.row_group(number)
-                columns = (group.column(i) for i in range(group.num_columns))
-                total += sum(
-                    c.total_compressed_size
-                    for c in columns
-                    if c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.")
-                )
-        return total
+        """Compressed bytes of a column (of all, when asked for the first time)."""
+        meta = self._file.metadata
+        if not self._stored:
+            with _guard(self.root, self.path):
+                for number in range(meta.num_row_groups):
+                    group = meta.row_group(number)
+                    for column in map(group.column, range(group.num_columns)):
+                        own = self._name_of(column.path_in_schema)
+                        size = self._stored.get(own, 0) + column.total_compressed_size
+                        self._stored[own] = size
+        return self._stored.get(name, 0)
+
+    def _name_of(self, path: str) -> str:
+        """The column that a part of it belongs to (``wrist.bytes``; names may have dots too)."""
+        while path and path not in self.names:
+            path = path.rpartition(".")[0]
+        return path
 
 
 def _is_list(types: Any, kind: Any) -> bool:

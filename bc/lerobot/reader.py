@@ -11,7 +11,9 @@ columns that are asked for are read, and only those frames are decoded.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -231,12 +233,20 @@ class LeRobotDemos(Demos):
         """An episode's share of its file, by its length."""
         if feature.name in episode.clips:
             path = episode.clips[feature.name].path
-            together = [e for e in self._episodes.values() if e.clips[feature.name].path == path]
-            size, steps = path.stat().st_size, sum(e.length for e in together)
+            size, steps = path.stat().st_size, self._video_steps[path]
         else:
             file = self._file(episode.data)
             size, steps = file.stored(feature.name), file.rows
         return size * episode.length // steps
+
+    @cached_property
+    def _video_steps(self) -> Counter[Path]:
+        """The number of steps in each video."""
+        found: Counter[Path] = Counter()
+        for episode in self._episodes.values():
+            for clip in episode.clips.values():
+                found[clip.path] += episode.length
+        return found
 
     def array(self, name: str, key: str) -> np.ndarray:
         """Numbers as they are stored; pictures as uint8 [T, 3, H, W]."""

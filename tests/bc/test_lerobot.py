@@ -395,6 +395,14 @@ def test_changed_bytes_raise_nothing_else(push, relative):
             read_everything(push)
 
 
+def test_a_table_made_to_fill_memory_is_refused(push):
+    """Equal numbers pack a thousand to one; nothing is unpacked before sizes are compared."""
+    table = pa.table({"episode_index": pa.array(np.zeros(10**7, np.int64))})
+    pq.write_table(table, push / DATA, compression="zstd")
+    with pytest.raises(DatasetError, match="column 'episode_index' would take 76.3 MiB, of which"):
+        open_demos(push)
+
+
 def test_keys_that_are_not_there_are_named(push):
     with open_demos(push) as demos, pytest.raises(DatasetError) as error:
         demos.images("episode_0", "agentview")

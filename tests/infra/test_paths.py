@@ -198,5 +198,8 @@ def test_the_same_input(place: Path) -> None:
     assert not same_input(here, "/gone/here.pt")
     (place / "cwd/here.pt").unlink()  # a run that goes on may hold its own copy
     assert same_input(here, "here.pt") and same_input(here, "../cwd/here.pt")
+    (place / "data").mkdir()
+    (place / "link").symlink_to(place / "data")  # a dataset may be a folder
+    assert same_input(str(place / "data"), str(place / "link"))
     assert same_input(f"{here}+{there}", f"here.pt+{there}")
     assert not same_input(here, "other.pt")
