@@ -235,7 +235,8 @@ def _configuration(page: Page, runs: Sequence[Run]) -> None:
         else:
             preset, changes = recorded
             before = f"Started with {preset}" if preset else "Started without a configuration file"
-            page.say(f"{before}; what differs from it and the defaults:" if changes else before)
+            base = "it and the defaults" if preset else "the defaults"
+            page.say(f"{before}. What differs from {base}:" if changes else f"{before}.")
             if changes:
                 page.code(changes)
         if run.defaults:
