@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import train_bc
 import train_rl
 from common_utils import run_config
 from common_utils.run_config import ConfigError
@@ -252,3 +253,36 @@ def test_a_signal_ends_the_waiting(
     assert time.monotonic() - started < PATIENCE
     server.start()
     assert train_rl.run(arm(server, run, 16, resume=1)).global_step == 16
+
+
+def test_successes_become_a_policy_that_plays_there(serve: Serve, tmp_path: Path) -> None:
+    """From saved successes to BC, to IBRL with that policy, all in the same environment."""
+    server = serve("my_robots:make_pendulum", "--deterministic", "1")
+    pendulum = {
+        "suite": "remote",
+        "task_name": "Pendulum-v1",
+        "remote.url": server.url,
+        "gym.success_key": "truncated",
+        "num_eval_episode": 0,
+    }
+    rl = tmp_path / "rl"
+    train_rl.run(config(rl, 16, **pendulum, save_per_success=2))
+    options = {
+        "dataset.path": rl / "data1.h5",
+        "dataset.use_state": 1,
+        "dataset.eval_episode_len": 8,
+        "env.remote_url": server.url,
+        "env.gym_success_key": "truncated",
+        "num_epoch": 1,
+        "epoch_len": 5,
+        "num_eval_episode": 1,
+        "num_final_episode": 1,
+        "device": "cpu",
+        "save_dir": tmp_path / "bc",
+    }
+    args = [f"--{k}={v}" for k, v in options.items()]
+    train_bc.run(run_config.parse_args(train_bc.MainConfig, args))
+    assert metrics(tmp_path / "bc")[0]["score/success"] == 1.0
+    ibrl = {"bc_policy": tmp_path / "bc" / "model0.pt", "q_agent.act_method": "ibrl"}
+    work = train_rl.run(config(tmp_path / "ibrl", 16, **pendulum | ibrl))
+    assert work.agent.num_bc_action == 1 and work.replay.num_success == 3

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from .messages import ServeError, say
@@ -55,6 +56,11 @@ class Buttons(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             where = f"{host}:{port}"
             raise ServeError(f"--button_port: cannot listen at {where} ({error})") from None
+
+    def server_bind(self) -> None:
+        """As usual, but without asking for the host's name: many robots have no name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def start(self) -> int:
         """Serve in another thread; returns the port."""
