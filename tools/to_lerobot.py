@@ -97,7 +97,7 @@ class Names:
         return found.astype(np.float32) if single else found
 
     def stated(self) -> dict[str, str]:
-        """Features whose key do not follow from their name."""
+        """Features whose key does not follow from their name."""
         kinds = {n: "image" if k in self._pictures else "float32" for n, k in self.keys.items()}
         usual = {n: key_for(Feature(n, kind, ())) for n, kind in kinds.items()}
         return {n: key for n, key in self.keys.items() if usual[n] != key}
