@@ -99,6 +99,10 @@ class DemoArrays(ABC):
         """Whether there is anything at ``key``."""
         return key in self.all_keys(name)
 
+    def facts(self) -> dict[str, Any]:
+        """What else the format says of the dataset, for people: name -> value."""
+        return {}
+
     def filter_keys(self) -> list[str]:
         """Names of its lists of demonstrations (robomimic's filter keys), sorted."""
         return []

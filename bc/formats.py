@@ -17,7 +17,7 @@ from bc.lerobot.meta import is_dataset
 from bc.lerobot.reader import LeRobotDemos
 from bc.loader import DemoFile
 from bc.minari_demos import MinariDemos, is_minari
-from bc.replay_zarr import ReplayDemos, is_replay
+from bc.replay_zarr import ZarrDemos, is_replay
 from common_utils.made_by import how_to_make
 
 
@@ -34,7 +34,7 @@ class Format:
 
 # the first row that recognises the path counts
 FORMATS: tuple[Format, ...] = (
-    Format("Zarr replay", "a folder or .zip with meta/episode_ends", is_replay, ReplayDemos),
+    Format("Zarr replay", "a folder or .zip with meta/episode_ends", is_replay, ZarrDemos),
     Format("Minari", "a folder with data/metadata.json", is_minari, MinariDemos),
     Format("LeRobot", "a folder with meta/info.json", is_dataset, LeRobotDemos),
     Format("HDF5", "a file with a group 'data'", lambda path: not path.is_dir(), DemoFile),

@@ -53,6 +53,12 @@ class DemoFile(DemoStore):
         except ValueError as err:
             raise DatasetError(f"'{self.path}', {err}") from err
 
+    def facts(self) -> dict[str, Any]:
+        """The attributes of ``data``."""
+        with self._guard(None, "data"):
+            attrs = dict(self._data.attrs)
+        return {f"attribute {k}": v for k, v in attrs.items() if k not in ("env_args", "env_info")}
+
     def layout(self, name: str, camera: str) -> PictureLayout:
         """How a camera's pictures are stored; DatasetError if that cannot be decided."""
         return self._pictures_of(name, camera).layout

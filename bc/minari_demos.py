@@ -156,6 +156,15 @@ class MinariDemos(Demos):
             return None
         return None if (low == -1).all() and (high == 1).all() else (low, high)
 
+    def facts(self) -> dict[str, Any]:
+        """Who made it, and by what."""
+        wanted = ("dataset_id", "minari_version", "algorithm_name", "author", "description")
+        found = {key: self._meta.get(key) for key in wanted}
+        found["action bounds"] = "-1 to 1, or not known" if self._bounds is None else " to ".join(
+            str(end.tolist()) for end in self._bounds
+        )  # fmt: skip
+        return {key: value for key, value in found.items() if value is not None}
+
     # ------------------------------------------------------------ finding arrays
 
     def _found(self, name: str) -> dict[str, h5py.Dataset]:

@@ -157,6 +157,11 @@ class Env(ABC):
         return None
 
     @classmethod
+    def picture_note(cls, args: Mapping[str, Any]) -> str:
+        """How recorded pictures differ from those that are drawn here, if they do; else ""."""
+        return ""
+
+    @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:
         """Where recorded episodes of ``cfg`` end, and which of them are successes."""
         return AsRecorded(cfg.suite)

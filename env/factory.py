@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common_utils.env_args import suite_of
 from common_utils.extras import how_to_install, missing_package
 from common_utils.lookup import resolve
 from common_utils.run_config import check
@@ -81,6 +82,12 @@ def check_rate(cfg: EnvConfig, recorded: float | None, source: str) -> str:
             f"controlled at {here:g}, expected the same; dataset.check_fps 0 uses it all the same"
         )
     return ""
+
+
+def picture_note(args: Mapping[str, Any]) -> str:
+    """How a file's pictures differ from those drawn here, by its env_args; "" if they do not."""
+    suite = suite_of(args)
+    return suite_class(suite).picture_note(args) if suite in SUITES else ""
 
 
 def success_rule(cfg: EnvConfig) -> SuccessRule:

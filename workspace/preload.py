@@ -14,7 +14,7 @@ from common_utils.paths import split_paths
 from common_utils.run_config import CFG_NAME, ConfigError
 from common_utils.specs import EnvSpec
 from env.config import EnvConfig
-from env.factory import adopt_env_args, check_rate, success_rule
+from env.factory import adopt_env_args, check_rate, picture_note, success_rule
 from workspace.build_agent import own_modules
 from workspace.build_policy import load_config as load_bc_config
 from workspace.rl_config import MainConfig
@@ -74,6 +74,8 @@ def read_preload(
     )
     _check_recorded(cfg, env_cfg, demos)
     if options.check_fps and (note := check_rate(env_cfg, demos.fps, cfg.preload_datapath)):
+        demos.notes.append(note)
+    if env_cfg.cameras and (note := picture_note(demos.env_args)):
         demos.notes.append(note)
     if options.action_low:
         low, high = options.action_low, options.action_high

@@ -15,7 +15,7 @@ from common_utils.logger import RunLogger
 from common_utils.run_config import ConfigError
 from common_utils.specs import SpecError
 from env.core import EnvError
-from env.factory import check_rate
+from env.factory import check_rate, picture_note
 from evaluate.multi_process_eval import EvalPool
 from evaluate.rollout import EvalError
 from networks.optim import KerasAdam
@@ -92,7 +92,8 @@ def say_what_runs(
     device: torch.device,
 ) -> None:
     """Print the run's first lines: the data, the policy, the number of steps."""
-    for note in data.notes:
+    drawn = picture_note(data.env_args) if data.cameras else ""
+    for note in filter(None, [*data.notes, drawn]):
         log.print(f"note: {cfg.dataset.path}: {note}")
     for note in policy.notes:
         log.print(f"warning: {cfg.dataset.path}: {note}")

@@ -117,6 +117,10 @@ class LeRobotDemos(Demos):
             self._extra["attributes"] = []
         return out
 
+    def facts(self) -> dict[str, Any]:
+        """The version, and the robot."""
+        return {key: value for key, value in self.meta.facts.items() if value is not None}
+
     def key_of(self, own: str, obs: bool = True) -> str:
         """The key of a feature, by the name that it has in the dataset."""
         if own not in self._own:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common_utils.env_args import arm_controller
+from common_utils.env_args import arm_controller, version_numbers
 from common_utils.gl import load_triton_before_mesa
 from common_utils.robomimic_keys import STATE_DIMS
 from common_utils.specs import EnvSpec
@@ -119,6 +119,18 @@ class RobosuiteEnv(SeededEnv):
     def control_rate(cls, cfg: EnvConfig) -> float | None:
         """Control steps per second."""
         return float(CONTROL_FREQ)
+
+    @classmethod
+    def picture_note(cls, args: Mapping[str, Any]) -> str:
+        """Measured: release/results/robosuite/pictures_1.4."""
+        version = str(args.get("env_version", ""))
+        if not version or version_numbers(version) >= (1, 5):
+            return ""
+        return (
+            f"pictures were drawn by robosuite {version}: evaluations draw them otherwise, by 0.2 "
+            "to 0.8 of 255 on average at the size of the file (env.image_size), by up to 4.2 if "
+            "drawn larger and reduced (tools.dataset_states_to_obs draws the file's again)"
+        )
 
     @classmethod
     def success_rule(cls, cfg: EnvConfig) -> SuccessRule:

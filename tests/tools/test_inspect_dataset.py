@@ -231,3 +231,42 @@ def test_real_raw_recordings(capsys):
     out = capsys.readouterr().out
     assert "up to 3.75" in out and "tools.dataset_states_to_obs" in out
     assert "contact sheet" not in out
+
+
+def test_actions_are_plotted_beside_the_sheet(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "d.hdf5", size=16)
+    assert run_program(inspect_dataset.main, [str(path)]) == 0
+    out = "".join(capsys.readouterr().out.split("\n"))
+    assert f"plots of actions: {tmp_path / 'd_actions.png'}" in out
+    few = imageio.imread(tmp_path / "d_actions.png")
+    edit(path, "data/demo_1/actions", np.full((5, 7), 2.0))
+    args = ["--out", str(tmp_path / "x.png"), "--demos", "1"]
+    assert run_program(inspect_dataset.main, [str(path), *args]) == 1
+    marked = imageio.imread(tmp_path / "x_actions.png")
+    assert few.shape == marked.shape and few.std() > 10
+    edit(path, "data/demo_0/actions", np.full((7, 7), 2.0))
+    assert run_program(inspect_dataset.main, [str(path), *args]) == 1
+    red = (imageio.imread(tmp_path / "x_actions.png")[..., :3] == [0xD5, 0x5E, 0]).all(-1)
+    before = (marked[..., :3] == [0xD5, 0x5E, 0]).all(-1)
+    assert red.sum() > 100 and not before.any()  # of the first demonstration alone
+
+
+@pytest.mark.parametrize("kind", ["zarr", "minari"])
+def test_other_formats_are_inspected(tmp_path, monkeypatch, kind, capsys):
+    from tests.bc.test_other_formats import numbers, write_minari, write_zarr
+
+    if kind == "zarr":
+        action = np.linspace([0, 10], [512, 20], 15).astype(np.float32)
+        path = write_zarr(tmp_path / "d.zarr", numbers(action=action))
+    else:
+        path = write_minari(tmp_path, monkeypatch, several=True)
+    status = run_program(inspect_dataset.main, [str(path), "--out", str(tmp_path / "s.png")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "│ demonstrations │ 3" in out and "│ steps │ 15" in out
+    if kind == "zarr":  # the reader's own message
+        assert status == 1 and "--dataset.action_low '[0, 10]' --dataset.action_high" in out
+        assert "state of 5 numbers, camera img of 8 pixels" in out
+    else:
+        assert status == 0 and "camera cam of 40 pixels" in out and "mine/test-v0" in out
+    assert imageio.imread(tmp_path / "s.png").shape[1] in (7 * 8, 7 * 40)
+    assert imageio.imread(tmp_path / "s_actions.png").ndim == 3
