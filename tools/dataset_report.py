@@ -96,8 +96,11 @@ def inspect(path: str | Path) -> Report:
         elif widths:
             report.problem(f"actions of {len(widths)} different widths: {sorted(widths)}")
         _compare_keys(report, len(file.names))
-        if not report.raw:
-            _inputs(file, report)
+        try:
+            if not report.raw:
+                _inputs(file, report)
+        except FAULTS as error:
+            report.problem(_without_place(error, file, file.names[0]), file.names[0])
         return report
 
 
