@@ -248,6 +248,7 @@ def test_pictures_of_an_older_robosuite_are_told(tmp_path):
         spec = EnvSpec("robosuite", "PickPlaceCan", {"agentview": ArraySpec((3, 8, 8), "uint8")},
                        7, 200)  # fmt: skip
         demos = read_preload(run, rl_env_config(run), spec, ["agentview"])
+        assert len(list(demos)) == 1  # this also closes the file
         assert told == any("pictures were drawn by robosuite 1.4.1" in x for x in demos.notes)
     bc = ["--dataset.rl_camera=agentview", f"--dataset.path={path}", "--num_eval_episode=0"]
     bc += ["--num_epoch=1", "--epoch_len=1", "--device=cpu", f"--save_dir={tmp_path / 'bc'}"]
