@@ -238,20 +238,26 @@ def test_demonstrations_that_are_named_but_not_asked_for_are_reported(
 
 
 def test_pictures_of_an_older_robosuite_are_told(tmp_path):
-    path = write_robomimic(tmp_path / "d.hdf5", lengths=(5,))
+    path = write_robomimic(tmp_path / "d.hdf5", lengths=(5,), size=48)
     for version, told in (("1.4.1", True), ("1.5.1", False)):
         with h5py.File(path, "r+") as file:
             args = json.loads(file["data"].attrs["env_args"]) | {"env_version": version}
             file["data"].attrs["env_args"] = json.dumps(args)
         cfg = {"suite": "robosuite", "task_name": "PickPlaceCan", "preload_num_data": 1}
         run = config(tmp_path / "run", path, **cfg, use_state=0, rl_camera="agentview")
-        spec = EnvSpec("robosuite", "PickPlaceCan", {"agentview": ArraySpec((3, 8, 8), "uint8")},
+        spec = EnvSpec("robosuite", "PickPlaceCan", {"agentview": ArraySpec((3, 48, 48), "uint8")},
                        7, 200)  # fmt: skip
         demos = read_preload(run, rl_env_config(run), spec, ["agentview"])
         assert len(list(demos)) == 1  # this also closes the file
         assert told == any("pictures were drawn by robosuite 1.4.1" in x for x in demos.notes)
     bc = ["--dataset.rl_camera=agentview", f"--dataset.path={path}", "--num_eval_episode=0"]
-    bc += ["--num_epoch=1", "--epoch_len=1", "--device=cpu", f"--save_dir={tmp_path / 'bc'}"]
+    bc += [
+        "--num_epoch=1",
+        "--epoch_len=1",
+        "--batch_size=4",
+        "--device=cpu",
+        f"--save_dir={tmp_path / 'bc'}",
+    ]
     with h5py.File(path, "r+") as file:
         args = json.loads(file["data"].attrs["env_args"]) | {"env_version": "1.4.1"}
         file["data"].attrs["env_args"] = json.dumps(args)
