@@ -40,17 +40,20 @@ def bc_checkpoint(folder: Path, stack: int = 1, kind: str = "auto", **more: Any)
 @contextmanager
 def running(server: PolicyServer) -> Iterator[PolicyServer]:
     """``server`` in a thread of its own."""
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-    stop, failed = asyncio.Event(), []
+    ready, failed, ends = threading.Event(), [], []
+
+    async def serve_here() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+        await server.run(stop, ready.set)
 
     def work() -> None:
         try:
-            loop.run_until_complete(server.run(stop, ready.set))
+            asyncio.run(serve_here())
         except BaseException as error:
             failed.append(error)
         finally:
             ready.set()
-            loop.close()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -60,7 +63,7 @@ def running(server: PolicyServer) -> Iterator[PolicyServer]:
             yield server
     finally:
         if not failed:
-            loop.call_soon_threadsafe(stop.set)
+            ends[0]()
         thread.join(30)
     if failed:
         raise failed[0]

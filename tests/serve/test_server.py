@@ -294,7 +294,7 @@ def test_the_program_from_start_to_end(weight: Path) -> None:
             mine = WebsocketClientPolicy("127.0.0.1", port)
             mine.infer({"state": np.zeros(STATE)})
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0 and err == ""
