@@ -254,4 +254,4 @@ def test_an_address_is_needed_and_a_taken_port_is_named(serve: Serve) -> None:
         make_env(EnvConfig(suite="remote", task="Arm", remote_url="http://x"))
     server = serve("my_robots:make_arm")
     with pytest.raises(AssertionError, match=r"error: --port: cannot listen at 127.0.0.1:\d+"):
-        server.start()
+        serve("my_robots:make_arm", "--port", str(server.port))
