@@ -195,9 +195,8 @@ class MinariDemos(Demos):
         return int(self._dataset(name, "actions").shape[0])
 
     def all_keys(self, name: str) -> list[str]:
-        """The keys of an episode's arrays; ``dones`` are made of two of them."""
-        found = set(self._found(name))
-        return sorted(found - set(FLAGS) | ({"dones"} if set(FLAGS) <= found else set()))
+        """The keys of an episode's arrays; how it ended is the attribute "ended"."""
+        return sorted(set(self._found(name)) - set(FLAGS))
 
     def usual_keys(self, name: str, kind: str) -> Sequence[str]:
         """The state is the one vector that is observed, if there is no more than one."""
@@ -207,8 +206,6 @@ class MinariDemos(Demos):
 
     def stored(self, name: str, key: str) -> Stored:
         """What lies at ``key``: as many rows as there are actions."""
-        if key == "dones":
-            return Stored((self._steps(name),), np.dtype(np.int64), 0)
         dset, steps = self._dataset(name, key), self._steps(name)
         with self._guard(name, key):
             size = int(dset.id.get_storage_size())
@@ -227,8 +224,6 @@ class MinariDemos(Demos):
         """The numbers of an episode's steps; actions mapped to [-1, 1]."""
         found = self.stored(name, key)
         self.room(name, key, 2 * found.nbytes)
-        if key == "dones":
-            return np.any([self.array(name, flag) for flag in FLAGS], axis=0).astype(np.int64)
         dset, rows = self._dataset(name, key), found.shape[0]
         with self._guard(name, key):
             last = dset[len(dset) - rows :] if key.startswith("infos/") else dset[:rows]

@@ -34,7 +34,7 @@ from common_utils.run_config import ConfigError, Flag
 from env.config import EnvConfig
 from env.factory import control_rate
 from env.suites import SUITES
-from tools import to_lerobot
+from tools import to_lerobot, to_minari, to_zarr
 
 PICTURES_COMPARED = 3  # of each demonstration and camera
 
@@ -45,17 +45,17 @@ class MainConfig:
 
     # file or folder of demonstrations, in any format that can be read
     dataset: InputData = ""
-    # file (hdf5) or folder (lerobot) to write; it must not exist
+    # file (hdf5) or folder to write (minari: its name ends in -v0); it must not exist
     out: str = ""
     # what to write
-    format: Literal["lerobot", "hdf5"] = "lerobot"
+    format: Literal["lerobot", "hdf5", "zarr", "minari"] = "lerobot"
     # which arrays of the dataset are read as state (lerobot: observation.state), action, ...
     keys: KeyOptions = field(default_factory=KeyOptions)
     # number of demonstrations, from the first (-1: all)
     num: AllOr = -1
     # lerobot: how videos are packed
     codec: Literal["h264", "av1"] = "h264"
-    # lerobot: 1: pictures as PNG instead of videos, without any loss
+    # lerobot: 1: pictures as PNG instead of videos; minari: 1: as arrays instead of JPEG
     lossless: Flag = 0
     # lerobot: control steps per second; 0: as the dataset or its suite says
     fps: NotNegativeNumber = 0
@@ -160,6 +160,8 @@ def _take(recording: Recording, key: str, array: np.ndarray) -> bool:
 WRITERS: dict[str, Callable[[Demos, Path, MainConfig], list[str]]] = {
     "lerobot": write_lerobot,
     "hdf5": write_hdf5,
+    "zarr": lambda source, out, cfg: to_zarr.write(source, out),
+    "minari": lambda source, out, cfg: to_minari.write(source, out, lossless=bool(cfg.lossless)),
 }
 
 

@@ -352,3 +352,43 @@ def test_a_damaged_picture_of_minari_is_named(tmp_path, monkeypatch):
 
 def test_hdf5_files_are_still_hdf5(tmp_path):
     assert format_of(write_robomimic(tmp_path / "d.hdf5")).name == "HDF5"
+
+
+# ---------------------------------------------------------------- written by this program
+
+
+@pytest.mark.parametrize("kind", ["zarr", "minari"])
+def test_what_is_written_is_read_by_the_real_package_and_here(tmp_path, monkeypatch, kind, capsys):
+    from tools import convert_dataset
+
+    path = write_robomimic(tmp_path / "d.hdf5", LENGTHS, size=32)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["ended"] = "terminated"
+    out = tmp_path / ("can-v0" if kind == "minari" else "can.zarr")
+    args = ["--dataset", str(path), "--out", str(out), "--format", kind, "--lossless", "1"]
+    written = convert_dataset.convert(run_config.parse_args(convert_dataset.MainConfig, args))
+    assert "pictures are equal" in capsys.readouterr().out
+    for options in ({"use_state": 1}, {"rl_camera": "agentview"}):
+        for demo, again in zip(
+            opened(path, **options).episodes(), opened(written, **options).episodes(), strict=True
+        ):
+            np.testing.assert_array_equal(again.actions, demo.actions)
+            np.testing.assert_array_equal(again.rewards, demo.rewards)
+            assert again.observations.keys() == demo.observations.keys()
+            for key, value in demo.observations.items():
+                np.testing.assert_array_equal(again.observations[key], value)
+    with open_demos(written) as demos:
+        assert demos.env_args == open_demos(path).env_args
+        assert [demos.verdict(n)[0] for n in demos.names] == ["", "terminated", ""]
+    if kind == "zarr":
+        group = zarr.open_group(str(written), mode="r")
+        assert group["meta/episode_ends"][:].tolist() == ENDS.tolist()
+        assert group["data/agentview_image"].shape == (15, 32, 32, 3)
+        assert group.metadata.zarr_format == 2
+    else:
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+        data = minari.load_dataset("can-v0")
+        assert (data.total_episodes, data.total_steps) == (3, 15)
+        assert [len(e) for e in data.iterate_episodes()] == list(LENGTHS)
+    with pytest.raises(run_config.ConfigError, match="exists already, expected a new name"):
+        convert_dataset.convert(run_config.parse_args(convert_dataset.MainConfig, args))
