@@ -237,9 +237,9 @@ def test_demonstrations_that_are_named_but_not_asked_for_are_reported(
     assert f"note: {pendulum} is not read: preload_num_data is 0" in log
 
 
-def test_pictures_of_an_older_robosuite_are_told(tmp_path):
+def test_pictures_of_an_older_robosuite_are_reported(tmp_path):
     path = write_robomimic(tmp_path / "d.hdf5", lengths=(5,), size=48)
-    for version, told in (("1.4.1", True), ("1.5.1", False)):
+    for version, noted in (("1.4.1", True), ("1.5.1", False)):
         with h5py.File(path, "r+") as file:
             args = json.loads(file["data"].attrs["env_args"]) | {"env_version": version}
             file["data"].attrs["env_args"] = json.dumps(args)
@@ -249,7 +249,7 @@ def test_pictures_of_an_older_robosuite_are_told(tmp_path):
                        7, 200)  # fmt: skip
         demos = read_preload(run, rl_env_config(run), spec, ["agentview"])
         assert len(list(demos)) == 1  # this also closes the file
-        assert told == any("pictures were drawn by robosuite 1.4.1" in x for x in demos.notes)
+        assert noted == any("pictures were drawn by robosuite 1.4.1" in x for x in demos.notes)
     bc = ["--dataset.rl_camera=agentview", f"--dataset.path={path}", "--num_eval_episode=0"]
     bc += [
         "--num_epoch=1",
