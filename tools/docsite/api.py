@@ -15,6 +15,7 @@ ROOMS = {
     "rl": "agents and the replay",
     "evaluate": "rollouts, statistics, videos",
     "workspace": "the parts of a run",
+    "serve": "policies over the network",
 }
 
 
