@@ -114,6 +114,7 @@ def _new_array(group: Any, source: Demos, key: str, total: int, numcodecs: Any) 
 def _array(group: Any, name: str, shape: tuple[int, ...], dtype: Any, packed: Any) -> Any:
     row = max(1, int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
     chunks = (max(1, min(shape[0], CHUNK_BYTES // row)), *shape[1:])
-    if hasattr(group, "create_array"):  # zarr 3
-        return group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, compressors=packed)
+    if hasattr(group, "create_array"):  # zarr 3, which would leave out chunks of zeros
+        more = {"compressors": packed, "config": {"write_empty_chunks": True}}
+        return group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, **more)
     return group.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, compressor=packed)
