@@ -508,10 +508,15 @@ def _docs(config_class: Any, prefix: str) -> dict[str, str]:
             continue
         # a subclass that only changes a default need not repeat the documentation
         owners = [c for c in config_class.__mro__ if name in inspect.get_annotations(c)]
-        docs = (get_attribute_docstring(owner, name) for owner in owners)
-        texts = (d.comment_inline or d.docstring_below or d.comment_above for d in docs)
+        texts = (_comment(owner, name) for owner in owners)
         out[prefix + name] = " ".join(next((t for t in texts if t), "").split())
     return out
+
+
+@functools.cache  # it parses the class's whole file
+def _comment(owner: type, field: str) -> str:
+    found = get_attribute_docstring(owner, field)
+    return str(found.comment_inline or found.docstring_below or found.comment_above)
 
 
 def help_text(config_class: Any, args: Sequence[str] = ()) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch._dynamo import config as tracing
-from torch._dynamo.exc import TorchDynamoException
 
 from common_utils.errors import UserError, shortened
 from networks.captured import Captured
@@ -36,6 +34,10 @@ def compiled(
     """
     if how == "off":
         return function
+    # not above: this takes seconds, which runs that are not compiled need not wait
+    from torch._dynamo import config as tracing
+    from torch._dynamo.exc import TorchDynamoException
+
     if not hasattr(tracing, "trace_autograd_ops"):
         raise UserError(
             f"{field}: {how}, expected off with torch {torch.__version__}, which cannot compile "

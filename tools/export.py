@@ -33,6 +33,7 @@ from common_utils.version import __version__
 from env.config import EnvConfig
 from env.named_modules import add_trust_option
 from evaluate.eval import kind_of
+from networks import fast
 from networks.exported import Graph, Port
 from workspace import build_agent, build_policy
 from workspace.onnx_file import write_onnx
@@ -179,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     weight, form = Path(args.weight), format_of(args.out, args.format)
     check_out(args.out, bool(args.overwrite))
+    fast.set_up()
     if form == "onnx":
         print(export_onnx(weight, args.out, args.graph, args.trust_module))
     else:

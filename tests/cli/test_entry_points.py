@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from tests.docs.commands import REPO, commands, module_of
 OTHERS = {
     "tools/env_server/__main__.py": "for a robot, which has nothing else; here: tools/serve_env.py",
     "env/worker.py": "started by evaluate's pool; its errors are messages on a connection",
+    "release/results/robosuite/pictures_1.4/record.py": "for a Python that has robosuite 1.4 alone",
+    "tests/interop/make_lerobot_fixture.py": "for a Python that has lerobot alone",
+    "tests/interop/read_with_lerobot.py": "for a Python that has lerobot alone",
     "tests/replay/stress.py": "started by a test under sanitizers, imports the C++ module alone",
 }
 
@@ -129,3 +134,16 @@ def test_meshes_that_cannot_be_written_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "in_the_way" in error
     assert error.count("\n") == 1
+
+
+def test_programs_load_nothing_that_only_some_runs_need() -> None:
+    # torch's tracer takes seconds; optional packages may not be installed
+    packages = {
+        "torch._dynamo", "av", "matplotlib", "msgpack", "onnx", "plotly", "pyarrow", "rerun",
+        "safetensors", "tensorboard", "trackio", "wandb", "websockets", "zarr",
+    }  # fmt: skip
+    code = f"import sys, train_rl, train_bc\nprint(*({packages} & set(sys.modules)))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.split() == []

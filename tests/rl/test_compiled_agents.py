@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import config as tracing
 
 from common_utils.errors import UserError
 from networks import graphs
@@ -144,7 +145,7 @@ def test_a_function_that_is_no_graph_is_refused(monkeypatch: pytest.MonkeyPatch)
     read = graphs.compiled(lambda x: x + 1 if x.sum() > 0 else x, "default", "q_agent.compile", CPU)
     with pytest.raises(UserError, match=r"q_agent\.compile: default, expected off here: .*branch"):
         read(torch.zeros(2))
-    monkeypatch.delattr(graphs.tracing, "trace_autograd_ops", raising=False)
+    monkeypatch.delattr(tracing, "trace_autograd_ops", raising=False)
     with pytest.raises(UserError, match=r"q_agent\.compile: max, expected off with torch"):
         graphs.compiled(torch.sin, "max", "q_agent.compile", CPU)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,3 @@ def test_real_teleoperation_goes_straight_into_training(tmp_path, capsys):
     work = train_bc.run(bc_config(path, tmp_path / "bc", **more))
     assert work.data.num_steps == 412
     assert "recorded with robosuite 1.0.1" in capsys.readouterr().out
-
-
-if __name__ == "__main__":
-    print(collect(Path(sys.argv[1]), 2))
