@@ -33,7 +33,7 @@ from tests.bc.ibc_data import write_particle
 from tests.fuzz import damages
 from tests.fuzz.case import Case, Trial
 from tests.fuzz.runs import RUNS
-from tools import plot_runs
+from tools import plot_runs, report
 from workspace import build_agent, build_policy
 
 KIND = "folders"
@@ -158,13 +158,22 @@ def _plot(kind: str, run: Path) -> str | None:
     return _status(plot_runs.main([str(run), "--key", key, "--out", out, "--bootstrap", "2"]))
 
 
+def _report(kind: str, run: Path) -> str | None:
+    out = run.parent / "report.html"
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = report.main([str(run), "--out", str(out), "--bootstrap", "2"])
+    if status == USER_ERROR:
+        raise UserError(said.getvalue().splitlines()[0])
+    return None if out.is_file() else "no report was written"
+
+
 def _status(status: int) -> str | None:
     return f"the status is {status}" if status else None
 
 
 READERS: dict[str, Callable[[str, Path], str | None]] = {
     "resume": _resume, "load_model": _load, "evaluate": _evaluate,
-    "evaluate a folder": _evaluate_all, "plot_runs": _plot,
+    "evaluate a folder": _evaluate_all, "plot_runs": _plot, "report": _report,
 }  # fmt: skip
 LOOKS_AT = {
     "resume": ("cfg.yaml", "metrics.jsonl", "state", "state", "state", "bc_policy", "tb"),
@@ -172,6 +181,7 @@ LOOKS_AT = {
     "evaluate": ("cfg.yaml", "model0.pt", "bc_policy"),
     "evaluate a folder": ("cfg.yaml", "latest.pt", "bc_policy", "state"),
     "plot_runs": ("metrics.jsonl",),
+    "report": ("metrics.jsonl", "cfg.yaml", "run_info.json"),
 }
 
 

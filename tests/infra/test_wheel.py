@@ -167,5 +167,9 @@ def test_it_has_every_configuration_and_no_test(wheel: Path, full: Path) -> None
     listing = {p.relative_to(ours) for p in ours.rglob("*.yaml")}
     assert {p.relative_to(inside) for p in inside.rglob("*.yaml")} == listing
     assert (site / "env" / "block_pushing" / "assets" / "tool.urdf").is_file()
+    assert {p.name for p in (site / "tools" / "reporting").glob("page.*")} >= {
+        "page.css",
+        "page.js",
+    }
     assert not (site / "tests").exists()
     assert not (site / "setup.py").exists()
