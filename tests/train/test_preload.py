@@ -21,6 +21,8 @@ from common_utils.specs import ArraySpec, EnvSpec
 from env.config import EnvConfig
 from env.factory import env_args, make_env
 from tests.bc.test_dataset import write_robomimic
+from tests.runs import assert_same_run
+from tools import convert_dataset
 from workspace.preload import read_preload
 from workspace.rl_config import rl_env_config
 
@@ -263,3 +265,25 @@ def test_pictures_of_an_older_robosuite_are_reported(tmp_path):
         file["data"].attrs["env_args"] = json.dumps(args)
     train_bc.run(parse_args(train_bc.MainConfig, bc))
     assert "pictures were drawn by robosuite 1.4.1" in (tmp_path / "bc" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "zarr", "minari"])
+def test_training_on_another_format_is_the_same_training(tmp_path, pendulum, kind):
+    args = ["--dataset", str(pendulum), "--out", str(tmp_path / "copy-v0"), "--format", kind]
+    args += ["--fps", "20"] if kind == "lerobot" else []
+    copied = convert_dataset.convert(parse_args(convert_dataset.MainConfig, args))
+    key = {"gym.success_key": "truncated"}
+    runs = [config(tmp_path / f"rl{i}", p, **key) for i, p in enumerate((pendulum, copied))]
+    for run in runs:
+        train_rl.run(run)
+    assert_same_run(*(Path(run.save_dir) for run in runs))
+    for i, path in enumerate((pendulum, copied)):
+        train_bc.run(
+            parse_args(
+                train_bc.MainConfig,
+                [f"--dataset.path={path}", "--dataset.use_state=1", "--num_epoch=1",
+                 "--epoch_len=3", "--num_eval_episode=1", "--num_final_episode=1", "--mp_eval=0",
+                 "--env.gym_success_key=truncated", "--device=cpu", f"--save_dir={tmp_path}/bc{i}"],
+            )
+        )  # fmt: skip
+    assert_same_run(tmp_path / "bc0", tmp_path / "bc1")
