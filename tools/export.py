@@ -29,6 +29,7 @@ from common_utils.atomic import atomic_yaml
 from common_utils.config_types import Flag
 from common_utils.errors import UserError, run_program
 from common_utils.options import Options, numeric
+from common_utils.run_info import read_starts
 from common_utils.version import __version__
 from env.config import EnvConfig
 from env.named_modules import add_trust_option
@@ -147,7 +148,18 @@ def origin(weight: Path, kind: str) -> dict[str, str]:
         "weights": os.path.abspath(weight),
         "weights_sha256": hashlib.sha256(weight.read_bytes()).hexdigest(),
         "config": yaml.safe_dump(tree, sort_keys=False),
+        **trained(weight.parent),
     }
+
+
+def trained(folder: Path) -> dict[str, str]:
+    """When, by which command and at which commit the run was started; {} if it is not recorded."""
+    try:
+        starts = read_starts(folder)
+    except ValueError:  # a damaged record of the past keeps nobody from using the weights
+        return {}
+    facts = [{key: start.get(key, "") for key in ("time", "command", "commit")} for start in starts]
+    return {"trained": json.dumps(facts)} if facts else {}
 
 
 # ------------------------------------------------------------------------- safetensors

@@ -19,7 +19,7 @@ import train_bc
 import train_rl
 from bc.base import BasePolicy, PolicyInputs
 from bc.registry import POLICIES
-from common_utils import run_config
+from common_utils import run_config, run_info
 from common_utils.errors import UserError, run_program
 from common_utils.specs import Obs
 from env.factory import make_env
@@ -199,6 +199,7 @@ def test_a_file_says_what_it_is(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ibrl.onnx"
+    run_info.write_start(runs / "ibrl", {"step": 0})
     assert run(runs / "ibrl/model0.pt", out, "--graph", "ibrl") == 0
     said = capsys.readouterr().out
     assert "state float32['batch', 6], members int64[2] -> action float32['batch', 2]" in said
@@ -211,6 +212,9 @@ def test_a_file_says_what_it_is(
     assert spec["inputs"]["state"] == {"shape": ["batch", 6], "dtype": "float32", "steps": 1}
     config = yaml.safe_load(about["config"])
     assert config["bc_policy"] == str(runs / "mse/model0.pt") and about["kind"] == "QAgent"
+    (started,) = json.loads(about["trained"])
+    assert started.keys() == {"time", "command", "commit"}
+    assert started["commit"] == run_info.commit()
     agent, env, _ = train_rl.load_model(str(runs / "ibrl/model0.pt"), "cpu")
     obs = {"state": torch.from_numpy(env.reset(seed=1)[0]["state"])}
     members = torch.tensor(agent.critic_target.draw_members(torch.Generator().manual_seed(0)))
