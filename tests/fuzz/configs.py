@@ -37,6 +37,7 @@ from rl.agent import Agent
 from tests.fuzz.case import Outcome, Verdict, brief, judge_message, scratch_folder
 from tools import (
     collect_oracle,
+    convert_dataset,
     convert_minari,
     coordinate_regression,
     expert_frames,
@@ -60,6 +61,7 @@ PROGRAMS: dict[str, Any] = {
     "quickstart": quickstart.QuickstartConfig,
     "generate_metaworld_dataset": generate_metaworld_dataset.MainConfig,
     "collect_oracle": collect_oracle.MainConfig,
+    "convert_dataset": convert_dataset.MainConfig,
     "convert_minari": convert_minari.MainConfig,
     "coordinate_regression": coordinate_regression.MainConfig,
     "expert_frames": expert_frames.MainConfig,

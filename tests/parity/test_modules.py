@@ -80,11 +80,19 @@ def test_module(case: recipes.Fixture) -> None:
     net: Any = recipes.build_module(case.spec)
     with torch.no_grad():
         outputs = runner(net, case.inputs())
+        exact: dict[str, torch.Tensor] = {}
+        if case.name.startswith("resnet"):
+            exact = runner(net.double(), {k: v.double() for k, v in case.inputs().items()})
     expected = case.arrays
     assert expected, f"{case.name} records no outputs"
     for name, value in expected.items():
         assert name in outputs, f"{case.name}: output '{name}' is not computed here"
-        if name == "flat_sum":
+        if case.name.startswith("resnet") and name != "dims":
+            # group norms of small variance enlarge rounding, and CPUs round differently: up to
+            # 2.8e-5 in the fixture and 6.1e-5 on a Zen 3, both measured against float64
+            recipes.assert_close(exact[name], value, name, atol=4e-5)
+            recipes.assert_close(outputs[name], exact[name].numpy(), name, atol=1e-4)
+        elif name == "flat_sum":
             atol = recipes.ATOL * net.repr_dim  # a sum of repr_dim rounded values
             recipes.assert_close(outputs[name], value, name, atol=atol)
         else:
