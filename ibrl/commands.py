@@ -7,13 +7,12 @@ with the same options and exit status. A new sub-command is a row of ``COMMANDS`
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from common_utils.errors import USER_ERROR, UserError, run_program
-from common_utils.extras import how_to_install, missing_package
+from common_utils.extras import optional
 from common_utils.version import __version__
 
 
@@ -77,15 +76,7 @@ def find(args: Sequence[str]) -> tuple[Command, list[str]]:
 
 def load(command: Command) -> Any:
     """The module of a command; UserError if a package that it needs is not installed."""
-    try:
-        return importlib.import_module(command.module)
-    except ModuleNotFoundError as error:
-        if not (package := missing_package(error)):
-            raise
-        raise UserError(
-            f"ibrl {command.words}: the package '{package}' is not installed; "
-            f"expected what this installs: {how_to_install(command.extra)}"
-        ) from error
+    return optional(command.module, command.extra, f"ibrl {command.words}")
 
 
 def main() -> int | None:
