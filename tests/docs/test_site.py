@@ -8,7 +8,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,12 +19,12 @@ import pytest
 
 import train_rl
 from common_utils import run_config
+from tests.chromium import program
 from tools.docsite import api, places
 from tools.gallery import SCENES
 
 REPO = Path(__file__).resolve().parents[2]
 GALLERY = REPO / "release/results/gallery"
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PHONE = 390  # pixels
 
 
@@ -164,7 +163,6 @@ async function width(page) {
 </script>"""
 
 
-@pytest.mark.skipif(not BROWSER, reason="no Chromium (apt-get install chromium)")
 def test_no_page_is_wider_than_a_phone(site: Path, address: str, tmp_path: Path) -> None:
     shown = ["", "gallery/", "tutorials/own_task/", "algorithms/", "options/train_rl/", "api/rl/",
              "results/", "metrics/", "source/rl/q_agent.py/"]  # fmt: skip
@@ -172,7 +170,7 @@ def test_no_page_is_wider_than_a_phone(site: Path, address: str, tmp_path: Path)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
              f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]  # fmt: skip
-    command = [str(BROWSER), *flags, "--dump-dom", f"{address}/frames.html"]
+    command = [program(), *flags, "--dump-dom", f"{address}/frames.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     (site / "frames.html").unlink()
     widths = re.search(r'<pre id="widths">(.*?)</pre>', done.stdout)
