@@ -5,11 +5,15 @@ What the arrays mean is in ``bc.demos``.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,6 +24,13 @@ from common_utils.errors import UserError
 from common_utils.resources import available_memory, format_bytes
 
 Opened = TypeVar("Opened", bound="DemoArrays")
+# attribute of a demonstration in formats without lists: JSON, the filter keys that list it
+FILTER_KEYS = "filter_keys"
+# what h5py, zarr, zipfile and PIL were seen to raise on files with damaged bytes
+FAULTS = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
+    ArithmeticError, AttributeError, SyntaxError, BadZipFile,
+)  # fmt: skip
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
@@ -105,11 +116,28 @@ class DemoArrays(ABC):
 
     def filter_keys(self) -> list[str]:
         """Names of its lists of demonstrations (robomimic's filter keys), sorted."""
-        return []
+        return sorted({key for keys in self._lists.values() for key in keys})
 
     def listed(self, key: str) -> list[str]:
         """The names in one of these lists, as they are stored."""
-        raise NotImplementedError  # only asked where there are filter keys
+        return [name for name, keys in self._lists.items() if key in keys]
+
+    @cached_property
+    def _lists(self) -> dict[str, list[str]]:
+        """Name -> the filter keys that list it, which tools.convert_dataset keeps with it."""
+        return {name: self._filter_keys_of(name) for name in self.names}
+
+    def _filter_keys_of(self, name: str) -> list[str]:
+        text = self.text(name, FILTER_KEYS)
+        try:
+            found = json.loads(text) if text else []
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
+            raise self.error(
+                name, FILTER_KEYS, f"found {shown(text)}, expected names of filter keys as JSON"
+            )
+        return found
 
     # ------------------------------------------------------------ what they have in common
 
@@ -135,6 +163,19 @@ class DemoArrays(ABC):
             raise self.error(None, place, f"names {twice} more than once")
         chosen = set(listed)
         return [name for name in self.names if name in chosen]
+
+    @contextmanager
+    def _guard(self, name: str | None, key: str) -> Iterator[None]:
+        """Turn what the format's libraries raise on damaged bytes into a DatasetError."""
+        try:
+            yield
+        except DatasetError:
+            raise
+        except h5_read.Refused as error:
+            raise self.error(name, key, str(error)) from error
+        except FAULTS as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise self.error(name, key, f"cannot be read (damaged file?): {said}") from error
 
     def __enter__(self: Opened) -> Opened:
         return self

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,6 @@ from common_utils import h5_read
 from common_utils.made_by import how_to_make
 
 MOST_NAMES = 2**16  # in a filter key
-
-# What h5py was seen to raise on files with damaged bytes.
-H5_FAULTS = (
-    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
-    ArithmeticError, AttributeError,
-)  # fmt: skip
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -82,16 +74,6 @@ class DemoStore(Demos):
         """Close the file; safe to call twice."""
         self._last = None
         self._file.close()
-
-    @contextmanager
-    def _guard(self, name: str | None, key: str) -> Iterator[None]:
-        """Turn what h5py raises on damaged bytes into a DatasetError that says where."""
-        try:
-            yield
-        except h5_read.Refused as err:
-            raise self.error(name, key, str(err)) from err
-        except H5_FAULTS as err:
-            raise self.error(name, key, f"cannot be read (damaged file?): {err}") from err
 
     def _demonstrations(self) -> tuple[list[str], list[str]]:
         """Names in reading order, and notes on every entry that is not called ``demo*``."""

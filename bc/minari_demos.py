@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,6 @@ MOST_TEXT = 2**28  # bytes: spaces of pictures list a bound for each number
 MOST_SIDE = 2**13  # pixels of a picture
 JPEG = b"\xff\xd8\xff"
 FLAGS = ("terminations", "truncations")
-# what h5py and PIL were seen to raise on damaged bytes
-FAULTS = (
-    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, SystemError,
-    ArithmeticError, AttributeError, SyntaxError,
-)  # fmt: skip
 
 
 def is_minari(path: Path) -> bool:
@@ -84,18 +78,6 @@ class MinariDemos(Demos):
     def close(self) -> None:
         """Close the file; safe to call twice."""
         self._file.close()
-
-    @contextmanager
-    def _guard(self, name: str | None, key: str) -> Iterator[None]:
-        """Turn what is raised on damaged bytes into a DatasetError that says where."""
-        try:
-            yield
-        except DatasetError:
-            raise
-        except h5_read.Refused as error:
-            raise self.error(name, key, str(error)) from error
-        except FAULTS as error:
-            raise self.error(name, key, f"cannot be read (damaged file?): {error}") from error
 
     # ------------------------------------------------------------ what the dataset says of itself
 

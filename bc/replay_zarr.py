@@ -15,8 +15,6 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,11 +40,6 @@ CODECS = {
 }
 KEYS = {"action": "actions", "actions": "actions", "reward": "rewards", "rewards": "rewards"}
 KEYS |= {"done": "dones", "dones": "dones"}
-# what zarr and its codecs were seen to raise on damaged files
-FAULTS = (
-    OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError, ArithmeticError,
-    AttributeError, zipfile.BadZipFile,
-)  # fmt: skip
 
 
 def is_replay(path: Path) -> bool:
@@ -105,19 +98,6 @@ class ZarrDemos(Demos):
                 return zarr.open_group(str(self.path), mode="r", **more)
             store = zarr.storage.ZipStore(str(self.path), mode="r")
             return zarr.open_group(store, mode="r", **more)
-
-    @contextmanager
-    def _guard(self, name: str | None, key: str) -> Iterator[None]:
-        """Turn what zarr raises on damaged files into a DatasetError that says where."""
-        try:
-            yield
-        except DatasetError:
-            raise
-        except h5_read.Refused as error:
-            raise self.error(name, key, str(error)) from error
-        except FAULTS as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise self.error(name, key, f"cannot be read (damaged?): {said}") from error
 
     def _env_args(self) -> dict[str, Any]:
         side = (self.path if self.path.is_dir() else self.path.parent) / "env_cfg.json"

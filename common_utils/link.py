@@ -12,7 +12,6 @@ server has one, is sent as ``Authorization: Api-Key TOKEN``; ``GET /healthz`` an
 from __future__ import annotations
 
 import hmac
-import importlib
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common_utils.errors import ConfigError, UserError, shortened
-from common_utils.extras import how_to_install
+from common_utils.extras import optional
 from common_utils.wire import MAX_BYTES, pack, unpack
 
 HEALTH = "/healthz"
@@ -53,13 +52,7 @@ class LinkRefused(LinkError):
 
 def websockets_module(name: str) -> Any:
     """``websockets.NAME``; UserError if the package is not installed."""
-    try:
-        return importlib.import_module(f"websockets.{name}")
-    except ModuleNotFoundError:
-        raise UserError(
-            "connections to other processes need the package 'websockets' (15 or newer), which is "
-            f"not installed; expected what this installs: {how_to_install('serve')}"
-        ) from None
+    return optional(f"websockets.{name}", "serve", "connections to other processes")
 
 
 def is_url(text: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.errors import UserError, shortened
-from common_utils.extras import how_to_install
+from common_utils.extras import optional
 
 MAX_BYTES = 64 * 2**20
 """Of one message, unless its reader says otherwise."""
@@ -79,14 +79,7 @@ def unpack(data: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def _msgpack() -> Any:
-    try:
-        import msgpack
-    except ModuleNotFoundError:
-        raise UserError(
-            "messages to other processes need the package 'msgpack', which is not installed; "
-            f"expected what this installs: {how_to_install('serve')}"
-        ) from None
-    return msgpack
+    return optional("msgpack", "serve", "messages to other processes")
 
 
 def _packed(value: Any) -> Any:

@@ -35,8 +35,10 @@ from env.config import EnvConfig
 from env.factory import control_rate
 from env.suites import SUITES
 from tools import to_lerobot, to_minari, to_zarr
+from tools.filter_keys import keys_by_name, masks_of
 
 PICTURES_COMPARED = 3  # of each demonstration and camera
+Masks = dict[str, list[str]]  # filter key -> the demonstrations that it lists
 
 
 @dataclass
@@ -75,8 +77,10 @@ def convert(cfg: MainConfig) -> Path:
             raise ConfigError(
                 f"num: {cfg.num}, but '{cfg.dataset}' has {len(source.names)} demonstrations"
             )
-        source.names = source.names[: cfg.num] if cfg.num > 0 else source.names
-        notes = [*source.notes, *WRITERS[cfg.format](source, out, cfg)]
+        chosen = source.names[: cfg.num] if cfg.num > 0 else source.names
+        masks = masks_of(source, {name: name for name in chosen})
+        source.names = chosen
+        notes = [*source.notes, *WRITERS[cfg.format](source, out, cfg, masks)]
         with open_demos(out) as written:
             notes += compare(source, written)
         steps = sum(source.length(name) for name in source.names)
@@ -89,11 +93,13 @@ def convert(cfg: MainConfig) -> Path:
 # ---------------------------------------------------------------- formats
 
 
-def write_lerobot(source: Demos, out: Path, cfg: MainConfig) -> list[str]:
+def write_lerobot(source: Demos, out: Path, cfg: MainConfig, masks: Masks) -> list[str]:
     """A LeRobot dataset (v3.0)."""
     codec = LOSSLESS if cfg.lossless else cfg.codec
     tasks = {name: _instruction(source, name, cfg) for name in source.names}
-    return to_lerobot.write(source, out, fps=_fps(source, cfg), codec=codec, tasks=tasks)
+    return to_lerobot.write(
+        source, out, fps=_fps(source, cfg), codec=codec, tasks=tasks, lists=keys_by_name(masks)
+    )
 
 
 def _fps(source: Demos, cfg: MainConfig) -> float:
@@ -115,7 +121,7 @@ def _instruction(source: Demos, name: str, cfg: MainConfig) -> str:
     return stated if isinstance(stated, str) and stated else words or "demonstration"
 
 
-def write_hdf5(source: Demos, out: Path, cfg: MainConfig) -> list[str]:
+def write_hdf5(source: Demos, out: Path, cfg: MainConfig, masks: Masks) -> list[str]:
     """One HDF5 file in robomimic's layout."""
     left_out: set[str] = set()
     with demo_file.open_demos(out, source.env_args or None) as file:
@@ -128,8 +134,9 @@ def write_hdf5(source: Demos, out: Path, cfg: MainConfig) -> list[str]:
                     recording.obs[cameras[-1]] = list(source.images(name, cameras[-1]))
                 elif not _take(recording, key, source.array(name, key)):
                     left_out.add(key)
-            kept = {k: source.attribute(name, "", k) for k in to_lerobot.KEPT}
-            file.add(recording, cameras, {k: v for k, v in kept.items() if v is not None})
+            file.add(recording, cameras, to_lerobot.kept_attributes(source, name, {}))
+        new = {name: f"demo_{number}" for number, name in enumerate(source.names)}
+        file.add_masks({key: [new[name] for name in listed] for key, listed in masks.items()})
     if source.env_args:
         demo_file.write_env_cfg(source.env_args, out)
     return [
@@ -157,11 +164,13 @@ def _take(recording: Recording, key: str, array: np.ndarray) -> bool:
     return True
 
 
-WRITERS: dict[str, Callable[[Demos, Path, MainConfig], list[str]]] = {
+WRITERS: dict[str, Callable[[Demos, Path, MainConfig, Masks], list[str]]] = {
     "lerobot": write_lerobot,
     "hdf5": write_hdf5,
-    "zarr": lambda source, out, cfg: to_zarr.write(source, out),
-    "minari": lambda source, out, cfg: to_minari.write(source, out, lossless=bool(cfg.lossless)),
+    "zarr": lambda source, out, cfg, masks: to_zarr.write(source, out, keys_by_name(masks)),
+    "minari": lambda source, out, cfg, masks: to_minari.write(
+        source, out, lists=keys_by_name(masks), lossless=bool(cfg.lossless)
+    ),
 }
 
 

@@ -25,7 +25,7 @@ def contact_sheet(path: str | Path, out: str | Path, demos: int = 6, frames: int
     """Write a PNG: a row for each of ``demos`` demonstrations and each camera, ``frames`` columns.
 
     Returns False, writing nothing, when the file has no readable images. Raises ConfigError where
-    the PNG cannot be written, one of H5_FAULTS where the images cannot be read.
+    the PNG cannot be written, one of bc.demo_arrays.FAULTS where the images cannot be read.
     """
     rows: list[np.ndarray] = []
     with open_demos(path) as file:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bc.demo_arrays import Stored
-from bc.demo_store import H5_FAULTS
+from bc.demo_arrays import FAULTS, Stored
 from bc.demos import DatasetError, Demos
 from bc.formats import format_of, open_demos
 from bc.loader import DemoFile
@@ -27,7 +26,7 @@ from env.suites import SUITES
 
 # images are large: ranges come from this many frames of each demonstration
 FRAMES_READ = 3
-FAULTS = (*H5_FAULTS, DatasetError)
+UNREADABLE = (*FAULTS, DatasetError)
 
 
 @dataclass
@@ -81,14 +80,14 @@ def inspect(path: str | Path) -> Report:
         report.facts["format"] = format_of(path).name
         try:
             _facts(file, report)
-        except FAULTS as error:
+        except UNREADABLE as error:
             report.problem(f"attributes cannot be read (damaged file?): {error}")
         seen: dict[str, str] = {}
         actions = []
         for name in file.names:
             try:
                 actions.append(_one_demo(file, name, report, seen))
-            except FAULTS as error:
+            except UNREADABLE as error:
                 report.problem(_without_place(error, file, name), name)
         widths = {a.shape[1] for a in actions}
         if len(widths) == 1:
@@ -99,7 +98,7 @@ def inspect(path: str | Path) -> Report:
         try:
             if not report.raw:
                 _inputs(file, report)
-        except FAULTS as error:
+        except UNREADABLE as error:
             report.problem(_without_place(error, file, file.names[0]), file.names[0])
         return report
 
@@ -191,14 +190,14 @@ def _inputs(file: Demos, report: Report) -> None:
     for kind in ("state", "prop"):
         try:
             found.append(f"{kind} of {file.vector(name, kind).shape[1]} numbers")
-        except FAULTS as error:
+        except UNREADABLE as error:
             faults.append(_without_place(error, file, name))
     for key in file.obs_keys(name):
         if key.endswith("_image"):
             camera = key.removesuffix("_image")
             try:
                 found.append(f"camera {camera} of {file.layout(name, camera).width} pixels")
-            except FAULTS as error:
+            except UNREADABLE as error:
                 faults.append(_without_place(error, file, name))
     if found:
         report.facts["for policies"] = ", ".join(found)
@@ -229,7 +228,7 @@ def _one_demo(file: Demos, name: str, report: Report, seen: dict[str, str]) -> n
     for key in file.all_keys(name):
         try:
             _one_key(file, name, key, report)
-        except FAULTS as error:
+        except UNREADABLE as error:
             report.problem(_without_place(error, file, name), name)
     return actions
 

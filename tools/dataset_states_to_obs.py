@@ -39,7 +39,8 @@ from common_utils.progress import console
 from common_utils.ranges import AllOr, Between, OneOf, Or, PictureSize
 from common_utils.run_config import ConfigError
 from env.robosuite.sim import CONTROL_FREQ
-from tools.raw_demos import ReplaySettings, masks_of, print_each_note, read_source
+from tools.filter_keys import masks_of
+from tools.raw_demos import ReplaySettings, print_each_note, read_source
 from tools.recording import DemoRun, Job, Parts, kept_reported
 
 DEFAULT_CAMERAS = ["agentview", "robot0_eye_in_hand"]

@@ -32,7 +32,7 @@ from common_utils.ranges import Between
 from common_utils.resources import format_bytes
 from common_utils.run_config import ConfigError
 from tools.dataset_pictures import action_plots, contact_sheet
-from tools.dataset_report import FAULTS, Report, inspect
+from tools.dataset_report import UNREADABLE, Report, inspect
 
 # a problem that many demonstrations share is reported once, with this many of their names
 NAMES_SHOWN = 4
@@ -145,7 +145,7 @@ def draw(options: Any, report: Report) -> int:
         console().print(
             f"no contact sheet: {error}; --out FILE.png puts it elsewhere", soft_wrap=True
         )
-    except FAULTS as error:
+    except UNREADABLE as error:
         console().print(Text(f"no contact sheet: {error}", style="red"))
         return 1
     return 0

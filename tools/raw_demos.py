@@ -167,26 +167,6 @@ def adopt(file: DemoFile, scene: RecordedScene, demo: RawDemo) -> tuple[list[str
         raise file.error(demo.name, "model_file", str(error)) from error
 
 
-def masks_of(file: DemoFile, new_names: Mapping[str, str]) -> dict[str, list[str]]:
-    """The filter keys of ``file`` for a copy whose demonstrations have new names (old -> new).
-
-    A printed note says where a filter key loses demonstrations that are not copied. Raises
-    DatasetError for a filter key that cannot be read.
-    """
-    masks = {}
-    for key in file.filter_keys():
-        listed = file.filtered(key)
-        kept = [new_names[name] for name in listed if name in new_names]
-        if kept:
-            masks[key] = kept
-        if len(kept) < len(listed):
-            console().print(
-                f"note: filter key {key}: {len(kept)} of its {len(listed)} demonstrations are "
-                f"written{'' if kept else '; it is left out'}", soft_wrap=True, markup=False
-            )  # fmt: skip
-    return masks
-
-
 def print_each_note(notes: Mapping[str, Sequence[str]]) -> None:
     """Print each note once, with the names of the demonstrations it is about."""
     for note, names in notes.items():

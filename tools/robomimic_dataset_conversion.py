@@ -43,11 +43,11 @@ from env.robosuite.replay import (
     to_base_frame,
 )
 from env.robosuite.sim import make_sim, reset_sim, step_sim
+from tools.filter_keys import masks_of
 from tools.raw_demos import (
     RawDemo,
     Source,
     adopt,
-    masks_of,
     print_each_note,
     read_demo,
     read_source,

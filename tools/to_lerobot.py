@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bc.demo_arrays import FILTER_KEYS
 from bc.demos import DatasetError, Demos
 from bc.lerobot.meta import Feature
 from bc.lerobot.reader import FIXED, STATE, SURROUNDINGS, key_for
@@ -32,6 +34,17 @@ def is_picture(source: Demos, name: str, key: str) -> bool:
 def camera_of(key: str) -> str:
     """The camera whose pictures are at ``key``."""
     return key.removeprefix("obs/").removesuffix("_image")
+
+
+def kept_attributes(source: Demos, name: str, lists: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The attributes of a demonstration that a copy keeps, as plain values.
+
+    lists: demonstration -> the filter keys that list it, which become an attribute too.
+    """
+    found = {key: source.attribute(name, "", key) for key in KEPT}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in found.items()}
+    kept = {k: v for k, v in plain.items() if isinstance(v, (str, int, float, bool))}
+    return kept | ({FILTER_KEYS: json.dumps(lists[name])} if name in lists else {})
 
 
 class Names:
@@ -116,9 +129,13 @@ def _plain(name: str) -> str:
 
 
 def write(
-    source: Demos, out: Path, *, fps: float, codec: str, tasks: Mapping[str, str]
-) -> list[str]:
-    """Write ``source`` as the new folder ``out``; returns notes. ``tasks``: by demonstration."""
+    source: Demos, out: Path, *, fps: float, codec: str, tasks: Mapping[str, str],
+    lists: Mapping[str, Sequence[str]],
+) -> list[str]:  # fmt: skip
+    """Write ``source`` as the new folder ``out``; returns notes.
+
+    By demonstration: ``tasks`` in words, ``lists``: the filter keys that list it.
+    """
     names = Names(source, source.names[0])
     first = {n: names.array(source, source.names[0], n) for n in names.keys}
     features = {n: _described(names.keys[n] in names._pictures, v) for n, v in first.items()}
@@ -131,7 +148,7 @@ def write(
                 arrays = {n: names.array(source, name, n) for n in names.keys}
                 _check(source, name, names, arrays, first)
                 writer.add(arrays, tasks[name])
-                attributes.append(_attributes(source, name))
+                attributes.append(kept_attributes(source, name, lists))
             writer.extra = {"keys": names.stated(), "attributes": attributes}
         if source.env_args:
             atomic_json(source.env_args, folder / "env_cfg.json")
@@ -155,9 +172,3 @@ def _check(
                 name, names.keys[feature], f"has shape {list(array.shape)}, expected "
                 f"{[source.length(name), *first[feature].shape[1:]]} (as {source.names[0]})"
             )  # fmt: skip
-
-
-def _attributes(source: Demos, name: str) -> dict[str, Any]:
-    found = {key: source.attribute(name, "", key) for key in KEPT}
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in found.items()}
-    return {k: v for k, v in plain.items() if isinstance(v, (str, int, float, bool))}

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from common_utils.demo_file import CFG_NAME
 from common_utils.extras import how_to_install
 from common_utils.run_config import ConfigError
 from common_utils.success_rule import TERMINATED, TRUNCATED
-from tools.to_lerobot import camera_of, counted, is_picture
+from tools.to_lerobot import camera_of, counted, is_picture, kept_attributes
 from tools.to_zarr import shared_keys
 
 ROOT = "MINARI_DATASETS_PATH"
@@ -30,8 +30,12 @@ DESCRIPTION = (
 )
 
 
-def write(source: Demos, out: Path, *, lossless: bool) -> list[str]:
+def write(
+    source: Demos, out: Path, *, lists: Mapping[str, Sequence[str]], lossless: bool
+) -> list[str]:
     """Write the new folder ``out``, named as Minari names datasets (can-v0); returns notes.
+
+    lists: demonstration -> the filter keys that list it.
 
     lossless: pictures are stored with their channels first, which minari does not pack as JPEG.
     """
@@ -60,6 +64,9 @@ def write(source: Demos, out: Path, *, lossless: bool) -> list[str]:
         )
         for episode in episodes:
             dataset.update_dataset_from_buffer([episode])
+        dataset.storage.update_episode_metadata(
+            kept_attributes(source, name, lists) for name in source.names
+        )
         for part in (folder / out.name).iterdir():
             shutil.move(part, folder / part.name)
         (folder / out.name).rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common_utils.atomic import atomic_folder, atomic_json
 from common_utils.demo_file import CFG_NAME
 from common_utils.extras import how_to_install
 from common_utils.run_config import ConfigError
-from tools.to_lerobot import KEPT, camera_of, counted, is_picture
+from tools.to_lerobot import camera_of, counted, is_picture, kept_attributes
 
 CHUNK_BYTES = 2**20
 NAMES = {"actions": "action", "rewards": "reward", "dones": "done", "states": "sim_state"}
@@ -40,22 +41,20 @@ def values(source: Demos, name: str, key: str) -> np.ndarray:
     return source.array(name, key)
 
 
-def kept_attributes(source: Demos) -> dict[str, dict[str, Any]]:
+def attributes(source: Demos, lists: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
     """attribute -> demonstration (numbered from 0) -> its value."""
     out: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(source.names):
-        for attr in KEPT:
-            value = source.attribute(name, "", attr)
-            value = value.item() if isinstance(value, np.generic) else value
-            if isinstance(value, (str, int, float, bool)):
-                out.setdefault(attr, {})[f"demo_{number}"] = value
+        for attr, value in kept_attributes(source, name, lists).items():
+            out.setdefault(attr, {})[f"demo_{number}"] = value
     return out
 
 
-def write(source: Demos, out: Path) -> list[str]:
+def write(source: Demos, out: Path, lists: Mapping[str, Sequence[str]]) -> list[str]:
     """Write the new folder ``out``, Zarr format 2, which Diffusion Policy's zarr reads too.
 
     Returns notes. Raises DatasetError where demonstrations differ in shape.
+    lists: demonstration -> the filter keys that list it.
     """
     try:
         import numcodecs
@@ -74,7 +73,7 @@ def write(source: Demos, out: Path) -> list[str]:
                 _put(source, name, key, array, end)
         meta = _array(group.require_group("meta"), "episode_ends", ends.shape, ends.dtype, None)
         meta[:] = ends
-        group.attrs["episodes"] = kept_attributes(source)
+        group.attrs["episodes"] = attributes(source, lists)
         if source.env_args:
             group.attrs["env_args"] = json.dumps(source.env_args)
             atomic_json(source.env_args, folder / CFG_NAME)

@@ -431,10 +431,12 @@ def test_robomimic_files_come_back_unchanged(tmp_path, options):
             for camera in ("agentview", "robot0_eye_in_hand"):  # noise would be no test of a codec
                 smooth = demo[f"obs/{camera}_image"]
                 smooth[...] = np.linspace(40, 200, 32, dtype=np.uint8)
+        file["mask/train"] = np.array(["demo_1"], "S")
     folder = converted(source, tmp_path / "lerobot", *options)
     back = converted(folder, tmp_path / "back.hdf5", "--format", "hdf5")
     with DemoFile(source) as a, open_demos(folder) as b, DemoFile(back) as c:
         assert b.fps == 20 and a.env_args == b.env_args == c.env_args
+        assert [d.filtered("train") for d in (a, b, c)] == [["demo_1"], ["episode_1"], ["demo_1"]]
         for x, y, z in zip(a.names, b.names, c.names, strict=True):
             for demos, name in ((b, y), (c, z)):
                 np.testing.assert_array_equal(demos.actions(name), a.actions(x))

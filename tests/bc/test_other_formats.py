@@ -182,6 +182,14 @@ def test_damaged_replay_buffers_are_refused(tmp_path, fault, capsys):
     assert "Traceback" not in "".join(capsys.readouterr())
 
 
+def test_faulty_filter_keys_are_named(tmp_path):
+    path = write_zarr(tmp_path / "replay.zarr")
+    (path / ".zattrs").write_text(json.dumps({"episodes": {"filter_keys": {"demo_1": "[1]"}}}))
+    assert len(list(opened(path).episodes())) == 3
+    with pytest.raises(DatasetError, match="demo_1, 'filter_keys': found .*expected names"):
+        opened(path, filter_key="train")
+
+
 def test_a_codec_of_another_program_is_named(tmp_path):
     numcodecs.register_codec(Backwards)
     path = write_zarr(tmp_path / "replay.zarr", packed=Backwards())
@@ -364,6 +372,9 @@ def test_what_is_written_is_read_by_the_real_package_and_here(tmp_path, monkeypa
     path = write_robomimic(tmp_path / "d.hdf5", LENGTHS, size=32)
     with h5py.File(path, "r+") as file:
         file["data/demo_1"].attrs["ended"] = "terminated"
+        file["data/demo_2"].attrs["success"] = False
+        file["mask/train"] = np.array(["demo_2", "demo_0"], "S")
+        file["mask/valid"] = np.array(["demo_1"], "S")
         for demo in file["data"].values():  # a chunk of zeros is stored like any other
             demo["rewards"][...] = 0
     out = tmp_path / ("can-v0" if kind == "minari" else "can.zarr")
@@ -382,6 +393,9 @@ def test_what_is_written_is_read_by_the_real_package_and_here(tmp_path, monkeypa
     with open_demos(written) as demos:
         assert demos.env_args == open_demos(path).env_args and demos.notes == []
         assert [demos.verdict(n)[0] for n in demos.names] == ["", "terminated", ""]
+        assert demos.attribute(demos.names[2], "", "success") == False  # noqa: E712 (numpy's)
+        assert demos.filter_keys() == ["train", "valid"]
+    assert len(list(opened(written, use_state=1, filter_key="train").episodes())) == 2
     if kind == "zarr":
         group = zarr.open_group(str(written), mode="r")
         assert group["meta/episode_ends"][:].tolist() == ENDS.tolist()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.docs.commands import REPO, check_command, commands, module_of
+from tests.docs.commands import REPO, RUNS_OURS, check_command, commands, module_of
 
-PAGES = ["README.md", "release/results/README.md"]
-PAGES += sorted(
-    p.relative_to(REPO).as_posix()
-    for p in (REPO / "docs").rglob("*.md")
-    # their programs know additions, or are on the page: test_extending and test_tutorials run them
-    if p.stem not in ("extending", "own_task", "own_demonstrations", "read_a_run")
-)
+DOCS = ["README.md", "release/results/README.md"]
+DOCS += sorted(p.relative_to(REPO).as_posix() for p in (REPO / "docs").rglob("*.md"))
+# their programs know additions, or are on the page: test_extending and test_tutorials run them
+RUN_AS_WHOLE = ("extending", "own_task", "own_demonstrations", "read_a_run")
+PAGES = [page for page in DOCS if Path(page).stem not in RUN_AS_WHOLE]
 # what programs say of themselves
 PAGES += ["train_rl.py", "train_bc.py", "quickstart.py", "evaluate/eval.py"]
 PAGES += sorted(
@@ -42,6 +42,55 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPO)
     for one in written_out(command):
         check_command(one)
+
+
+# what readers type besides, and what runs it
+OTHERS = {
+    "git clone <this repository> ibrl && cd ibrl": "whoever runs .ci/run",
+    "source set_env.sh": ".ci/run",
+    "pip install -r requirements.txt": "set_env.sh",
+    "cd common_utils && make && cd ..": "set_env.sh",
+    "export PYTHONPATH=$PWD OMP_NUM_THREADS=1": "set_env.sh",
+    "benchmarks/device_check.sh": "tests/benchmarks/test_device.py",
+    "mkdir -p ~/.local/share/bash-completion/completions": "",
+    "minari download D4RL/door/human-v2": "",  # the network
+    "scp -r tools/env_server robot:": "tests/env/test_remote_protocol.py, on this machine",
+    "ssh robot python3 -m env_server --env my_robot:make_env --name peg": "the same",
+}
+
+
+def other_lines(page: str) -> list[str]:
+    """The lines of blocks of bash that run no program of ours, without comments."""
+    text = (REPO / page).read_text().replace("\\\n", " ")
+    lines = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)).splitlines()
+    plain = [re.sub(r"\s+# .*|^# .*", "", line).strip() for line in lines]
+    return [line for line in plain if line and not re.match(RUNS_OURS, line)]
+
+
+def unknown_packages(command: str) -> list[str]:
+    """What a command of pip names and our requirements do not."""
+    text = (REPO / "pyproject.toml").read_text()
+    extras = set(re.findall(r"^(\w+) = \[$", text, re.M))
+    packages = set(re.findall(r"^([\w-]+)", (REPO / "requirements.txt").read_text(), re.M))
+    packages |= {"mink", "opencv-python"}  # of robosuite
+    words = [w for w in shlex.split(command) if not w.startswith("-") and w != "&&"]
+    names = [w for w in words if w not in ("pip", "install", "uninstall", ".")]
+    own = {n: re.fullmatch(r"(?:ibrl|\.)\[(\w+)\]", n) for n in names}
+    known = extras | packages
+    return [n for n in names if (own[n][1] if own[n] else re.split("[<>=]", n)[0]) not in known]
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_other_lines_are_known(page: str) -> None:
+    for line in other_lines(page):
+        if line.startswith("pip "):
+            assert line in OTHERS or unknown_packages(line) == [], line
+        else:
+            assert line in OTHERS, line
+
+
+def test_the_table_of_other_lines_is_up_to_date() -> None:
+    assert set(OTHERS) <= {line for page in DOCS for line in other_lines(page)}
 
 
 def test_there_are_commands() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.env.served import Serve, servers
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -30,3 +32,16 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's secret is sent to the servers of tests."""
+    monkeypatch.delenv("IBRL_TOKEN", raising=False)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts servers of environments, which end with the test."""
+    with servers(tmp_path) as start:
+        yield start

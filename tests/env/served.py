@@ -99,8 +99,11 @@ class Server:
         return EnvConfig(suite="remote", task=task, remote_url=self.url, **options)  # type: ignore[arg-type]
 
 
+Serve = Callable[..., Server]
+
+
 @contextmanager
-def servers(folder: Path) -> Iterator[Callable[..., Server]]:
+def servers(folder: Path) -> Iterator[Serve]:
     """A function that starts servers, which end with the block."""
     started: list[Server] = []
 

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,7 @@ from env.config import EnvConfig
 from env.core import EnvError, EnvGone, EpisodeLost
 from env.factory import make_env
 from env.network import proxy
-from tests.env.served import REPO, Server, servers
-
-Serve = Callable[..., Server]
-
-
-@pytest.fixture(autouse=True)
-def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("IBRL_TOKEN", raising=False)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    with servers(tmp_path) as start:
-        yield start
+from tests.env.served import REPO, Serve, Server
 
 
 def actions(num: int, dim: int = 1) -> np.ndarray:

@@ -8,9 +8,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,23 +22,9 @@ from common_utils.errors import UserError
 from env.config import EnvConfig
 from env.core import EnvError, EnvGone
 from env.factory import make_env
-from tests.env.served import PATIENCE, REPO, Server, servers
+from tests.env.served import PATIENCE, REPO, Serve
 from tools import serve_env
 from tools.env_server import messages
-
-Serve = Callable[..., Server]
-
-
-@pytest.fixture(autouse=True)
-def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("IBRL_TOKEN", raising=False)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    with servers(tmp_path) as start:
-        yield start
-
 
 # -------------------------------------------------- others that speak, or do not, the protocol
 

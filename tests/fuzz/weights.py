@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import random
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import yaml
 
@@ -26,7 +29,7 @@ Weights = dict[str, torch.Tensor]
 
 def cases(rng: random.Random) -> Iterator[Case]:
     while True:
-        yield rng.choice([_torn, _torn, _changed, _changed, _pickle, _config, _config_value])(rng)
+        yield rng.choice(KINDS)(rng)
 
 
 @functools.cache
@@ -58,16 +61,18 @@ def original() -> Weights:
     return torch.load(io.BytesIO(checkpoint()[0]), weights_only=True)
 
 
-def trial(name: str, weights: bytes, config: bytes, expected: Weights | None) -> Trial:
+def trial(
+    name: str, weights: bytes, config: bytes, expected: Weights | None, file: str = "model0.pt"
+) -> Trial:
     """expected: what may be loaded; None: anything that is finite."""
 
     def call(folder: Path) -> str | None:
-        (folder / "model0.pt").write_bytes(weights)
+        (folder / file).write_bytes(weights)
         (folder / "cfg.yaml").write_bytes(config)
-        policy, _ = train_bc.load_policy(folder / "model0.pt", "cpu")
+        policy, _ = train_bc.load_policy(folder / file, "cpu")
         return wrong(policy.state_dict(), expected)
 
-    return Trial(f"{name}", call, names=("model0.pt", "cfg.yaml"))
+    return Trial(f"{name}", call, names=(file, "cfg.yaml"))
 
 
 def wrong(loaded: Weights, expected: Weights | None) -> str | None:
@@ -99,6 +104,21 @@ def _pickle(rng: random.Random) -> Trial:
                 said, record = damages.of_bytes(rng, record)
             new.writestr(name, record)
     return trial(f"data.pkl: {said}", out.getvalue(), config.encode(), None)
+
+
+def _tensor_file(rng: random.Random) -> Trial:
+    """A .safetensors file, or its header, is damaged. Nothing there tells that its numbers are
+    others, so they may be loaded if they are finite."""
+    name = "model0.safetensors"
+    data = safetensors.torch.save(original(), {"kind": "bc", "ibrl_version": "0.1.0"})
+    if rng.random() < 0.5:
+        said, torn = damages.of_bytes(rng, data)
+        return trial(f"{name}: {said}", torn, checkpoint()[1].encode(), None, name)
+    (size,) = struct.unpack("<Q", data[:8])
+    said, tree = damages.of_value(rng, json.loads(data[8 : 8 + size]))
+    header = json.dumps(tree).encode()
+    torn = struct.pack("<Q", len(header)) + header + data[8 + size :]
+    return trial(f"{name}, header: {said}", torn, checkpoint()[1].encode(), None, name)
 
 
 # ---------------------------------------------------------------- other contents
@@ -181,3 +201,8 @@ def _config_value(rng: random.Random) -> Trial:
     said, tree = damages.of_value(rng, yaml.safe_load(config))
     text = yaml.safe_dump(tree, sort_keys=False)
     return trial(f"cfg.yaml: {said}", data, text.encode(), original())
+
+
+KINDS: tuple[Callable[[random.Random], Trial], ...] = (
+    _torn, _torn, _changed, _changed, _pickle, _config, _config_value, _tensor_file, _tensor_file,
+)  # fmt: skip

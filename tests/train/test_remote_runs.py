@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from common_utils.run_config import ConfigError
 from env.core import EnvGone
 from evaluate import eval as evaluation
 from tests.docs.commands import commands, module_of
-from tests.env.served import PATIENCE, REPO, Server, servers
+from tests.env.served import PATIENCE, REPO, Serve, Server, servers
 from tests.runs import assert_same_run, metrics
+from tests.train import small
 from workspace.build_agent import load_model
 
-Serve = Callable[..., Server]
 HALF, WHOLE = 30, 60
 
 
@@ -38,22 +38,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 def config(save_dir: Path, steps: int, **more: Any) -> train_rl.MainConfig:
-    options = {
-        "use_state": 1,
-        "episode_length": 8,
-        "num_train_step": steps,
-        "log_per_step": HALF,
-        "num_warm_up_episode": 1,
-        "num_eval_episode": 1,
-        "batch_size": 8,
-        "q_agent.act_method": "rl",
-        "q_agent.device": "cpu",
-        "q_agent.state_critic.hidden_dim": 32,
-        "q_agent.state_actor.hidden_dim": 32,
-        "save_dir": save_dir,
-        **more,
-    }
-    return run_config.parse_args(train_rl.MainConfig, [f"--{k}={v}" for k, v in options.items()])
+    return small.config(save_dir, steps, **{"episode_length": 8, "log_per_step": HALF, **more})
 
 
 def arm(server: Server, save_dir: Path, steps: int, **more: Any) -> train_rl.MainConfig:

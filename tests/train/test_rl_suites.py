@@ -22,28 +22,14 @@ from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import env_args, make_env
 from tests.runs import assert_same_run, metrics
+from tests.train import small
 from tools import collect_oracle
 
 HALF, WHOLE = 24, 48
 
 
 def config(save_dir: Path, steps: int, **more: Any) -> train_rl.MainConfig:
-    options = {
-        "use_state": 1,
-        "episode_length": 17,
-        "num_train_step": steps,
-        "log_per_step": HALF,
-        "num_warm_up_episode": 1,
-        "num_eval_episode": 1,
-        "batch_size": 8,
-        "q_agent.act_method": "rl",
-        "q_agent.device": "cpu",
-        "q_agent.state_critic.hidden_dim": 32,
-        "q_agent.state_actor.hidden_dim": 32,
-        "save_dir": save_dir,
-        **more,
-    }
-    return run_config.parse_args(train_rl.MainConfig, [f"--{k}={v}" for k, v in options.items()])
+    return small.config(save_dir, steps, **{"episode_length": 17, "log_per_step": HALF, **more})
 
 
 SUITES = {
