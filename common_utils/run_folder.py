@@ -12,15 +12,9 @@ the folder changes until the log is opened. If a run is refused, a folder create
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
-import socket
-import stat
-import time
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +24,7 @@ from typing import Any, TypeVar
 from common_utils import records, run_config, run_id, run_info
 from common_utils.atomic import full_disk, make_folder, remove_leftovers
 from common_utils.errors import UserError
+from common_utils.folder_lock import LOCK_NAME, FolderLock
 from common_utils.kept_weights import KEPT_DIR
 from common_utils.logger import RunLogger
 from common_utils.loggers.sink import RunInfo, Sink
@@ -52,13 +47,10 @@ from common_utils.run_state import (
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 STATE_DIR = "state"
-LOCK_NAME = ".lock"
 LOG_NAME = "train.log"  # what the run prints
 SHOWN_CHANGES = 8  # config changes listed in a message
 _WEIGHTS = re.compile(r".*\.(pt|safetensors)|data[0-9]+\.h5")
 _WRITTEN = re.compile(r"(model|epoch)[0-9]+\.pt|latest\.pt|data[0-9]+\.h5")  # those that runs write
-# errors of file systems without locks
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def output_folder(
@@ -98,7 +90,7 @@ class RunFolder:
         self.resume, self.overwrite = resume, overwrite
         self.state: RunState | None = None
         self._made: list[Path] = []  # folders that did not exist before, innermost first
-        self._lock: int | None = None
+        self._lock = FolderLock(path)
         self._entered = False
         self._begun = False
         self._saved = 0  # number of states
@@ -108,7 +100,7 @@ class RunFolder:
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             make_folder(self.path)
-            self._acquire()
+            self._lock.acquire()
             self._look()
             self._entered = True
         except BaseException as error:
@@ -122,7 +114,7 @@ class RunFolder:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if not self._begun and self._saved and self._is_held():  # refused while preparing
+        if not self._begun and self._saved and self._lock.is_held:  # refused while preparing
             self._wipe()
         self._release()
         if isinstance(
@@ -154,74 +146,14 @@ class RunFolder:
             return f"{message}; no state has been saved yet, --resume 1 starts from the beginning"
         return f"{message}; {STATE_DIR}/{state.name} is kept, --resume 1 continues from it"
 
-    # ---------------------------------------------------------------- the lock
-
-    def _acquire(self) -> None:
-        path = self.path / LOCK_NAME
-        while self._lock is None:
-            handle = self._open_lock(path)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _read(handle)
-                os.close(handle)
-                raise ConfigError(
-                    f"save_dir: '{self.path}' is in use by {holder or 'another process'}; wait "
-                    "until it ends, stop it, or choose another save_dir"
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    os.close(handle)
-                    raise
-                warnings.warn(
-                    f"'{self.path}' cannot be locked ({error.strerror}); do not start a second run",
-                    stacklevel=3,
-                )
-            if _is_open_at(handle, path):
-                self._lock = handle
-            else:  # the run that held it has just ended and removed it
-                os.close(handle)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(self._lock, 0)
-        os.pwrite(
-            self._lock,
-            f"process {os.getpid()} on {socket.gethostname()} since {started}".encode(),
-            0,
-        )
-
-    def _open_lock(self, path: Path) -> int:
-        """The lock file, made if there is none. It is written to, so in a folder of somebody else
-        it may not be a link to another file, and nobody may be waited for."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            handle = os.open(path, flags, 0o644)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENXIO):
-                raise
-        else:
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                return handle
-            os.close(handle)
-        raise ConfigError(
-            f"save_dir: '{path}' is a link, a pipe or a device, expected an ordinary "
-            "file or nothing; remove it"
-        )
-
     def _release(self) -> None:
         """Release the folder; removes it if it was created for a run that did not begin."""
-        if self._lock is not None:
-            if self._is_held():
-                (self.path / LOCK_NAME).unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
         for folder in [] if self._begun else self._made:
             try:
                 folder.rmdir()
             except OSError:  # another program has put something there
                 break
-
-    def _is_held(self) -> bool:
-        return self._lock is not None and _is_open_at(self._lock, self.path / LOCK_NAME)
 
     # ------------------------------------------------------- what is there
 
@@ -371,7 +303,7 @@ class RunFolder:
         Raises StateError if the folder was removed or replaced meanwhile. Then it writes nothing,
         because that would look like a complete run.
         """
-        if not self._is_held():
+        if not self._lock.is_held:
             raise StateError(
                 f"save_dir: '{self.path}' no longer belongs to this run: the folder, or "
                 f"{LOCK_NAME} in it, was removed or replaced while the run was writing to it"
@@ -413,15 +345,3 @@ def _with_known_paths(saved: ConfigType, cfg: ConfigType, moved: Collection[str]
     if not gone:
         return cfg
     return run_config.from_dict(type(cfg), run_config.deflatten({**now, **gone}))
-
-
-def _read(handle: int) -> str:
-    return os.pread(handle, 200, 0).decode(errors="replace").strip()
-
-
-def _is_open_at(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False

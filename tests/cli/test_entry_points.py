@@ -16,6 +16,7 @@ from tests.docs.commands import REPO, commands, module_of
 # no programs for people: what runs them, and why their errors take another way
 OTHERS = {
     "tools/env_server/__main__.py": "for a robot, which has nothing else; here: tools/serve_env.py",
+    "launch/child.py": "becomes another program at once",
     "env/worker.py": "started by evaluate's pool; its errors are messages on a connection",
     "release/results/robosuite/pictures_1.4/record.py": "for a Python that has robosuite 1.4 alone",
     "tests/interop/make_lerobot_fixture.py": "for a Python that has lerobot alone",

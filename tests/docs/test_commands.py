@@ -19,7 +19,7 @@ PAGES = [page for page in DOCS if Path(page).stem not in RUN_AS_WHOLE]
 PAGES += ["train_rl.py", "train_bc.py", "quickstart.py", "evaluate/eval.py"]
 PAGES += sorted(
     p.relative_to(REPO).as_posix()
-    for room in ("tools", "mw_main")
+    for room in ("tools", "mw_main", "launch")
     for p in (REPO / room).glob("*.py")
     if p.stem != "ci_train_resume"  # has no parser to ask
 )

@@ -16,6 +16,7 @@ ROOMS = {
     "evaluate": "rollouts, statistics, videos",
     "workspace": "the parts of a run",
     "serve": "policies over the network",
+    "launch": "many runs: trials, engines, results",
 }
 
 

@@ -1,0 +1,1 @@
+"""Where trials run: a class and a row of ``launch/engines/table.py`` each."""
