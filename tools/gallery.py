@@ -44,7 +44,8 @@ OWN_LIMIT = 10**6  # longer than the limit of tasks that have one
 
 @dataclass(frozen=True)
 class Scene:
-    """A task, its time limit in control steps, and the expert's noise for success and failure."""
+    """A task, its time limit in control steps, the expert's noise for success and failure, and the
+    camera ("": the environment's usual one)."""
 
     suite: str
     task: str
@@ -52,6 +53,7 @@ class Scene:
     noise: float
     failing: float
     action_repeat: int = 1
+    camera: str = ""
 
     @property
     def env_cfg(self) -> EnvConfig:
@@ -70,6 +72,8 @@ SCENES = (
     Scene("robosuite", "Lift", 100, 0.1, 1.2),
     Scene("robosuite", "PickPlaceCan", 200, 0.1, 0.8),
     Scene("robosuite", "NutAssemblySquare", 300, 0.1, 0.6),
+    Scene("robosuite", "TwoArmTransport", 800, 0.1, 0.6, camera="frontview"),
+    Scene("robosuite", "ToolHang", 700, 0.1, 0.5),
     Scene("metaworld", "Assembly", 100, 0.1, 1.5, 2),
     Scene("metaworld", "BoxClose", 100, 0.1, 1.5, 2),
     Scene("metaworld", "CoffeePush", 100, 0.1, 1.5, 2),
@@ -78,6 +82,7 @@ SCENES = (
     Scene("particle", "PARTICLE_2d", OWN_LIMIT, 0.0, 0.3),
     Scene("block_pushing", "PUSH", OWN_LIMIT, 0.0, 0.05),
     Scene("block_pushing", "PUSH_DISCONTINUOUS", OWN_LIMIT, 0.0, 0.05),
+    Scene("block_pushing", "PUSH_MULTIMODAL", OWN_LIMIT, 0.0, 0.05),
 )
 
 
@@ -118,26 +123,29 @@ def play(env: Env, expert: Any, seed: int) -> tuple[bool, list[np.ndarray]]:
             return bool(info["success"]), actions
 
 
-def film(env: Env, seed: int, actions: list[np.ndarray], size: int) -> list[np.ndarray]:
+def film(
+    env: Env, seed: int, actions: list[np.ndarray], size: int, camera: str = ""
+) -> list[np.ndarray]:
     """The episode again: frames of height ``size`` with the step and the outcome written on them.
 
     Only the frames that are shown are rendered: at most ``FRAMES``, evenly spaced, and the last.
     """
     shown = set(np.linspace(0, len(actions), min(FRAMES, len(actions) + 1)).round().astype(int))
     env.reset(seed=seed)
-    frames = [annotate(_picture(env, size), "0")]
+    frames = [annotate(_picture(env, size, camera), "0")]
     success = False
     for step, action in enumerate(actions, 1):
         *_, info = env.step(action)
         success = success or bool(info["success"])
         if step in shown:
             ended = step == len(actions) and not success
-            frames.append(annotate(_picture(env, size), f"{step}{' fail' * ended}", success))
+            picture = _picture(env, size, camera)
+            frames.append(annotate(picture, f"{step}{' fail' * ended}", success))
     return frames + [frames[-1]] * HOLD
 
 
-def _picture(env: Env, size: int) -> np.ndarray:
-    drawn = Image.fromarray(env.render())
+def _picture(env: Env, size: int, camera: str) -> np.ndarray:
+    drawn = Image.fromarray(env.render(camera or None))
     width = round(drawn.width * size / drawn.height)
     return np.asarray(drawn.resize((width, size), Image.Resampling.LANCZOS))
 
@@ -157,7 +165,8 @@ def record(scene: Scene, cfg: MainConfig) -> Iterator[dict[str, Any]]:
                 f"{noise:g} {'succeeds' if wanted else 'fails'}; expected one (--seed)"
             )
         name = f"{scene.suite}_{scene.task}_{'success' if success else 'failure'}.mp4"
-        write_video(Path(cfg.out) / name, film(env, seed, actions, cfg.size), FPS)
+        frames = film(env, seed, actions, cfg.size, scene.camera)
+        write_video(Path(cfg.out) / name, frames, FPS)
         env.close()
         yield {"file": name, "task": scene.task, "suite": scene.suite, "success": success,
                "seed": seed, "noise": noise, "steps": len(actions)}  # fmt: skip
