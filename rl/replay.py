@@ -123,8 +123,9 @@ class ReplayBuffer:
         if resident is not None:
             for core in self._cores().values():
                 self._stores[core] = DeviceStore(core, self._stacks, nstep, resident)
-        self._episode = rela.Episode(nstep, max_episode_length, gamma)
-        self._running = False
+        self.max_episode_length = max_episode_length
+        self._episodes = {0: rela.Episode(nstep, max_episode_length, gamma)}  # by lane
+        self._running: set[int] = set()  # lanes whose episode has begun and not ended
         self._in_flight: deque[tuple[Any, Any]] = deque()  # (CUDA event, batch being copied)
         self._pinned: set[tuple[int, int]] = set()
 
@@ -146,33 +147,38 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------ adding
 
-    def new_episode(self, obs: ObsLike, record: Record | None = None) -> None:
+    def new_episode(self, obs: ObsLike, record: Record | None = None, lane: int = 0) -> None:
         """Begin an episode with its first observation (stacked, unbatched, numpy or torch).
 
         record: see :meth:`add`.
+        lane: which of the episodes that run at the same time. They are stored in the order in
+            which they end.
         """
-        if self._running:
-            raise ReplayError(
-                f"new_episode: the last one ({self._episode.len()} steps) has not ended"
-            )
+        episode = self._episode(lane)
+        if lane in self._running:
+            raise ReplayError(f"new_episode: the last one ({episode.len()} steps) has not ended")
         frames = self._newest_frames(obs)
-        self._episode.init({})
-        self._episode.push_obs(frames)
-        self.successes.begin(record)
-        self._running = True
+        episode.init({})
+        episode.push_obs(frames)
+        self.successes.begin(record, lane)
+        self._running.add(lane)
 
-    @property
-    def is_running(self) -> bool:
+    def _episode(self, lane: int) -> rela.Episode:
+        if lane not in self._episodes:
+            self._episodes[lane] = rela.Episode(self.nstep, self.max_episode_length, self.gamma)
+        return self._episodes[lane]
+
+    def is_running(self, lane: int = 0) -> bool:
         """Whether an episode has begun and not ended."""
-        return self._running
+        return lane in self._running
 
-    def drop_episode(self) -> None:
+    def drop_episode(self, lane: int = 0) -> None:
         """Forget the episode that has begun: none of its steps is stored."""
-        if not self._running:
+        if lane not in self._running:
             raise ReplayError("drop_episode: no episode is running")
-        self._episode.reset()
-        self.successes.begin(None)
-        self._running = False
+        self._episode(lane).reset()
+        self.successes.begin(None, lane)
+        self._running.remove(lane)
 
     def add(
         self,
@@ -183,13 +189,15 @@ class ReplayBuffer:
         truncated: bool,
         success: bool,
         record: Record | None = None,
+        lane: int = 0,
     ) -> None:
         """Add a step: ``action`` was taken at the previous observation and led to ``obs``.
 
         action: float [A]; reward: finite; success: that of the episode, read when it ends.
         record: further data of ``obs`` for the files of ``save_per_success``.
+        lane: that of the episode's ``new_episode``.
         """
-        if not self._running:
+        if lane not in self._running:
             raise ReplayError("add: no episode is running, call new_episode first")
         over = bool(terminated or truncated)
         keep_final = self.bootstrap_truncated and truncated and not terminated
@@ -198,19 +206,20 @@ class ReplayBuffer:
         action = self._action(action)
         if not math.isfinite(reward):
             raise ValueError(f"add: reward must be finite, got {reward}")
-        self._episode.push_action({"action": action})
-        self._episode.push_reward(float(reward))
-        self._episode.push_terminal(float(bool(terminated)), bool(truncated))
-        self.successes.step(record)
+        episode = self._episode(lane)
+        episode.push_action({"action": action})
+        episode.push_reward(float(reward))
+        episode.push_terminal(float(bool(terminated)), bool(truncated))
+        self.successes.step(record, lane)
         if not over:
-            self._episode.push_obs(frames)
+            episode.push_obs(frames)
             return
         if keep_final:
-            self._episode.push_final_obs(frames)
-        self._running = False
-        episode = self._episode.pop_transition()
-        self._finish(episode, bool(success), bc=True)
-        if (due := self.successes.end(episode, bool(success))) is not None:
+            episode.push_final_obs(frames)
+        self._running.remove(lane)
+        whole = episode.pop_transition()
+        self._finish(whole, bool(success), bc=True)
+        if (due := self.successes.end(whole, bool(success), lane)) is not None:
             self._write(*due)
 
     def add_episode(
@@ -451,7 +460,7 @@ class ReplayBuffer:
 
     def _rest(self) -> dict[str, Any]:
         return {
-            "episode": to_torch(self._episode.state_dict()) if self._running else None,
+            "episodes": {k: to_torch(self._episode(k).state_dict()) for k in sorted(self._running)},
             "num_episode": self.num_episode,
             "num_success": self.num_success,
             "freeze_bc_replay": bool(self.freeze_bc_replay),
@@ -459,10 +468,15 @@ class ReplayBuffer:
         }
 
     def _load_rest(self, rest: Mapping[str, Any]) -> None:
-        self._episode.reset()
-        self._running = rest["episode"] is not None
-        if self._running:
-            self._episode.load_state_dict(to_numpy(rest["episode"]))
+        if "episodes" in rest:
+            episodes = rest["episodes"]
+        else:  # states of versions with one lane
+            episodes = {} if rest["episode"] is None else {0: rest["episode"]}
+        for episode in self._episodes.values():
+            episode.reset()
+        self._running = set(episodes)
+        for lane, state in episodes.items():
+            self._episode(lane).load_state_dict(to_numpy(state))
         self.num_episode = int(rest["num_episode"])
         self.num_success = int(rest["num_success"])
         self.freeze_bc_replay = bool(rest["freeze_bc_replay"])

@@ -29,25 +29,25 @@ class SuccessWriter:
             raise ValueError("ReplayBuffer: save_per_success needs save_dir")
         self.every, self.folder = every, Path(folder or "")
         self.num_success = 0
-        self._records: list[Record] = []  # of the running episode
+        self._records: dict[int, list[Record]] = {}  # of the running episodes, by lane
         self._recent: deque[tuple[rela.EpisodeData, list[Record]]] = deque(maxlen=max(1, every))
 
-    def begin(self, record: Record | None) -> None:
-        """Record an episode's first observation."""
-        self._records = [dict(record or {})] if self.every > 0 else []
+    def begin(self, record: Record | None, lane: int = 0) -> None:
+        """Record the first observation of an episode, of which each lane plays one at a time."""
+        self._records[lane] = [dict(record or {})] if self.every > 0 else []
 
-    def step(self, record: Record | None) -> None:
+    def step(self, record: Record | None, lane: int = 0) -> None:
         """Record the next observation."""
         if self.every > 0:
-            self._records.append(dict(record or {}))
+            self._records[lane].append(dict(record or {}))
 
     def end(
-        self, episode: rela.EpisodeData, success: bool
+        self, episode: rela.EpisodeData, success: bool, lane: int = 0
     ) -> tuple[Path, list[dict[str, Any]]] | None:
         """End the episode; if a file is due, its path and its episodes: each is
         ``EpisodeData.to_dict()`` with its "records".
         """
-        records, self._records = self._records, []
+        records = self._records.pop(lane, [])
         if not success or self.every <= 0:
             return None
         self._recent.append((episode, records))
@@ -66,7 +66,9 @@ class SuccessWriter:
     def load_state_dict(self, state: Mapping[str, Any], nstep: int, gamma: float) -> None:
         """Inverse of :meth:`state_dict`; nstep and gamma are the replay's."""
         self.num_success = int(state["num_success"])
-        self._records = to_numpy(state["records"])
+        records = to_numpy(state["records"])
+        # a list: of versions with one lane
+        self._records = {0: records} if isinstance(records, list) else records
         self._recent.clear()
         for e in to_numpy(state["recent"]):
             episode = rela.episode_from_arrays(

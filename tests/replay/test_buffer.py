@@ -419,7 +419,7 @@ def test_a_dropped_episode_leaves_no_trace(steps: int) -> None:
     plain, other, task, again = make(), make(), FakeTask(3), FakeTask(3)
     drive(plain, task, 40, draw=False), drive(other, again, 40, draw=False)
     for buffer in (plain, other):
-        if buffer.is_running:
+        if buffer.is_running():
             buffer.drop_episode()
     other.new_episode(FakeTask(8).reset())
     lost = FakeTask(8)
@@ -427,8 +427,58 @@ def test_a_dropped_episode_leaves_no_trace(steps: int) -> None:
     for _ in range(steps):
         other.add(lost.step(), np.full(A, 99), 99.0, False, False, success=True)
     other.drop_episode()
-    assert not other.is_running
+    assert not other.is_running()
     with pytest.raises(ReplayError, match="drop_episode: no episode is running"):
         other.drop_episode()
     assert_equal(drive(plain, task, 60), drive(other, again, 60))
     assert other.size() == plain.size() and other.num_episode == plain.num_episode
+
+
+def test_episodes_of_several_lanes_are_stored_as_one_after_another(tmp_path: Path) -> None:
+    """Episodes that run at the same time, saved in the middle, against the same ones in turn."""
+    options = {"save_per_success": 2, "env_args": {}}
+    turns, lanes = (make(**options, save_dir=str(tmp_path / name)) for name in ("turns", "lanes"))
+    for name in ("turns", "lanes"):
+        (tmp_path / name).mkdir()
+    lengths = {0: 3, 5: 2, 1: 4}  # by lane
+
+    def play(buffer: ReplayBuffer, task: FakeTask, lane: int, last: bool) -> None:
+        record = {"sim_state": np.full(9, task.number + task.t / 100)}
+        action = np.full(A, task.t, np.float32)
+        buffer.add(task.step(), action, 0.5, last, False, last, record, lane)
+
+    tasks = {lane: FakeTask(0) for lane in lengths}
+    for lane, task in tasks.items():
+        task.number = lane
+        lanes.new_episode(task.reset(), {"sim_state": np.zeros(9)}, lane)
+    for t in range(4):
+        for lane, length in lengths.items():
+            if t < length:
+                play(lanes, tasks[lane], lane, t == length - 1)
+        if t == 0:
+            state, lanes = lanes.state_dict(), make(**options, save_dir=str(tmp_path / "lanes"))
+            lanes.load_state_dict(state)
+    assert [lanes.is_running(lane) for lane in lengths] == [False] * 3
+    for lane in sorted(lengths, key=lambda lane: lengths[lane]):
+        task = FakeTask(0)
+        task.number = lane
+        turns.new_episode(task.reset(), {"sim_state": np.zeros(9)})
+        for t in range(lengths[lane]):
+            play(turns, task, 0, t == lengths[lane] - 1)
+    pairs = zip(drive(turns, FakeTask(3), 20), drive(lanes, FakeTask(3), 20), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with h5py.File(tmp_path / "turns/data1.h5") as a, h5py.File(tmp_path / "lanes/data1.h5") as b:
+        for demo in ("demo_0", "demo_1"):
+            np.testing.assert_array_equal(a[f"data/{demo}/states"], b[f"data/{demo}/states"])
+
+
+def test_one_lane_is_dropped_alone() -> None:
+    buffer, task = make(), FakeTask(0)
+    for lane in (0, 1):
+        buffer.new_episode(task.reset(), lane=lane)
+    buffer.drop_episode(0)
+    assert [buffer.is_running(lane) for lane in (0, 1)] == [False, True]
+    with pytest.raises(ReplayError, match="no episode is running"):
+        buffer.add(task.step(), np.zeros(A), 0.0, False, False, False, lane=0)
+    buffer.add(task.step(), np.zeros(A), 0.0, True, False, False, lane=1)
+    assert buffer.size() == 1
