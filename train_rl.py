@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ import torch
 from common_utils import run_config
 from common_utils.ahead import Ahead
 from common_utils.errors import run_program
-from common_utils.finite import check_action, check_observed
 from common_utils.ibrl_utils import eval_mode, schedule
 from common_utils.kept_weights import KeptWeights, keep
 from common_utils.progress import RunProgress, pace
@@ -38,16 +37,15 @@ from common_utils.seeding import (
     set_generator_state,
     set_global_rng_state,
 )
-from common_utils.specs import BC_ACTION, CLOCK, TRAINING, Batch, Obs
+from common_utils.specs import Batch, Obs
 from common_utils.stopwatch import Stopwatch
-from env.core import Env, EpisodeLost
-from env.factory import env_args, make_env, recording_config
+from env.factory import env_args, recording_config
+from env.lanes import open_lanes
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult, Forecast
 from networks import fast
 from rl.agent import Agent
-from rl.successes import Record
 from tools.replayed import with_observations
 from workspace.build_agent import (
     bc_weights,
@@ -59,9 +57,10 @@ from workspace.build_agent import (
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
+from workspace.collector import Choose, Collector, acting, state_of_one_lane
 from workspace.dry_run import refuse_resume, rehearse_rl, unwritten
 from workspace.first_line import what_runs_here
-from workspace.lost_env import drop_episode, listen, saved_when_gone
+from workspace.lost_env import listen, saved_when_gone, tell_dropped
 from workspace.network_memory import check_agent
 from workspace.next_steps import run_and_tell
 from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
@@ -72,9 +71,6 @@ from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 COUNTERS = (
     "global_step",
     "train_step",
-    "env_episode",
-    "episode_len",
-    "episode_success",
     "loaded",
     "pretrain_step",
     "prepared",
@@ -83,7 +79,7 @@ COUNTERS = (
 
 
 class Workspace(ResumableRun):
-    """Everything a run holds: environment, agent, replay, counters, logs, checkpoints."""
+    """Everything a run holds: environments, agent, replay, counters, logs, checkpoints."""
 
     def __init__(self, cfg: MainConfig, weights: KeptWeights | None = None) -> None:
         """``weights``: of the BC policies, if not those that ``cfg.bc_policy`` names."""
@@ -97,29 +93,28 @@ class Workspace(ResumableRun):
         # evaluations play in env_cfg; training may record more than the agent sees
         saves = cfg.save_per_success > 0
         self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
-        self.env: Env = make_env(self.train_env_cfg)
-        self.footprint = check_agent(cfg, self.env.spec, len(bc_policies))
-        self.agent = build_agent(cfg, self.env.spec, bc_policies)
+        self.envs = open_lanes(self.train_env_cfg, cfg.num_env, cfg.env_timeout)
+        self.spec = self.envs.spec
+        self.footprint = check_agent(cfg, self.spec, len(bc_policies))
+        self.agent = build_agent(cfg, self.spec, bc_policies)
         self.ref_agent: Agent | None = None
         # before anything is allocated or written
-        self.memory = check_memory(cfg, self.env.spec, self.agent)
+        self.memory = [*self.envs.notes, *check_memory(cfg, self.spec, self.agent)]
         saved_env_args = env_args(self.train_env_cfg) if saves else None
-        self.replay = build_replay(cfg, self.env.spec, self.agent, saved_env_args)
+        self.replay = build_replay(cfg, self.spec, self.agent, saved_env_args)
 
         copies_to = self.replay.copies_to(self.agent.device)
         self.batches = Ahead[tuple[Batch, Batch | None]](self.replay, copies_to)
 
         self.global_step = 0
         self.train_step = 0
-        self.env_episode = 0
-        self.episode_len = 0
-        self.episode_success = False
         self.loaded = False  # demonstrations and pretrained weights
         self.pretrain_step = 0
         self.prepared = False
-        self.obs: Obs = {}
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
+        seen = [c for c in self.train_env_cfg.cameras if c not in self.agent.input_keys]
+        self.play = Collector(self.envs, self.agent, self.replay, self.watch, cfg.seed, seen)
         self.train_seconds = 0.0
         self.saver = TopkSaver(self.save_dir, topk=KEPT_WEIGHTS)
         self.headline: dict[str, float] = {}
@@ -134,66 +129,17 @@ class Workspace(ResumableRun):
 
     # -------------------------------------------------------------- environment
 
-    @property
-    def _episode_seed(self) -> int:
-        return seed_for(self.cfg.seed, "train_env", self.env_episode, bits=31)
-
-    def reset_env(self) -> None:
-        obs, info = self.env.reset(seed=self._episode_seed)
-        self.obs = self._observe(obs)
-        self.replay.new_episode(self.obs, self._record(obs, info))
-
-    def _observe(self, obs: dict[str, np.ndarray], reward: float = 0.0) -> Obs:
-        """Observation as tensors, with the BC policies' proposals (computed once)."""
-        seed, step = self._episode_seed, self.episode_len
-        check_observed(self.env.spec.task, seed, step, obs, reward)
-        out = {k: torch.from_numpy(v) for k, v in obs.items()}
-        if self.agent.num_bc_action:
-            batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
-            if self.agent.needs_clock:
-                batched[CLOCK] = torch.tensor([[TRAINING + self.env_episode, step]])
-            out[BC_ACTION] = self.agent.propose(batched)[0].cpu()
-            check_action(out[BC_ACTION].numpy(), seed, step, "the BC policy")
-        return out
-
-    def _record(self, obs: dict[str, np.ndarray], info: dict[str, Any]) -> Record:
-        """What is saved of an observation besides what is sampled (save_per_success)."""
-        seen = (c for c in self.train_env_cfg.cameras if c not in self.agent.input_keys)
-        return {**info.get("recorded", {}), **{c: obs[c][:3] for c in seen}}
-
-    @contextmanager
-    def _watch_env(self) -> Iterator[None]:
-        """Times the environment, and apart from it what it draws, and messages on their way."""
-        drawn, sent = self.env.render_seconds, self.env.network_seconds
-        with self.watch("env"):
-            yield
-        self.watch.move("env", "rendering", self.env.render_seconds - drawn)
-        self.watch.move("env", "network", self.env.network_seconds - sent)
-
-    def step_env(self, action: torch.Tensor) -> bool:
-        """One environment step, stored; returns whether the episode ended."""
-        check_action(action.numpy(), self._episode_seed, self.episode_len)
-        try:
-            with self._watch_env():
-                obs, reward, terminated, truncated, info = self.env.step(action.numpy())
-        except EpisodeLost as error:
-            drop_episode(self, str(error))
-            return True
-        self.episode_len += 1
-        with self.watch("act"):
-            self.obs = self._observe(obs, reward)
-        self.episode_success = self.episode_success or bool(info["success"])
-        with self.watch("add"):
-            record = self._record(obs, info)
-            success = self.episode_success
-            self.replay.add(self.obs, action, reward, terminated, truncated, success, record)
-        if terminated or truncated:
-            self.env_episode += 1
-            self.log.meters.append("data/episode_len", self.episode_len)
-            self.episode_len = 0
-            self.log.meters.append("score/train_score", float(self.episode_success))
-            self.episode_success = False
-        return terminated or truncated
+    def step_env(self, choose: Choose) -> bool:
+        """One environment step, stored; returns whether its episode ended."""
+        ended = self.play.step(choose)
+        if ended is None:
+            return False
+        if ended.lost:
+            tell_dropped(self.log, [ended.length], ended.lost)
+        else:
+            self.log.meters.append("data/episode_len", ended.length)
+            self.log.meters.append("score/train_score", float(ended.success))
+        return True
 
     # ----------------------------------------------------------------- training
 
@@ -201,8 +147,7 @@ class Workspace(ResumableRun):
         """The loop, from wherever the counters stand to ``num_train_step``."""
         cfg = self.cfg
         self.agent.set_stats(self.log.meters)
-        if not self.obs:
-            self.reset_env()
+        self.play.restart()
         if not self.reported:  # interrupted there
             self.report(self._log_and_evaluate, self.global_step == cfg.num_train_step)
         before, started = self.train_seconds, time.monotonic()
@@ -230,15 +175,17 @@ class Workspace(ResumableRun):
         cfg = self.cfg
         self.log.meters.step = self.global_step + 1
         stddev = schedule(cfg.stddev_schedule, self.global_step)
-        with self.watch("act"), eval_mode(self.agent):
-            action = self.agent.act(self.obs, eval_mode=False, stddev=stddev)
-        done = self.step_env(action)
+        self.step_env(partial(self._act, stddev))
         self.global_step += 1
-        if done:
-            with self._watch_env():
-                self.reset_env()
+        self.play.restart()
         if self.global_step % cfg.update_freq == 0:
             self._update(stddev)
+
+    def _act(self, stddev: float, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
+        """The exploring actions of all environments of a round."""
+        act = partial(self.agent.act, eval_mode=False, stddev=stddev)
+        with self.watch("act"), eval_mode(self.agent):
+            return acting(act)(observations)
 
     def _update(self, stddev: float) -> None:
         """``num_critic_update`` updates; the actor is updated in the last."""
@@ -317,8 +264,7 @@ class Workspace(ResumableRun):
             "bc_memory": self.agent.bc_memory(),
             "agent": self.agent.training_state(),
             "ref_agent": self.ref_agent.state_dict() if self.ref_agent is not None else None,
-            "env": self.env.state_dict(),
-            "obs": self.obs,
+            "play": self.play.state_dict(),
             "warm_up_rng": generator_state(self.warm_up_rng),
             "global_rng": global_rng_state(),
             "saver": self.saver.state_dict(),
@@ -329,18 +275,16 @@ class Workspace(ResumableRun):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
         self.agent.load_training_state(state["agent"])
         self.agent.load_bc_memory(state.get("bc_memory", []))  # absent in older states
         if state["ref_agent"] is not None:
             self.ref_agent = self.agent.reference_copy()
             self.ref_agent.load_state_dict(state["ref_agent"])
-        self.obs = state["obs"]
-        if self.env.replayable:
-            self.env.load_state_dict(state["env"])
-        else:
-            drop_episode(self, "the environment cannot be brought back to them")
+        play = state.get("play") or state_of_one_lane(state, self.replay.is_running())
+        dropped = self.play.load_state_dict(play)
+        tell_dropped(self.log, dropped, "the environment cannot be brought back to them")
         set_generator_state(self.warm_up_rng, state["warm_up_rng"])
         self.saver.load_state_dict(state["saver"])
         self.watch.load_state_dict(state["watch"])
@@ -370,7 +314,7 @@ class Workspace(ResumableRun):
     def close(self) -> None:
         """Stop workers and free simulators."""
         self.eval_pool.close()
-        self.env.close()
+        self.envs.close()
 
 
 def run(cfg: MainConfig) -> Workspace:

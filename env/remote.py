@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from env.shared_arrays import SharedConnection
+
 DEFAULT_MAKER = "env.worker:make_env"
 # seconds for importing and building a simulator, even if steps have a shorter limit: on a busy
 # machine this takes minutes
@@ -27,17 +29,25 @@ class WorkerProcess:
         name: its name in messages.
         timeout: seconds it may take for one answer before it counts as hung (at least
             BUILD_TIMEOUT for building its environment).
-        error: the exception class that is raised if it dies, fails or hangs.
+        error: the exception class that is raised if it fails, dies or hangs.
+        lost: the one that is raised if it dies or hangs, if not the same.
     """
 
-    def __init__(self, name: str, timeout: float, error: type[Exception]) -> None:
+    def __init__(
+        self,
+        name: str,
+        timeout: float,
+        error: type[Exception],
+        lost: type[Exception] | None = None,
+    ) -> None:
         ours, theirs = socket.socketpair()
+        memory = os.memfd_create("env.worker")
         env = dict(os.environ, OMP_NUM_THREADS="1")
         env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "env.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "env.worker", str(theirs.fileno()), str(memory)],
+                pass_fds=[theirs.fileno(), memory],
                 stdin=subprocess.DEVNULL,
                 env=env,
                 # the trainer handles Ctrl-C; the worker ends with its connection
@@ -47,14 +57,15 @@ class WorkerProcess:
         ours.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout) + 1, 0)
         )
-        self.conn = Connection(ours.detach())
+        self.conn = SharedConnection(Connection(ours.detach()), memory)
         self.name, self.timeout, self.error = name, timeout, error
+        self.lost = error if lost is None else lost
         self.deadline = self.allowed = 0.0
         self._grace = True
         self.what = "starting"
 
     def build(self, maker: str, env_cfg: Mapping[str, Any]) -> None:
-        """Let it make its environment; it answers ("ready", spec)."""
+        """Let it make its environment; it answers ("ready", spec, replayable)."""
         self.what = "building its environment"
         self.send(("env", maker, env_cfg), max(self.timeout, BUILD_TIMEOUT))
 
@@ -66,17 +77,17 @@ class WorkerProcess:
         try:
             self.conn.send(message)
         except OSError:
-            raise self.error(self.obituary()) from None
+            raise self.lost(self.obituary()) from None
 
     def receive(self) -> tuple[Any, ...]:
-        """Its next message; raises ``error`` if it died, failed, or is overdue."""
+        """Its next message; raises ``error`` if it failed, ``lost`` if it died or is overdue."""
         while not self.conn.poll(max(0.0, self.deadline - time.monotonic())):
             if self.is_late():
-                raise self.error(self.overdue())
+                raise self.lost(self.overdue())
         try:
             message = self.conn.recv()
         except (EOFError, OSError):
-            raise self.error(self.obituary()) from None
+            raise self.lost(self.obituary()) from None
         if message[0] == "refused":
             raise self.error(f"{self.name} failed while {self.what}: {message[1]}")
         if message[0] == "error":

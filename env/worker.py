@@ -1,10 +1,10 @@
 """The environment side of a worker process: one environment, driven over a socket.
 
-It is started as ``python -m env.worker FD``, not by multiprocessing, which would import the
-parent's main module (and torch with it) again in every worker. The first item of a message is its
-kind:
+It is started as ``python -m env.worker FD MEMORY``, not by multiprocessing, which would import the
+parent's main module (and torch with it) again in every worker. FD and MEMORY are the descriptors of
+an ``env.shared_arrays.SharedConnection``. The first item of a message is its kind:
 
-    -> ("env", maker, env_cfg)          <- ("ready", spec dict)
+    -> ("env", maker, env_cfg)          <- ("ready", spec dict, whether it is replayable)
     -> ("call", method, args, kwargs)   <- ("result", what the environment's method returned,
                                             seconds it took, seconds of them spent drawing)
     -> ("play", seed, discount|None)    <- ("obs", obs)
@@ -31,6 +31,7 @@ from common_utils.errors import UserError
 from common_utils.finite import check_observed
 from common_utils.lookup import resolve
 from common_utils.specs import DISCOUNTED_RETURN
+from env.shared_arrays import SharedConnection
 
 
 def make_env(env_cfg: dict[str, Any]) -> Any:
@@ -41,7 +42,7 @@ def make_env(env_cfg: dict[str, Any]) -> Any:
     return factory.make_env(env_cfg)
 
 
-def _play(conn: Connection, env: Any, seed: int, discount: float | None) -> None:
+def _play(conn: SharedConnection, env: Any, seed: int, discount: float | None) -> None:
     task = env.spec.task
     obs, _ = env.reset(seed=seed)
     check_observed(task, seed, 0, obs)
@@ -65,7 +66,7 @@ def _play(conn: Connection, env: Any, seed: int, discount: float | None) -> None
     conn.send(("done", score, success, length, metrics))
 
 
-def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> None:
+def _call(conn: SharedConnection, env: Any, method: str, args: Any, kwargs: Any) -> None:
     from env.core import EnvError
 
     started, drawn = time.perf_counter(), getattr(env, "render_seconds", 0.0)
@@ -78,7 +79,7 @@ def _call(conn: Connection, env: Any, method: str, args: Any, kwargs: Any) -> No
         conn.send(("result", result, took, getattr(env, "render_seconds", 0.0) - drawn))
 
 
-def serve(conn: Connection) -> None:
+def serve(conn: SharedConnection) -> None:
     """Answer until the other side closes the connection."""
     env = None
     try:
@@ -86,7 +87,7 @@ def serve(conn: Connection) -> None:
             message = conn.recv()
             if message[0] == "env":
                 env = resolve(message[1])(message[2])
-                conn.send(("ready", env.spec.to_dict()))
+                conn.send(("ready", env.spec.to_dict(), getattr(env, "replayable", True)))
             elif message[0] == "call":
                 _call(conn, env, *message[1:])
             else:
@@ -102,7 +103,7 @@ def serve(conn: Connection) -> None:
             env.close()
 
 
-def _send_last(conn: Connection, kind: str, text: str) -> None:
+def _send_last(conn: SharedConnection, kind: str, text: str) -> None:
     try:
         conn.send((kind, text))
     except OSError:
@@ -110,4 +111,4 @@ def _send_last(conn: Connection, kind: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(SharedConnection(Connection(int(sys.argv[1])), int(sys.argv[2])))

@@ -6,8 +6,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,17 @@ from common_utils.logger import MultiCounter
 from common_utils.progress import format_seconds
 from common_utils.resources import format_bytes
 from common_utils.run_config import ConfigError
-from common_utils.specs import Player
+from common_utils.specs import Obs, Player
 from common_utils.stopwatch import Stopwatch
+from env.config import EnvConfig
 from env.core import Env
+from env.factory import make_env
+from env.lanes import Lanes, LocalLane
 from evaluate.rollout import PolicyRunner, evaluating
 from rl.agent import Agent
 from rl.replay import ReplayBuffer
 from rl.successes import SuccessWriter
+from workspace.collector import Choose, Collector
 from workspace.network_memory import Footprint
 from workspace.prepare_rl import check_storage
 from workspace.rl_config import MainConfig as RlConfig
@@ -128,7 +132,9 @@ class RlRun(Protocol):
     """The part of ``train_rl.Workspace`` that is used here."""
 
     cfg: RlConfig
-    env: Env
+    train_env_cfg: EnvConfig
+    envs: Lanes
+    play: Collector
     agent: Agent
     replay: ReplayBuffer
     footprint: Footprint
@@ -136,8 +142,7 @@ class RlRun(Protocol):
     log: Any
     watch: Stopwatch
 
-    def reset_env(self) -> None: ...
-    def step_env(self, action: torch.Tensor) -> bool: ...
+    def step_env(self, choose: Choose) -> bool: ...
     def _train_one_step(self) -> None: ...
 
 
@@ -167,7 +172,7 @@ def rehearse_rl(work: RlRun, fill: Callable[[], list[str]]) -> None:
     for line in [*work.memory, *lines]:
         print(line)
     step = _training_seconds(work)
-    game = seconds_per_game_step(work.env, work.agent)
+    game = _seconds_per_game_step(work)
     updates = cfg.num_critic_update / cfg.update_freq
     print(
         f"{cfg.num_train_step:,} environment steps with {updates:g} updates each, "
@@ -175,9 +180,10 @@ def rehearse_rl(work: RlRun, fill: Callable[[], list[str]]) -> None:
     )
     evaluations = math.ceil(cfg.num_train_step / cfg.log_per_step)
     games = math.ceil(cfg.num_eval_episode / games_at_once(cfg.mp_eval, cfg.num_eval_worker))
+    at_once = min(cfg.num_env, os.cpu_count() or 1)
     warm_up = max(0, cfg.warm_up_target - cfg.preload_num_data)
     stages = [
-        Stage("warm-up, at most", warm_up * cfg.episode_length, game),
+        Stage("warm-up, at most", math.ceil(warm_up / at_once) * cfg.episode_length, game),
         Stage("training", cfg.num_train_step, step),
         Stage("evaluation, at most", evaluations * games * cfg.episode_length, game),
     ]
@@ -191,14 +197,18 @@ def rehearse_rl(work: RlRun, fill: Callable[[], list[str]]) -> None:
 def _training_seconds(work: RlRun) -> float:
     """Seconds of an environment step with its share of updates; ``work.watch`` has its parts."""
     rng = torch.Generator().manual_seed(SEED)
-    width = work.env.spec.action_dim
+    width = work.envs.spec.action_dim
+
+    def at_random(observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
+        return list(torch.rand(len(observations), width, generator=rng) * 2 - 1)
+
     with eval_mode(work.agent):
-        work.reset_env()
+        work.play.restart()
         # an update needs transitions of an episode that has ended
-        while not work.step_env(torch.rand(width, generator=rng) * 2 - 1):
+        while not work.step_env(at_random):
             pass
-        work.reset_env()
-    period = work.cfg.update_freq
+        work.play.restart()
+    period = math.lcm(work.cfg.update_freq, work.cfg.num_env)
 
     def steps() -> None:
         for _ in range(period):
@@ -207,6 +217,14 @@ def _training_seconds(work: RlRun) -> float:
     steps()  # the first compiles, allocates and measures
     work.watch.seconds.clear()
     return seconds_per_call(steps) / period
+
+
+def _seconds_per_game_step(work: RlRun) -> float:
+    """Of a game in this process, as evaluations without workers play it."""
+    if isinstance(work.envs, LocalLane):
+        return seconds_per_game_step(work.envs.env, work.agent)
+    with closing(make_env(work.train_env_cfg)) as env:
+        return seconds_per_game_step(env, work.agent)
 
 
 def _pretraining(work: RlRun) -> Stage:

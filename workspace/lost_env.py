@@ -7,30 +7,26 @@ leads from before a gap to after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from common_utils.logger import RunLogger
 from common_utils.run_state import GracefulStop
-from common_utils.specs import Obs
-from env.core import Env, EnvGone
+from env.core import EnvGone
+from env.lanes import Lanes
 from evaluate.multi_process_eval import EvalPool
-from rl.replay import ReplayBuffer
+from workspace.collector import Collector
 
 
 class Run(Protocol):
     """The part of ``train_rl.Workspace`` that is used here."""
 
-    env: Env
+    envs: Lanes
     eval_pool: EvalPool
-    replay: ReplayBuffer
+    play: Collector
     log: RunLogger
     stop: GracefulStop | None
-    obs: Obs
-    env_episode: int
-    episode_len: int
-    episode_success: bool
     reported: bool
 
     @property
@@ -48,27 +44,24 @@ def listen(run: Run) -> None:
         if run.stop is not None and run.stop.requested:
             raise EnvGone(f"{run.stop.signal_name} while waiting for the environment")
 
-    run.env.say = run.eval_pool.say = run.log.print
-    run.env.on_wait = go_on
+    run.eval_pool.say = run.log.print
+    run.envs.listen(run.log.print, go_on)
 
 
-def drop_episode(run: Run, why: str) -> None:
-    """Forget the running episode, if there is one; the next one begins with a reset."""
-    if run.replay.is_running:
-        run.replay.drop_episode()
-        run.env_episode += 1
-        run.log.print(f"note: {run.episode_len} steps of an episode are dropped: {why}")
-    run.episode_len, run.episode_success, run.obs = 0, False, {}
+def tell_dropped(log: RunLogger, lengths: Sequence[int], why: str) -> None:
+    """Say that episodes of so many steps were dropped."""
+    for length in lengths:
+        log.print(f"note: {length} steps of an episode are dropped: {why}")
 
 
 @contextmanager
 def saved_when_gone(run: Run) -> Iterator[None]:
-    """If the environment is gone, save a state without the running episode, and say so."""
+    """If the environment is gone, save a state without the running episodes, and say so."""
     try:
         yield
     except EnvGone as error:
         if run.reported:  # else this happened in an evaluation, before which a state was saved
-            drop_episode(run, "the environment is gone")
+            tell_dropped(run.log, run.play.drop(), "the environment is gone")
             run.save_state()
         raise EnvGone(
             f"{error}; step {run.steps_done}: state saved; the same command with --resume 1 "

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,6 @@ from common_utils.specs import BC_ACTION, Batch, EnvSpec, Obs
 from common_utils.stacking import stack_episode
 from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
-from env.core import Env
 from evaluate.protocol import Games
 from evaluate.protocol import Protocol as EvalProtocol
 from evaluate.rollout import EvalResult
@@ -42,6 +41,7 @@ from rl.agent import Agent
 from rl.device_store import ROOM
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
+from workspace.collector import Choose, Collector, acting
 from workspace.disk_needs import disk_needs
 from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
@@ -54,14 +54,14 @@ class Run(Protocol):
     """The part of ``train_rl.Workspace`` that is used here."""
 
     cfg: MainConfig
-    env: Env
+    spec: EnvSpec
     env_cfg: EnvConfig
     protocol: EvalProtocol
     bc_weights: KeptWeights
     agent: Agent
     ref_agent: Agent | None
     replay: ReplayBuffer
-    obs: Obs
+    play: Collector
     log: RunLogger
     watch: Stopwatch
     saver: TopkSaver
@@ -74,11 +74,8 @@ class Run(Protocol):
     def evaluate(self, games: Games) -> EvalResult:
         """Play these games."""
 
-    def reset_env(self) -> None:
-        """Start an episode, in the replay as well."""
-
-    def step_env(self, action: torch.Tensor) -> bool:
-        """Play and store one step; returns whether the episode ended."""
+    def step_env(self, choose: Choose) -> bool:
+        """Play and store one step; returns whether its episode ended."""
 
     def stop_if_asked(self) -> None:
         """Save and exit after a signal."""
@@ -102,13 +99,14 @@ def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need
             specs, spec.action_dim, episodes * cfg.episode_length, agent.num_bc_action
         )
 
-    needs = {"replay": Need(size(cfg.replay_buffer_size), "replay_buffer_size")}
+    running = cfg.num_env - 1  # episodes besides those that the capacity counts
+    needs = {"replay": Need(size(cfg.replay_buffer_size + running), "replay_buffer_size")}
     if cfg.uses_bc_replay:  # demonstrations (and successes) are held a second time
         episodes = cfg.preload_num_data if cfg.freeze_bc_replay else cfg.replay_buffer_size
         needs["demonstration replay"] = Need(size(episodes), "preload_num_data")
     if cfg.save_per_success > 0 and spec.cameras:  # held until they are written
         step = sum(spec.observations[c].nbytes for c in spec.cameras)
-        steps = cfg.save_per_success * cfg.episode_length
+        steps = (cfg.save_per_success + running) * cfg.episode_length
         needs["successes"] = Need(steps * step, "save_per_success")
     return needs
 
@@ -231,7 +229,7 @@ def add_demos_to_replay(run: Run) -> list[str]:
     """
     cfg = run.cfg
     keys = list(run.agent.input_keys)
-    found = read_preload(cfg, run.env_cfg, run.env.spec, keys, run.bc_weights)
+    found = read_preload(cfg, run.env_cfg, run.spec, keys, run.bc_weights)
     demos = list(found)
     run.agent.fit(_stacked(run, demo.observations, keys) for demo in demos)
     for demo in demos:
@@ -281,7 +279,7 @@ def _add_demo(run: Run, demo: Demo) -> None:
 
 def _stacked(run: Run, observations: dict[str, np.ndarray], keys: Iterable[str]) -> Obs:
     """Observations of a demonstration, [T, ...] with stacks assembled."""
-    specs = run.env.spec.observations
+    specs = run.spec.observations
     return {k: torch.from_numpy(stack_episode(observations[k], specs[k].stack)) for k in keys}
 
 
@@ -304,27 +302,28 @@ def _warm_up(run: Run) -> None:
         return
     run.log.print(f"warm-up: {have} of {total} episodes are in the replay")
     started = time.perf_counter()
+    choose = partial(_warm_up_actions, run)
     with RunProgress(total, "warm-up", have) as progress:
-        while run.replay.size() < total:
-            run.reset_env()
-            while not run.step_env(_warm_up_action(run)):
-                pass
-            progress.update(run.replay.size(), success=run.replay.num_success)
-            run.stop_if_asked()
-    run.obs = {}
+        while (have := run.replay.size()) < total:
+            # as many as are missing: none is left over, which would favour short episodes
+            run.play.restart(total - have)
+            if run.step_env(choose):
+                progress.update(run.replay.size(), success=run.replay.num_success)
+                run.stop_if_asked()
     # from here on the agent acts: its times and scores start from zero
     run.watch.seconds = {"warm-up": time.perf_counter() - started}
     run.log.meters.summary()
 
 
-def _warm_up_action(run: Run) -> torch.Tensor:
-    if BC_ACTION in run.obs:
-        return run.obs[BC_ACTION][0]
+def _warm_up_actions(run: Run, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
+    if BC_ACTION in observations[0]:
+        return [obs[BC_ACTION][0] for obs in observations]
     if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:
         with eval_mode(run.agent):
-            return run.agent.act(run.obs, eval_mode=True)
-    action = run.warm_up_rng.uniform(-1, 1, run.env.spec.action_dim)
-    return torch.from_numpy(action.astype(np.float32))
+            return acting(partial(run.agent.act, eval_mode=True))(observations)
+    width = run.spec.action_dim
+    drawn = [run.warm_up_rng.uniform(-1, 1, width) for _ in observations]
+    return [torch.from_numpy(action.astype(np.float32)) for action in drawn]
 
 
 def _pretrain(run: Run) -> None:

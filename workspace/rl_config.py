@@ -48,6 +48,7 @@ RESUMABLE_CHANGES = (
     "replay_threads",
     "replay_prefetch",
     "kernel_threads",
+    "env_timeout",
     "trust_module",
     "remote.url",
     "remote.step_timeout",
@@ -101,6 +102,10 @@ class MainConfig(Kinded, RunConfig):
     goal_tolerance: NotNegativeNumber = 0.0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
+    # environments that play at the same time, each in a process of its own; 1: here
+    num_env: Workers = 1
+    # seconds that a step or a reset may take in such a process, before it is replaced
+    env_timeout: Annotated[float, Above(0), AtMost(86400)] = 120.0
     gym: GymConfig = field(default_factory=GymConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     # exploration noise: linear from stddev_max ...

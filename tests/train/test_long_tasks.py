@@ -63,6 +63,6 @@ def test_configurations_train(name: str, tmp_path: Path) -> None:
             save_dir=tmp_path / method,
         )
         work = train_rl.run(cfg)
-        assert (work.env.spec.task, work.env.spec.action_dim) == (task, action_dim)
-        assert work.obs["state"].shape == (3 * STATE_DIMS[task],)
+        assert (work.spec.task, work.spec.action_dim) == (task, action_dim)
+        assert work.play.lanes[0].obs["state"].shape == (3 * STATE_DIMS[task],)
         assert work.train_step == 1 and (tmp_path / method / "model0.pt").is_file()

@@ -86,12 +86,12 @@ def test_a_run_goes_on_after_a_lost_connection(
     server = serve("my_robots:make_arm")
     step_env, lost = train_rl.Workspace.step_env, []
 
-    def losing(work: train_rl.Workspace, action: Any) -> bool:
-        if work.episode_len == 3 and work.global_step >= 10 and not lost:
+    def losing(work: train_rl.Workspace, choose: Any) -> bool:
+        if work.play.lanes[0].length == 3 and work.global_step >= 10 and not lost:
             lost.append(work.global_step)
             server.kill()
             threading.Timer(0.3, server.start).start()
-        return step_env(work, action)
+        return step_env(work, choose)
 
     monkeypatch.setattr(train_rl.Workspace, "step_env", losing)
     work = train_rl.run(arm(server, tmp_path / "run", WHOLE))
@@ -110,10 +110,10 @@ def test_a_run_whose_robot_is_gone_is_saved_and_resumes(
     server, run = serve("my_robots:make_arm"), tmp_path / "run"
     step_env = train_rl.Workspace.step_env
 
-    def losing(work: train_rl.Workspace, action: Any) -> bool:
+    def losing(work: train_rl.Workspace, choose: Any) -> bool:
         if work.global_step == 20:
             server.kill()
-        return step_env(work, action)
+        return step_env(work, choose)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_rl.Workspace, "step_env", losing)
@@ -192,7 +192,7 @@ def test_the_documented_robot_trains(tmp_path: Path) -> None:
         args = shlex.split(found["train_rl"])[2:] + [f"--{k}={v}" for k, v in more.items()]
         work = train_rl.run(run_config.parse_args(train_rl.MainConfig, args))
     assert work.replay.size() == 4 and metrics(tmp_path / "run")[-1]["step"] == 30
-    assert (work.env.spec.task, work.env.spec.action_dim) == ("peg", 2)
+    assert (work.spec.task, work.spec.action_dim) == ("peg", 2)
 
 
 def test_a_robot_that_is_gone_in_warm_up(
@@ -201,11 +201,11 @@ def test_a_robot_that_is_gone_in_warm_up(
     server, run = serve("my_robots:make_arm"), tmp_path / "run"
     step_env, steps = train_rl.Workspace.step_env, []
 
-    def losing(work: train_rl.Workspace, action: Any) -> bool:
+    def losing(work: train_rl.Workspace, choose: Any) -> bool:
         steps.append(1)
         if len(steps) == 12:  # in the second of three episodes
             server.kill()
-        return step_env(work, action)
+        return step_env(work, choose)
 
     options = {"num_warm_up_episode": 3, "remote.retry_for": 0}
     with monkeypatch.context() as patch:
@@ -224,11 +224,11 @@ def test_a_signal_ends_the_waiting(
     server, run = serve("my_robots:make_arm"), tmp_path / "run"
     step_env = train_rl.Workspace.step_env
 
-    def losing(work: train_rl.Workspace, action: Any) -> bool:
+    def losing(work: train_rl.Workspace, choose: Any) -> bool:
         if work.global_step == 12:
             server.kill()
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        return step_env(work, action)
+        return step_env(work, choose)
 
     started = time.monotonic()
     with monkeypatch.context() as patch:

@@ -52,7 +52,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
     assert (last["step"], last["eval/seed"], last["other/train_step"]) == (WHOLE, 2, WHOLE / 2)
     assert last["train/critic_loss"] > 0
     # 48 steps are two whole episodes of 17 and a part, after one of warm-up
-    assert (work.env_episode, work.env.spec.horizon) == (3, 17)
+    assert (work.play.lanes[0].episode, work.spec.horizon) == (3, 17)
 
 
 def test_ibrl_on_the_particle(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_ibrl_on_the_particle(tmp_path: Path) -> None:
     work = train_rl.run(config(tmp_path / "rl", 100, **options))
     last = metrics(tmp_path / "rl")[-1]
     assert last["score/score"] == 1.0 and last["score/num_success"] == 3 + 1 + 2
-    assert work.env.spec.horizon == 50, "the particle's own time limit is the shorter one"
+    assert work.spec.horizon == 50, "the particle's own time limit is the shorter one"
     with h5py.File(sorted((tmp_path / "rl").glob("data*.h5"))[-1]) as saved:
         assert len(next(iter(saved["data"].values()))["actions"]) == 50
 

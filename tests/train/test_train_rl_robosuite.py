@@ -178,7 +178,7 @@ def test_saved_successes_are_demonstrations(lift: Path, tmp_path: Path) -> None:
                     run / "data1.h5",
                     rule=SparseReward("robosuite"),
                     use_state=True,
-                    spec=work.env.spec,
+                    spec=work.spec,
                 )
             )
         )
@@ -199,13 +199,14 @@ from tools.inspect_dataset import inspect
 cfg = run_config.parse_args(train_rl.MainConfig, sys.argv[1:])
 work = train_rl.Workspace(cfg)
 with RunLogger(cfg.save_dir) as work.log:
-    work.reset_env()
-    expert = task_expert("Lift", work.env.sim, 0, Noise(0.0, 0.0))
-    while not work.step_env(torch.from_numpy(expert.act().astype(np.float32))):
+    work.play.restart()
+    env = work.envs.env
+    expert = task_expert("Lift", env.sim, 0, Noise(0.0, 0.0))
+    while not work.step_env(lambda _: [torch.from_numpy(expert.act().astype(np.float32))]):
         pass
 times = work.watch.seconds
 assert times["env"] > 0 and times["rendering"] > 0, times
-seed, actions = work.env.state_dict()["seed"], work.env.state_dict()["actions"]
+seed, actions = env.state_dict()["seed"], env.state_dict()["actions"]
 assert list(work.eval_pool.env_cfg["cameras"]) == ["robot0_eye_in_hand"]
 path = work.save_dir / "data1.h5"
 assert inspect(path).problems == {}, inspect(path).problems
@@ -215,12 +216,12 @@ with h5py.File(path) as file:
     images = {k for k in obs if k.endswith("_image")}
     assert images == {"agentview_image", "robot0_eye_in_hand_image"}, set(obs)
     assert obs["prop"].shape == (len(actions), 27) and obs["prop"].attrs["stack"] == 3
-    frame, _ = work.env.reset(seed=seed)
+    frame, _ = env.reset(seed=seed)
     for t, action in enumerate(actions[:3]):
         for camera in ("agentview", "robot0_eye_in_hand"):
             np.testing.assert_array_equal(obs[camera + "_image"][t], frame[camera])
         np.testing.assert_array_equal(obs["prop"][t], frame["prop"])
-        frame = work.env.step(np.array(action))[0]
+        frame = env.step(np.array(action))[0]
 work.close()
 """
 
