@@ -61,6 +61,11 @@ def one_run(config: Path, data: Path, bc: Path, save_dir: Path, steps: int) -> T
     cfg.num_eval_episode = 0
     cfg.num_warm_up_episode = min(cfg.num_warm_up_episode, 10)
     inherit_env(cfg)
+    return trained(cfg)
+
+
+def trained(cfg: train_rl.MainConfig) -> TimedWorkspace:
+    """The workspace of a new run, after it was trained and closed."""
     work = TimedWorkspace(cfg)
     work.folder = RunFolder(cfg.save_dir, resume=False, overwrite=False)
     with work.folder, work.folder.open_log(cfg, ()) as work.log:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from typing import Any
 
 from env.shared_arrays import SharedConnection
@@ -57,7 +56,7 @@ class WorkerProcess:
         ours.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(timeout) + 1, 0)
         )
-        self.conn = SharedConnection(Connection(ours.detach()), memory)
+        self.conn = SharedConnection(ours.detach(), memory)
         self.name, self.timeout, self.error = name, timeout, error
         self.lost = error if lost is None else lost
         self.deadline = self.allowed = 0.0

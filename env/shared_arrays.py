@@ -26,7 +26,7 @@ class _Place(NamedTuple):
         return self.start + int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
-class SharedConnection:
+class SharedConnection(Connection):
     """Sends and receives messages. Numeric arrays in their tuples, lists and dicts are copied to
     shared memory, where the other side copies them from; the small rest is pickled.
 
@@ -34,39 +34,32 @@ class SharedConnection:
     received an answer. It grows to the largest message.
 
     Args:
-        connection: a socket's.
-        memory: file descriptor of the memory (``os.memfd_create``); both are closed by ``close``.
+        handle: file descriptor of a socket.
+        memory: that of the memory (``os.memfd_create``). Both belong to the connection from now on.
     """
 
-    def __init__(self, connection: Connection, memory: int) -> None:
-        self._connection, self._memory = connection, memory
+    def __init__(self, handle: int, memory: int) -> None:
+        super().__init__(handle)
+        self._memory = memory
         self._mapped: mmap.mmap | None = None
 
-    def fileno(self) -> int:
-        """The connection's, for ``multiprocessing.connection.wait``."""
-        return self._connection.fileno()
-
-    def poll(self, timeout: float = 0.0) -> bool:
-        """Whether a message arrives within ``timeout`` seconds."""
-        return self._connection.poll(timeout)
-
-    def send(self, message: Any) -> None:
-        """Send ``message``; OSError if the other side is gone."""
+    def send(self, obj: Any) -> None:
+        """Send a message; OSError if the other side is gone."""
         arrays: list[tuple[_Place, np.ndarray]] = []
-        rest = _without_arrays(message, arrays)
+        rest = _without_arrays(obj, arrays)
         if arrays:
             self._reach(arrays[-1][0].end)
         for place, array in arrays:
             self._at(place)[...] = array
-        self._connection.send(rest)
+        super().send(rest)
 
     def recv(self) -> Any:
         """The next message, with arrays of its own; EOFError or OSError if there is none."""
-        return self._with_arrays(self._connection.recv())
+        return self._with_arrays(super().recv())
 
     def close(self) -> None:
         """End the connection; safe to call twice."""
-        self._connection.close()
+        super().close()
         if self._memory >= 0:
             os.close(self._memory)
         self._memory, self._mapped = -1, None

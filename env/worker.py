@@ -24,7 +24,6 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from multiprocessing.connection import Connection
 from typing import Any
 
 from common_utils.errors import UserError
@@ -111,4 +110,4 @@ def _send_last(conn: SharedConnection, kind: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(SharedConnection(Connection(int(sys.argv[1])), int(sys.argv[2])))
+    serve(SharedConnection(int(sys.argv[1]), int(sys.argv[2])))

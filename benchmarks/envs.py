@@ -1,0 +1,136 @@
+"""Measure several environments that play at the same time (``num_env``).
+
+    MUJOCO_GL=egl python -m benchmarks.envs [--json FILE] [--quick] [--part frames]
+
+frames: PickPlaceCan as its pixel agents see it (96 x 96), random actions: steps per second, each
+with its picture, in this process and in 1 and 2 others. training: whole runs of ``train_rl`` from
+states on Lift and Meta-World with 1, 2 and 4 environments (RL alone, no evaluations): environment
+steps per second, and what one costs the learner (acting, storing, sampling, updating), which should
+not depend on their number. Wall time: measure on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+import train_rl
+from benchmarks import common
+from benchmarks.loop import SECTIONS, trained
+from common_utils import run_config
+from common_utils.errors import run_program
+from common_utils.options import numeric
+from common_utils.ranges import Positive
+from env.config import EnvConfig
+from env.lanes import Lanes, open_lanes
+from workspace.rl_config import rl_env_config
+
+CFGS = Path(__file__).resolve().parents[1] / "release" / "cfgs"
+PIXELS = "robomimic_rl/can_ibrl.yaml"
+STATES = {"Lift": "robomimic_rl/lift_state_ibrl.yaml", "Meta-World": "metaworld/quickstart_rl.yaml"}
+# without demonstrations and BC, which cost the same for any number
+ALONE = {
+    "bc_policy": "", "preload_num_data": 0, "preload_datapath": "", "num_eval_episode": 0,
+    "q_agent.act_method": "rl", "q_agent.norm_state": 0, "use_wb": 0,
+}  # fmt: skip
+
+
+def load(file: str, **options: object) -> train_rl.MainConfig:
+    """A released configuration, without what ``ALONE`` leaves out."""
+    given = [f"--{k}={v}" for k, v in {**ALONE, **options}.items()]
+    return run_config.parse_args(train_rl.MainConfig, [f"--config_path={CFGS / file}", *given])
+
+
+def play(lanes: Lanes, steps: int, actions: np.ndarray) -> None:
+    """``steps`` of each environment; ``actions`` [steps, N, A]."""
+    for row in actions[:steps]:
+        for lane, action in enumerate(row):
+            lanes.send(lane, action)
+        for lane in range(lanes.num):
+            lanes.receive(lane)
+
+
+def frames_per_second(cfg: EnvConfig, num: int, way: str, steps: int, repeats: int) -> float:
+    """Steps of ``num`` environments per second, each with its picture; resets are not counted."""
+    rng, rates = np.random.default_rng(0), []
+    with closing(open_lanes(cfg, num, way=way)) as lanes:
+        for repeat in range(repeats + 1):
+            for lane in range(num):
+                lanes.reset(lane, repeat)
+            for lane in range(num):
+                lanes.receive(lane)
+            shape = (steps, num, lanes.spec.action_dim)
+            actions = rng.uniform(-1, 1, shape).astype(np.float32)
+            started = time.perf_counter()
+            play(lanes, steps, actions)
+            rates.append(steps * num / (time.perf_counter() - started))
+    return common.median(rates[1:])  # the first draws what is kept
+
+
+def frames(report: common.Report, args: argparse.Namespace) -> None:
+    """The part ``frames``."""
+    steps, repeats = (5, 1) if args.quick else (100, 5)
+    cfg = rl_env_config(load(PIXELS))
+    cfg.episode_length = steps + 1
+    one = 0.0
+    for num, way in ((1, "local"), (1, "process"), (2, "process")):
+        rate = frames_per_second(cfg, num, way, steps, repeats)
+        case = f"Can, pixels, {num} environment(s), {way}"
+        report.add(case, "frames_per_second", rate, "1/s")
+        one = one or rate
+        if num > 1:
+            report.add(case, "times_as_fast_as_local", rate / one, "x")
+
+
+def training(report: common.Report, args: argparse.Namespace) -> None:
+    """The part ``training``."""
+    steps, repeat, numbers = (16, 1, (1, 2)) if args.quick else (args.steps, 3, (1, 2, 4))
+    with tempfile.TemporaryDirectory() as root:
+        for name, file in STATES.items():
+            for num in numbers:
+                rates, learner, cpu = [], [], []
+                for i in range(repeat):
+                    work = trained(
+                        load(
+                            file, num_env=num, num_warm_up_episode=4, num_train_step=steps,
+                            log_per_step=steps, save_dir=f"{root}/{name}_{num}_{i}",
+                        )
+                    )  # fmt: skip
+                    spent = {k: work.watch.seconds.get(k, 0.0) for k in SECTIONS}
+                    rates.append(steps / sum(spent.values()))
+                    learner.append(1e3 * (sum(spent.values()) - spent["env"]) / steps)
+                    cpu.append(1e3 * work.cpu_seconds / steps)
+                case = f"{name}, states, {num} environment(s)"
+                report.add(case, "env_steps_per_second", common.median(rates), "1/s")
+                report.add(case, "learner_ms_per_env_step", common.median(learner), "ms")
+                report.add(case, "trainer_cpu_ms_per_env_step", common.median(cpu), "ms")
+
+
+PARTS = {"frames": frames, "training": training}
+
+
+def main() -> None:
+    """Command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--part", choices=("all", *PARTS), default="all")
+    parser.add_argument(
+        "--steps", type=numeric(Positive), default=500, help="environment steps per training run"
+    )
+    args = parser.parse_args()
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    report = common.start(args)
+    for name, part in PARTS.items():
+        if args.part in ("all", name):
+            part(report, args)
+    report.write(args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
