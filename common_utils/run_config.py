@@ -132,8 +132,16 @@ def changes(config: RunConfig) -> list[str]:
     except ConfigError:
         located = {}
     # a file may hold sections of other kinds, and retired fields
-    before |= {name: value for name, value in located.items() if name in known}
+    before |= {k: _as_read(v, known[k]) for k, v in located.items() if k in known}
     return diff(before, config)
+
+
+def _as_read(value: Any, kind: Any) -> Any:
+    """A value of a file as a config holds it: YAML takes 5e-4 for text."""
+    try:
+        return coerce(value, kind)
+    except Mismatch:
+        return value
 
 
 def _sources(
