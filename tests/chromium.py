@@ -67,15 +67,15 @@ class Page:
         elif event.get("method") == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"][:200])
 
-    def open(self, path: Path, ready: str, width: int = 1280, height: int = 900) -> None:
-        """Load a file in a window of this size; returns when the JavaScript ``ready`` is true."""
+    def open(self, url: str, ready: str, width: int = 1280, height: int = 900) -> None:
+        """Load a page in a window of this size; returns when the JavaScript ``ready`` is true."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                    deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
-        self._call("Page.navigate", url=path.absolute().as_uri())
+        self._call("Page.navigate", url=url)
         deadline = time.monotonic() + START_SECONDS
         while not self.value(f"Boolean({ready})"):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path}: not '{ready}' in time; errors: {self.errors}")
+                raise TimeoutError(f"{url}: not '{ready}' in time; errors: {self.errors}")
             time.sleep(0.1)
 
     def value(self, script: str) -> Any:

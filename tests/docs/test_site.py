@@ -19,7 +19,7 @@ import pytest
 
 import train_rl
 from common_utils import run_config
-from tests.chromium import program
+from tests.chromium import browser
 from tools.docsite import api, places
 from tools.gallery import SCENES
 
@@ -142,37 +142,12 @@ class Silent(http.server.SimpleHTTPRequestHandler):
         """No line per request."""
 
 
-FRAMES = """<!doctype html><body><script>
-const pages = %s, found = {};
-async function width(page) {
-  const frame = document.createElement("iframe");
-  frame.style = "border: 0; width: %dpx; height: 800px";
-  const loaded = new Promise(done => frame.onload = done);
-  frame.src = page;
-  document.body.append(frame);
-  await loaded;
-  await new Promise(done => setTimeout(done, 300));
-  const root = frame.contentDocument.documentElement;
-  found[page] = root.scrollWidth - root.clientWidth;
-  frame.remove();
-}
-(async () => {
-  for (const page of pages) await width(page);
-  document.body.innerHTML = "<pre id=widths>" + JSON.stringify(found) + "</pre>";
-})();
-</script>"""
-
-
 def test_no_page_is_wider_than_a_phone(site: Path, address: str, tmp_path: Path) -> None:
     shown = ["", "gallery/", "tutorials/own_task/", "algorithms/", "options/train_rl/", "api/rl/",
              "results/", "metrics/", "source/rl/q_agent.py/"]  # fmt: skip
-    (site / "frames.html").write_text(FRAMES % (json.dumps([f"/{p}" for p in shown]), PHONE))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]  # fmt: skip
-    command = [program(), *flags, "--dump-dom", f"{address}/frames.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    (site / "frames.html").unlink()
-    widths = re.search(r'<pre id="widths">(.*?)</pre>', done.stdout)
-    assert widths, done.stdout[-500:] + done.stderr[-500:]
-    assert json.loads(widths[1]) == {f"/{p}": 0 for p in shown}
+    root = "document.documentElement"
+    with browser(tmp_path / "browser") as page:
+        for path in shown:
+            there = f"location.pathname === '/{path}' && document.readyState === 'complete'"
+            page.open(f"{address}/{path}", there, width=PHONE)
+            assert page.value(f"{root}.scrollWidth - {root}.clientWidth") == 0, path

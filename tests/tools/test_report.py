@@ -67,7 +67,7 @@ def page(exps: Path) -> Path:
 @pytest.fixture(scope="module")
 def tab(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
     with chromium.browser(tmp_path_factory.mktemp("profile")) as tab:
-        tab.open(page, READY)
+        tab.open(page.absolute().as_uri(), READY)
         yield tab
 
 
@@ -212,7 +212,7 @@ def test_names_are_text_and_nothing_more(tab: chromium.Page) -> None:
 def test_the_page_is_as_wide_as_the_window(
     tab: chromium.Page, page: Path, width: int, tmp_path: Path
 ) -> None:
-    tab.open(page, READY, width=width)
+    tab.open(page.absolute().as_uri(), READY, width=width)
     assert tab.value("document.documentElement.scrollWidth") == width
     wide = tab.value("[...document.querySelectorAll('.plot')].filter(p => p.scrollWidth > "
                      "p.clientWidth + 1).map(p => p.id)")  # fmt: skip
