@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common_utils.records import read_metrics
+from tests import forkserver
 
 REPO = Path(__file__).resolve().parents[1]
 TIMING = ("wall", "other/speed", "other/elapsed_time", "time/")  # of a record
@@ -57,10 +58,11 @@ def program(
     *args: object, without_override: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run python with ``args``; its output as text."""
-    prepared = respect_permissions if without_override else None
+    if not without_override:
+        return forkserver.run(*args, variables=env() | variables)
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=REPO, env=env() | variables,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, preexec_fn=prepared,
+        [sys.executable, *map(str, args)], cwd=REPO, env=env() | variables, text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=120, preexec_fn=respect_permissions,
     )  # fmt: skip
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forkserver
 
 REPO = Path(__file__).resolve().parents[2]
 MW = ["--suite=metaworld", "--task_name=Assembly", "--use_state=1", "--action_repeat=2"]
@@ -16,9 +17,7 @@ MW = ["--suite=metaworld", "--task_name=Assembly", "--use_state=1", "--action_re
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)  # entry scripts find the repository themselves
-    return subprocess.run(
-        [sys.executable, *args], cwd=REPO, env=env, text=True, capture_output=True, timeout=120
-    )
+    return forkserver.run(*args, variables=env)
 
 
 def assert_refused(args: list[str], *said: str) -> None:
