@@ -40,7 +40,9 @@ KILLED = -signal.SIGKILL
 class Program:
     """A program that runs; as much of ``subprocess.Popen`` as tests need."""
 
-    def __init__(self, words: Sequence[str], variables: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], variables: Mapping[str, str], folder: Path = ROOT
+    ) -> None:
         """words: as after ``python``: a script, ``-m module`` or ``-c code``, and arguments."""
         self.words = list(words)
         self.output, self.errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,6 +36,7 @@ from evaluate.rollout import EvalError
 from mw_main import generate_metaworld_dataset as demos
 from mw_main import train_bc_mw
 from networks import graphs
+from tests import forkserver, runs
 from tests.docs.metrics_page import undocumented
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,28 +185,24 @@ def command(save_dir: Path, data: Path, *more: str) -> list[str]:
     args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--dataset.use_state", "1"]
     args += ["--num_eval_episode", "0", "--state_policy.hidden_dim", "64", "--device", "cpu"]
     args += ["--num_epoch", "3", "--epoch_len", "400", "--ema", "0.01", *more]
-    return [sys.executable, str(ROOT / "train_bc.py"), *args]
+    return [str(ROOT / "train_bc.py"), *args]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_run_resumes_bit_for_bit(tmp_path, data, sig):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole", data), env=env, check=True, capture_output=True)
-    broken = subprocess.Popen(
-        command(tmp_path / "broken", data), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    assert runs.program(*command(tmp_path / "whole", data)).returncode == 0
+    broken = forkserver.Program(command(tmp_path / "broken", data), runs.env())
     deadline = time.monotonic() + 60
     while not (tmp_path / "broken" / "state" / "step_000000400").exists():
         assert time.monotonic() < deadline and broken.poll() is None
         time.sleep(0.005)
     broken.send_signal(sig)
-    _, err = broken.communicate(timeout=60)
+    err = broken.done(60).stderr
     assert broken.returncode != 0, "the kill came too late to test anything"
     if sig == signal.SIGTERM:
-        assert b"state saved" in err
-    subprocess.run(
-        command(tmp_path / "broken", data, "--resume", "1"), env=env, check=True, timeout=120
-    )
+        assert "state saved" in err
+    resumed = runs.program(*command(tmp_path / "broken", data, "--resume", "1"))
+    assert resumed.returncode == 0, resumed.stderr
     same_run(tmp_path / "whole", tmp_path / "broken")
 
 

@@ -6,12 +6,12 @@ import importlib
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ibrl.commands import COMMANDS, Command, find, load, usage
+from tests import forkserver
 from tests.docs.commands import module_of
 from tests.runs import REPO, env
 
@@ -19,8 +19,8 @@ NEEDED = {"train-rl", "train-bc", "eval", "demos", "inspect", "plot", "doctor"}
 
 
 def ibrl(line: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ibrl", *shlex.split(line)]
-    return subprocess.run(command, cwd=cwd, env=env(), capture_output=True, text=True, timeout=300)
+    words = ["-m", "ibrl", *shlex.split(line)]
+    return forkserver.run(*words, variables=env(), folder=cwd, timeout=300)
 
 
 def test_the_commands_are_there() -> None:

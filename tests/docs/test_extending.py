@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from common_utils.records import read_metrics
+from tests import forkserver
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs" / "extending.md").read_text()
@@ -117,9 +117,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(tree: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(tree), "MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *args], cwd=tree, env=env, capture_output=True, text=True, timeout=300
-    )
+    return forkserver.run(*args, variables=env, folder=tree, timeout=300)
 
 
 def commands(heading: str) -> list[list[str]]:

@@ -9,13 +9,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common_utils.records import read_metrics
+from tests import forkserver
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = ["own_task", "own_demonstrations", "read_a_run"]  # in their order
@@ -74,10 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).write_text(block)
     (folder / "todo.json").write_text(json.dumps(commands()))
     env = os.environ | {"PYTHONPATH": str(REPO), "MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "todo.json"],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    words = ["-c", DRIVER, "todo.json"]
+    done = forkserver.run(*words, variables=env, folder=folder, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     (folder / "output").write_text(done.stdout)
     return folder

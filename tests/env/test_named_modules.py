@@ -24,6 +24,7 @@ from env.config import EnvConfig
 from env.named_modules import module_names, settle_modules
 from evaluate import eval as eval_cli
 from mw_main import train_bc_mw
+from tests import forkserver
 from tools import convert_minari, held_out_energy, plot_particle
 
 REPO = Path(__file__).resolve().parents[2]
@@ -58,9 +59,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def program(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], cwd=REPO, text=True, capture_output=True, timeout=300
-    )
+    return forkserver.run(*args, variables=os.environ, timeout=300)
 
 
 @pytest.fixture

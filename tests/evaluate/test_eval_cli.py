@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from common_utils.kept_weights import keep, originals
 from evaluate import eval as eval_cli
 from evaluate.protocol import protocol_of
 from evaluate.rollout import EvalResult
+from tests import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,11 +217,5 @@ def test_impossible_commands(capsys, args, message):
 
 
 def test_help_and_exit_status():
-    done = subprocess.run(
-        [sys.executable, "-m", "evaluate.eval", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "--record_dir" in done.stdout
+    done = runs.program("-m", "evaluate.eval", "--help")
+    assert done.returncode == 0 and "--record_dir" in done.stdout

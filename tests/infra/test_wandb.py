@@ -20,6 +20,7 @@ from common_utils.plain_file import read_id
 from common_utils.records import read_metrics
 from common_utils.run_config import RunConfig
 from common_utils.run_folder import RunFolder
+from tests import forkserver
 from tests.fuzz import folders
 from tests.fuzz.runs import RUNS
 from tests.runs import REPO, forked
@@ -55,10 +56,7 @@ def program(
 ) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     variables |= {"HOME": str(folder.parent), "PYTHONPATH": str(REPO), **more}
-    return subprocess.run(
-        [sys.executable, "-c", code, *(args or [str(folder)])], cwd=REPO, env=variables,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    return forkserver.run("-c", code, *(args or [str(folder)]), variables=variables)
 
 
 def test_offline_needs_no_account(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+from tests import forkserver
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -147,8 +148,8 @@ def test_it_trains_resumes_and_plays(
     tree = yaml.safe_load((whole / "cfg.yaml").read_text())
     assert tree["agent"] == "toy" and tree["toy"]["width"] == 8 and "q_agent" not in tree
 
-    words = [sys.executable, "-c", KILLED, "15", *as_words(options(demos, bc_policy, killed))]
-    child = subprocess.run(words, cwd=Path(__file__).parent, env=environment(), timeout=120)
+    words = ["-c", KILLED, "15", *as_words(options(demos, bc_policy, killed))]
+    child = forkserver.run(*words, variables=environment(), folder=Path(__file__).parent)
     assert child.returncode == -signal.SIGKILL
     assert read_metrics(killed / "metrics.jsonl")[-1]["step"] == 20
     assert (

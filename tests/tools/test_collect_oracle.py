@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from common_utils import run_config
 from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.factory import make_env, suite_class
+from tests import runs
 from tools import collect_oracle
 from tools.collect_oracle import MainConfig, collect
 from tools.recording import PARTS, Parts
@@ -192,13 +191,13 @@ def test_unknown_task_and_missing_folder(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.collect_oracle", "--task", "PARTICLE_1d"]
+    command = ["-m", "tools.collect_oracle", "--task", "PARTICLE_1d"]
     command += ["--num", "2", "--replicas", "0", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = runs.program(*command)
     assert done.returncode == 0, done.stderr
     assert "2 demonstrations of PARTICLE_1d" in done.stdout and "1.000" in done.stdout
     command[command.index("PARTICLE_1d")] = "PARTICLE_0d"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = runs.program(*command)
     assert done.returncode == 2 and done.stderr.startswith("error: task 'PARTICLE_0d'")
 
 

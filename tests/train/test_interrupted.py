@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from common_utils.records import read_metrics
 from evaluate.rollout import EvalError
+from tests import forkserver
 from tests.train.test_non_finite import (
     HERE,
     REPO,
@@ -87,17 +87,15 @@ def typed(line: str, name: str) -> str:
 def interrupt(command: list[str], run: Path, step: int, sent: signal.Signals) -> list[str]:
     """Send a signal in the (very slow) evaluation of ``step``; the last two lines printed."""
     env = environment() | {"FAULT": "slow:eval:1"}
-    job = subprocess.Popen(
-        [sys.executable, *command], cwd=REPO, env=env, stderr=-1, stdout=-1, text=True
-    )
+    job = forkserver.Program(command, env)
     deadline = time.monotonic() + 120
     while not (run / "state" / f"step_{step:09d}").exists():
-        assert time.monotonic() < deadline and job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline and job.poll() is None, job.done(1)
         time.sleep(0.02)
     time.sleep(0.5)
     job.send_signal(sent)
     started = time.monotonic()
-    _, error = job.communicate(timeout=60)
+    error = job.done(60).stderr
     assert time.monotonic() - started < 20, "sixty games of ten steps take 60 s"
     assert job.returncode == 1
     assert [p.name for p in (run / "state").glob(f"step_{step:09d}*")] == [f"step_{step:09d}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from common_utils.run_state import StateError, latest_state
 from env.config import EnvConfig
 from env.factory import env_args, make_env
 from env.original_api import OriginalApi
+from tests import forkserver
 from tests.infra.test_finite import spoil
 
 HERE = Path(__file__).parent
@@ -111,10 +111,7 @@ def test_what_the_environment_returns_ends_a_program_in_one_line(tmp_path, fault
     path = os.pathsep.join([str(REPO), str(HERE)])
     env = os.environ | {"FAULT": fault, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     workers = ["--mp_eval=1", "--num_eval_worker=1"] if "train" not in fault else []
-    done = subprocess.run(
-        [sys.executable, "train_rl.py", *rl_options(run, *workers)],
-        cwd=REPO, env=env, text=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+    done = forkserver.run("train_rl.py", *rl_options(run, *workers), variables=env, timeout=300)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "task 'faulty/Hold-v0', " in line

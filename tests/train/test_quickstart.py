@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from common_utils.gl import best_backend
-from tests.runs import REPO, env
+from tests import forkserver
+from tests.runs import env
 
 
 def quickstart(save_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
     options = ["--num_train_step=150", "--num_eval_episode=4", f"--save_dir={save_dir}", *more]
     variables = env() | {"MUJOCO_GL": best_backend()}
-    return subprocess.run(
-        [sys.executable, "quickstart.py", *options],
-        cwd=REPO,
-        env=variables,
-        text=True,
-        capture_output=True,
-        timeout=900,
-    )
+    return forkserver.run("quickstart.py", *options, variables=variables, timeout=900)
 
 
 def test_quickstart_leaves_what_it_promises(tmp_path: Path) -> None:

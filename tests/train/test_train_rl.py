@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from common_utils.kept_weights import originals
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import latest_state
 from networks.fast.choice import WAYS
+from tests import forkserver
 from tests.docs.metrics_page import undocumented
 from tests.runs import REPO, assert_same_run, env, metrics, weights
 from workspace import build_agent
@@ -32,10 +32,8 @@ from workspace import build_agent
 STEPS = 600
 
 
-def python(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args], cwd=REPO, env=env(), text=True, capture_output=True, timeout=600
-    )
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return forkserver.run(*args, variables=env(), timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +136,11 @@ def test_resumed_run_is_the_uninterrupted_one(
     sig: signal.Signals, bc_run: Path, reference: Path, tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "run"
-    cmd = [sys.executable, *command(bc_run, save_dir)]
-    process = subprocess.Popen(cmd, cwd=REPO, env=env(), stderr=subprocess.PIPE)
+    process = forkserver.Program(command(bc_run, save_dir), env())
     wait_for_step(save_dir, random.choice([100, 200, 300, 400]), process)
     time.sleep(random.random() * 0.5)
     process.send_signal(sig)
-    process.communicate(timeout=120)
+    process.done(120)
     assert process.returncode != 0
     resumed = python(*command(bc_run, save_dir, "--resume=1"))
     assert resumed.returncode == 0, resumed.stderr
@@ -193,11 +190,10 @@ def test_rft_killed_while_pretraining_is_the_uninterrupted_one(
     whole, save_dir = tmp_path / "whole", tmp_path / "killed"
     done = python(*command(bc_run, whole, *RFT))
     assert done.returncode == 0, done.stderr
-    cmd = [sys.executable, *command(bc_run, save_dir, *RFT)]
-    process = subprocess.Popen(cmd, cwd=REPO, env=env(), stderr=subprocess.PIPE)
+    process = forkserver.Program(command(bc_run, save_dir, *RFT), env())
     wait_for_step(save_dir, 0, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.done(60)
     # as if killed just before its next state: a record of that state's own step is there already
     with open(save_dir / "metrics.jsonl", "a") as log:
         log.write('{"step": 0, "wall": 9999.0, "pretrain/step": 600}\n')

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from common_utils.errors import run_program
 from common_utils.gl import best_backend
 from common_utils.success_rule import SparseReward
 from evaluate import eval as evaluate_cli
+from tests import forkserver
 from tests.runs import assert_same_run, file_size_limit
 from tests.train.test_train_rl import wait_for_step
 from tools import dataset_states_to_obs, generate_demos
@@ -116,17 +116,12 @@ def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
     more = ("--mp_eval=1", "--num_eval_worker=1")
     whole, save_dir = tmp_path / "whole", tmp_path / "run"
     train(arguments(lift, whole, *more))
-    process = subprocess.Popen(
-        [sys.executable, "train_rl.py", *arguments(lift, save_dir, *more)],
-        cwd=REPO,
-        env=os.environ | {"MUJOCO_GL": "disabled", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["train_rl.py", *arguments(lift, save_dir, *more)]
+    process = forkserver.Program(words, os.environ | {"MUJOCO_GL": "disabled"})
     wait_for_step(save_dir, 40, process)
     time.sleep(0.1)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
+    errors = process.done(600).stderr
     assert process.returncode == 2
     assert re.search(
         r"^error: evaluation worker 0 .*was killed by signal 9 while", errors, re.MULTILINE
@@ -238,14 +233,9 @@ def test_saved_successes_of_pixel_runs_have_both_pictures(tmp_path: Path) -> Non
         "save_per_success": 1,
         "save_dir": tmp_path,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", PIXELS, *(f"--{k}={v}" for k, v in options.items())],
-        cwd=REPO,
-        env=os.environ | {"MUJOCO_GL": best_backend(), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
+    words = ["-c", PIXELS, *(f"--{k}={v}" for k, v in options.items())]
+    variables = os.environ | {"MUJOCO_GL": best_backend()}
+    done = forkserver.run(*words, variables=variables, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
