@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -70,6 +71,7 @@ SIZES = {
     "d4rl": Sizes(45, 24, {"env_name": "pen-human-v0"}),
 }
 IMAGE = (3, 240, 320)
+QUICK_ROWS = 16  # of a batch, with --quick
 
 
 def cases() -> list[str]:
@@ -132,13 +134,15 @@ class Log:
         self.meters = MultiCounter()
 
 
-def bench(report: common.Report, case: str, precision: str, timing: dict[str, Any]) -> None:
-    """One training step and one action of a configuration."""
+def bench(
+    report: common.Report, case: str, precision: str, timing: dict[str, Any], rows: int = 0
+) -> None:
+    """One training step and one action of a configuration; ``rows``: of a batch, 0 for its own."""
     torch.manual_seed(0)
     name = case if precision == "float32" else f"{case}, {precision}"
     step_s, act_s = REFERENCE.get(case, (None, None))
     with tempfile.TemporaryDirectory() as folder:
-        work = make_workspace(case, precision, Path(folder))
+        work = make_workspace(case, precision, Path(folder), rows)
         work.log = Log()  # type: ignore[assignment]
         work.policy.train()
         t = common.measure(work._train_step, **timing)
@@ -153,10 +157,12 @@ def bench(report: common.Report, case: str, precision: str, timing: dict[str, An
         work.close()
 
 
-def compared_calls(case: str, variant: compare.Variant) -> dict[str, Callable[[], Any]]:
+def compared_calls(
+    case: str, variant: compare.Variant, rows: int = 0
+) -> dict[str, Callable[[], Any]]:
     """A training step and an action in the variant's precision; for a process of its own."""
     folder = tempfile.TemporaryDirectory()
-    work = make_workspace(case, variant.precision or "float32", Path(folder.name))
+    work = make_workspace(case, variant.precision or "float32", Path(folder.name), rows)
     work.log = Log()  # type: ignore[assignment]
     obs = {k: v[0] for k, v in work.data.batch_at(np.arange(2)).obs.items()}
 
@@ -175,13 +181,14 @@ def compared_calls(case: str, variant: compare.Variant) -> dict[str, Callable[[]
 def _compare(args: argparse.Namespace, chosen: list[str], argv: list[str] | None) -> None:
     turns = args.repeat or (1 if args.quick else 5)
     command = shlex.join(["python", "-m", "benchmarks.ibc", *(argv or sys.argv[1:])])
+    calls = partial(compared_calls, rows=QUICK_ROWS if args.quick else 0)
     rows: list[compare.Compared] = []
     for case in chosen:
         variants = {p: compare.Variant(precision=p) for p in args.compare if p in precisions(case)}
         if len(variants) < len(args.compare):
             print(f"{case}: left out, its network has {', '.join(precisions(case))} only")
             continue
-        found = compare.compare(case, variants, compared_calls, turns, args.threads)
+        found = compare.compare(case, variants, calls, turns, args.threads)
         compare.show(found)
         rows += found
         compare.write(args.json, rows, args.threads, command)
@@ -234,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         known = precisions(case)
         for precision in known:
             if args.precision in (precision, "all") or len(known) == 1:
-                bench(report, case, precision, timing)
+                bench(report, case, precision, timing, QUICK_ROWS if args.quick else 0)
                 report.write(args.json)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from benchmarks import check, compare, ibc, update
 from benchmarks.eager import EagerAgent
 from common_utils.ibrl_utils import eval_mode
 from networks import fast
+from tests import forkserver
+from tests.runs import env
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"case", "metric", "value", "unit", "threads", "reference", "ratio"}
@@ -29,14 +30,8 @@ KEYS = {"case", "metric", "value", "unit", "threads", "reference", "ratio"}
 def records_of(tmp_path: Path, module: str, *args: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Run a benchmark as a user would; its records by (case, metric)."""
     file = tmp_path / "records.json"
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", "--quick", "--json", str(file), *args],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = ["-m", f"benchmarks.{module}", "--quick", "--json", str(file), *args]
+    done = forkserver.run(*words, variables=env(), timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads(file.read_text())
     for r in records:
@@ -124,10 +119,7 @@ def test_the_eager_program_is_torch_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_comparisons_alternate_and_name_the_machine(tmp_path: Path) -> None:
     file = tmp_path / "cpu.json"
     args = ["--compare", "eager,auto", "--case", "small_state", "--quick", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.update", *args, str(file)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = forkserver.run("-m", "benchmarks.update", *args, file, variables=env(), timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert found["cpu"] and found["command"].startswith("python -m benchmarks.update --compare")
@@ -148,10 +140,8 @@ def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 def test_precisions_of_an_energy_network_alternate(tmp_path: Path) -> None:
     file = tmp_path / "cpu.json"
     args = ["--compare", "float32,bfloat16", "--case", "particle/mlp_*_langevin", "--quick"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.ibc", *args, "--json", str(file)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["-m", "benchmarks.ibc", *args, "--json", file]
+    done = forkserver.run(*words, variables=env(), timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]
     assert [r["call"] for r in rows] == ["training step"] * 2 + ["action"] * 2

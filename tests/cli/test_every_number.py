@@ -103,6 +103,14 @@ def check_message(text: str, name: str, value: str, known: dict[str, Any]) -> No
 # ------------------------------------------------------------------------- legal extremes
 
 
+def extremes(kind: Any) -> list[str]:
+    """The least and the largest legal value, and the words among them."""
+    values = [v for v in values_of(kind) if is_legal(v, kind) and v != "-0.0"]  # built as 0 is
+    words = [v for v in values if not isinstance(parse_yaml(v), int | float)]
+    numbers = sorted(set(values) - set(words), key=float)
+    return [*dict.fromkeys([*numbers[:1], *numbers[-1:]]), *words]
+
+
 def trials() -> Iterator[Any]:
     """Each field once: what policies share with one kind, each section in what uses it."""
     seen = set()
@@ -135,10 +143,8 @@ def test_legal_extremes_are_built_or_refused_for_their_memory(
         kind = field_types(own)[name]
         if not is_numeric(kind) or name in ("use_state", "dataset.use_state"):
             continue
-        for value in values_of(kind):
-            if value == "-0.0":  # built as 0 is
-                continue
-            if is_legal(value, kind) and coerce(parse_yaml(value), kind) != defaults[name]:
+        for value in extremes(kind):
+            if coerce(parse_yaml(value), kind) != defaults[name]:
                 drawn = Draw(program, [*options, f"--{name}={value}"], 40)
                 outcome = ConfigCase(drawn, build).run()
                 assert not outcome.verdict.is_fault, f"{drawn}: {outcome.detail}"

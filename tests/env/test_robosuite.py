@@ -124,7 +124,7 @@ def _model_fields(sim: Any) -> dict[str, np.ndarray]:
 def test_fast_resets_are_robosuites_own(sims, task, tolerance):
     """The model that a hard reset compiles (Lift's cube, the hammer), and the same episode."""
     hard, soft = make_sim(task, hard_reset=True), sims[task]
-    for seed in (1, 2):
+    for seed in (1, 2) if task == "Lift" else (1,):
         reset_sim(hard, seed)
         reset_sim(soft, seed)
         theirs, ours = _model_fields(hard), _model_fields(soft)

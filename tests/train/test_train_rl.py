@@ -29,7 +29,7 @@ from tests.docs.metrics_page import undocumented
 from tests.runs import REPO, assert_same_run, env, metrics, weights
 from workspace import build_agent
 
-STEPS = 600
+STEPS = 400
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
@@ -113,13 +113,6 @@ def test_reference_run_is_complete(reference: Path) -> None:
     assert state is not None and state.name == f"step_{STEPS:09d}_1"
 
 
-def test_same_seed_same_run(bc_run: Path, reference: Path, tmp_path: Path) -> None:
-    # prefetch and gather threads change nothing but time
-    again = python(*command(bc_run, tmp_path / "run", "--replay_prefetch=0", "--kernel_threads=1"))
-    assert again.returncode == 0, again.stderr
-    assert_same_run(reference, tmp_path / "run")
-
-
 def wait_for_step(save_dir: Path, step: int, process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 900  # seconds; a busy machine is slow
     while time.monotonic() < deadline:
@@ -136,13 +129,15 @@ def test_resumed_run_is_the_uninterrupted_one(
     sig: signal.Signals, bc_run: Path, reference: Path, tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "run"
-    process = forkserver.Program(command(bc_run, save_dir), env())
-    wait_for_step(save_dir, random.choice([100, 200, 300, 400]), process)
+    # prefetch and threads change nothing but time
+    more = ["--replay_prefetch=0", "--kernel_threads=1"] if sig == signal.SIGTERM else []
+    process = forkserver.Program(command(bc_run, save_dir, *more), env())
+    wait_for_step(save_dir, random.choice([100, 200]), process)
     time.sleep(random.random() * 0.5)
     process.send_signal(sig)
     process.done(120)
     assert process.returncode != 0
-    resumed = python(*command(bc_run, save_dir, "--resume=1"))
+    resumed = python(*command(bc_run, save_dir, *more, "--resume=1"))
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(reference, save_dir)
 
