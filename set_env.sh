@@ -96,7 +96,8 @@ _setup_requirements() {
             _setup_fail "$_python has no pip; run: $_python -m ensurepip (or install pip in this environment)"
     fi
     _setup_say "installing requirements.txt (the first time several minutes and up to 6 GB)"
-    _setup_pip --progress-bar off -r "$_root/requirements.txt" |
+    # modules are compiled when they are first loaded: few of the 25,000 ever are, and all take minutes
+    _setup_pip --no-compile --progress-bar off -r "$_root/requirements.txt" |
         sed -u -n -E 's/^(Collecting|Building|Installing collected)([^()]*).*/  \1\2/p' | cut -c 1-100
     [ "${PIPESTATUS[0]}" -eq 0 ] || _setup_fail "pip install -r requirements.txt failed (see above)"
 }
