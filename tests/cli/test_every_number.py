@@ -107,7 +107,7 @@ def extremes(kind: Any) -> list[str]:
     """The least and the largest legal value, and the words among them."""
     values = [v for v in values_of(kind) if is_legal(v, kind) and v != "-0.0"]  # built as 0 is
     words = [v for v in values if not isinstance(parse_yaml(v), int | float)]
-    numbers = sorted(set(values) - set(words), key=float)
+    numbers = sorted(set(values) - set(words), key=lambda v: float(parse_yaml(v)))
     return [*dict.fromkeys([*numbers[:1], *numbers[-1:]]), *words]
 
 

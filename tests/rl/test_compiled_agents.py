@@ -65,9 +65,9 @@ def state(it: Small) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case, options", UPDATES)
 def test_updates_equal_those_without(case: str, options: dict[str, Any]) -> None:
     plain, graph = pair(case, **options)
-    calls = [(True, False), (True, True)]
-    if plain.agent.use_state:  # quick to trace
-        calls.insert(0, (False, True))
+    calls = [(True, True)]  # each is traced, which takes seconds
+    if case == "small_state" and not options:
+        calls = [(False, True), (True, False), (True, True)]
     for update_actor, cached in calls:
         got, want = (update(it, 0.1 + 0.1 * cached, update_actor, cached) for it in (graph, plain))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
