@@ -13,6 +13,8 @@ from common_utils.paths import IS_CHECKOUT
 def how_to_install(extra: str) -> str:
     """The command that installs the packages of an extra: here, in this copy of the program."""
     pip = f"pip install 'ibrl[{extra}]'"
+    if IS_CHECKOUT and extra == "scale":  # for clusters, so set_env.sh does not install it
+        return "pip install -r requirements-scale.txt"
     return f"source set_env.sh (or {pip})" if IS_CHECKOUT else pip
 
 

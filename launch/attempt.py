@@ -24,13 +24,13 @@ from common_utils.folder_lock import holder_of
 from common_utils.plain_file import read_small_text
 from launch import child
 from launch.programs import PROGRAMS
-from launch.trials import Trial
+from launch.trial import Trial
 
 LOGS, RECORDS = "logs", "records"
 MAX_RECORD = 1 << 20  # bytes
 # What programs read; they must have the same values wherever they are started, for the same bits.
 CARRIED = (
-    "CUDA_VISIBLE_DEVICES", "EGL_PLATFORM", "IBRL_GEMM", "MKL_NUM_THREADS", "MUJOCO_GL",
+    "EGL_PLATFORM", "IBRL_GEMM", "MKL_NUM_THREADS", "MUJOCO_GL",
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYOPENGL_PLATFORM", "PYTHONPATH",
 )  # fmt: skip
 FREE_WITHIN = 60.0  # seconds in which an attempt that was cut off must have left the folder

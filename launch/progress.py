@@ -11,7 +11,7 @@ from typing import Any
 
 from common_utils.records import METRICS, read_metrics
 from launch.attempt import Outcome
-from launch.trials import Trial
+from launch.trial import Trial
 
 
 class State(Enum):

@@ -12,7 +12,7 @@ from common_utils.run_state import GracefulStop
 from launch.attempt import Outcome, is_finished
 from launch.engines.base import Engine, Handle
 from launch.progress import Row, State
-from launch.trials import Trial
+from launch.trial import Trial
 
 POLL = 0.2  # seconds
 LOST = (State.FAILED, State.BLOCKED, State.STOPPED)

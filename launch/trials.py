@@ -20,6 +20,7 @@ from typing import Any
 from common_utils import run_config
 from common_utils.errors import ConfigError, UserError
 from launch.programs import PROGRAMS, cores_of, planned_steps
+from launch.trial import Trial
 from workspace.build_agent import check_files
 
 # set by the sweep itself
@@ -55,28 +56,6 @@ class Entry:
     needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     group: str = ""
     source: str = ""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One start of a program; plain values, so that it can be sent to another machine.
-
-    options: as on the command line, without ``--resume``. needs: names of trials that must have
-    finished. digest: of the configuration that the options mean. steps: of the whole run. cores:
-    that it keeps busy.
-    """
-
-    name: str
-    program: str
-    folder: str
-    options: tuple[str, ...]
-    seed: int
-    group: str
-    digest: str
-    steps: int
-    cores: int = 1
-    values: tuple[tuple[str, str], ...] = ()
-    needs: tuple[str, ...] = ()
 
 
 def expand(entries: Sequence[Entry], folder: Path) -> list[Trial]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from launch.attempt import Attempt
 from launch.engines.base import Engine, Handle
-from launch.trials import Trial
+from launch.trial import Trial
 
 
 class LocalEngine(Engine):

@@ -13,6 +13,8 @@ from launch.engines.base import Engine
 # name -> module and class; a module is imported when its engine is chosen
 ENGINES: Mapping[str, tuple[str, str]] = {
     "local": ("launch.engines.local", "LocalEngine"),
+    "slurm": ("launch.engines.slurm", "SlurmEngine"),
+    "ray": ("launch.engines.ray", "RayEngine"),
 }
 
 

@@ -30,13 +30,23 @@ def expanded(extras: dict[str, list[str]], name: str) -> set[Requirement]:
     return found - inner
 
 
+def listed(file: str) -> set[Requirement]:
+    """The packages of a requirements file."""
+    written = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    return {Requirement(text) for text in written if text}
+
+
 def test_requirements_txt_has_the_versions_of_pyproject(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
     extras = project["optional-dependencies"]
     everything = {Requirement(text) for text in project["dependencies"]} | expanded(extras, "dev")
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    written = [line.partition("#")[0].strip() for line in lines]
-    assert {Requirement(text) for text in written if text} == everything
+    assert listed("requirements.txt") == everything
+
+
+def test_requirements_scale_txt_has_the_versions_of_pyproject(pyproject: dict[str, Any]) -> None:
+    assert listed("requirements-scale.txt") == expanded(
+        pyproject["project"]["optional-dependencies"], "scale"
+    )
 
 
 def test_the_base_is_torch_and_numpy_alone(pyproject: dict[str, Any]) -> None:

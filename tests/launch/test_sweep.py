@@ -22,25 +22,9 @@ from launch import sweep
 from launch.attempt import Attempt, wait_until_free
 from launch.sweep_file import entry_of
 from launch.trials import expand
+from tests.launch.tiny import RL
 from tests.runs import assert_same_run
 from tools import collect_oracle
-
-RL = """
-suite: particle
-task_name: PARTICLE_2d
-use_state: 1
-episode_length: 17
-num_train_step: 24
-log_per_step: 12
-num_warm_up_episode: 1
-num_eval_episode: 1
-batch_size: 8
-goal_tolerance: 2.0
-q_agent:
-  device: cpu
-  state_critic: {hidden_dim: 32}
-  state_actor: {hidden_dim: 32}
-"""
 
 
 def results(out: Path) -> dict[str, Any]:

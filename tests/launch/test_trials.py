@@ -8,7 +8,8 @@ import pytest
 
 from common_utils.errors import ConfigError
 from launch.sweep_file import entry_of, read_entries, split_values
-from launch.trials import Trial, expand
+from launch.trial import Trial
+from launch.trials import expand
 
 RL = "suite: particle\ntask_name: PARTICLE_2d\nuse_state: 1\nq_agent: {act_method: rl}\n"
 BC = "dataset: {use_state: 1}\npolicy_type: mse\nepoch_len: 7\nnum_epoch: 3\n"
