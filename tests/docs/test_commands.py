@@ -78,7 +78,7 @@ def unknown_packages(command: str) -> list[str]:
     packages |= {"mink", "opencv-python"}  # of robosuite
     words = [w for w in shlex.split(command) if not w.startswith("-") and w != "&&"]
     names = [w for w in words if w not in ("pip", "install", "uninstall", ".")]
-    own = {n: re.fullmatch(r"(?:ibrl|\.)\[(\w+)\]", n) for n in names}
+    own = {n: re.fullmatch(r"(?:ibrl|\.)\[(\w+)\](?: @ git\+.*)?", n) for n in names}
     known = extras | packages
     return [n for n in names if (own[n][1] if own[n] else re.split("[<>=]", n)[0]) not in known]
 
