@@ -112,12 +112,11 @@ class Stage:
 def print_stages(stages: list[Stage]) -> None:
     """How long each stage takes, and all of them."""
     for stage in stages:
-        print(
-            f"  {stage.name}: {stage.times:,} x {1e3 * stage.seconds:.3g} ms = "
-            f"{format_seconds(stage.total)}"
-        )
+        ms = 1e3 * stage.seconds
+        once = f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+        print(f"  {stage.name}: {stage.times:,} x {once} ms = {format_seconds(stage.total)}")
     total = sum(stage.total for stage in stages)
-    print(f"in all about {format_seconds(total)} ({total / 3600:.2g} h)")
+    print(f"in all about {format_seconds(total)} ({total / 3600:,.2f} h)")
 
 
 def games_at_once(mp_eval: int, workers: int) -> int:

@@ -74,3 +74,13 @@ def test_what_would_be_refused_is_refused(here: Path) -> None:
     with pytest.raises(ConfigError, match="^bc_policy: no file 'gone.pt'"):
         rl("--bc_policy=gone.pt")
     assert list(here.iterdir()) == []
+
+
+def test_long_runs_are_given_in_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [dry_run.Stage("training", 20_000, 53.5), dry_run.Stage("evaluation", 3, 0.01234)]
+    dry_run.print_stages(stages)
+    assert capsys.readouterr().out.splitlines() == [
+        "  training: 20,000 x 53,500 ms = 297 h 13 min",
+        "  evaluation: 3 x 12.3 ms = 0 s",
+        "in all about 297 h 13 min (297.22 h)",
+    ]
