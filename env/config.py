@@ -19,6 +19,8 @@ from common_utils.specs import ArraySpec
 from common_utils.stacking import StackPad
 from env.suites import AnySuite
 
+GymVector = Literal["", "sync", "async", "vector_entry_point"]
+
 
 @dataclass
 class EnvConfig:
@@ -71,6 +73,9 @@ class EnvConfig:
     # gymnasium, remote: what is success: an info key, "terminated", "truncated" (lasting to the
     # time limit), or "" for a reward of at least 1
     gym_success_key: str = ""
+    # gymnasium: the vector environment that plays a run's num_env environments: of gymnasium (sync,
+    # async), or the task's own (vector_entry_point); "": none
+    gym_vector: GymVector = ""
     # remote: address of the server that has the environment, ws://HOST:PORT
     remote_url: str = ""
     # remote: seconds that an answer to a step may take
@@ -101,6 +106,9 @@ class GymConfig:
     prop_key: str = ""
     # what is success: an info key, terminated, truncated, or "" for a reward of at least 1
     success_key: str = ""
+    # gymnasium: the vector environment that plays num_env environments (RL): of gymnasium (sync,
+    # async), or the task's own (vector_entry_point); "": none
+    vector: GymVector = ""
 
     def env_fields(self) -> dict[str, Any]:
         """The fields of EnvConfig that these are."""

@@ -76,6 +76,8 @@ class Env(ABC):
     # there is one of it: a second one of the same process ends the episode of the first, and
     # evaluations have no workers
     only_one: ClassVar[bool] = False
+    # its tasks may be played by a gymnasium.vector.VectorEnv (``gym_vector``)
+    plays_vectors: ClassVar[bool] = False
     # prints a line about something outside that was lost, or is back
     say: Callable[[str], None] = staticmethod(_print)
     # called again and again while it waits for something outside; may raise to end that

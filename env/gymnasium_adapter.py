@@ -72,6 +72,7 @@ class GymnasiumEnv(SeededEnv):
     [S * state_stack]. The reward is the environment's own, summed over ``action_repeat`` steps.
     """
 
+    plays_vectors = True
     _draws_here = True  # with this process's OpenGL
 
     def __init__(self, cfg: EnvConfig) -> None:

@@ -28,6 +28,7 @@ from env.factory import make_env, suite_class
 LANES = {
     "local": "env.lanes:LocalLane",
     "process": "env.worker_lanes:WorkerLanes",
+    "vector": "env.vector_lanes:VectorLanes",
 }
 
 
@@ -198,14 +199,18 @@ def open_lanes(cfg: EnvConfig, num: int = 1, timeout: float = 120.0, way: str = 
 
     Args:
         timeout: seconds that an answer may take, before its process counts as hung.
-        way: a row of ``LANES``; "": one is played here, several in processes of their own.
+        way: a row of ``LANES``; "": one is played here, several in processes of their own, and all
+            in the vector environment that ``cfg.gym_vector`` chooses.
 
     Raises EnvError for a suite of which there is only one environment (``Env.only_one``).
     """
+    if cfg.gym_vector and not suite_class(cfg.suite).plays_vectors:
+        raise EnvError(f"gym.vector: '{cfg.gym_vector}', expected none with suite {cfg.suite}")
     if num > 1 and suite_class(cfg.suite).only_one:
         raise EnvError(
             f"num_env: {num}, expected 1: suite {cfg.suite} has one environment, which several "
             "cannot share"
         )
-    kind: type[Lanes] = resolve(LANES[way or ("local" if num == 1 else "process")])
+    usual = "vector" if cfg.gym_vector else "local" if num == 1 else "process"
+    kind: type[Lanes] = resolve(LANES[way or usual])
     return kind.open(cfg, num, timeout)

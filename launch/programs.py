@@ -73,7 +73,8 @@ def planned_steps(kind: str, cfg: Any) -> int:
 
 
 def cores_of(cfg: Any) -> int:
-    """The cores that a run keeps busy: its threads, or those of its evaluations if they are more.
+    """The cores that a run keeps busy: its threads, or its environments or those of its evaluations
+    if they are more.
 
     torch's threads are ``torch_threads`` or OMP_NUM_THREADS; without both it takes every core.
     """
@@ -81,4 +82,4 @@ def cores_of(cfg: Any) -> int:
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = getattr(cfg, "torch_threads", 0) or (int(named) if named.isdigit() else 0) or every
     workers = cfg.num_eval_worker if cfg.mp_eval else 0
-    return int(max(threads, cfg.kernel_threads, workers, 1))
+    return int(max(threads, cfg.kernel_threads, workers, getattr(cfg, "num_env", 1)))

@@ -35,6 +35,7 @@ class RemoteEnv(GymnasiumEnv):
     """
 
     only_one = True
+    plays_vectors = False
     _draws_here = False
 
     def __init__(self, cfg: EnvConfig) -> None:

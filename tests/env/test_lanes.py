@@ -7,11 +7,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from env.config import EnvConfig
 from env.core import EnvError, EpisodeLost
@@ -155,6 +158,77 @@ def test_mistakes_are_said_and_not_tried_again(workers: Open, tmp_path: Path) ->
     ):
         lanes.receive(0)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def pendulum(**more: Any) -> EnvConfig:
+    task = "Pendulum-v1" if "gym_vector" not in more else "lanes/Pendulum-v0"
+    return EnvConfig(
+        suite="gymnasium", task=task, use_state=1, state_stack=2, episode_length=HORIZON,
+        gym_success_key="truncated", **more,
+    )  # fmt: skip
+
+
+def swinging(num_envs: int, **kwargs: Any) -> SyncVectorEnv:
+    """A task's own vector environment."""
+    mode = kwargs.get("mode", AutoresetMode.DISABLED)
+    one = partial(gymnasium.make, "Pendulum-v1", max_episode_steps=-1)
+    return SyncVectorEnv([one] * num_envs, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("vector", ["sync", "vector_entry_point"])
+def test_a_vector_environment_plays_as_single_ones(vector: str) -> None:
+    entry = {
+        "vector_entry_point": swinging,
+        "entry_point": gymnasium.spec("Pendulum-v1").entry_point,
+    }
+    gymnasium.registry.pop("lanes/Pendulum-v0", None)
+    gymnasium.register("lanes/Pendulum-v0", **entry)
+    lanes = open_lanes(pendulum(gym_vector=vector), 3)
+    assert not lanes.replayable and "3 environments in SyncVectorEnv" in lanes.notes[0]
+    singles = [open_lanes(pendulum()) for _ in range(3)]
+    rng = np.random.default_rng(0)
+
+    def ask(lane: int, seed: int | None = None) -> None:
+        action = rng.uniform(-1, 1, 1).astype(np.float32)
+        for player, at in ((lanes, lane), (singles[lane], 0)):
+            player.reset(at, seed) if seed is not None else player.send(at, action)
+
+    def compare(lane: int) -> bool:
+        reply, single = lanes.receive(lane), singles[lane].receive(0)
+        np.testing.assert_array_equal(reply.obs["state"], single.obs["state"])
+        assert reply[1:4] == single[1:4] and reply.info == single.info
+        return reply.truncated
+
+    playing = [0, 2]  # 1 waits for a few rounds
+    for lane in playing:
+        ask(lane, 5 + lane)
+    for lane in playing:
+        compare(lane)
+    for number in range(2 * HORIZON):
+        for lane in playing:
+            ask(lane)
+        over = [lane for lane in playing if compare(lane)]
+        if number == 2:
+            over, playing = [*over, 1], [0, 1, 2]
+        for lane in over:
+            ask(lane, 100 * number + lane)
+        for lane in over:
+            compare(lane)
+    for player in (lanes, *singles):
+        player.close()
+
+
+def test_vector_environments_that_cannot_be_used_are_refused() -> None:
+    single = gymnasium.spec("Pendulum-v1").entry_point
+    vector = partial(swinging, mode=AutoresetMode.NEXT_STEP)
+    gymnasium.registry.pop("lanes/Pendulum-v0", None)
+    gymnasium.register("lanes/Pendulum-v0", entry_point=single, vector_entry_point=vector)
+    with pytest.raises(EnvError, match="has autoreset mode NextStep, expected Disabled"):
+        open_lanes(pendulum(gym_vector="vector_entry_point"), 2)
+    with pytest.raises(EnvError, match="action_repeat: 2, expected 1"):
+        open_lanes(pendulum(gym_vector="sync", action_repeat=2), 2)
+    with pytest.raises(EnvError, match="gym.vector: 'sync', expected none with suite particle"):
+        open_lanes(EnvConfig(suite="particle", task="PARTICLE_2d", gym_vector="sync"), 2)
 
 
 def test_suites_of_one_environment_refuse_more() -> None:

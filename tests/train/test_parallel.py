@@ -129,6 +129,16 @@ def test_lost_workers_change_nothing(
     assert log.count("killed by signal 9") == 2 and log.count("did not answer for 2 s") == 1
 
 
+def test_a_vector_environment_trains_as_processes_do(tmp_path: Path) -> None:
+    options = {
+        "suite": "gymnasium", "task_name": "Pendulum-v1", "gym.success_key": "truncated",
+        "goal_tolerance": 0, "num_env": 3, "num_train_step": 22,
+    }  # fmt: skip
+    train_rl.run(config(tmp_path / "processes", **options))
+    train_rl.run(config(tmp_path / "vector", **options, **{"gym.vector": "sync"}))
+    assert_same_run(tmp_path / "processes", tmp_path / "vector")
+
+
 def test_a_dry_run_of_two_environments(tmp_path: Path, capsys: Any) -> None:
     train_rl.run(config(tmp_path / "run", num_env=2, dry_run=1))
     out = capsys.readouterr().out
