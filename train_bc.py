@@ -6,13 +6,15 @@ Per step: a batch drawn uniformly over all demonstrated steps, squared error of 
 clipped gradient, Adam. After each epoch the policy plays ``num_eval_episode`` games and the
 best weights are kept. ``cfg.yaml`` next to the weights is enough to rebuild the policy
 (:func:`load_policy`) and its environment (:func:`load_model`), wherever the folder is moved.
-``--resume 1`` continues an interrupted run, on CPU bit for bit.
+``--resume 1`` continues an interrupted run, on CPU bit for bit. ``torchrun --nproc_per_node K
+train_bc.py ...`` splits every batch over K processes (docs/scaling.md).
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from bc.base import BasePolicy
 from bc.dataset import BcBatch, RobomimicDataset
 from bc.gradients import loss_and_gradients, trained
-from common_utils import run_config
+from common_utils import ranks, rows, run_config
 from common_utils.ahead import Ahead
 from common_utils.device import resolve_device
 from common_utils.errors import run_program
@@ -46,7 +48,7 @@ from networks.graphs import compiled
 from networks.optim import set_lr, soft_update_params
 from networks.precision import products
 from tools.replayed import with_observations
-from workspace.bc_config import MainConfig
+from workspace.bc_config import RESUMABLE_CHANGES, MainConfig
 from workspace.build_policy import build_policy, fill_in
 from workspace.build_policy import load_model as load_model  # part of this script's interface
 from workspace.build_policy import load_policy as load_policy
@@ -63,27 +65,8 @@ from workspace.prepare_bc import (
     set_weights,
 )
 from workspace.resumable import ResumableRun
+from workspace.several_ranks import check_networks, check_options
 from workspace.weights import load_weights, put_weights
-
-# What may differ between a run and its resumption without changing what was done so far.
-RESUMABLE_CHANGES = (
-    "resume",
-    "save_dir",
-    "num_epoch",
-    "device",
-    "compile",
-    "use_wb",
-    "use_trackio",
-    "mp_eval",
-    "num_eval_worker",
-    "kernel_threads",
-    "trust_module",
-    "env.remote_url",
-    "env.remote_step_timeout",
-    "env.remote_reset_timeout",
-    "env.remote_retry_for",
-)
-
 
 # Steps after which a loss that is not finite is noticed, where an epoch is longer than that: read
 # every step, it would make the host wait for the device.
@@ -99,18 +82,21 @@ class Workspace(ResumableRun):
     def __init__(self, cfg: MainConfig, data: RobomimicDataset, resumed: bool = False) -> None:
         """``resumed``: a state follows that holds the weights and their statistics."""
         self.cfg, self.data = cfg, data
+        self.rows = ranks.split(cfg.batch_size)
         self.save_dir = Path(cfg.save_dir)
         self.protocol = protocol_of(cfg.env.suite)
         self.device = resolve_device(cfg.device)
         set_all_seeds(cfg.seed)
         self.policy = build_policy(cfg)
+        check_networks(self.policy)
         disk = disk_needs(self.policy, self.protocol.topk)
         self.disk = check_fits({}, disk, cfg.save_dir)
         if not resumed:
             set_weights(self.policy, cfg, data)
         self.policy.to(self.device)
         self.policy.seed(seed_for(cfg.seed, "policy"))
-        self.ema = copy.deepcopy(self.policy).eval() if cfg.ema > 0 else None
+        averages = cfg.ema > 0 and ranks.is_first()
+        self.ema = copy.deepcopy(self.policy).eval() if averages else None
         self.optim = build_optimizer(self.policy, cfg)
         where = torch.device(self.device)
         self.graph = compiled(loss_and_gradients, cfg.compile, "compile", where)
@@ -131,7 +117,15 @@ class Workspace(ResumableRun):
             while self.epoch < cfg.num_epoch:
                 self.finished = False  # a finished run may be given more epochs
                 self._train_epoch(progress)
-                self.report(self._finish_epoch, last=self.epoch + 1 == cfg.num_epoch)
+                if ranks.is_first():
+                    self.report(self._finish_epoch, last=self.epoch + 1 == cfg.num_epoch)
+                else:
+                    self.epoch += 1
+        if ranks.is_first():
+            self._finish()
+
+    def _finish(self) -> None:
+        """The run's final number, once."""
         if not self.finished and self._evaluate_best():
             self.finished = True
             self.save_state()
@@ -150,8 +144,9 @@ class Workspace(ResumableRun):
         cfg = self.cfg
         self.log.meters.step = self.step + 1
         drawn = (self.data.sample_bc, cfg.batch_size, self.device)
-        with products(cfg.precision, torch.device(self.device)):
-            loss = self._backward(self.batches.take(*drawn))
+        with products(cfg.precision, torch.device(self.device)), rows.computing(self.rows):
+            loss = self._backward(self.batches.take(*drawn)).detach()
+        self._average(loss)
         if cfg.grad_clip > 0:
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip)
             self.log.meters.append("train/grad_norm", norm)
@@ -179,6 +174,14 @@ class Workspace(ResumableRun):
         for p, grad in zip(trained(self.policy), found.of, strict=True):
             p.grad = grad
         return found.loss
+
+    def _average(self, loss: torch.Tensor) -> None:
+        """Make gradients, loss and metrics of this rank's rows those of the batch."""
+        if self.rows is not None:
+            grads = [p.grad for p in self.policy.parameters() if p.grad is not None]
+            asked = self.stop is not None and self.stop.requested
+            means = [*grads, loss, *self.policy.metrics.values()]
+            self.agreed = ranks.average(means, self.rows, asked)
 
     def _finish_epoch(self) -> None:
         """Evaluate, keep the best weights, log."""
@@ -286,6 +289,7 @@ def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
     require_learner(cfg)
+    check_options(cfg.batch_size, "compile", cfg.compile, cfg.dry_run)
     if cfg.dry_run:
         return rehearse(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
@@ -293,6 +297,7 @@ def run(cfg: MainConfig) -> Workspace:
     with RunFolder(cfg.save_dir, resume=resume, overwrite=overwrite) as folder:
         cameras = [] if cfg.dataset.use_state else cfg.dataset.rl_cameras
         cfg.dataset.path = with_observations(cfg.dataset.path, cameras, cfg.save_dir)
+        ranks.shared(run_config.to_dict(cfg))
         data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)
@@ -308,10 +313,28 @@ def run(cfg: MainConfig) -> Workspace:
                     work.resume(folder.state)
                 else:
                     work.save_state()  # from now on whatever the run writes has a state with it
+                work.align()
                 work.train()
         finally:
             work.close()
     return work
+
+
+def follow() -> None:
+    """A rank other than the first: compute its rows of the first one's batches, to the end."""
+    cfg = run_config.from_dict(MainConfig, ranks.shared(), "the first rank's configuration")
+    data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+    fill_in(cfg, data)
+    fast.set_up(kernel_threads=cfg.kernel_threads)
+    check_policy(cfg)
+    work = Workspace(cfg, data, resumed=True)
+    work.log = no_log()
+    try:
+        with GracefulStop() as work.stop:
+            work.align()
+            work.train()
+    finally:
+        work.close()
 
 
 def rehearse(cfg: MainConfig) -> Workspace:
@@ -333,11 +356,19 @@ def rehearse(cfg: MainConfig) -> Workspace:
     return work
 
 
-def main(cfg: MainConfig | None = None) -> int:
-    """Entry point: parse (unless a config is given), run, exit status 0."""
-    cfg = run_config.parse(MainConfig) if cfg is None else cfg
-    modules = (*module_names(cfg.trust_module), *modules_of(cfg.env))
-    run_and_tell(run, cfg, {"num_epoch": 2 * cfg.num_epoch}, lambda: modules)
+def _parse() -> MainConfig:
+    return run_config.parse(MainConfig)
+
+
+def main(parse: Callable[[], MainConfig] = _parse) -> int:
+    """Entry point: parse, run, exit status 0. Of several ranks the first does that."""
+    with ranks.joined():
+        if not ranks.is_first():
+            follow()
+            return 0
+        cfg = parse()
+        modules = (*module_names(cfg.trust_module), *modules_of(cfg.env))
+        run_and_tell(run, cfg, {"num_epoch": 2 * cfg.num_epoch}, lambda: modules)
     return 0
 
 

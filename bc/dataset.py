@@ -19,6 +19,7 @@ import torch
 from bc.dataset_config import DatasetConfig, DemoOptions
 from bc.demos import DatasetError
 from bc.formats import open_demos
+from common_utils import ranks
 from common_utils.env_args import plain_task
 from common_utils.h5_read import SMALL_BYTES
 from common_utils.resources import available_memory, format_bytes
@@ -192,7 +193,8 @@ class RobomimicDataset:
             self._add_vector("prop", self.cfg.prop_stack)
         self._image_bytes = self._add_cameras()
         # half of the free memory: the run needs the rest
-        self.lazy = self._image_bytes > min(self.cfg.max_ram_gb * 2**30, available_memory() / 2)
+        free = available_memory() / 2 / ranks.on_this_machine()
+        self.lazy = self._image_bytes > min(self.cfg.max_ram_gb * 2**30, free)
         for camera in () if self.lazy else self.cameras:
             column = self._columns[camera]
             column.array = np.empty((self.num_steps, *column.frame_shape), np.uint8)
@@ -349,12 +351,16 @@ class RobomimicDataset:
         return BcBatch(obs, to_torch(self._actions[rows]))
 
     def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> BcBatch:
-        """A batch drawn over all steps: uniformly, or each once per pass (``cfg.sampling``)."""
+        """A batch drawn over all steps: uniformly, or each once per pass (``cfg.sampling``).
+
+        With several ranks all draw the same one, and each gathers its rows of it.
+        """
         if self.cfg.sampling == "replacement":
             rows = self._rng.integers(self.num_steps, size=batch_size)
         else:
             rows = self._next_rows(batch_size)
-        return self.batch_at(rows, device)
+        mine = ranks.split(batch_size)
+        return self.batch_at(rows if mine is None else rows[mine.here], device)
 
     def _next_rows(self, num: int) -> np.ndarray:
         """The next ``num`` rows of an endless stream of permutations."""

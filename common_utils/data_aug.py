@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+from common_utils import rows
 
 
 class RandomShiftsAug(nn.Module):
@@ -24,15 +28,13 @@ class RandomShiftsAug(nn.Module):
         self, n: int, device: torch.device | str, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Shifts int64 [n, 2] as (x, y), each in [0, 2 * pad]."""
-        shifts = torch.randint(
-            0,
-            2 * self.pad + 1,
-            (n, 1, 1, 2),
-            dtype=torch.float32,
-            device=device,
-            generator=generator,
-        )
-        return shifts.view(n, 2).long()
+        number = torch.float32  # as the original draws them
+
+        def draw(shape: Sequence[int]) -> torch.Tensor:
+            most = 2 * self.pad + 1
+            return torch.randint(0, most, shape, dtype=number, device=device, generator=generator)
+
+        return rows.drawn(draw, (n, 1, 1, 2)).view(n, 2).long()
 
     def shift(self, x: torch.Tensor, shifts_xy: torch.Tensor) -> torch.Tensor:
         """out[i, j] = in[clamp(i + sy - pad), clamp(j + sx - pad)] for each image."""

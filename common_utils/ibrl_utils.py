@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common_utils import rows
 from common_utils.seeding import set_all_seeds as set_all_seeds  # part of this interface
 from common_utils.stacking import newest_first
 
@@ -103,9 +105,9 @@ class TruncatedNormal:
         noise: standard normal numbers [..., A], instead of drawing.
         """
         if noise is None:
-            noise = torch.randn(
-                self.loc.shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device
-            )
+            loc = self.loc
+            normal = partial(torch.randn, generator=generator, dtype=loc.dtype, device=loc.device)
+            noise = rows.drawn(normal, loc.shape)
         noise = noise * self.std
         if clip is not None:
             noise = noise.clamp(-clip, clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ def started_as() -> list[str]:
     """This program's command without its options: ``python train_rl.py``, ``ibrl train-rl``."""
     if is_ibrl():
         return sys.argv[0].split()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and ranks > 1:
+        return ["torchrun", "--nproc_per_node", str(ranks), sys.argv[0]]
     front = len(sys.orig_argv) - len(sys.argv[1:])
     return sys.orig_argv[: max(front, 1)]  # a program that runs this one may have set longer ones
 
@@ -46,6 +50,7 @@ def without(args: Sequence[str], names: Sequence[str]) -> list[str]:
 def evaluation(weights: Path, trusted: Sequence[str] = ()) -> str:
     """The command that evaluates a weight file; ``trusted``: modules that its config names."""
     front = started_as()
-    words = ["ibrl", "eval"] if is_ibrl() else [front[0], "-m", "evaluate.eval"]
+    python = "python" if front[0] == "torchrun" else front[0]
+    words = ["ibrl", "eval"] if is_ibrl() else [python, "-m", "evaluate.eval"]
     modules = [word for name in dict.fromkeys(trusted) for word in ("--trust_module", name)]
     return shlex.join([*words, "--weight", str(weights), "--num_game", "50", *modules])

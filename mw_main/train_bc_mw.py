@@ -143,7 +143,7 @@ def own_names() -> Iterator[None]:
 def main() -> int:
     """Entry point: parse, run, exit status 0."""
     with own_names():
-        return train_bc.main(to_train_bc(run_config.parse(MainConfig)))
+        return train_bc.main(lambda: to_train_bc(run_config.parse(MainConfig)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from networks import fast
+from networks.dropout import RowDropout
 
 
 class Linear(nn.Linear):
@@ -51,7 +52,7 @@ def build_fc(
         layers.append(Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
         if layer_norm == 1 or (layer_norm == 2 and i == num_layer - 1):
             layers.append(nn.LayerNorm(hidden_dim))
-        layers += [nn.Dropout(dropout), nn.ReLU()]
+        layers += [RowDropout(dropout), nn.ReLU()]
     return MLP(*layers, Linear(hidden_dim, out_dim), nn.Tanh())
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from networks import fast
+from networks.dropout import RowDropout
 from networks.mlp import MLP, Linear
 
 
@@ -36,7 +37,7 @@ class SpatialEmb(nn.Module):
             Linear(num_patch + prop_dim, emb_dim), nn.LayerNorm(emb_dim), nn.ReLU()
         )
         self.weight = nn.Parameter(torch.randn(1, patch_dim, emb_dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
 
     def forward(self, feat: torch.Tensor, prop: torch.Tensor | None = None) -> torch.Tensor:
         """[B, patches, dim] (and [B, P]) -> [B, emb]."""

@@ -12,6 +12,7 @@ from torch import nn
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import TruncatedNormal, clip_action_norm, orth_weight_init, require_key
 from common_utils.ranges import Above, Between, Dropout, Layers, OneOf, Or, Width
+from networks.dropout import RowDropout
 from networks.mlp import MLP, Linear, build_fc
 from networks.spatial import SpatialEmb
 
@@ -83,7 +84,7 @@ class Actor(nn.Module):
             self.compress = MLP(
                 Linear(repr_dim, feature_dim),
                 nn.LayerNorm(feature_dim),
-                nn.Dropout(cfg.dropout),
+                RowDropout(cfg.dropout),
                 nn.ReLU(),
             )
         layers: list[nn.Module] = []
@@ -91,7 +92,7 @@ class Actor(nn.Module):
             layers += [
                 Linear(in_dim, cfg.hidden_dim),
                 nn.LayerNorm(cfg.hidden_dim),
-                nn.Dropout(cfg.dropout),
+                RowDropout(cfg.dropout),
                 nn.ReLU(),
             ]
         self.policy = MLP(*layers, Linear(cfg.hidden_dim, action_dim), nn.Tanh())

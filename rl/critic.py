@@ -21,6 +21,7 @@ from common_utils.config_types import Flag
 from common_utils.ibrl_utils import orth_weight_init
 from common_utils.ranges import Between, Dropout, Layers, Width
 from common_utils.specs import Obs
+from networks.dropout import RowDropout
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.optim import Adam
 from networks.spatial import spatial_embed
@@ -87,7 +88,7 @@ class _QNet(nn.Module):
         self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
         self.obs_proj = MLP(
             Linear(repr_dim, cfg.feature_dim),
-            nn.Dropout(cfg.drop),
+            RowDropout(cfg.drop),
             nn.LayerNorm(cfg.feature_dim),
             nn.ReLU(),
         )
@@ -95,7 +96,7 @@ class _QNet(nn.Module):
         for in_dim in (cfg.feature_dim + action_dim + prop_dim, cfg.hidden_dim):
             layers += [
                 Linear(in_dim, cfg.hidden_dim),
-                nn.Dropout(cfg.drop),
+                RowDropout(cfg.drop),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]
@@ -240,7 +241,7 @@ class MultiFcQ(nn.Module):
             if cfg.layer_norm == 1:
                 layers.append(nn.LayerNorm(cfg.hidden_dim))
             if cfg.dropout > 0:
-                layers.append(nn.Dropout(cfg.dropout))
+                layers.append(RowDropout(cfg.dropout))
             layers.append(nn.ReLU())
             in_dim = cfg.hidden_dim + extra
         self.net = EnsembleMLP(*layers, self._linear(in_dim, 1), repeated=extra)

@@ -7,9 +7,12 @@ Column 0 is always the RL action, so a tie goes to it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+
+from common_utils import rows
 
 # keys of the share of each of several policies, N = 1, 2, ...
 SHARES = {"train": "actor/bcN_train", "eval": "actor/bcN_eval"}
@@ -72,11 +75,13 @@ def draw_choice(
     batch, num = q.shape
     exponential = explore = uniform = None
     if soft_beta is not None:
-        exponential = torch.empty_like(q, memory_format=torch.contiguous_format)
-        exponential.exponential_(generator=generator)
+        exponential = rows.drawn(
+            lambda shape: q.new_empty(shape).exponential_(generator=generator), q.shape
+        )
     if eps_greedy < 1.0:
-        explore = torch.rand(batch, device=q.device, generator=generator)
-        uniform = torch.randint(num, (batch,), device=q.device, generator=generator)
+        options: dict[str, Any] = {"device": q.device, "generator": generator}
+        explore = rows.drawn(partial(torch.rand, **options), (batch,))
+        uniform = rows.drawn(partial(torch.randint, num, **options), (batch,))
     return ChoiceDraws(exponential, explore, uniform)
 
 

@@ -30,6 +30,25 @@ from networks.graphs import Compile
 from networks.optim import exponential_decay, warmup
 from networks.precision import Precision
 
+# What may differ between a run and its resumption without changing what was done so far.
+RESUMABLE_CHANGES = (
+    "resume",
+    "save_dir",
+    "num_epoch",
+    "device",
+    "compile",
+    "use_wb",
+    "use_trackio",
+    "mp_eval",
+    "num_eval_worker",
+    "kernel_threads",
+    "trust_module",
+    "env.remote_url",
+    "env.remote_step_timeout",
+    "env.remote_reset_timeout",
+    "env.remote_retry_for",
+)
+
 
 @dataclass
 class MainConfig(Kinded, RunConfig):

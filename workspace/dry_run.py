@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,9 @@ class Unwritten:
     def print(self, line: str) -> None:
         """A line for the console."""
         print(line)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing was written that could continue."""
 
 
 def no_log() -> Any:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from common_utils import ranks
 from common_utils.logger import RunLogger
 from common_utils.run_folder import RunFolder
 from common_utils.run_state import GracefulStop, RunState, SavesItself, fitting
@@ -23,6 +24,8 @@ class ResumableRun(ABC):
     folder: RunFolder
     stop: GracefulStop | None = None
     reported = True
+    # ranks that learn of signals together: whether all of them stop at this step
+    agreed: bool | None = None
 
     @property
     @abstractmethod
@@ -51,11 +54,14 @@ class ResumableRun(ABC):
         self.reported = bool(state.tree.get("reported", True))  # absent in the oldest states
 
     def save_state(self) -> None:
-        """Write a state of this step to resume from, atomically; older ones are removed.
+        """Write a state of this step to resume from, atomically; older ones are removed. Of
+        several ranks the first writes it.
 
         Raises NonFiniteError, and writes nothing, if training has diverged.
         """
         self.log.meters.check_finite()
+        if not ranks.is_first():
+            return
         tree = {
             **self.state_dict(),
             "reported": self.reported,
@@ -74,6 +80,19 @@ class ResumableRun(ABC):
         for note in filter(None, (moved, changed)):
             self.log.print(f"note: {note}")
 
+    def align(self) -> None:
+        """All ranks go on from the first one's state."""
+        if ranks.world() == 1:
+            return
+        first = ranks.is_first()
+        tree = {**self.state_dict(), "matrix_products": choice.current()} if first else None
+        tree = ranks.shared(tree)
+        if not first:
+            on_gpus = tree["global_rng"]["cuda"]  # rank 0 draws from the first one's
+            tree["global_rng"]["cuda"] = on_gpus[:1] * len(on_gpus)
+            choice.use(tree["matrix_products"])
+            self.load_state_dict(tree)
+
     def report(self, evaluate_and_log: Callable[[], None], last: bool) -> None:
         """End a log interval: save first, so that an evaluation that is killed or fails costs no
         training; it is then played again. Only the ``last`` one is saved as done.
@@ -86,10 +105,19 @@ class ResumableRun(ABC):
         if last:
             self.save_state()
 
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a signal asks for the end (see ``GracefulStop``)."""
+        if self.agreed is not None:
+            return self.agreed
+        return self.stop is not None and self.stop.requested
+
     def stop_if_asked(self) -> None:
-        """After a signal (see ``GracefulStop``), save everything and exit."""
-        if self.stop is not None and self.stop.requested:
+        """After a signal, save everything and exit."""
+        if self.stop_asked:
             self.save_state()
+            if self.agreed:  # torchrun ends all when the first of them has left
+                ranks.wait()
             self._leave("")
 
     def leave_if_asked(self) -> None:
@@ -99,8 +127,9 @@ class ResumableRun(ABC):
 
     def _leave(self, where: str) -> None:
         assert self.stop is not None  # asked by the callers
+        signal = self.stop.signal_name or "a signal to another rank"
         raise SystemExit(
-            f"{self.stop.signal_name} at step {self.steps_done}{where}: state saved; "
+            f"{signal} at step {self.steps_done}{where}: state saved; "
             "the same command with --resume 1 continues"
         )
 

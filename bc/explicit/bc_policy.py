@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 from bc.base import PolicyConfig, PolicyInputs
 from bc.explicit.base import ExplicitPolicy, check_prop
 from bc.explicit.multiview_encoder import MultiViewEncoder, MultiViewEncoderConfig
+from common_utils import rows
 from common_utils.config_types import Flag
 from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
 from common_utils.ranges import Between, Dropout, Layers, NotNegativeNumber, OneOf, Width
 from common_utils.specs import ArraySpec, Obs
+from networks.dropout import RowDropout
 from networks.mlp import build_fc
 from networks.normalizer import Normalizer
 
@@ -86,7 +89,7 @@ class BcPolicy(ExplicitPolicy):
         for _ in range(cfg.num_layer):
             layers += [nn.Linear(in_dim, cfg.hidden_dim), nn.LayerNorm(cfg.hidden_dim)]
             if cfg.dropout > 0:
-                layers.append(nn.Dropout(cfg.dropout))
+                layers.append(RowDropout(cfg.dropout))
             layers.append(nn.ReLU())
             in_dim = cfg.hidden_dim
         self.policy = nn.Sequential(*layers, nn.Linear(in_dim, action_dim), nn.Tanh())
@@ -117,8 +120,9 @@ class BcPolicy(ExplicitPolicy):
         for camera in self.rl_cameras:
             out[camera] = self.aug(obs[camera])
         if self.cfg.use_prop and self.cfg.prop_noise > 0:
-            noise = (2 * torch.rand_like(obs["prop"]) - 1) * self.cfg.prop_noise
-            out["prop"] = obs["prop"] + noise
+            prop = obs["prop"]
+            drawn = rows.drawn(partial(torch.rand, device=prop.device), prop.shape)
+            out["prop"] = prop + (2 * drawn - 1) * self.cfg.prop_noise
         return out
 
 

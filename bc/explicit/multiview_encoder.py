@@ -11,6 +11,7 @@ from torch import nn
 
 from common_utils.ranges import Dropout, Width
 from common_utils.specs import Obs
+from networks.dropout import RowDropout
 from networks.encoder import ResNetEncoder, ResNetEncoderConfig
 
 
@@ -56,7 +57,7 @@ class MultiViewEncoder(nn.Module):
             nn.Sequential(
                 nn.Linear(encoder.repr_dim, cfg.feat_dim),
                 nn.LayerNorm(cfg.feat_dim),
-                nn.Dropout(cfg.dropout),
+                RowDropout(cfg.dropout),
                 nn.ReLU(),
             )
             for encoder in encoders

@@ -16,6 +16,7 @@ from common_utils.data_aug import RandomShiftsAug
 from common_utils.ibrl_utils import orth_weight_init
 from common_utils.ranges import Dropout, Width
 from common_utils.specs import ArraySpec, Obs
+from networks.dropout import RowDropout
 from networks.encoder import ResNetEncoder, ResNetEncoderConfig
 
 
@@ -67,7 +68,7 @@ class BcPolicy(ExplicitPolicy):
             self.compress = nn.Sequential(
                 nn.Linear(in_dim, cfg.feature_dim),
                 nn.LayerNorm(cfg.feature_dim),
-                nn.Dropout(cfg.dropout),
+                RowDropout(cfg.dropout),
                 nn.ReLU(),
             )
             in_dim = cfg.feature_dim + self.prop_shape[0]
@@ -75,7 +76,7 @@ class BcPolicy(ExplicitPolicy):
         for width in (in_dim, cfg.hidden_dim):
             layers += [
                 nn.Linear(width, cfg.hidden_dim),
-                nn.Dropout(cfg.dropout),
+                RowDropout(cfg.dropout),
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]

@@ -10,11 +10,13 @@ Randomness comes only from the given generator.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 
 from bc.ibc.losses import NormType, grad_norm
+from common_utils import rows
 from common_utils.config_types import Flag
 from common_utils.ranges import Between, NoiseScale, StepSize, Temperature
 from networks.graphs import Compile
@@ -126,7 +128,8 @@ def uniform(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """[batch, num, A], uniform in the box."""
-    u = torch.rand(batch, num, low.numel(), generator=generator, device=low.device)
+    draw = partial(torch.rand, generator=generator, device=low.device)
+    u = rows.drawn(draw, (batch, num, low.numel()))
     return low + u * (high - low)
 
 
@@ -138,7 +141,8 @@ def draw_counts(probs: torch.Tensor, generator: torch.Generator | None = None) -
     num = probs.shape[1]
     # the inverse distribution function at sorted uniforms gives the sorted draws
     cdf = probs.double().cumsum(1)
-    u = torch.rand(probs.shape, generator=generator, device=probs.device, dtype=torch.float64)
+    exact = partial(torch.rand, generator=generator, device=probs.device, dtype=torch.float64)
+    u = rows.drawn(exact, probs.shape)
     u = u.sort(1).values * cdf[:, -1:]
     return torch.searchsorted(cdf, u, right=True).clamp_(max=num - 1)
 
@@ -177,13 +181,10 @@ def iterative_dfo(
         drawing and ``actions`` are those after it, as in the published program.
     """
     std = cfg.iteration_std
+    normal = partial(torch.randn, generator=generator, device=actions.device)
     for k in range(cfg.num_iterations):
         if k:
-            z = (
-                noise[k - 1]
-                if noise is not None
-                else torch.randn(actions.shape, generator=generator, device=actions.device)
-            )
+            z = noise[k - 1] if noise is not None else rows.drawn(normal, actions.shape)
             actions = torch.clamp(actions + z * std, low, high)
             std *= 0.5
         probs = torch.softmax(energy.logits(actions) / cfg.temperature, dim=1)
@@ -230,6 +231,7 @@ def langevin(
         chain: filled with the course of the chain.
     """
     limit = cfg.delta_action_clip * 0.5 * (high - low)
+    normal = partial(torch.randn, generator=generator, device=actions.device)
     for k, step in enumerate(cfg.step_sizes()):
         logits, grad = energy.logits_and_grad(actions)
         if cfg.apply_exp:
@@ -242,11 +244,7 @@ def langevin(
             chain.grad_norms.append(grad_norm(grad, chain.norm_type))
         if cfg.grad_clip is not None:
             grad = grad.clamp(-cfg.grad_clip, cfg.grad_clip)
-        z = (
-            noise[k]
-            if noise is not None
-            else torch.randn(actions.shape, generator=generator, device=actions.device)
-        )
+        z = noise[k] if noise is not None else rows.drawn(normal, actions.shape)
         delta = torch.clamp(step * (0.5 * grad + cfg.noise_scale * z), -limit, limit)
         actions = torch.clamp(actions - delta, low, high)
         if chain is not None:

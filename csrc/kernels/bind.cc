@@ -74,7 +74,8 @@ void check(bool possible) {
 
 NormRelu make_norm_relu(int64_t groups, int64_t rows, int64_t width, uintptr_t x, uintptr_t bias,
                         bool bias_per_unit, uintptr_t gamma, uintptr_t beta, float eps,
-                        uint32_t keep, float scale, uint64_t seed, uintptr_t stats) {
+                        uint32_t keep, float scale, uint64_t seed, uintptr_t stats,
+                        int64_t first_row, int64_t others) {
   check(groups >= 1 && rows >= 0 && width >= 1);
   float* mean = required<float>("stats", stats, gamma != 0 && rows > 0);
   return {groups,
@@ -90,7 +91,9 @@ NormRelu make_norm_relu(int64_t groups, int64_t rows, int64_t width, uintptr_t x
           scale,
           seed,
           mean,
-          mean ? mean + groups * rows : nullptr};
+          mean ? mean + groups * rows : nullptr,
+          first_row,
+          others};
 }
 
 void norm_relu(const NormRelu& a, uintptr_t y, int threads) {
@@ -266,12 +269,12 @@ MlpLayer make_mlp_layer(int64_t inputs, int64_t outputs, uintptr_t w, bool trans
           hidden};
 }
 
-Mlp make_mlp(int64_t rows, uintptr_t x, std::vector<int64_t> members,
-             std::vector<MlpLayer> layers) {
+Mlp make_mlp(int64_t rows, uintptr_t x, std::vector<int64_t> members, std::vector<MlpLayer> layers,
+             int64_t first_row, int64_t others) {
   check(rows >= 0 && !members.empty() && !layers.empty());
   for (size_t i = 1; i < layers.size(); ++i) check(layers[i - 1].out == layers[i].in);
   float* in = required<float>("x", x, rows > 0);
-  return {rows, in, std::move(members), std::move(layers)};
+  return {rows, in, std::move(members), std::move(layers), first_row, others};
 }
 
 MlpLayerGrad make_mlp_layer_grad(uintptr_t dw, uintptr_t dbias, uintptr_t dgamma, uintptr_t dbeta) {
@@ -355,7 +358,7 @@ PYBIND11_MODULE(kernels, m) {
   py::class_<NormRelu>(m, "NormRelu", "relu(dropout(layer_norm(x + bias)))")
       .def(py::init(&make_norm_relu), named, arg("groups"), arg("rows"), arg("width"), arg("x"),
            arg("bias"), arg("bias_per_unit"), arg("gamma"), arg("beta"), arg("eps"), arg("keep"),
-           arg("scale"), arg("seed"), arg("stats"));
+           arg("scale"), arg("seed"), arg("stats"), arg("first_row") = 0, arg("others") = 0);
   py::class_<NormReluGrad>(m, "NormReluGrad")
       .def(py::init(&make_norm_relu_grad), named, arg("dy"), arg("dx"), arg("dbias"), arg("dgamma"),
            arg("dbeta"));
@@ -390,7 +393,8 @@ PYBIND11_MODULE(kernels, m) {
            arg("transposed"), arg("bias"), arg("bias_per_unit"), arg("gamma"), arg("beta"),
            arg("eps"), arg("keep"), arg("scale"), arg("seed"), arg("hidden"));
   py::class_<Mlp>(m, "Mlp", "perceptrons side by side on the same rows")
-      .def(py::init(&make_mlp), named, arg("rows"), arg("x"), arg("members"), arg("layers"))
+      .def(py::init(&make_mlp), named, arg("rows"), arg("x"), arg("members"), arg("layers"),
+           arg("first_row") = 0, arg("others") = 0)
       .def(
           "saved_size", [](const Mlp& a, bool hidden) { return mlp_saved_size(a, hidden); },
           "floats that the backward pass needs", named, arg("hidden"));

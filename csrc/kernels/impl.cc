@@ -43,6 +43,11 @@ inline uint32_t row_key(uint64_t seed, int64_t row) {
              mix(static_cast<uint32_t>(row) ^ static_cast<uint32_t>(seed >> 32)));
 }
 
+// what the dropout generator calls a row
+inline int64_t named(const NormRelu& a, int64_t row) {
+  return a.first_row + row + (a.others == 0 ? 0 : row / a.rows * a.others);
+}
+
 // Sum of (x[i] - shift)^kPower, in several sums that don't wait for each other.
 template <int kPower>
 inline float sum_of(const float* x, int64_t n, float shift) {
@@ -103,7 +108,7 @@ void norm_relu(const NormRelu& a, float* y, int64_t begin, int64_t end) {
       SIMD for (int64_t i = 0; i < n; ++i) out[i] = relu(x[i]);
     }
     if (a.keep != 0) {
-      const uint32_t key = row_key(a.seed, row + a.first_row), keep = a.keep;
+      const uint32_t key = row_key(a.seed, named(a, row)), keep = a.keep;
       const float scale = a.scale;
       SIMD for (int64_t i = 0; i < n; ++i) out[i] *=
           mix(key + static_cast<uint32_t>(i)) < keep ? scale : 0.0f;
@@ -131,7 +136,7 @@ void norm_relu_grad_(const NormRelu& a, const NormReluGrad& g, int64_t begin, in
         shift = a.bias[group];
     }
     if (a.keep != 0) {
-      const uint32_t key = row_key(a.seed, row + a.first_row), keep = a.keep;
+      const uint32_t key = row_key(a.seed, named(a, row)), keep = a.keep;
       const float scale = a.scale;
       SIMD for (int64_t i = 0; i < n; ++i) {
         const float d = dy[i] * scale;

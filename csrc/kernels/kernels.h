@@ -23,7 +23,10 @@ struct NormRelu {
   uint64_t seed;
   float* mean;  // [groups * rows], written by forward, read by backward
   float* rstd;
-  int64_t first_row = 0;  // what row 0 is called by the dropout generator
+  // The dropout generator calls row r of group g: first_row + r + g * (rows + others). Masks of a
+  // part of a batch are those of the whole: ``others`` are its rows that are not here.
+  int64_t first_row = 0;
+  int64_t others = 0;
 };
 
 // norm(x) (+ residual), rectified or not; each channel of each picture is normalised by itself.

@@ -125,6 +125,11 @@ const float* by_output(const MlpLayer& l, const float* w, float* to) {
   return to;
 }
 
+// What the dropout generator calls a row of the member at position p.
+int64_t named(const Mlp& a, int64_t p, int64_t row) {
+  return p * (a.rows + a.others) + a.first_row + row;
+}
+
 NormRelu norm_relu_of(const MlpLayer& l, int64_t member, int64_t first_row, int64_t rows,
                       const float* z, float* mean, float* rstd) {
   return {1,
@@ -217,7 +222,8 @@ void forward_rows(const Mlp& a, int64_t p, int64_t begin, int64_t rows,
       float* mean = s.mean != nullptr ? s.mean + first : room + 2 * rows * width;
       float* rstd = s.rstd != nullptr ? s.rstd + first : mean + rows;
       linear(l, member, rows, h, z, scratch);
-      active->norm_relu(norm_relu_of(l, member, first, rows, z, mean, rstd), to, 0, rows);
+      active->norm_relu(norm_relu_of(l, member, named(a, p, begin), rows, z, mean, rstd), to, 0,
+                        rows);
     }
     h = to;
   }
@@ -353,7 +359,7 @@ void mlp_grad(const Mlp& a, const float* saved, bool hidden, const float* dout, 
           const int64_t first = p * a.rows + r;
           float* dbias = sums.dbias(i, p, b);
           if (l.hidden) {
-            const auto norm = norm_relu_of(l, member, first, n, parts[i].z + first * l.out,
+            const auto norm = norm_relu_of(l, member, named(a, p, r), n, parts[i].z + first * l.out,
                                            parts[i].mean + first, parts[i].rstd + first);
             through_norm(l, norm, dy + r * l.out, dz_of(i) + r * l.out, sums.dgamma(i, p, b),
                          dbias);

@@ -29,6 +29,8 @@ struct Mlp {
   const float* x;                // [rows, in], the same for all members
   std::vector<int64_t> members;  // which of the stored ones, in this order
   std::vector<MlpLayer> layers;
+  int64_t first_row = 0;  // these are rows [first_row, first_row + rows) of a batch ...
+  int64_t others = 0;     // ... that has so many other rows: for the dropout generator
 };
 
 // Shapes as the parameters'; null where not wanted. Members that take no part are left alone.

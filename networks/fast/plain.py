@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks.dropout import dropout
 from networks.fast.layer import Layer
 from networks.fast.table import Kernel, call, compilable
 
@@ -33,7 +34,9 @@ def norm_relu(
 ) -> torch.Tensor:
     if bias is not None:
         x = x + bias.view(bias.size(0), *[1] * (x.dim() - 2), bias.size(1))
-    return F.relu(F.dropout(x if norm is None else norm(x), p))
+    # an ensemble's first axis is that of its members
+    axis = 0 if bias is None else 1
+    return F.relu(dropout(x if norm is None else norm(x), p, axis))
 
 
 def conv2d(

@@ -82,6 +82,7 @@ def _norm_relu(
         scale=scale,
         seed=seed,
         stats=address(stats),
+        **(module.numbered(rows) if keep else {}),
     )
     kernels().norm_relu(operands, y=address(y), threads=threads())
     return y, stats, operands

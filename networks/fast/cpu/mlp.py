@@ -78,6 +78,7 @@ class _Plan:
             x=x.data_ptr(),
             members=members,
             layers=[_operands(layer) for layer in layers],
+            **(module.numbered(x.size(0)) if any(layer.p for layer in layers) else {}),
         )
 
     def run(self, x: torch.Tensor, graph: bool, hidden: bool) -> tuple[torch.Tensor, Any]:

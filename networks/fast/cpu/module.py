@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common_utils import rows
+
 try:
     from common_utils import kernels
 except ImportError:  # not built: everything works, slower
@@ -54,6 +56,15 @@ def needs_graph(*tensors: torch.Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
+
+
+def numbered(count: int) -> dict[str, int]:
+    """What dropout calls ``count`` rows, if they are a part of a batch (``common_utils.rows``)."""
+    part = rows.current()
+    if part is None:
+        return {}
+    here = part.times(count)
+    return {"first_row": here.first, "others": here.total - here.num}
 
 
 def drop_args(p: float) -> tuple[int, float, int]:
