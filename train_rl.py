@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common_utils import run_config
+from common_utils import ranks, run_config
 from common_utils.ahead import Ahead
 from common_utils.errors import run_program
 from common_utils.ibrl_utils import eval_mode, schedule
@@ -48,6 +48,7 @@ from networks import fast
 from rl.agent import Agent
 from tools.replayed import with_observations
 from workspace.build_agent import (
+    bare_agent,
     bc_weights,
     build_agent,
     check_files,
@@ -66,6 +67,8 @@ from workspace.next_steps import run_and_tell
 from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
+from workspace.several_ranks import check_options
+from workspace.shared_updates import SharedUpdates, tell_run, told_run
 
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
@@ -103,6 +106,7 @@ class Workspace(ResumableRun):
         saved_env_args = env_args(self.train_env_cfg) if saves else None
         self.replay = build_replay(cfg, self.spec, self.agent, saved_env_args)
 
+        self.updates = SharedUpdates(self.agent)
         copies_to = self.replay.copies_to(self.agent.device)
         self.batches = Ahead[tuple[Batch, Batch | None]](self.replay, copies_to)
 
@@ -147,6 +151,7 @@ class Workspace(ResumableRun):
         """The loop, from wherever the counters stand to ``num_train_step``."""
         cfg = self.cfg
         self.agent.set_stats(self.log.meters)
+        self.updates.begin(self.ref_agent)
         self.play.restart()
         if not self.reported:  # interrupted there
             self.report(self._log_and_evaluate, self.global_step == cfg.num_train_step)
@@ -195,7 +200,8 @@ class Workspace(ResumableRun):
             with self.watch("sample"):
                 batch, bc_batch = self.batches.take(self._draw, update_actor)
             with self.watch("update"):
-                metrics = self.agent.update(batch, stddev, update_actor, bc_batch, self.ref_agent)
+                how = stddev, update_actor, bc_batch, self.ref_agent
+                metrics = self.updates.update(batch, *how)
             with self.watch("sample"):
                 self.batches.prepare(self._draw, (i + 1) % num == num - 1)
             self.log.meters.update(metrics)
@@ -320,6 +326,9 @@ class Workspace(ResumableRun):
 def run(cfg: MainConfig) -> Workspace:
     """Train (or resume) one run from start to end; returns its workspace, closed."""
     run_config.check(cfg)
+    own = cfg.agent_kind.section
+    compile_field, compiling = f"{own}.compile", getattr(cfg.agent_cfg, "compile", "off")
+    check_options(cfg.batch_size, compile_field, compiling, cfg.dry_run)
     if cfg.dry_run:
         return rehearse(cfg)
     resume, overwrite = bool(cfg.resume), bool(cfg.overwrite)
@@ -331,12 +340,12 @@ def run(cfg: MainConfig) -> Workspace:
         saved = folder.saved_config(type(cfg))
         inherit_env(cfg, saved=saved)
         weights = bc_weights(cfg, folder.path if state is not None else None, state)
-        own = cfg.agent_kind.section
-        may_change = [*RESUMABLE_CHANGES, f"{own}.device", f"{own}.compile"]
+        may_change = [*RESUMABLE_CHANGES, f"{own}.device", compile_field]
         if saved is not None and same_weights(cfg, weights):
             may_change.append("bc_policy")
         fast.set_up(cfg.torch_threads, cfg.kernel_threads)
         work = Workspace(cfg, weights)
+        tell_run(cfg, work.spec)
         try:
             if cfg.preload_num_data and cfg.preload_datapath:
                 seen = (cfg.preload_datapath, work.env_cfg.cameras, cfg.save_dir)
@@ -350,9 +359,19 @@ def run(cfg: MainConfig) -> Workspace:
                     log.print(line)
                 keep(folder.path, weights)
                 _start(work, state)
+                work.updates.end()
         finally:
             work.close()
     return work
+
+
+def follow(config_class: type[MainConfig]) -> None:
+    """A rank other than the first: compute its rows of the first one's batches, to the end."""
+    cfg, spec = told_run(config_class)
+    fast.set_up(cfg.torch_threads, cfg.kernel_threads)
+    set_all_seeds(cfg.seed)
+    with GracefulStop():  # the first rank decides when all end
+        SharedUpdates(bare_agent(cfg, spec)).follow()
 
 
 def rehearse(cfg: MainConfig) -> Workspace:
@@ -386,10 +405,14 @@ def _start(work: Workspace, state: RunState | None) -> None:
 
 
 def main(config_class: type[MainConfig] = MainConfig) -> int:
-    """Entry point: parse, run, exit status 0."""
-    cfg = run_config.parse(config_class)
-    longer = {"num_train_step": 2 * cfg.num_train_step}
-    run_and_tell(run, cfg, longer, lambda: own_modules(cfg))
+    """Entry point: parse, run, exit status 0. Of several ranks the first does that."""
+    with ranks.joined():
+        if not ranks.is_first():
+            follow(config_class)
+            return 0
+        cfg = run_config.parse(config_class)
+        longer = {"num_train_step": 2 * cfg.num_train_step}
+        run_and_tell(run, cfg, longer, lambda: own_modules(cfg))
     return 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import time
 import warnings
@@ -258,3 +259,33 @@ def shared(value: Any = None) -> Any:
     if is_first():
         return value
     return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+def scattered(tensors: Sequence[torch.Tensor], total: int) -> list[torch.Tensor]:
+    """Each rank's rows (:func:`split`) of rank 0's tensors [total, ...].
+
+    On the other ranks ``tensors`` have the same trailing shapes and types, and are on the device on
+    which the rows will be.
+    """
+    shares = [Rows.of_rank(r, _group.world, total) for r in range(_group.world)]
+    if is_first():
+        packed = [torch.cat([_bytes(t[s.here]) for t in tensors]) for s in shares[1:]]
+        with _exchange():
+            sent = [dist.isend(data, to + 1) for to, data in enumerate(packed)]
+            for work in sent:
+                if work is not None:
+                    work.wait()
+        return [t[shares[0].here] for t in tensors]
+    num = shares[_group.rank].num
+    shapes = [(num, *t.shape[1:]) for t in tensors]
+    sizes = [math.prod(s) * t.element_size() for s, t in zip(shapes, tensors, strict=True)]
+    data = torch.empty(sum(sizes), dtype=torch.uint8, device=tensors[0].device)
+    with _exchange():
+        dist.recv(data, 0)
+    parts = data.split(sizes)  # copied, because numbers must be aligned
+    found = zip(parts, shapes, tensors, strict=True)
+    return [part.clone().view(like.dtype).view(shape) for part, shape, like in found]
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

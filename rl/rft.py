@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 import torch
 
+from common_utils import ranks, rows
 from common_utils.ibrl_utils import eval_mode
 from common_utils.specs import Batch, Obs
 from rl.actor import Actor, FcActor
@@ -56,4 +57,6 @@ def bc_ratio(
             members = agent.critic.draw_members(agent.host_rng) if drawn is None else drawn
             q_a = agent.critic.q(feats, a.unsqueeze(1), members)
             q.append(q_a.min(dim=-1).values)
-    return (q[0] > q[1]).float().mean()
+    ratio = (q[0] > q[1]).float().mean()
+    ranks.average([ratio], rows.current())  # it weighs the loss of the whole batch
+    return ratio

@@ -202,6 +202,11 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> Agent
     return agent
 
 
+def bare_agent(cfg: MainConfig, spec: EnvSpec) -> Agent:
+    """The agent of a run without its BC policies, whose actions come with the batches."""
+    return cfg.agent_kind.build(agent_inputs(cfg, spec), cfg.agent_cfg)
+
+
 def load_pretrained(agent: Agent, path: str, policy_only: bool) -> None:
     """Start from another agent's weights; ``policy_only`` keeps the new critics."""
     weights = load_weights(path, "load_pretrained_agent")

@@ -45,6 +45,7 @@ from workspace.collector import Choose, Collector, acting
 from workspace.disk_needs import disk_needs
 from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
+from workspace.shared_updates import SharedUpdates
 
 KEPT_WEIGHTS = 1  # of the best
 ON_GPU = "cuda"  # of replay_storage
@@ -59,6 +60,7 @@ class Run(Protocol):
     protocol: EvalProtocol
     bc_weights: KeptWeights
     agent: Agent
+    updates: SharedUpdates
     ref_agent: Agent | None
     replay: ReplayBuffer
     play: Collector
@@ -335,10 +337,11 @@ def _pretrain(run: Run) -> None:
         run.report(finish, run.pretrain_step == total)
     drawn = (run.replay.sample_bc, cfg.batch_size, run.agent.device)
     batches = Ahead[Batch](run.replay, run.replay.copies_to(run.agent.device))
+    run.updates.begin()
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:
         while run.pretrain_step < total:
             run.log.meters.step = run.pretrain_step + 1
-            metrics = run.agent.pretrain_actor_with_bc(batches.take(*drawn))
+            metrics = run.updates.pretrain(batches.take(*drawn))
             batches.prepare(*drawn)
             run.log.meters.update(metrics)
             run.pretrain_step += 1
