@@ -18,7 +18,7 @@ from tests.runs import metrics, weights
 from tests.train import small
 from workspace.shared_updates import SharedUpdates
 
-NUM, ROWS = 100, 5
+NUM, ROWS = 100, 3
 
 
 def rounding_stays_rounding(agent: QAgent) -> None:
@@ -75,7 +75,7 @@ def _updates(updates: SharedUpdates, kind: str, num: int) -> Any:
         yield {k: float(v) for k, v in metrics.items()}
 
 
-@pytest.mark.parametrize(("kind", "num"), [("pixels", NUM), ("states", NUM), ("rft", 20)])
+@pytest.mark.parametrize(("kind", "num"), [("pixels", NUM), ("states", 40), ("rft", 20)])
 def test_updates_of_two_ranks(kind: str, num: int) -> None:
     want, logged = updated(kind, num)
     (first, seen), (second, _) = pair(updated, kind, num)
