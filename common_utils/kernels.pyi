@@ -23,6 +23,8 @@ class NormRelu:
         scale: float,
         seed: int,
         stats: int,
+        first_row: int = 0,
+        others: int = 0,
     ) -> None: ...
 
 class NormReluGrad:
@@ -121,7 +123,14 @@ class Mlp:
     """Several perceptrons on the same rows."""
 
     def __init__(
-        self, *, rows: int, x: int, members: list[int], layers: list[MlpLayer]
+        self,
+        *,
+        rows: int,
+        x: int,
+        members: list[int],
+        layers: list[MlpLayer],
+        first_row: int = 0,
+        others: int = 0,
     ) -> None: ...
     def saved_size(self, *, hidden: bool) -> int:
         """Floats that the backward pass needs; ``hidden``: including gradients of weights."""
