@@ -47,8 +47,10 @@ def bc_step(folder: Path, batch_size: int) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     recording, camera = Recording(), cfg.dataset.rl_cameras[0]
     for _ in range(200):
-        picture = rng.integers(0, 256, update.IMAGE, dtype=np.uint8)
-        obs = {camera: picture, "prop": rng.standard_normal(9).astype(np.float32)}
+        obs: dict[str, np.ndarray] = {
+            camera: rng.integers(0, 256, update.IMAGE, dtype=np.uint8),
+            "prop": rng.standard_normal(9).astype(np.float32),
+        }
         recording.append(obs, np.zeros(1), rng.uniform(-1, 1, 7).astype(np.float32), 0.0)
     kwargs = {"robots": ["Panda"]}
     args = {"env_name": "PickPlaceCan", "env_kwargs": kwargs}
