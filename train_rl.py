@@ -68,7 +68,7 @@ from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 from workspace.several_ranks import check_options
-from workspace.shared_updates import SharedUpdates, tell_run, told_run
+from workspace.shared_updates import SharedUpdates, tell_run, received_run
 
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
@@ -367,7 +367,7 @@ def run(cfg: MainConfig) -> Workspace:
 
 def follow(config_class: type[MainConfig]) -> None:
     """A rank other than the first: compute its rows of the first one's batches, to the end."""
-    cfg, spec = told_run(config_class)
+    cfg, spec = received_run(config_class)
     fast.set_up(cfg.torch_threads, cfg.kernel_threads)
     set_all_seeds(cfg.seed)
     with GracefulStop():  # the first rank decides when all end

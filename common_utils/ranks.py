@@ -147,9 +147,9 @@ def _end(error: BaseException) -> None:
         status = USER_ERROR
     elif isinstance(error, SystemExit) and not isinstance(error.code, str):
         status = int(error.code or 0)
-    told = f"rank {_group.rank}: " if _group.rank else ""
+    who = f"rank {_group.rank}: " if _group.rank else ""
     said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    reason = {"rank": _group.rank, "status": status, "message": f"{told}{said}"}
+    reason = {"rank": _group.rank, "status": status, "message": f"{who}{said}"}
     first = reason
     if not isinstance(error, RankError):
         try:

@@ -26,15 +26,15 @@ Metrics = dict[str, torch.Tensor]
 
 
 def tell_run(cfg: MainConfig, spec: EnvSpec) -> None:
-    """The first rank: the run that all take part in. What :func:`told_run` returns elsewhere."""
+    """The first rank: the run that all take part in. What :func:`received_run` returns elsewhere."""
     ranks.shared({"config": run_config.to_dict(cfg), "spec": spec.to_dict()})
 
 
-def told_run(config_class: type[MainConfig]) -> tuple[MainConfig, EnvSpec]:
+def received_run(config_class: type[MainConfig]) -> tuple[MainConfig, EnvSpec]:
     """The other ranks: the first one's configuration, and what its environment delivers."""
-    told = ranks.shared()
-    cfg = run_config.from_dict(config_class, told["config"], "the first rank's configuration")
-    return cfg, EnvSpec.from_dict(told["spec"])
+    found = ranks.shared()
+    cfg = run_config.from_dict(config_class, found["config"], "the first rank's configuration")
+    return cfg, EnvSpec.from_dict(found["spec"])
 
 
 class SharedUpdates:
