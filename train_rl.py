@@ -68,7 +68,7 @@ from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_
 from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 from workspace.several_ranks import check_options
-from workspace.shared_updates import SharedUpdates, tell_run, received_run
+from workspace.shared_updates import SharedUpdates, received_run, tell_run
 
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (

@@ -26,7 +26,7 @@ Metrics = dict[str, torch.Tensor]
 
 
 def tell_run(cfg: MainConfig, spec: EnvSpec) -> None:
-    """The first rank: the run that all take part in. What :func:`received_run` returns elsewhere."""
+    """The first rank: the run that all take part in (:func:`received_run` elsewhere)."""
     ranks.shared({"config": run_config.to_dict(cfg), "spec": spec.to_dict()})
 
 
