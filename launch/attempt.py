@@ -92,6 +92,11 @@ class Attempt:
         self._write(outcome)
         return outcome
 
+    @property
+    def process(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def stop(self) -> None:
         """Ask the program to save its state and end."""
         if not self._stopped:
@@ -106,7 +111,7 @@ class Attempt:
             "status": None if outcome is None else outcome.status,
             "stopped": outcome is not None and outcome.stopped,
             "host": socket.gethostname(),
-            "process": self._process.pid,
+            "process": self.process,
             "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started)),
             "seconds": round(now - self.started, 1),
         }

@@ -83,7 +83,9 @@ class Schedule:
             if self.most and len(self.running) + len(chosen) >= self.most:
                 break
             beside = [self.rows[name].trial for name in self.running] + [r.trial for r in chosen]
-            if not self.most and not self.engine.fits(row.trial, beside):
+            if not self.most and not self.engine.has_cores(row.trial, beside):
+                break
+            if not self.engine.has_memory(row.trial, beside):
                 break
             chosen.append(row)
         if chosen:

@@ -11,7 +11,7 @@ class Trial:
 
     options: as on the command line, without ``--resume``. needs: names of trials that must have
     finished. digest: of the configuration that the options mean. steps: of the whole run. cores:
-    that it keeps busy.
+    that it keeps busy. shape: trials with the same one take the same memory.
     """
 
     name: str
@@ -23,5 +23,6 @@ class Trial:
     digest: str
     steps: int
     cores: int = 1
+    shape: str = ""
     values: tuple[tuple[str, str], ...] = ()
     needs: tuple[str, ...] = ()

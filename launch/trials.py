@@ -197,6 +197,7 @@ def _trial(
         digest=_digest(cfg),
         steps=planned_steps(program.kind, cfg),
         cores=cores_of(cfg),
+        shape=_shape(cfg),
         values=tuple(values.items()),
         needs=tuple(dict.fromkeys(needs)),
     )
@@ -246,6 +247,13 @@ def _group(entry: Entry, values: Mapping[str, str]) -> str:
 def _digest(cfg: Any) -> str:
     text = json.dumps(run_config.to_dict(cfg), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shape(cfg: Any) -> str:
+    """Without the seed and numbers with fractions (step sizes, noise), memory is the same."""
+    flat = run_config.flatten(run_config.to_dict(cfg))
+    kept = {k: v for k, v in flat.items() if k != "seed" and not isinstance(v, float)}
+    return json.dumps([type(cfg).__name__, kept], sort_keys=True)
 
 
 def _in_order(trials: Sequence[Trial]) -> list[Trial]:

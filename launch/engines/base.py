@@ -41,8 +41,12 @@ class Engine(ABC):
     def submit(self, trials: Sequence[Trial]) -> list[Handle]:
         """Start these trials now, or queue them."""
 
-    def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
-        """Whether there is room for a trial beside those that run; a cluster has a queue."""
+    def has_cores(self, trial: Trial, beside: Sequence[Trial]) -> bool:
+        """Whether there are cores for a trial beside those that run; a cluster has a queue."""
+        return True
+
+    def has_memory(self, trial: Trial, beside: Sequence[Trial]) -> bool:
+        """Whether there is memory for it, likewise."""
         return True
 
     def close(self) -> None:

@@ -16,4 +16,5 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> str:
     modules = ("launch.programs", "launch.trials", "launch.attempt", "launch.sweep_file")
     for module in (*modules, "launch.sweep"):
         monkeypatch.setattr(f"{module}.PROGRAMS", rows)
+    monkeypatch.setattr("launch.engines.local.memory_of", lambda trial: 1 << 20)
     return "pretend"

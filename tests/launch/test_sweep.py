@@ -20,11 +20,15 @@ from common_utils.errors import ConfigError, run_program
 from common_utils.folder_lock import FolderLock, holder_of
 from launch import sweep
 from launch.attempt import Attempt, wait_until_free
+from launch.engines.local import LocalEngine
+from launch.needs import own_memory, rl_memory
 from launch.sweep_file import entry_of
 from launch.trials import expand
 from tests.launch.tiny import RL
 from tests.runs import assert_same_run
 from tools import collect_oracle
+
+GIB = 1 << 30
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -143,6 +147,37 @@ def test_trials_of_a_killed_sweep_save_their_state(pretend: str, tmp_path: Path)
     while not Path(trial.folder, "saved").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------- memory
+
+
+def test_a_trial_waits_for_memory(
+    pretend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.engines.local.memory_of", lambda trial: GIB)
+    one, two = expand([entry_of("", pretend, "0:2", ["task_name=waits"], [])], tmp_path)
+    engine = LocalEngine(tmp_path, {})
+    (handle,) = engine.submit([one])
+    for free, fits in ((1.9 * GIB, False), (2.2 * GIB, True)):
+        monkeypatch.setattr("launch.engines.local.available_memory", lambda free=free: free)
+        assert engine.has_memory(two, [one]) is fits
+        assert engine.has_memory(two, [])
+    handle.stop()
+    while handle.poll() is None:
+        time.sleep(0.02)
+
+
+def test_memory_is_that_of_the_program_s_parts(tmp_path: Path) -> None:
+    cfg = tmp_path / "rl.yaml"
+    cfg.write_text(RL)
+    args = [f"--config_path={cfg}"]
+    small = rl_memory(run_config.parse_args(train_rl.MainConfig, args))
+    args.append("--replay_buffer_size=1000500")
+    large = rl_memory(run_config.parse_args(train_rl.MainConfig, args))
+    # at least the states, actions and rewards of a million episodes more, of 17 steps each
+    assert 17e6 * 4 * (8 + 2 + 1) < large - small < 17e6 * 4 * (8 + 2 + 1) * 2
+    assert small > own_memory() - GIB
 
 
 # ------------------------------------------------------------------------- refused
