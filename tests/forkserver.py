@@ -192,6 +192,7 @@ def _first_path(words: list[str]) -> str:
 
 
 def _execute(words: list[str]) -> None:
+    sys.orig_argv = [sys.executable, *words]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         main = ModuleType("__main__")
