@@ -35,7 +35,11 @@ def gather(rows: Mapping[str, Row]) -> tuple[dict[str, Found], list[str]]:
     for row in rows.values():
         if row.state is not State.FINISHED:
             continue
-        run = read_run(Path(row.trial.folder))
+        try:
+            run = read_run(Path(row.trial.folder))
+        except (UserError, OSError) as error:  # must not cost the results of the others
+            notes.append(str(error))
+            continue
         if curve := curve_of(row.trial.name, run.records, KEY, run.task):
             curves.setdefault(row.trial.group, []).append(curve)
         else:

@@ -88,6 +88,15 @@ def test_numbers_are_rliable_s(pretend: str, tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_a_run_that_cannot_be_read_costs_only_its_own_result(pretend: str, tmp_path: Path) -> None:
+    options = ("--grid=lr=1e-3,2e-3", "--seeds=0")
+    assert pretend_sweep(tmp_path, *options) == 0
+    (tmp_path / "pretend_lr=1e-3_seed0" / "metrics.jsonl").unlink()
+    assert pretend_sweep(tmp_path, *options) == 0
+    assert set(results(tmp_path)["groups"]) == {"pretend lr=2e-3"}
+    assert "it has no metrics.jsonl" in results(tmp_path)["notes"][0]
+
+
 def test_what_needs_a_failed_trial_is_not_run(pretend: str, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("""
