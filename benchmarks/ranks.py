@@ -62,7 +62,6 @@ def bc_step(folder: Path, batch_size: int) -> Callable[[], object]:
     fill_in(cfg, data)
     work = Workspace(cfg, data)
     work.log = ibc.Log()  # type: ignore[assignment]
-    work.align()
     work.policy.train()
     return work._train_step
 
