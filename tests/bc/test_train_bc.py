@@ -479,7 +479,7 @@ def test_lower_precision_is_for_resnets_of_images(tmp_path, data):
     for precision in ("float32", "bfloat16", "tf32"):
         run = tmp_path / precision
         # two steps of two: without instructions for it, bfloat16 is slow
-        short = ["--num_epoch", "1", "--epoch_len", "2", "--batch_size", "2", "--use_ema", "0"]
+        short = ["--num_epoch", "1", "--epoch_len", "2", "--batch_size", "2"]
         options = ["--policy.dropout", "0", "--precision", precision, *short]
         train_bc.run(config(run, data, *options))
         losses.append([r["train/loss"] for r in read_metrics(run / "metrics.jsonl")])
