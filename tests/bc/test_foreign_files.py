@@ -702,7 +702,7 @@ def test_env_args_of_wrong_types(tmp_path, attrs, message, capsys):
         opened(path)
     options = ["--dataset.path", str(path), "--save_dir", str(tmp_path / "run")]
     cfg = run_config.parse_args(train_bc.MainConfig, options)
-    assert run_program(train_bc.main, cfg) == 2
+    assert run_program(train_bc.main, lambda: cfg) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "run").exists()
 

@@ -174,7 +174,7 @@ def test_a_damaged_state_is_reported_not_raised(tmp_path, data, capsys):
     for marker in (tmp_path / "run" / "state").glob("*/COMPLETE"):
         marker.write_text("{")
     with pytest.warns(UserWarning, match="COMPLETE cannot be read"):
-        assert run_program(train_bc.main, cfg) == 2
+        assert run_program(train_bc.main, lambda: cfg) == 2
     assert capsys.readouterr().err.startswith("error: no usable state: ")
 
 
