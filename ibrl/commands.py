@@ -39,6 +39,7 @@ COMMANDS = (
     Command("inspect", "tools.inspect_dataset", "what a file of demonstrations contains"),
     Command("convert", "tools.convert_dataset", "demonstrations to other formats", "data"),
     Command("sweep", "launch.sweep", "many runs: seeds, grids, BC before RL", "report"),
+    Command("plan", "launch.plan", "how fast a run will be, here or on other machines"),
     Command("plot", "tools.plot_runs", "learning curves of runs", "report"),
     Command("report", "tools.report", "one HTML file about runs: all there is to see", "report"),
     Command("completion", "ibrl.completion", "completion of these commands in bash and zsh", ""),
