@@ -40,13 +40,14 @@ from common_utils.seeding import (
 from common_utils.specs import Batch, Obs
 from common_utils.stopwatch import Stopwatch
 from env.factory import env_args, recording_config
-from env.lanes import open_lanes
+from env.lanes import Lanes, open_lanes
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult, Forecast
 from networks import fast
 from rl.agent import Agent
 from tools.replayed import with_observations
+from workspace.actor_play import ActorPlay, ActorProcess
 from workspace.build_agent import (
     bare_agent,
     bc_weights,
@@ -58,10 +59,10 @@ from workspace.build_agent import (
     same_weights,
 )
 from workspace.build_agent import load_model as load_model  # part of this script's interface
-from workspace.collector import Choose, Collector, acting, state_of_one_lane
+from workspace.collector import Choose, Collector, Playing, acting, state_of_one_lane
 from workspace.dry_run import refuse_resume, rehearse_rl, unwritten
 from workspace.first_line import what_runs_here
-from workspace.lost_env import listen, saved_when_gone, tell_dropped
+from workspace.lost_env import Opened, listen, saved_when_gone, tell_dropped
 from workspace.network_memory import check_agent
 from workspace.next_steps import run_and_tell
 from workspace.prepare_rl import KEPT_WEIGHTS, build_replay, check_memory, load_inputs, prepare
@@ -96,7 +97,11 @@ class Workspace(ResumableRun):
         # evaluations play in env_cfg; training may record more than the agent sees
         saves = cfg.save_per_success > 0
         self.train_env_cfg = recording_config(self.env_cfg) if saves else self.env_cfg
-        self.envs = open_lanes(self.train_env_cfg, cfg.num_env, cfg.env_timeout)
+        self.envs: Opened = (
+            ActorProcess(cfg, self.train_env_cfg, self.bc_weights)
+            if cfg.actor_learner
+            else open_lanes(self.train_env_cfg, cfg.num_env, cfg.env_timeout)
+        )
         self.spec = self.envs.spec
         self.footprint = check_agent(cfg, self.spec, len(bc_policies))
         self.agent = build_agent(cfg, self.spec, bc_policies)
@@ -117,14 +122,20 @@ class Workspace(ResumableRun):
         self.prepared = False
         self.warm_up_rng = np.random.default_rng(seed_for(cfg.seed, "warm_up"))
         self.watch = Stopwatch()
-        seen = [c for c in self.train_env_cfg.cameras if c not in self.agent.input_keys]
-        self.play = Collector(self.envs, self.agent, self.replay, self.watch, cfg.seed, seen)
+        self.play = self._play()
         self.train_seconds = 0.0
         self.saver = TopkSaver(self.save_dir, topk=KEPT_WEIGHTS)
         self.headline: dict[str, float] = {}
         # num_proc 0 plays in this process; started at the first evaluation
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
         self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
+
+    def _play(self) -> Playing:
+        if isinstance(self.envs, ActorProcess):
+            return ActorPlay(self.envs, self.agent, self.replay, self.watch)
+        assert isinstance(self.envs, Lanes)
+        seen = [c for c in self.train_env_cfg.cameras if c not in self.agent.input_keys]
+        return Collector(self.envs, self.agent, self.replay, self.watch, self.cfg.seed, seen)
 
     @property
     def steps_done(self) -> int:
@@ -206,6 +217,7 @@ class Workspace(ResumableRun):
                 self.batches.prepare(self._draw, (i + 1) % num == num - 1)
             self.log.meters.update(metrics)
             self.train_step += update_actor
+        self.play.updated()
 
     def _draw(self, update_actor: bool) -> tuple[Batch, Batch | None]:
         """The batch of one update, and RFT's demonstrations."""
@@ -379,6 +391,9 @@ def rehearse(cfg: MainConfig) -> Workspace:
     refuse_resume(cfg)
     check_files(cfg)
     inherit_env(cfg)
+    if cfg.actor_learner:
+        print("note: acting and updates are timed one after the other, not at the same time")
+        cfg.actor_learner = 0
     fast.set_up(cfg.torch_threads, cfg.kernel_threads)
     with unwritten(cfg):
         work = Workspace(cfg)

@@ -8,10 +8,11 @@ gives the same run, whatever the timing of processes, and with one lane a round 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +24,29 @@ from common_utils.stopwatch import Stopwatch
 from env.core import EpisodeLost
 from env.lanes import Lanes, Reply
 from rl.agent import Agent
-from rl.replay import ReplayBuffer
 from rl.successes import Record
 
 # observations of the lanes -> their actions, float32 [A] each
 Choose = Callable[[Sequence[Obs]], Sequence[torch.Tensor]]
+
+
+class Store(Protocol):
+    """The part of ``rl.replay.ReplayBuffer`` that episodes go through."""
+
+    def is_running(self, lane: int = 0) -> bool: ...
+    def new_episode(self, obs: Obs, record: Record | None = None, lane: int = 0) -> None: ...
+    def drop_episode(self, lane: int = 0) -> None: ...
+    def add(
+        self,
+        obs: Obs,
+        action: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        success: bool,
+        record: Record | None = None,
+        lane: int = 0,
+    ) -> None: ...
 
 
 class Ended(NamedTuple):
@@ -65,7 +84,38 @@ class Lane:
         self.obs, self.action, self.starting = {}, None, False
 
 
-class Collector:
+class Playing(ABC):
+    """What plays a run's environments and stores their steps: here (:class:`Collector`), or in the
+    actor's process (``workspace.actor_play``)."""
+
+    @abstractmethod
+    def step(self, choose: Choose) -> Ended | None:
+        """Store the next step, of actions that ``choose`` takes; returns how its episode ended, if
+        it did."""
+
+    @abstractmethod
+    def restart(self, most: int | None = None) -> None:
+        """Begin episodes where there are none, ``most`` playing at a time (default: all)."""
+
+    @abstractmethod
+    def drop(self) -> list[int]:
+        """Forget what is playing; returns the lengths of episodes dropped."""
+
+    @abstractmethod
+    def updated(self) -> None:
+        """The agent's weights have changed."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the replay's part."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[int]:
+        """Inverse of :meth:`state_dict`, after the replay was loaded; returns the lengths of
+        episodes that are lost."""
+
+
+class Collector(Playing):
     """See the module's docstring.
 
     Args:
@@ -81,7 +131,7 @@ class Collector:
         self,
         envs: Lanes,
         agent: Agent,
-        replay: ReplayBuffer,
+        replay: Store,
         watch: Stopwatch,
         seed: int,
         recorded: Sequence[str] = (),
@@ -165,6 +215,9 @@ class Collector:
             lane.obs = self._observe(lane, reply.obs)
         self.replay.new_episode(lane.obs, self._record(reply.obs, reply.info), lane.number)
         lane.starting = False
+
+    def updated(self) -> None:
+        """See :class:`Playing`; the agent that has changed acts itself."""
 
     def drop(self) -> list[int]:
         """Forget what is playing: lanes begin anew. Returns the lengths of episodes dropped."""

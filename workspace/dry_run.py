@@ -25,12 +25,12 @@ from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
 from env.core import Env
 from env.factory import make_env
-from env.lanes import Lanes, LocalLane
+from env.lanes import LocalLane
 from evaluate.rollout import PolicyRunner, evaluating
 from rl.agent import Agent
 from rl.replay import ReplayBuffer
 from rl.successes import SuccessWriter
-from workspace.collector import Choose, Collector
+from workspace.collector import Choose, Playing
 from workspace.network_memory import Footprint
 from workspace.prepare_rl import check_storage
 from workspace.rl_config import MainConfig as RlConfig
@@ -136,8 +136,8 @@ class RlRun(Protocol):
 
     cfg: RlConfig
     train_env_cfg: EnvConfig
-    envs: Lanes
-    play: Collector
+    envs: Any
+    play: Playing
     agent: Agent
     replay: ReplayBuffer
     footprint: Footprint

@@ -7,24 +7,37 @@ leads from before a gap to after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from common_utils.logger import RunLogger
 from common_utils.run_state import GracefulStop
+from common_utils.specs import EnvSpec
 from env.core import EnvGone
-from env.lanes import Lanes
 from evaluate.multi_process_eval import EvalPool
-from workspace.collector import Collector
+from workspace.collector import Playing
+
+
+class Opened(Protocol):
+    """Environments that a run has opened, here or in the actor's process; see ``env.lanes``."""
+
+    spec: EnvSpec
+    notes: Sequence[str]
+
+    def listen(self, say: Callable[[str], None], on_wait: Callable[[], None]) -> None:
+        """See ``env.lanes.Lanes``."""
+
+    def close(self) -> None:
+        """See ``env.lanes.Lanes``."""
 
 
 class Run(Protocol):
     """The part of ``train_rl.Workspace`` that is used here."""
 
-    envs: Lanes
+    envs: Opened
     eval_pool: EvalPool
-    play: Collector
+    play: Playing
     log: RunLogger
     stop: GracefulStop | None
     reported: bool

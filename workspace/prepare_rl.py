@@ -41,7 +41,7 @@ from rl.agent import Agent
 from rl.device_store import ROOM
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
-from workspace.collector import Choose, Collector, acting
+from workspace.collector import Choose, Playing, acting
 from workspace.disk_needs import disk_needs
 from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
@@ -63,7 +63,7 @@ class Run(Protocol):
     updates: SharedUpdates
     ref_agent: Agent | None
     replay: ReplayBuffer
-    play: Collector
+    play: Playing
     log: RunLogger
     watch: Stopwatch
     saver: TopkSaver
@@ -87,6 +87,15 @@ class Run(Protocol):
 
     def save_state(self) -> None:
         """Save a state that the run can resume from."""
+
+
+class WarmUp(Protocol):
+    """Who chooses the actions of the warm-up."""
+
+    cfg: MainConfig
+    spec: EnvSpec
+    agent: Agent
+    warm_up_rng: np.random.Generator
 
 
 # ------------------------------------------------------------------------- memory, replay
@@ -304,7 +313,7 @@ def _warm_up(run: Run) -> None:
         return
     run.log.print(f"warm-up: {have} of {total} episodes are in the replay")
     started = time.perf_counter()
-    choose = partial(_warm_up_actions, run)
+    choose = partial(warm_up_actions, run)
     with RunProgress(total, "warm-up", have) as progress:
         while (have := run.replay.size()) < total:
             # as many as are missing: none is left over, which would favour short episodes
@@ -317,7 +326,8 @@ def _warm_up(run: Run) -> None:
     run.log.meters.summary()
 
 
-def _warm_up_actions(run: Run, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
+def warm_up_actions(run: WarmUp, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
+    """Of the BC policy without noise, else the pretrained agent's, else random ones."""
     if BC_ACTION in observations[0]:
         return [obs[BC_ACTION][0] for obs in observations]
     if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:

@@ -49,6 +49,7 @@ RESUMABLE_CHANGES = (
     "replay_prefetch",
     "kernel_threads",
     "env_timeout",
+    "max_lead",
     "trust_module",
     "remote.url",
     "remote.step_timeout",
@@ -106,6 +107,10 @@ class MainConfig(Kinded, RunConfig):
     num_env: Workers = 1
     # seconds that a step or a reset may take in such a process, before it is replaced
     env_timeout: Annotated[float, Above(0), AtMost(86400)] = 120.0
+    # environments and acting in a process of their own, which no update delays (docs/scaling.md)
+    actor_learner: Flag = 0
+    # environment steps that this process may be ahead of the updates; 0: they take turns
+    max_lead: NotNegative = 100
     gym: GymConfig = field(default_factory=GymConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     # exploration noise: linear from stddev_max ...
