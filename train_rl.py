@@ -100,7 +100,7 @@ class Workspace(ResumableRun):
         self.envs: Opened = (
             ActorProcess(cfg, self.train_env_cfg, self.bc_weights)
             if cfg.actor_learner
-            else open_lanes(self.train_env_cfg, cfg.num_env, cfg.env_timeout)
+            else open_lanes(self.train_env_cfg, cfg.num_env, cfg.env_timeout, cfg.lanes)
         )
         self.spec = self.envs.spec
         self.footprint = check_agent(cfg, self.spec, len(bc_policies))

@@ -28,6 +28,7 @@ from env.factory import make_env, suite_class
 LANES = {
     "local": "env.lanes:LocalLane",
     "process": "env.worker_lanes:WorkerLanes",
+    "ray": "env.worker_lanes:RayLanes",
     "vector": "env.vector_lanes:VectorLanes",
 }
 
@@ -210,6 +211,12 @@ def open_lanes(cfg: EnvConfig, num: int = 1, timeout: float = 120.0, way: str = 
         raise EnvError(
             f"num_env: {num}, expected 1: suite {cfg.suite} has one environment, which several "
             "cannot share"
+        )
+    if way == "ray" and (cfg.gym_vector or suite_class(cfg.suite).only_one):
+        raise EnvError(
+            "rollout: ray, expected process: "
+            + (f"gym.vector {cfg.gym_vector}" if cfg.gym_vector else f"suite {cfg.suite}")
+            + " plays in the trainer's process"
         )
     usual = "vector" if cfg.gym_vector else "local" if num == 1 else "process"
     kind: type[Lanes] = resolve(LANES[way or usual])

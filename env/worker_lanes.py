@@ -1,4 +1,5 @@
-"""Lanes in worker processes of this machine (``env.worker``): N environments play at once.
+"""Lanes in workers (``env.worker``), processes of this machine or actors of a Ray cluster: N
+environments play at once.
 
 An episode is its seed and its actions, which are kept here. So a worker that died, or that hung
 until it was killed, costs no step: a new one plays the episode again up to the same step, and the
@@ -7,42 +8,41 @@ run goes on with the same bits.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common_utils.resources import Need, check_fits, format_bytes
+from common_utils.resources import Need, check_fits
 from common_utils.run_config import check
 from common_utils.specs import EnvSpec
 from env.config import EnvConfig
 from env.core import EnvError, EpisodeLost
 from env.lanes import Lanes, Reply, Request
-from env.remote import BUILD_TIMEOUT, DEFAULT_MAKER, WorkerProcess
-
-# times that one answer is asked for, if the worker is lost each time
-TRIES = 3
-
-
-class _Lost(Exception):
-    """A worker died or hung."""
+from env.remote import (
+    BUILD_TIMEOUT,
+    DEFAULT_MAKER,
+    TRIES,
+    Worker,
+    WorkerLost,
+    end,
+    worker_class,
+)
 
 
 @dataclass
 class _Lane:
-    """An environment's process, and what brings another one to the same place."""
+    """An environment's worker, and what brings another one to the same place."""
 
     number: int
-    worker: WorkerProcess
+    worker: Worker
     seed: int | None = None  # of the episode, None before the first
     actions: list[list[float]] = field(default_factory=list)  # that were answered
     asked: Request | None = None
-    lost: str = ""  # why its process is of no use any more
+    lost: str = ""  # why its worker is of no use any more
     tries: int = 0  # that lost the present request
 
     def answered(self) -> None:
@@ -63,14 +63,16 @@ class _Lane:
 
 
 class WorkerLanes(Lanes):
-    """See the module's docstring.
+    """In processes of this machine.
 
     Args:
         env_cfg: what ``maker`` takes.
-        num: environments, each in a process of its own.
+        num: environments, each in a worker of its own.
         timeout: seconds that a step or reset may take; a worker that takes longer is replaced.
         maker: "module:function" that builds an Env, importable in a worker.
     """
+
+    ENGINE = "process"
 
     def __init__(
         self, env_cfg: Mapping[str, Any], num: int, timeout: float, maker: str = DEFAULT_MAKER
@@ -94,28 +96,30 @@ class WorkerLanes(Lanes):
 
     def _open(self) -> None:
         """The first one alone, which shows how much memory each takes; then all others at once."""
+        if self.num > (most := worker_class(self.ENGINE).most()):
+            raise EnvError(
+                f"num_env: {self.num}, expected at most {most}, the number of the cluster's CPUs"
+            )
         self._lanes = [_Lane(0, self._start(0))]
         ready = self._ready(self._lanes[0].worker)
         self.spec, self._replayable = EnvSpec.from_dict(ready[1]), bool(ready[2])
-        each = _memory_of(self._lanes[0].worker.process.pid)
-        check_fits({"further environments": Need(each * (self.num - 1), "num_env")})
-        self.notes = [
-            f"{self.num} environments, each in a process of its own (about {format_bytes(each)} "
-            f"each; {os.cpu_count()} cores)"
-        ]
+        first = self._lanes[0].worker
+        check_fits({"further environments": Need(first.memory() * (self.num - 1), "num_env")})
+        how_many = "1 environment," if self.num == 1 else f"{self.num} environments, each"
+        self.notes = [f"{how_many} {first.housing()}"]
         self._lanes += [_Lane(number, self._start(number)) for number in range(1, self.num)]
         for lane in self._lanes[1:]:
             self._ready(lane.worker)
 
-    def _start(self, number: int) -> WorkerProcess:
-        worker = WorkerProcess(f"environment {number}", self.timeout, EnvError, _Lost)
+    def _start(self, number: int) -> Worker:
+        worker = worker_class(self.ENGINE)(f"environment {number}", self.timeout, EnvError)
         worker.build(self._maker, self._env_cfg)
         return worker
 
-    def _ready(self, worker: WorkerProcess) -> tuple[Any, ...]:
+    def _ready(self, worker: Worker) -> tuple[Any, ...]:
         try:
             return worker.receive()
-        except _Lost as error:
+        except WorkerLost as error:
             raise EnvError(str(error)) from None
 
     @property
@@ -129,7 +133,7 @@ class WorkerLanes(Lanes):
         return self._drawn
 
     def listen(self, say: Callable[[str], None], on_wait: Callable[[], None]) -> None:
-        """See :class:`Lanes`; nothing outside this machine is waited for."""
+        """See :class:`Lanes`; workers are only waited for as long as their time limits allow."""
         self._say = say
 
     # ------------------------------------------------------------------ playing
@@ -157,7 +161,7 @@ class WorkerLanes(Lanes):
                 if at.lost:
                     self._bring_back(at)
                 reply = self._answer(at)
-            except _Lost as error:
+            except WorkerLost as error:
                 at.lost, at.tries = str(error), at.tries + 1
                 if at.tries >= TRIES:
                     raise EnvError(f"lost {at.tries} times at {at.where}: {error}") from None
@@ -179,7 +183,7 @@ class WorkerLanes(Lanes):
     # ------------------------------------------------------------------ lost workers
 
     def _bring_back(self, lane: _Lane) -> None:
-        """A new process, which plays the episode up to the same step, and the request again."""
+        """A new worker, which plays the episode up to the same step, and the request again."""
         assert lane.asked is not None
         why, where = lane.lost, lane.where
         lane.worker.kill()
@@ -193,7 +197,7 @@ class WorkerLanes(Lanes):
         if in_episode:
             _restore(lane)
             _get(lane.worker)
-        self._say(f"note: {why}; a new process was brought to {where}")
+        self._say(f"note: {why}; a new worker was brought to {where}")
         _put(lane.worker, lane.asked)
 
     # ------------------------------------------------------------------ state
@@ -223,24 +227,27 @@ class WorkerLanes(Lanes):
                 self._ask(lane, asked)
 
     def close(self) -> None:
-        """End the processes; safe to call twice."""
+        """End the workers; safe to call twice."""
         lanes, self._lanes = self._lanes, []
-        for lane in lanes:
-            lane.worker.conn.close()
-        for lane in lanes:
-            lane.worker.kill()
+        end([lane.worker for lane in lanes])
+
+
+class RayLanes(WorkerLanes):
+    """In actors of a Ray cluster."""
+
+    ENGINE = "ray"
 
 
 def _noting_loss(lane: _Lane, do: Callable[[], object]) -> None:
     """``do``; if the worker is lost, it is replaced when an answer of the lane is wanted."""
     try:
         do()
-    except _Lost as error:
+    except WorkerLost as error:
         lane.lost = str(error)
 
 
-def _put(worker: WorkerProcess, request: Request) -> None:
-    """Send a request; _Lost if the worker is gone."""
+def _put(worker: Worker, request: Request) -> None:
+    """Send a request; WorkerLost if the worker is gone."""
     if request.seed is not None:
         worker.what = f"starting the episode of seed {request.seed}"
         worker.send(("call", "reset", (), {"seed": request.seed}))
@@ -249,7 +256,7 @@ def _put(worker: WorkerProcess, request: Request) -> None:
         worker.send(("call", "step", (request.action,), {}))
 
 
-def _get(worker: WorkerProcess) -> tuple[Any, float, float]:
+def _get(worker: Worker) -> tuple[Any, float, float]:
     """What the environment's method returned, and the seconds it took and drew images."""
     kind, *rest = worker.receive()
     if kind == "misuse":
@@ -264,13 +271,3 @@ def _restore(lane: _Lane) -> None:
     lane.worker.send(
         ("call", "load_state_dict", (state,), {}), max(lane.worker.timeout, BUILD_TIMEOUT)
     )
-
-
-def _memory_of(pid: int) -> int:
-    """Bytes of memory that a process takes; 0 where the system does not say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    found = (line.split() for line in lines)
-    return next((1024 * int(words[1]) for words in found if words[:1] == ["VmRSS:"]), 0)

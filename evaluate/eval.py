@@ -29,6 +29,7 @@ from common_utils.run_config import ConfigError
 from common_utils.run_folder import output_folder
 from env.core import Env
 from env.named_modules import add_trust_option
+from env.remote import WORKERS
 from evaluate.multi_process_eval import EvalPool, run_eval_mp
 from evaluate.protocol import Protocol, protocol_of
 from evaluate.recording import Recordings
@@ -69,8 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="evaluations per checkpoint, each on further seeds",
     )
+    parser.add_argument("--mp", type=numeric(Threads), default=10, help="workers; 0: this process")
     parser.add_argument(
-        "--mp", type=numeric(Threads), default=10, help="worker processes; 0: this process"
+        "--engine",
+        choices=sorted(WORKERS),
+        default="process",
+        help="where workers are: processes of this machine, or actors of a Ray cluster (that of "
+        "RAY_ADDRESS)",
     )
     parser.add_argument(
         "--one_by_one", type=numeric(Flag), default=0,
@@ -157,7 +163,7 @@ class Evaluator:
         if self._pool is None or self._pool.env_cfg != params:
             self.close()
             workers = min(self.args.mp, self.args.num_game)
-            self._pool = EvalPool(params, workers)
+            self._pool = EvalPool(params, workers, engine=self.args.engine)
         return self._pool
 
     def evaluate(self, weight: Path) -> EvalResult:
@@ -191,6 +197,7 @@ class Evaluator:
             "forecast": self._forecast,
         }
         if args.weight and args.repeat == 1:
+            options["engine"] = args.engine
             return run_eval_mp(params, agent, args.mp, args.num_game, seed, **options)
         return self._pool_for(params).run(agent, args.num_game, seed, **options)
 
@@ -266,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--record_dir needs --mp 0")
     if args.rerun_dir is not None and (args.mp or not args.weight):
         parser.error("--rerun_dir needs --mp 0 and --weight")
+    if args.engine != "process" and not args.mp:
+        parser.error(f"--engine {args.engine} needs --mp of at least 1")
     if args.out and (not args.weight or Path(args.out).exists()):
         found = "exists, expected a new name" if args.weight else "goes with --weight"
         parser.error(f"--out {found}")

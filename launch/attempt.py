@@ -28,11 +28,6 @@ from launch.trial import Trial
 
 LOGS, RECORDS = "logs", "records"
 MAX_RECORD = 1 << 20  # bytes
-# What programs read; they must have the same values wherever they are started, for the same bits.
-CARRIED = (
-    "EGL_PLATFORM", "IBRL_GEMM", "MKL_NUM_THREADS", "MUJOCO_GL",
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYOPENGL_PLATFORM", "PYTHONPATH",
-)  # fmt: skip
 FREE_WITHIN = 60.0  # seconds in which an attempt that was cut off must have left the folder
 
 
@@ -53,15 +48,10 @@ class Outcome(NamedTuple):
         return f"exit status {self.status}"
 
 
-def variables() -> dict[str, str | None]:
-    """This process's values of the variables that attempts elsewhere are given; None: not set."""
-    return {name: os.environ.get(name) for name in CARRIED}
-
-
 class Attempt:
     """A running program.
 
-    given: what :func:`variables` was where the sweep runs; None: there is nothing to give.
+    given: ``common_utils.elsewhere.variables`` of the process of the sweep; None: nothing is given.
     """
 
     def __init__(

@@ -82,4 +82,6 @@ def cores_of(cfg: Any) -> int:
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = getattr(cfg, "torch_threads", 0) or (int(named) if named.isdigit() else 0) or every
     workers = cfg.num_eval_worker if cfg.mp_eval else 0
-    return int(max(threads, cfg.kernel_threads, workers, getattr(cfg, "num_env", 1)))
+    here = getattr(cfg, "rollout", "process") == "process"  # else Ray counts them itself
+    envs = getattr(cfg, "num_env", 1) if here else 1
+    return int(max(threads, cfg.kernel_threads, workers, envs))

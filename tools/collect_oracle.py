@@ -13,7 +13,6 @@ replicas or interruptions.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -40,7 +39,7 @@ from env.factory import make_env, suite_class
 from env.suites import AnySuite, suite_by_task
 from evaluate.stats import wilson
 from evaluate.video import annotate, write_video
-from tools.recording import DemoRun, Job, Outcome, kept_reported, store_part
+from tools.recording import DemoRun, Job, Outcome, crew_size, kept_reported, store_part
 
 # a time limit that is never reached: the task has its own
 NO_LIMIT = 10**6
@@ -179,8 +178,11 @@ class MainConfig:
     task: str = "PUSH"
     # total number of episodes
     num: Positive = 2000
-    # worker processes (-1: one per core; 0: this process)
+    # workers (-1: one per core, or per CPU of the cluster; 0: this process)
     replicas: Annotated[int, Between(-1, 256)] = -1
+    # where workers are: process (of this machine) or ray (actors of a Ray cluster, that of
+    # RAY_ADDRESS)
+    engine: Literal["process", "ray"] = "process"
     # folder of dataset.hdf5 and env_cfg.json
     out: str = ""
     # source of all randomness
@@ -223,6 +225,7 @@ class MainConfig:
             raise ValueError(
                 f"shared_memory: 1 shows a single scene, expected replicas 0, got {self.replicas}"
             )
+        self.workers  # noqa: B018 - refuses what does not go together
         defaults = {f.name: f.default for f in fields(type(self))}
         set_here = [name for name in NOT_FOR_ALL if getattr(self, name) != defaults[name]]
         for name in set_here:
@@ -274,12 +277,9 @@ class MainConfig:
 
     @property
     def workers(self) -> int:
-        """Processes to start."""
-        if self.shared_memory:
-            return 0
-        if self.replicas >= 0:
-            return min(self.replicas, self.num)
-        return min(len(os.sched_getaffinity(0)), self.num)
+        """Workers to start."""
+        asked = 0 if self.shared_memory else self.replicas
+        return crew_size(asked, self.num, self.engine, "replicas")
 
 
 def _run(cfg: MainConfig, task: str) -> DemoRun:
@@ -311,6 +311,7 @@ def _run(cfg: MainConfig, task: str) -> DemoRun:
         title=task,
         details=f" (noise {cfg.noise:g})",
         overwrite=bool(cfg.overwrite),
+        engine=cfg.engine,
     )
 
 

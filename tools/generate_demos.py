@@ -11,7 +11,6 @@ continues when the same command is run again: finished episodes are kept in
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,7 +35,7 @@ from env.robosuite.control import ActionNoise, Jitter, Noise
 from env.robosuite.experts import EXPERTS
 from env.robosuite.sim import TASKS
 from tools.demo_recorder import Settings
-from tools.recording import DemoRun, kept_reported
+from tools.recording import DemoRun, crew_size, kept_reported
 
 
 @dataclass
@@ -66,8 +65,11 @@ class MainConfig:
     render_quality: Literal["faithful", "fast"] = "faithful"
     # time limit in control steps (-1: the task's)
     episode_length: Annotated[EpisodeLength, Or(-1)] = -1
-    # worker processes (-1: one per core; 0: this process)
+    # workers (-1: one per core, or per CPU of the cluster; 0: this process)
     workers: Annotated[int, Between(-1, 256)] = -1
+    # where workers are: process (of this machine) or ray (actors of a Ray cluster, that of
+    # RAY_ADDRESS)
+    engine: Literal["process", "ray"] = "process"
     # give up when more than this share of at least 20 episodes fails
     max_failure_rate: Share = 0.95
     # replace an existing dataset and the remains of an unfinished run
@@ -80,6 +82,7 @@ class MainConfig:
             self.jitter = Noise.of(self.noise).jitter
         if self.episode_length == -1:
             self.episode_length = TASKS[self.task].horizon
+        self.num_workers  # noqa: B018 - refuses what does not go together
 
     @property
     def settings(self) -> Settings:
@@ -92,9 +95,7 @@ class MainConfig:
 
     @property
     def num_workers(self) -> int:
-        if self.workers >= 0:
-            return min(self.workers, self.num)
-        return min(len(os.sched_getaffinity(0)), self.num)
+        return crew_size(self.workers, self.num, self.engine, "workers")
 
 
 def _env_args(cfg: MainConfig) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def _run(cfg: MainConfig) -> DemoRun:
         ),
         overwrite=bool(cfg.overwrite),
         max_failure_rate=cfg.max_failure_rate,
+        engine=cfg.engine,
     )
 
 

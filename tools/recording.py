@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,7 +33,7 @@ from common_utils.run_config import ConfigError
 from common_utils.seeding import seed_for
 from common_utils.specs import EnvSpec
 from env.core import EnvError
-from env.remote import WorkerProcess
+from env.crew import Crew, Message
 
 PARTS = ".parts"  # finished episodes of an unfinished run
 SETTINGS_NAME = "settings.json"
@@ -123,59 +122,58 @@ class disk_reported:
             raise EnvError(f"{reason} while writing '{self.path}'") from error
 
 
-class _Player(WorkerProcess):
-    """A worker and the job it plays."""
-
-    job: Job | None = None
-
-    def give(self, job: Job) -> None:
-        self.job, self.what = job, f"playing attempt {job.number} (seed {job.env_seed})"
-        self.send(("call", "attempt", (job,), {}))
+def crew_size(asked: int, num: int, engine: str, field: str) -> int:
+    """Workers for ``num`` episodes if a field asks for ``asked`` of them: -1 is one per core, or
+    per CPU of the cluster (``env.crew.Crew`` takes no more). ValueError for a cluster without."""
+    if engine != "process" and asked == 0:
+        raise ValueError(f"{field}: 0 plays in this process, expected engine process")
+    every = num if engine != "process" else len(os.sched_getaffinity(0))
+    return min(every if asked < 0 else asked, num)
 
 
 def play(
-    settings: Settings, jobs: Iterable[Job], workers: int
+    settings: Settings, jobs: Iterable[Job], workers: int, engine: str = "process"
 ) -> Generator[tuple[Job, Outcome], None, None]:
     """Play ``jobs``, yielding each when it is done (with workers: in any order).
 
     Jobs are drawn when a worker is free; stop by closing the generator, which ends the
-    workers. ``workers`` 0 plays in this process. Raises EnvError when a worker dies, fails,
-    hangs or meets a full disk.
+    workers. ``workers`` 0 plays in this process; ``engine`` is where they are, a row of
+    ``env.remote.WORKERS``. A job whose worker dies or hangs is played again. Raises EnvError when
+    one fails, when a job loses three, and on a full disk.
     """
     if workers == 0:
         with closing(settings.recorder()) as recorder:
             for job in jobs:
                 yield job, recorder.attempt(job)
         return
-    players = [_Player(f"recording worker {i}", settings.timeout, EnvError) for i in range(workers)]
-    try:
-        yield from _play(players, settings, iter(jobs))
-    finally:
-        for player in players:
-            player.kill()
+    crew = Crew[Job](
+        engine, workers, "recording worker", settings.timeout, EnvError, settings.MAKER,
+        asdict(settings), console().print,  # type: ignore[call-overload]
+    )  # fmt: skip
+    with closing(crew):
+        crew.fill()
+        yield from _play(crew, iter(jobs))
 
 
-def _play(
-    players: list[_Player], settings: Settings, jobs: Iterator[Job]
-) -> Iterator[tuple[Job, Outcome]]:
-    for player in players:
-        player.build(settings.MAKER, asdict(settings))  # type: ignore[call-overload]
-    busy = {player.conn: player for player in players}
-    while busy:
-        slowest = min(busy.values(), key=lambda p: p.deadline)
-        ready = wait(list(busy), timeout=max(0.0, slowest.deadline - time.monotonic()))
-        for conn in ready or [slowest.conn]:
-            player = busy[conn]  # type: ignore[index]
-            kind, answer = player.receive()[:2]
+def _play(crew: Crew[Job], jobs: Iterator[Job]) -> Iterator[tuple[Job, Outcome]]:
+    while crew.assign(jobs, _begin):
+        for member, (kind, answer, *_) in crew.answers():
             if kind == "misuse":
                 raise EnvError(answer)
-            if player.job is not None:
-                yield player.job, answer
-            job = next(jobs, None)
-            if job is None:
-                del busy[player.conn]
-            else:
-                player.give(job)
+            job = member.task
+            assert job is not None
+            crew.done(member)
+            if answer.kept and not Path(job.part).is_file():
+                raise EnvError(
+                    f"out: '{job.part}', written by {member.worker.name}, is not on this machine; "
+                    "expected a folder that all nodes of the cluster share"
+                )
+            yield job, answer
+
+
+def _begin(job: Job) -> tuple[Message, str]:
+    doing = f"playing attempt {job.number} (seed {job.env_seed})"
+    return ("call", "attempt", (job,), {}), doing
 
 
 class Parts:
@@ -239,6 +237,7 @@ class DemoRun:
     details: str = ""
     overwrite: bool = False
     max_failure_rate: float = 0.95
+    engine: str = "process"
 
     @property
     def folder(self) -> Path:
@@ -353,7 +352,8 @@ class DemoRun:
         if parts.tried:
             console().print(f"continuing: {done} of {self.num} demonstrations exist")
         with RunProgress(self.num, "demonstrations", done) as progress:
-            with closing(play(self.settings, self._jobs(parts), self.workers)) as played:
+            jobs = self._jobs(parts)
+            with closing(play(self.settings, jobs, self.workers, self.engine)) as played:
                 for job, outcome in played:
                     parts.add(job.number, outcome.kept)
                     progress.update(min(len(parts.won), self.num), failed=len(parts.lost))

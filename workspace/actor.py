@@ -223,7 +223,7 @@ class Actor:
         cfg = self.cfg
         set_all_seeds(seed_for(cfg.seed, "actor", bits=31))
         policies, _ = load_bc_policies(cfg, weights=self._weights)
-        self.envs = open_lanes(self.env_cfg, cfg.num_env, cfg.env_timeout)
+        self.envs = open_lanes(self.env_cfg, cfg.num_env, cfg.env_timeout, cfg.lanes)
         self.spec = self.envs.spec
         self.envs.listen(partial(self._tell, "say"), self._go_on)
         self.agent = build_agent(cfg, self.spec, policies)

@@ -27,18 +27,13 @@ from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
 from env.core import EnvError, EnvGone
 from env.factory import suite_class
-from env.remote import WorkerProcess
+from env.remote import TRIES, WorkerLost, WorkerProcess
 from rl.agent import Agent
 from workspace.actor import Phase, Played
 from workspace.collector import Choose, Ended, Playing, Store
 from workspace.rl_config import MainConfig
 
 MAKER = "workspace.actor:make"
-TRIES = 3  # actors that are lost one after the other, without a step between
-
-
-class ActorLost(Exception):
-    """The actor's process died, or did not answer."""
 
 
 class ActorProcess:
@@ -61,7 +56,7 @@ class ActorProcess:
         self.on_wait: Callable[[], None] = lambda: None
         try:
             self.spec = self.start()
-        except ActorLost as error:
+        except WorkerLost as error:
             raise EnvError(str(error)) from None
         several = "" if cfg.num_env == 1 else f" with {cfg.num_env} environments"
         self.notes: Sequence[str] = [
@@ -70,8 +65,8 @@ class ActorProcess:
         ]
 
     def start(self) -> EnvSpec:
-        """Start the process; what its environments deliver. ActorLost if it dies meanwhile."""
-        self.worker = WorkerProcess("the actor", self.cfg.env_timeout, EnvError, ActorLost)
+        """Start the process; what its environments deliver. WorkerLost if it dies meanwhile."""
+        self.worker = WorkerProcess("the actor", self.cfg.env_timeout, EnvError)
         try:
             self.worker.build(MAKER, self._settings)
             return EnvSpec.from_dict(self.worker.receive()[1])
@@ -84,7 +79,7 @@ class ActorProcess:
         self.say, self.on_wait = say, on_wait
 
     def call(self, method: str, *args: Any) -> Any:
-        """What a method of ``workspace.actor.Actor`` returns; ActorLost if the process is gone."""
+        """What a method of ``workspace.actor.Actor`` returns; WorkerLost if the process is gone."""
         self.worker.what = "playing"
         self.worker.send(("call", method, args, {}))
         kind, *rest = self.worker.receive()
@@ -220,7 +215,7 @@ class ActorPlay(Playing):
         """``do``; returns whether the actor was lost meanwhile, and replaced."""
         try:
             do()
-        except ActorLost as error:
+        except WorkerLost as error:
             self._replace(str(error))
             return True
         return False
@@ -239,7 +234,7 @@ class ActorPlay(Playing):
             try:
                 self.actor.start()
                 self._begin()
-            except ActorLost as error:
+            except WorkerLost as error:
                 why = str(error)
             else:
                 return

@@ -183,7 +183,7 @@ def rehearse_rl(work: RlRun, fill: Callable[[], list[str]]) -> None:
     )
     evaluations = math.ceil(cfg.num_train_step / cfg.log_per_step)
     games = math.ceil(cfg.num_eval_episode / games_at_once(cfg.mp_eval, cfg.num_eval_worker))
-    at_once = min(cfg.num_env, os.cpu_count() or 1)
+    at_once = cfg.num_env if cfg.rollout == "ray" else min(cfg.num_env, os.cpu_count() or 1)
     warm_up = max(0, cfg.warm_up_target - cfg.preload_num_data)
     stages = [
         Stage("warm-up, at most", math.ceil(warm_up / at_once) * cfg.episode_length, game),

@@ -50,6 +50,7 @@ RESUMABLE_CHANGES = (
     "kernel_threads",
     "env_timeout",
     "max_lead",
+    "rollout",
     "trust_module",
     "remote.url",
     "remote.step_timeout",
@@ -103,9 +104,12 @@ class MainConfig(Kinded, RunConfig):
     goal_tolerance: NotNegativeNumber = 0.0
     # particle: leave the velocity out of the state
     hide_velocity: Flag = 0
-    # environments that play at the same time, each in a process of its own; 1: here
+    # environments that play at the same time
     num_env: Workers = 1
-    # seconds that a step or a reset may take in such a process, before it is replaced
+    # where they play: process (several: each in one of its own, 1: in the trainer's) or ray (actors
+    # of a Ray cluster, that of RAY_ADDRESS)
+    rollout: Literal["process", "ray"] = "process"
+    # seconds that a step or a reset may take elsewhere, before its process is replaced
     env_timeout: Annotated[float, Above(0), AtMost(86400)] = 120.0
     # environments and acting in a process of their own, which no update delays (docs/scaling.md)
     actor_learner: Flag = 0
@@ -296,6 +300,11 @@ class MainConfig(Kinded, RunConfig):
     def stddev_schedule(self) -> str:
         """Exploration noise over environment steps, as ``common_utils.ibrl_utils.schedule``."""
         return f"linear({self.stddev_max},{self.stddev_min},{self.stddev_step})"
+
+    @property
+    def lanes(self) -> str:
+        """How ``env.lanes.open_lanes`` plays the environments; "": as is usual for their number."""
+        return "ray" if self.rollout == "ray" else ""
 
     @property
     def warm_up_target(self) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from common_utils.errors import shortened
 from launch.attempt import Outcome
 from launch.trial import Trial
 
@@ -52,17 +50,3 @@ class Engine(ABC):
     def close(self) -> None:
         """Free what the engine holds, if anything; nothing runs any more."""
         return
-
-
-def found_elsewhere() -> None:
-    """Make this program importable for processes that are started with this one's variables."""
-    root = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH", "")
-    if root not in before.split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, before]))
-
-
-def last_line(error: BaseException) -> str:
-    """What went wrong in a remote error, whose text ends with it after a long trace."""
-    lines = [line for line in str(error).splitlines() if line.strip(" -")]
-    return shortened(lines[-1] if lines else type(error).__name__, 300)

@@ -6,15 +6,14 @@ starts its trials again elsewhere, and they resume from the states in the sweep'
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common_utils.elsewhere import found_elsewhere, joined_ray, last_line, variables
 from common_utils.errors import ConfigError
-from common_utils.extras import optional
-from launch.attempt import Outcome, run_to_end, variables
-from launch.engines.base import Engine, Handle, found_elsewhere, last_line
+from launch.attempt import Outcome, run_to_end
+from launch.engines.base import Engine, Handle
 from launch.trial import Trial
 
 LOST_NODES = 100  # after which a trial is given up
@@ -57,23 +56,13 @@ class RayEngine(Engine):
     def __init__(self, sweep: Path, settings: Mapping[str, str]) -> None:
         super().__init__(sweep, settings)
         self._gpus, self._memory = (_amount(settings, n) for n in ("num_gpus", "memory_gb"))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._ray = optional("ray", "scale", "--engine ray")
+        self._ray = joined_ray("--engine ray", settings.get("address"))
         found_elsewhere()
         self._given = variables()
         there = {name: value for name, value in self._given.items() if value is not None}
-        try:
-            self._ray.init(
-                address=settings.get("address"),
-                runtime_env={"env_vars": there},
-                log_to_driver=False,
-                logging_level="error",
-            )
-        except ConnectionError as error:
-            raise ConfigError(
-                f"--engine ray: {last_line(error)}; expected a cluster that runs (ray start)"
-            ) from None
-        self._run = self._ray.remote(max_retries=LOST_NODES, retry_exceptions=False)(run_to_end)
+        self._run = self._ray.remote(
+            max_retries=LOST_NODES, retry_exceptions=False, runtime_env={"env_vars": there}
+        )(run_to_end)
 
     def submit(self, trials: Sequence[Trial]) -> list[Handle]:
         """Queue a task for each."""

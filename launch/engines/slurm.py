@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common_utils.elsewhere import found_elsewhere, last_line, variables
 from common_utils.errors import ConfigError
 from common_utils.extras import optional
-from launch.attempt import Attempt, Outcome, run_to_end, variables
-from launch.engines.base import Engine, Handle, found_elsewhere, last_line
+from launch.attempt import Attempt, Outcome, run_to_end
+from launch.engines.base import Engine, Handle
 from launch.trial import Trial
 
 CLUSTERS = ("slurm", "local", "debug")

@@ -63,6 +63,10 @@ def local(agent, num_game, seed):
     return result
 
 
+def pids(pool):
+    return [member.worker.process.pid for member in pool._crew.members]
+
+
 def assert_same(a, b):
     for field in ("scores", "successes", "lengths", "seeds"):
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
@@ -110,9 +114,9 @@ def test_global_generators_modes_and_config_are_left_alone(pool):
 
 def test_workers_stay_alive_between_evaluations(pool):
     pool.run(Agent(), 2, 0)
-    pids = [w.process.pid for w in pool._workers]
+    before = pids(pool)
     pool.run(Agent(), 3, 5)
-    assert [w.process.pid for w in pool._workers] == pids
+    assert pids(pool) == before
     assert pool.spec.observations["state"].shape == (4,)
 
 
@@ -127,8 +131,8 @@ def gone(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("fault", "timeout", "message"),
     [
-        ("die", 30, "was killed by signal 9 while playing seed 4; out of memory"),
-        ("hang", 3, "did not answer for 6 s while playing seed 4"),
+        ("die", 30, "lost 3 times: .*was killed by signal 9 while playing seed 4; out of memory"),
+        ("hang", 1, "lost 3 times: .*did not answer for 2 s while playing seed 4"),
         ("raise", 30, "failed while playing seed 4(.|\n)*the simulation diverged"),
     ],
 )
@@ -137,10 +141,10 @@ def test_faulty_workers_become_errors_without_zombies(fault, timeout, message):
     with EvalPool(cfg, 2, maker=MAKER, timeout=60) as pool:
         pool.spec  # noqa: B018 - starts the workers, so that the short timeout is for steps
         pool.timeout = timeout
-        pids = [w.process.pid for w in pool._workers]
+        before = pids(pool)
         with pytest.raises(EvalError, match=message):
             pool.run(Agent(), 6, 0)
-        assert all(gone(pid) for pid in pids)
+        assert all(gone(pid) for pid in before)
         # the pool recovers with new workers
         pool.timeout = 60
         assert len(pool.run(Agent(), 2, 0)) == 2
@@ -194,11 +198,11 @@ def test_an_agent_that_chooses_nan_is_named(pool, one_by_one):
 FROZEN = f"""
 import sys, time
 from evaluate.multi_process_eval import EvalPool
-from {Path(__file__).stem} import Agent, MAKER
+from {Path(__file__).stem} import Agent, MAKER, pids
 with EvalPool({{"step_seconds": 0.05}}, 2, maker=MAKER, timeout=60) as pool:
     pool.spec
     pool.timeout = 2
-    print(*(w.process.pid for w in pool._workers), flush=True)
+    print(*pids(pool), flush=True)
     print(len(pool.run(Agent(), 4, 0)))
 """
 
@@ -234,13 +238,26 @@ def test_an_evaluation_can_be_left_between_steps(num_proc):
         assert len(pool.run(Agent(), 2, 0)) == 2
 
 
-def test_killed_worker_is_noticed_between_evaluations():
-    with EvalPool({}, 1, maker=MAKER, timeout=60) as pool:
-        pool.run(Agent(), 1, 0)
-        pool._workers[0].process.send_signal(signal.SIGKILL)
-        pool._workers[0].process.wait()
-        with pytest.raises(EvalError, match="killed by signal 9"):
-            pool.run(Agent(), 1, 0)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_lost_workers_change_nothing(signum):
+    """One is lost between evaluations, one in a game, which is played again from its seed."""
+    agent, calls, said = Agent(noise=0.3), [], []
+    with EvalPool({"horizon": 30}, 2, maker=MAKER, timeout=60) as pool:
+        pool.say = said.append
+        pool.run(agent, 2, 0)
+        pool.timeout = 1.0
+        first, second = pids(pool)
+        os.kill(first, signum)
+
+        def pause():
+            calls.append(1)
+            if len(calls) == 40:
+                os.kill(second, signum)
+
+        assert_same(pool.run(agent, 6, 11, pause=pause), local(agent, 6, 11))
+        assert len(pids(pool)) == 2
+    how = "killed by signal 9" if signum == signal.SIGKILL else "did not answer for 2 s"
+    assert len(said) == 2 and all(how in line and "takes its place" in line for line in said)
 
 
 def test_environment_that_cannot_be_built():
@@ -255,7 +272,7 @@ def test_workers_end_with_a_killed_parent():
     code = (
         "import sys, os; from evaluate.multi_process_eval import EvalPool, run_eval_mp\n"
         f"pool = EvalPool({{}}, 1, maker={MAKER!r}); pool.spec\n"
-        "print(pool._workers[0].process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "print(pool._crew.members[0].worker.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

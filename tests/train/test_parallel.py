@@ -125,7 +125,7 @@ def test_lost_workers_change_nothing(
     train_rl.run(config(tmp_path / "run", num_env=4, env_timeout=1))
     assert_same_run(four, tmp_path / "run")
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count("a new process was brought to") == 3
+    assert log.count("a new worker was brought to") == 3
     assert log.count("killed by signal 9") == 2 and log.count("did not answer for 2 s") == 1
 
 
