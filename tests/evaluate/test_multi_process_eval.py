@@ -245,6 +245,8 @@ def test_lost_workers_change_nothing(signum):
     with EvalPool({"horizon": 30}, 2, maker=MAKER, timeout=60) as pool:
         pool.say = said.append
         pool.run(agent, 2, 0)
+        while not all(member.built for member in pool._crew.members):
+            pool._crew.answers()
         pool.timeout = 1.0
         first, second = pids(pool)
         os.kill(first, signum)
