@@ -6,7 +6,9 @@ frames: PickPlaceCan as its pixel agents see it (96 x 96), random actions: steps
 with its picture, in this process and in 1 and 2 others. training: whole runs of ``train_rl`` from
 states on Lift and Meta-World with 1, 2 and 4 environments (RL alone, no evaluations): environment
 steps per second, and what one costs the learner (acting, storing, sampling, updating), which should
-not depend on their number. Wall time: measure on a machine that does nothing else.
+not depend on their number. ray (only if it is asked for; needs requirements-scale.txt): what a step
+takes in a process and in a Ray actor on this machine, with states and with a picture, and what the
+actor costs more. Wall time: measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -113,7 +115,24 @@ def training(report: common.Report, args: argparse.Namespace) -> None:
                 report.add(case, "trainer_cpu_ms_per_env_step", common.median(cpu), "ms")
 
 
-PARTS = {"frames": frames, "training": training}
+def ray(report: common.Report, args: argparse.Namespace) -> None:
+    """The part ``ray``."""
+    steps, repeats = (5, 1) if args.quick else (100, 5)
+    pixels = rl_env_config(load(PIXELS))
+    cases = {
+        "particle, states": EnvConfig(suite="particle", task="PARTICLE_2d", use_state=1),
+        "Can, pixels": pixels,
+    }
+    for name, cfg in cases.items():
+        cfg.episode_length = steps + 1
+        took = {}
+        for way in ("process", "ray"):
+            took[way] = 1e3 / frames_per_second(cfg, 1, way, steps, repeats)
+            report.add(f"{name}, {way}", "ms_per_step", took[way], "ms")
+        report.add(name, "ms_per_step_more_in_an_actor", took["ray"] - took["process"], "ms")
+
+
+PARTS = {"frames": frames, "training": training, "ray": ray}
 
 
 def main() -> None:
@@ -127,7 +146,7 @@ def main() -> None:
     os.environ.setdefault("MUJOCO_GL", "egl")
     report = common.start(args)
     for name, part in PARTS.items():
-        if args.part in ("all", name):
+        if args.part == name or (args.part == "all" and name != "ray"):
             part(report, args)
     report.write(args.json)
 
