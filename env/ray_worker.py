@@ -12,7 +12,7 @@ from common_utils.elsewhere import import_path, joined_ray, last_line, variables
 from env.remote import Worker, WorkerLost
 from env.worker import Answerer
 
-RAY = "ray"  # what needs the package, for messages
+RAY = "rollout or engine ray"  # what needs the package, for messages
 ENDING = 0.5  # seconds in which an actor may free its environment
 
 
@@ -57,6 +57,11 @@ class RayWorker(Worker):
         self._actor = _actor_class().options(num_cpus=1, **options).remote(os.getcwd())
         self._answer: Any = None
         self._released: Any = None
+
+    def overdue(self) -> str:
+        """See :class:`Worker`; also whether it could not begin."""
+        full = self._ray.available_resources().get("CPU", 0) < 1
+        return super().overdue() + ("; no CPU of the cluster is free" if full else "")
 
     @property
     def place(self) -> str:

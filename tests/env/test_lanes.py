@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from common_utils.errors import UserError
 from env.config import EnvConfig
 from env.core import EnvError, EpisodeLost
 from env.lanes import LocalLane, Reply, open_lanes
@@ -234,6 +236,20 @@ def test_vector_environments_that_cannot_be_used_are_refused() -> None:
 def test_suites_of_one_environment_refuse_more() -> None:
     with pytest.raises(EnvError, match="num_env: 2, expected 1: suite remote has one environment"):
         open_lanes(EnvConfig(suite="remote"), 2)
+    with pytest.raises(EnvError, match="rollout: ray, expected process: suite remote plays in"):
+        open_lanes(EnvConfig(suite="remote"), way="ray")
+    with pytest.raises(EnvError, match="rollout: ray, expected process: gym.vector sync plays in"):
+        open_lanes(pendulum(gym_vector="sync"), 2, way="ray")
+
+
+def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        UserError,
+        match="rollout or engine ray: the package 'ray' is not installed; expected what this "
+        "installs: pip install -r requirements-scale.txt",
+    ):
+        open_lanes(EnvConfig(suite="particle", task="PARTICLE_2d"), 2, way="ray")
 
 
 def test_arrays_cross_in_memory() -> None:

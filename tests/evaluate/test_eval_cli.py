@@ -205,6 +205,10 @@ def test_missing_checkpoints(capsys, args, message):
             ["--weight", "x.pt", "--num_game", "0"],
             "--num_game: expected an integer of at least 1, got '0'",
         ),
+        (
+            ["--weight", "x.pt", "--engine", "ray", "--mp", "0"],
+            "--engine ray needs --mp of at",
+        ),
         (["--weight", "x.pt", "--record_dir", "v"], "--record_dir needs --mp 0"),
         (["--weight", "x.pt", "--include", "a"], "--include goes with --folder"),
         (["--weight", "x.pt", "--folder", "y"], "not allowed with"),

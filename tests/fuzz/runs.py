@@ -40,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
 NOT_RUN = (
     *(*configs.LEFT_ALONE, "dataset.path", "bc_policy", "load_model", "mp_eval", "num_eval_worker"),
     *("replay_threads", "replay_prefetch", "torch_threads", "kernel_threads"),
-    *("num_env", "env_timeout"),
+    *("num_env", "env_timeout", "rollout"),
 )
 
 

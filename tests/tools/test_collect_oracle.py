@@ -17,7 +17,7 @@ from common_utils.run_config import ConfigError
 from env.core import EnvError
 from env.factory import make_env, suite_class
 from tests import runs
-from tools import collect_oracle
+from tools import collect_oracle, generate_demos
 from tools.collect_oracle import MainConfig, collect
 from tools.recording import PARTS, Parts
 
@@ -52,6 +52,14 @@ def test_replicas_change_nothing_and_seeds_everything(tmp_path: Path) -> None:
     assert_same(one, run(tmp_path / "b", num=5, replicas=2))
     other = content(run(tmp_path / "c", num=5, seed=1))
     assert (other["demo_0/states"] != content(one)["demo_0/states"]).any()
+
+
+def test_a_cluster_needs_workers() -> None:
+    said = "0 plays in this process, expected engine process"
+    with pytest.raises(ValueError, match=f"replicas: {said}"):
+        MainConfig(replicas=0, engine="ray")
+    with pytest.raises(ValueError, match=f"workers: {said}"):
+        generate_demos.MainConfig(workers=0, engine="ray")
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
