@@ -52,6 +52,8 @@ OTHERS = {
     "pip install -r requirements-scale.txt": ".ci/run",
     "ray start --head --num-cpus 1": "tests/launch/test_ray.py, by ray.cluster_utils",
     "ray start --address 127.0.0.1:6379 --num-cpus 1": "the same",
+    "ray start --head --num-cpus 4": "tests/ray_cluster.py, by ray.cluster_utils",
+    "export RAY_ADDRESS=auto": "the same",
     "cd common_utils && make && cd ..": "set_env.sh",
     "export PYTHONPATH=$PWD OMP_NUM_THREADS=1": "set_env.sh",
     "benchmarks/device_check.sh": "tests/benchmarks/test_device.py",
