@@ -41,6 +41,7 @@ from common_utils.specs import Batch, Obs
 from common_utils.stopwatch import Stopwatch
 from env.factory import env_args, recording_config
 from env.lanes import Lanes, open_lanes
+from env.render_slots import check_free
 from evaluate.multi_process_eval import EvalPool
 from evaluate.protocol import Games, protocol_of
 from evaluate.rollout import EvalResult, Forecast
@@ -70,6 +71,7 @@ from workspace.resumable import ResumableRun
 from workspace.rl_config import RESUMABLE_CHANGES, MainConfig, rl_env_config
 from workspace.several_ranks import check_options
 from workspace.shared_updates import SharedUpdates, received_run, tell_run
+from workspace.watchdog import watched
 
 # Plain numbers of a run that its resumption needs.
 COUNTERS = (
@@ -128,6 +130,7 @@ class Workspace(ResumableRun):
         self.headline: dict[str, float] = {}
         # num_proc 0 plays in this process; started at the first evaluation
         workers = min(cfg.num_eval_worker, cfg.num_eval_episode) if cfg.mp_eval else 0
+        check_free(workers or int(cfg.num_env > 1), "num_eval_worker")
         self.eval_pool = EvalPool(asdict(self.env_cfg), workers)
 
     def _play(self) -> Playing:
@@ -363,7 +366,11 @@ def run(cfg: MainConfig) -> Workspace:
                 seen = (cfg.preload_datapath, work.env_cfg.cameras, cfg.save_dir)
                 cfg.preload_datapath = with_observations(*seen)
             inputs = load_inputs(work) if state is None else []  # before a run is replaced
-            with folder.open_log(cfg, may_change) as log, GracefulStop() as work.stop:
+            with (
+                folder.open_log(cfg, may_change) as log,
+                GracefulStop() as work.stop,
+                watched(cfg.suite, cfg.env_timeout, log.print),
+            ):
                 work.log, work.folder = log, folder
                 listen(work)
                 log.print(what_runs_here(work.agent.device))

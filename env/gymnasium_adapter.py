@@ -26,6 +26,7 @@ from common_utils.success_rule import (
     RewardReached,
     SuccessRule,
 )
+from env import render_slots
 from env.config import EnvConfig
 from env.core import EnvError, ObsDict
 from env.named_modules import import_named, split_task
@@ -223,7 +224,7 @@ class GymnasiumEnv(SeededEnv):
         if camera != RENDER:
             return self._raw[camera]
         # each of gymnasium's MuJoCo viewers has a GL context, but only selects it when it is made
-        viewer = getattr(getattr(self._sim.unwrapped, "mujoco_renderer", None), "viewer", None)
+        viewer = self._viewer()
         try:
             if viewer is not None:
                 viewer.make_context_current()
@@ -277,6 +278,12 @@ class GymnasiumEnv(SeededEnv):
         _choose_gl()
         self._sim.reset(seed=0)
         self._picture(RENDER)
+        if self._viewer() is not None:
+            render_slots.take(render_slots.current_renderer())
+
+    def _viewer(self) -> Any:
+        """Of gymnasium's MuJoCo environments, once they have drawn."""
+        return getattr(getattr(self._sim.unwrapped, "mujoco_renderer", None), "viewer", None)
 
     # ------------------------------------------------------------------ episode
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common_utils.gl import APT_LINE, BACKENDS, best_backend, load_triton_before_mesa
+from env import render_slots
 from env.core import EnvError
 
 _context: Any = None
@@ -44,6 +45,8 @@ def _shared_context() -> Any:
                 "try the other of egl, osmesa in MUJOCO_GL"
             ) from error
         _context_pid = os.getpid()
+        _context.make_current()
+        render_slots.take(render_slots.current_renderer())
     _context.make_current()
     return _context
 

@@ -109,7 +109,8 @@ class MainConfig(Kinded, RunConfig):
     # where they play: process (several: each in one of its own, 1: in the trainer's) or ray (actors
     # of a Ray cluster, that of RAY_ADDRESS)
     rollout: Literal["process", "ray"] = "process"
-    # seconds that a step or a reset may take elsewhere, before its process is replaced
+    # seconds that a step or a reset may take; then its process is replaced, or (1 environment, in
+    # the trainer's process) the run ends
     env_timeout: Annotated[float, Above(0), AtMost(86400)] = 120.0
     # environments and acting in a process of their own, which no update delays (docs/scaling.md)
     actor_learner: Flag = 0

@@ -2,10 +2,12 @@
 
 The environment variable PACED names a folder. Its file ``times`` gets a line per step of training
 (the process, seconds). If there is a file ``hang``, the next episode of training that comes to its
-third step removes it and never takes that step.
+third step removes it and never takes that step: it sleeps in C, or
+waits for a lock if the file says "lock".
 """
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -33,7 +35,12 @@ class Paced(gymnasium.Env):
         self.steps += 1
         hang = self.folder / "hang"
         if self.steps == 3 and self.seed > SEEDS_OF_TRAINING and hang.exists():
+            kind = hang.read_text()
             hang.unlink()
+            if kind == "lock":
+                lock = threading.Lock()
+                with lock, lock:  # never
+                    pass
             time.sleep(600)
         time.sleep(PERIOD)
         if self.seed > SEEDS_OF_TRAINING:
