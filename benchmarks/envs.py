@@ -93,7 +93,10 @@ def frames(report: common.Report, args: argparse.Namespace) -> None:
 
 def training(report: common.Report, args: argparse.Namespace) -> None:
     """The part ``training``."""
-    steps, repeat, numbers = (16, 1, (1, 2)) if args.quick else (args.steps, 3, (1, 2, 4))
+    steps, repeat = args.steps, args.repeat
+    numbers: tuple[int, ...] = (1, 2, 4)
+    if args.quick:
+        steps, repeat, numbers = 16, 1, (1, 2)
     with tempfile.TemporaryDirectory() as root:
         for name, file in STATES.items():
             for num in numbers:
@@ -113,6 +116,7 @@ def training(report: common.Report, args: argparse.Namespace) -> None:
                 report.add(case, "env_steps_per_second", common.median(rates), "1/s")
                 report.add(case, "learner_ms_per_env_step", common.median(learner), "ms")
                 report.add(case, "trainer_cpu_ms_per_env_step", common.median(cpu), "ms")
+                report.write(args.json)  # an interrupted measurement keeps what it has
 
 
 def ray(report: common.Report, args: argparse.Namespace) -> None:
@@ -141,6 +145,9 @@ def main() -> None:
     parser.add_argument("--part", choices=("all", *PARTS), default="all")
     parser.add_argument(
         "--steps", type=numeric(Positive), default=500, help="environment steps per training run"
+    )
+    parser.add_argument(
+        "--repeat", type=numeric(Positive), default=3, help="runs to take the median of"
     )
     args = parser.parse_args()
     os.environ.setdefault("MUJOCO_GL", "egl")

@@ -64,7 +64,7 @@ class Costs:
     receive_s: NotNegativeNumber = 0.0
     # what else passes until an answer is there, besides the step: waking up, copies in the worker
     answer_s: NotNegativeNumber = 0.0
-    # how much longer everything takes while all cores are busy
+    # how much longer an environment takes while all cores simulate
     crowded: SLOWER = 1.0
     # averaging all gradients of two processes, and sending one of them half a batch; 0: unknown
     exchange_s: NotNegativeNumber = 0.0

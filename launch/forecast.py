@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from launch.costs import Costs
-from launch.rounds import Played, Setting, play
+from launch.rounds import Played, Setting, play, slower
 
 MOST_STEPS = 10_000  # that are played for a forecast
 OWN = ("act", "observe", "store", "messages")  # the learner's work for each environment step
@@ -278,5 +278,4 @@ def environments_rate(costs: Costs, setting: Setting) -> float:
     """Steps per second that the environments play on their cores, without waiting."""
     each = costs.step_s + costs.render_s + costs.reset_s / costs.episode_length + costs.answer_s
     cores = setting.cores * setting.nodes
-    slow = costs.crowded if setting.num_env >= cores else 1.0
-    return min(setting.num_env, cores) / (each * slow)
+    return min(setting.num_env, cores) / (each * slower(costs, setting))

@@ -41,12 +41,12 @@ from workspace.bc_config import MainConfig as BcConfig
 from workspace.build_agent import bc_weights, build_agent, inherit_env, load_bc_policies
 from workspace.build_policy import build_policy
 from workspace.collector import Collector, acting
-from workspace.dry_run import seconds_per_call
 from workspace.prepare_rl import build_replay, memory_needs
 from workspace.rl_config import MainConfig, rl_env_config
 from workspace.shared_updates import SharedUpdates
 
 SECONDS = 1.0  # of each measurement, at least
+MOST_CALLS = 200
 LENGTH = 20  # steps of an episode that is played
 EPISODES = 3
 ACTING = (1, 2, 4, 8, 16, 64, 256)  # observations in a batch
@@ -208,7 +208,7 @@ def _acting(costs: Costs, agent: Agent, obs: Obs) -> None:
     costs.act_numbers, costs.act_s = [], []
     with eval_mode(agent):
         for num in ACTING:
-            took = seconds_per_call(lambda n=num: act([obs] * n), seconds=SECONDS / 4)  # type: ignore[misc]
+            took = _seconds(lambda n=num: act([obs] * n), seconds=SECONDS / 4)  # type: ignore[misc]
             costs.act_numbers.append(num)
             costs.act_s.append(took)
             if took > SECONDS:
@@ -231,10 +231,23 @@ def _updating(costs: Costs, cfg: MainConfig, agent: Agent, replay: ReplayBuffer)
 
     batch, half = draw(num), draw(max(1, num // 2))
     costs.batch_bytes = _bytes_of(batch)
-    costs.sample_s = seconds_per_call(lambda: draw(num), seconds=SECONDS / 2)
-    costs.critic_s = seconds_per_call(lambda: update(batch, False), seconds=SECONDS)
-    costs.update_s = seconds_per_call(lambda: update(batch, True), seconds=SECONDS)
-    costs.half_update_s = seconds_per_call(lambda: update(half, True), seconds=SECONDS)
+    costs.sample_s = _seconds(lambda: draw(num), seconds=SECONDS / 2)
+    costs.critic_s = _seconds(lambda: update(batch, False), seconds=SECONDS)
+    costs.update_s = _seconds(lambda: update(batch, True), seconds=SECONDS)
+    costs.half_update_s = _seconds(lambda: update(half, True), seconds=SECONDS)
+
+
+def _seconds(call: Callable[[], object], seconds: float) -> float:
+    """The median of a call's times, after one that is not counted: others on the machine disturb
+    it less than the mean."""
+    call()
+    took: list[float] = []
+    begun = time.perf_counter()
+    while not took or (time.perf_counter() - begun < seconds and len(took) < MOST_CALLS):
+        started = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - started)
+    return float(np.median(took))
 
 
 def _bytes_of(batch: Batch) -> int:
@@ -274,9 +287,8 @@ def _messages(costs: Costs, env_cfg: EnvConfig) -> None:
         one = rounds.together(1)
         costs.answer_s = max(0.0, one - step - sent - received)
         if num > 1:
-            trainer = num * (sent + received)
-            own_part = max(one - sent - received, 1e-9)
-            costs.crowded = max(1.0, (rounds.together(num) - trainer) / own_part)
+            messages = (num - 1) * (sent + received)  # of the others, one after the other
+            costs.crowded = max(1.0, (rounds.together(num) - messages) / one)
 
 
 def _children() -> Iterator[int]:
@@ -336,7 +348,7 @@ class _Rounds:
             for lane in range(num):
                 self._lanes.receive(lane)
             took.append(time.perf_counter() - started)
-        return float(np.mean(took[1:]))
+        return float(np.median(took[1:]))
 
     def _repeated(self) -> Iterator[None]:
         begun, done = time.perf_counter(), 0

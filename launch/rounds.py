@@ -78,8 +78,8 @@ class _Machine:
     while others come and go.
     """
 
-    def __init__(self, cores: int, crowded: float) -> None:
-        self.cores, self._crowded = cores, crowded
+    def __init__(self, cores: int) -> None:
+        self.cores = cores
         self._clock, self.taken = 0.0, 0
         self._ends: list[tuple[float, int, int]] = []
 
@@ -97,9 +97,7 @@ class _Machine:
     @property
     def speed(self) -> float:
         """Of each, 1 for one that is alone on the machine."""
-        busy = min(self.taken, self.cores)
-        share = (busy - 1) / (self.cores - 1) if self.cores > 1 else 0.0
-        return busy / self.taken / (1 + (self._crowded - 1) * share)
+        return min(self.taken, self.cores) / self.taken
 
     def until_next(self) -> float:
         """Seconds until somebody ends, if nobody comes."""
@@ -117,7 +115,7 @@ class _Machine:
 
 def play(costs: Costs, setting: Setting, steps: int) -> Played:
     """``steps`` environment steps of a run after its warm-up, without logs and evaluations."""
-    machines = [_Machine(setting.cores, costs.crowded) for _ in range(setting.nodes)]
+    machines = [_Machine(setting.cores) for _ in range(setting.nodes)]
     answered = [True] * setting.num_env
     played = Played(steps)
 
@@ -159,7 +157,7 @@ def _learner(costs: Costs, setting: Setting, steps: int) -> Iterator[Event]:
     """What the learner does in ``steps`` environment steps."""
     num, length = setting.num_env, costs.episode_length
     ages = [0 if setting.together else lane * length // num % length for lane in range(num)]
-    lanes = _Lanes(costs, here=num == 1)
+    lanes = _Lanes(costs, here=num == 1, slower=slower(costs, setting))
     starting = [lane for lane in range(num) if ages[lane] == 0]
     yield from lanes.start(starting)
     yield from lanes.started(starting)
@@ -185,6 +183,14 @@ def _learner(costs: Costs, setting: Setting, steps: int) -> Iterator[Event]:
                 return
 
 
+def slower(costs: Costs, setting: Setting) -> float:
+    """How much longer environments take because of others that simulate on the same machine: as
+    measured with all cores busy, and less in proportion with fewer. Updates were not slower."""
+    beside = min(-(-setting.num_env // setting.nodes), setting.cores) - 1
+    share = beside / (setting.cores - 1) if setting.cores > 1 else 0.0
+    return 1 + (costs.crowded - 1) * share
+
+
 def _updates(costs: Costs, done: int) -> Iterator[Event]:
     if done % costs.update_freq:
         return
@@ -199,13 +205,14 @@ class _Lanes:
 
     costs: Costs
     here: bool
+    slower: float
 
     def ask(self, lane: int, seconds: float, part: str) -> Iterator[Event]:
         if self.here:
             yield Work(part, seconds)
         else:
             yield Work("messages", self.costs.send_s)
-            yield Ask(lane, seconds + self.costs.answer_s)
+            yield Ask(lane, self.slower * (seconds + self.costs.answer_s))
 
     def receive(self, lane: int) -> Iterator[Event]:
         if not self.here:

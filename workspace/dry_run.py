@@ -72,13 +72,12 @@ def parameters(model: nn.Module) -> str:
     return f"{type(model).__name__}: {count_parameters(model):,} parameters ({shown})"
 
 
-def seconds_per_call(step: Callable[[], object], least: int = 1, seconds: float = SECONDS) -> float:
-    """Seconds of one of several calls, after ``least`` that are not counted: those of ``seconds``,
-    but at least ``least`` and at most MOST_STEPS."""
+def seconds_per_call(step: Callable[[], object], least: int = 1) -> float:
+    """Seconds of one of several calls, after ``least`` that are not counted."""
     for _ in range(least):
         step()
     started, done = time.perf_counter(), 0
-    while done < least or (time.perf_counter() - started < seconds and done < MOST_STEPS):
+    while done < least or (time.perf_counter() - started < SECONDS and done < MOST_STEPS):
         step()
         done += 1
     return (time.perf_counter() - started) / done

@@ -315,3 +315,12 @@ def test_a_run_is_measured_with_its_real_parts(
     assert found.gradient_bytes < found.checkpoint_bytes
     assert not (tmp_path / "run").exists()
     assert "--discount=0.98" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lift", "metaworld", "can_ibrl"])
+def test_recorded_costs_can_be_planned_with(name: str) -> None:
+    root = Path(__file__).resolve().parents[2] / "release" / "results" / "benchmarks"
+    costs = recorded.read(root / f"amd_zen3_costs_{name}.json")
+    one, many = (forecast(costs, Plan(Setting(num, 2))) for num in (1, 4))
+    assert many.steps_per_second > 0.5 * one.steps_per_second
+    assert costs.exchange_s > 0 and costs.env_bytes > 100 << 20
