@@ -99,9 +99,8 @@ def test_a_run_is_resumed_elsewhere(
     """SIGTERM saves its state, although Ray has a handler of its own."""
     with monkeypatch.context() as patch:
         at_step(patch, 62, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="SIGTERM at step .*state saved"):
             train_rl.run(config(tmp_path / "run", num_env=4, rollout=first))
-    assert "SIGTERM" in (tmp_path / "run" / "train.log").read_text()
     train_rl.run(config(tmp_path / "run", num_env=4, rollout=then, resume=1))
     assert_same_run(four, tmp_path / "run")
 
@@ -151,11 +150,11 @@ def test_games_of_a_lost_node_are_played_again(nodes: Nodes) -> None:
 
     def pause() -> None:
         calls.append(1)
-        if len(calls) == 100:
+        if len(calls) == 60:
             nodes.lose_one()
 
     said: list[str] = []
-    with EvalPool(cfg, 6, engine="ray", timeout=60) as pool, EvalPool(cfg, 0) as here:
+    with EvalPool(cfg, 3, engine="ray", timeout=60) as pool, EvalPool(cfg, 0) as here:
         pool.say = said.append
         found = pool.run(Wanders(), 12, 5, pause=pause)
         want = here.run(Wanders(), 12, 5)
@@ -198,21 +197,19 @@ def test_demonstrations_of_a_lost_node_are_made_again(
 
     def losing(self: Parts, number: int, success: bool) -> None:
         add(self, number, success)
-        if self.tried == 4:
+        if self.tried == 2:
             nodes.lose_one()
 
-    options: Any = {"task": "PARTICLE_2d", "num": 24}
+    options: Any = {"task": "PARTICLE_2d", "num": 12, "replicas": 3}
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "add", losing)
         file = collect(OracleConfig(**options, engine="ray", out=str(tmp_path / "ray")))
     nodes.restore()
-    assert contents(file) == contents(
-        collect(OracleConfig(**options, replicas=2, out=str(tmp_path / "here")))
-    )
+    assert contents(file) == contents(collect(OracleConfig(**options, out=str(tmp_path / "here"))))
 
 
 def test_robosuite_demonstrations_are_those_of_processes(nodes: Nodes, tmp_path: Path) -> None:
-    options: Any = {"task": "Lift", "num": 2, "cameras": [], "workers": 2}
+    options: Any = {"task": "Lift", "num": 2, "cameras": [], "workers": 1}
     there = generate(DemosConfig(**options, engine="ray", out=str(tmp_path / "ray")))
     options["workers"] = 0
     assert contents(there) == contents(generate(DemosConfig(**options, out=str(tmp_path / "h"))))
