@@ -146,16 +146,20 @@ class Wanders:
 
 def test_games_of_a_lost_node_are_played_again(nodes: Nodes) -> None:
     cfg = {"suite": "particle", "task": "PARTICLE_2d", "use_state": 1, "episode_length": 60}
-    calls: list[int] = []
+    said: list[str] = []
+    lost: list[int] = []
 
     def pause() -> None:
-        calls.append(1)
-        if len(calls) == 60:
+        games = [member.task for member in pool._crew.members]
+        if not lost and all(game is not None and game.length > 5 for game in games):
+            lost.append(1)
             nodes.lose_one()
 
-    said: list[str] = []
     with EvalPool(cfg, 3, engine="ray", timeout=60) as pool, EvalPool(cfg, 0) as here:
         pool.say = said.append
+        assert pool.spec.suite == "particle"
+        while not all(member.built for member in pool._crew.members):
+            pool._crew.answers()
         found = pool.run(Wanders(), 12, 5, pause=pause)
         want = here.run(Wanders(), 12, 5)
     nodes.restore()
