@@ -29,7 +29,7 @@ LANES = {
     "local": "env.lanes:LocalLane",
     "process": "env.worker_lanes:WorkerLanes",
     "ray": "env.worker_lanes:RayLanes",
-    "vector": "env.vector_lanes:VectorLanes",
+    "vector": "env.self_resetting:SelfResettingLanes",
 }
 
 
@@ -102,6 +102,10 @@ class Lanes(ABC):
     @abstractmethod
     def send(self, lane: int, action: np.ndarray) -> None:
         """Ask for a step with ``action``, float32 [A] in [-1, 1]."""
+
+    def ready(self, lane: int) -> bool:
+        """Whether :meth:`receive` can answer before other lanes, which play, take a step."""
+        return True
 
     @abstractmethod
     def receive(self, lane: int) -> Reply:

@@ -45,18 +45,19 @@ class VectorLanes(Lanes):
     """See the module's docstring.
 
     Lanes without a request are stepped too, and reset before they begin an episode. They cannot be
-    brought back to a step (``replayable``). The simulator must reset the lanes of a mask:
-    autoreset mode ``DISABLED``. In the other modes it resets lanes by itself, without our seeds,
-    and cannot end an episode at our time limit.
+    brought back to a step (``replayable``). The simulator resets the lanes of a mask: autoreset
+    mode ``DISABLED``. ``env.self_resetting`` has the other modes.
     """
+
+    modes: tuple[AutoresetMode, ...] = (AutoresetMode.DISABLED,)
 
     def __init__(self, vector: VectorEnv, cfg: EnvConfig) -> None:
         self.num, self._vector = vector.num_envs, vector
-        mode = vector.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.DISABLED:
+        if (mode := vector.metadata.get("autoreset_mode")) not in self.modes:
+            expected = " or ".join(m.value for m in AutoresetMode)
             raise EnvError(
                 f"gym.vector: task '{cfg.task}' has autoreset mode {getattr(mode, 'value', mode)}, "
-                "expected Disabled (it resets the lanes of options['reset_mask'])"
+                f"expected metadata['autoreset_mode'] to be {expected}"
             )
         if cfg.action_repeat != 1:
             raise EnvError(f"action_repeat: {cfg.action_repeat}, expected 1 with gym.vector")
@@ -72,24 +73,7 @@ class VectorLanes(Lanes):
     @classmethod
     def open(cls, cfg: EnvConfig, num: int, timeout: float) -> VectorLanes:
         """See :class:`Lanes`; the simulator sets its time limits itself."""
-        check(cfg)
-        if cfg.cameras or cfg.record_images:
-            raise EnvError(
-                f"cameras: {cfg.cameras}, expected none with gym.vector: set use_state 1"
-            )
-        prefix, task = split_task(cfg.task)
-        for module, field in ((cfg.gym_module, "gym_module"), (prefix, "task")):
-            if module:
-                import_named(module, field)
-        own = cfg.gym_vector != "vector_entry_point"
-        more: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True} if own else {}
-        try:
-            vector = gymnasium.make_vec(
-                task, num, cfg.gym_vector, vector_kwargs=dict(OWN) if own else {}, **more
-            )
-        except gymnasium.error.Error as error:
-            raise EnvError(f"task: gymnasium cannot make '{cfg.task}': {error}") from error
-        return cls(vector, cfg)
+        return cls(made(cfg, num), cfg)
 
     @property
     def replayable(self) -> bool:
@@ -134,7 +118,7 @@ class VectorLanes(Lanes):
         seeds = {k: a.seed for k, a in enumerate(self._asked) if a and a.seed is not None}
         obs, infos = self._masked_reset(seeds)
         for lane in seeds:
-            self._rows[lane].last = _row(obs, lane), _row_info(infos, lane)
+            self._rows[lane].last = row_of(obs, lane), row_info(infos, lane)
             self._ready.add(lane)
 
     def _masked_reset(self, seeds: Mapping[int, int | None]) -> tuple[Any, dict[str, Any]]:
@@ -147,18 +131,25 @@ class VectorLanes(Lanes):
 
     def _step(self) -> None:
         """Step all lanes; those that were not asked with the middle of the action space."""
-        asked = {k: a.action for k, a in enumerate(self._asked) if a and a.action is not None}
+        asked = self._actions_asked()
         idle = {k: 0 for k in self._over if k not in asked}
         if idle:  # what has ended cannot be stepped
             self._masked_reset(idle)
+        obs, reward, terminated, truncated, infos = self._vector.step(self._scaled(asked))
+        for lane in asked:
+            outcome = float(reward[lane]), bool(terminated[lane]), bool(truncated[lane])
+            self._rows[lane].last = (row_of(obs, lane), *outcome, row_info(infos, lane))
+            self._ready.add(lane)
+
+    def _actions_asked(self) -> dict[int, np.ndarray]:
+        return {k: a.action for k, a in enumerate(self._asked) if a and a.action is not None}
+
+    def _scaled(self, asked: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The actions of all lanes, in the simulator's units."""
         middle = np.zeros(self.spec.action_dim)
         actions = (np.asarray(asked.get(k, middle), np.float64) for k in range(self.num))
         rows = [env._scaled(action) for env, action in zip(self._envs, actions, strict=True)]
-        obs, reward, terminated, truncated, infos = self._vector.step(np.stack(rows))
-        for lane in asked:
-            outcome = float(reward[lane]), bool(terminated[lane]), bool(truncated[lane])
-            self._rows[lane].last = (_row(obs, lane), *outcome, _row_info(infos, lane))
-            self._ready.add(lane)
+        return np.stack(rows)
 
     # ------------------------------------------------------------------ state
 
@@ -174,14 +165,34 @@ class VectorLanes(Lanes):
         self._vector.close()
 
 
-def _row(batch: Any, lane: int) -> Any:
+def made(cfg: EnvConfig, num: int) -> VectorEnv:
+    """The vector environment that ``cfg.gym_vector`` chooses, of ``num`` lanes."""
+    check(cfg)
+    if cfg.cameras or cfg.record_images:
+        raise EnvError(f"cameras: {cfg.cameras}, expected none with gym.vector: set use_state 1")
+    prefix, task = split_task(cfg.task)
+    for module, field in ((cfg.gym_module, "gym_module"), (prefix, "task")):
+        if module:
+            import_named(module, field)
+    own = cfg.gym_vector != "vector_entry_point"
+    more: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True} if own else {}
+    try:
+        vector = gymnasium.make_vec(
+            task, num, cfg.gym_vector, vector_kwargs=dict(OWN) if own else {}, **more
+        )
+    except gymnasium.error.Error as error:
+        raise EnvError(f"task: gymnasium cannot make '{cfg.task}': {error}") from error
+    return vector
+
+
+def row_of(batch: Any, lane: int) -> Any:
     """One lane's observation, a copy."""
     if isinstance(batch, Mapping):
         return {k: np.array(v[lane]) for k, v in batch.items()}
     return np.array(batch[lane])
 
 
-def _row_info(infos: Mapping[str, Any], lane: int) -> dict[str, Any]:
+def row_info(infos: Mapping[str, Any], lane: int) -> dict[str, Any]:
     """One lane's entries of a vector environment's infos."""
     names = (k for k in infos if not k.startswith("_") and not isinstance(infos[k], dict))
     return {k: infos[k][lane] for k in names if f"_{k}" not in infos or infos[f"_{k}"][lane]}

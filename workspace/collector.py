@@ -189,7 +189,8 @@ class Collector(Playing):
 
     def restart(self, most: int | None = None) -> None:
         """Ask lanes without an episode to begin one, ``most`` lanes playing at a time (default:
-        all). Between rounds, wait for the first observations of all that were asked."""
+        all). Between rounds, wait for the first observations of all that were asked and can
+        begin now."""
         playing = sum(lane.playing for lane in self.lanes)
         for lane in self.lanes:
             if not lane.playing and (most is None or playing < most):
@@ -197,7 +198,7 @@ class Collector(Playing):
                 playing += 1
         if not self._turns:
             for lane in self.lanes:
-                if lane.starting:
+                if lane.starting and self.envs.ready(lane.number):
                     self._receive_start(lane)
 
     def _start(self, lane: Lane) -> None:

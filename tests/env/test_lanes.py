@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from common_utils.errors import UserError
 from env.config import EnvConfig
 from env.core import EnvError, EpisodeLost
-from env.lanes import LocalLane, Reply, open_lanes
+from env.lanes import Lanes, LocalLane, Reply, open_lanes
 from env.shared_arrays import SharedConnection
 from env.worker_lanes import TRIES, WorkerLanes
 from tests.env.lane_envs import HORIZON, LaneEnv
@@ -174,7 +174,9 @@ def swinging(num_envs: int, **kwargs: Any) -> SyncVectorEnv:
     """A task's own vector environment."""
     mode = kwargs.get("mode", AutoresetMode.DISABLED)
     one = partial(gymnasium.make, "Pendulum-v1", max_episode_steps=-1)
-    return SyncVectorEnv([one] * num_envs, autoreset_mode=mode)
+    vector = SyncVectorEnv([one] * num_envs, autoreset_mode=mode or AutoresetMode.DISABLED)
+    vector.metadata = {**vector.metadata, "autoreset_mode": mode}
+    return vector
 
 
 @pytest.mark.parametrize("vector", ["sync", "vector_entry_point"])
@@ -220,12 +222,133 @@ def test_a_vector_environment_plays_as_single_ones(vector: str) -> None:
         player.close()
 
 
+class _Counting(gymnasium.Env):
+    """Counts: the state is (episode, step), the simulator's own limit 4; the reward is the step."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    episode = -1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.episode, self.steps = self.episode + 1, 0
+        return np.array([self.episode, 0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs = np.array([self.episode, self.steps], np.float32)
+        return obs, float(action[0]), False, self.steps == LIMIT, {"even": self.steps % 2 == 0}
+
+
+LIMIT = 4
+
+
+def self_resetting(mode: AutoresetMode, num: int, horizon: int = LIMIT, **more: Any) -> Lanes:
+    vector = partial(SyncVectorEnv, autoreset_mode=mode)
+    gymnasium.registry.pop("lanes/Counting-v0", None)
+    gymnasium.register(
+        "lanes/Counting-v0",
+        entry_point=_Counting,
+        vector_entry_point=lambda num_envs, **_: vector([_Counting] * num_envs),
+    )
+    cfg = EnvConfig(
+        suite="gymnasium", task="lanes/Counting-v0", use_state=1, episode_length=horizon,
+        gym_success_key="even", gym_vector="vector_entry_point", **{"end_on_success": 0, **more},
+    )  # fmt: skip
+    return open_lanes(cfg, num)
+
+
+def episodes_of(lanes: Lanes, rounds: int, joins: int = 0) -> list[list[list[Reply]]]:
+    """Of each lane its episodes, played in rounds as the collector does; the last lane joins in
+    after ``joins`` rounds."""
+    found: list[list[list[Reply]]] = [[] for _ in range(lanes.num)]
+    playing, asked = set[int](), set[int]()
+    for number in range(rounds):
+        for lane in range(lanes.num - (number < joins)):
+            if lane not in playing | asked:
+                lanes.reset(lane, 100 * number + lane)
+                asked.add(lane)
+        for lane in sorted(asked):
+            if lanes.ready(lane):
+                found[lane].append([lanes.receive(lane)])
+                asked.remove(lane)
+                playing.add(lane)
+        turns = sorted(playing)
+        for lane in turns:
+            lanes.send(lane, np.full(1, 0.1 * (lane + 1), np.float32))
+        for lane in turns:
+            reply = lanes.receive(lane)
+            found[lane][-1].append(reply)
+            if reply.terminated or reply.truncated:
+                playing.remove(lane)
+    lanes.close()
+    return found
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_a_simulator_that_resets_by_itself(mode: AutoresetMode) -> None:
+    """Each episode is whole, from its first observation to its last, and of the simulator's."""
+    lanes = self_resetting(mode, 2)
+    assert not lanes.replayable and f"autoreset mode {mode.value}" in lanes.notes[1]
+    for lane, episodes in enumerate(episodes_of(lanes, 13)):
+        assert len(episodes) >= 3
+        for number, episode in enumerate(episodes[:-1]):
+            states = [reply.obs["state"].tolist() for reply in episode]
+            assert states == [[number, step] for step in range(LIMIT + 1)]
+            assert [r.truncated for r in episode] == [False] * LIMIT + [True]
+            assert [r.reward for r in episode[1:]] == pytest.approx([0.1 * (lane + 1)] * LIMIT)
+            assert [r.info["success"] for r in episode[1:]] == [False, True] * 2
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize("more", [{"horizon": 3}, {"end_on_success": 1}, {"joins": 2}])
+def test_what_the_simulator_plays_on_is_not_stored(
+    mode: AutoresetMode, more: dict[str, int]
+) -> None:
+    """Our limit, a success, or a lane that is not wanted yet: episodes still begin at their start,
+    and end where they should."""
+    joins = more.pop("joins", 0)
+    length = 3 if "horizon" in more else 2 if "end_on_success" in more else LIMIT
+    lanes = self_resetting(mode, 2, **more)
+    if "horizon" in more:
+        assert lanes.notes[1].endswith("its steps after episode_length 3 are lost")
+    found = episodes_of(lanes, 24, joins)
+    for episodes in found:
+        assert len(episodes) >= 3
+        for episode in episodes[:-1]:
+            states = [reply.obs["state"].tolist() for reply in episode]
+            assert [step for _, step in states] == list(range(length + 1))
+            assert len({number for number, _ in states}) == 1
+    assert found[1][0][0].obs["state"].tolist() == [int(joins > 0), 0]
+
+
+def test_a_simulator_must_deliver_last_observations_and_end_episodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("env.self_resetting.PATIENCE", 2)
+    lanes = self_resetting(AutoresetMode.NEXT_STEP, 1, horizon=1)
+    lanes.reset(0, 1), lanes.receive(0)
+    lanes.send(0, ACTIONS[0][0][:1])
+    assert lanes.receive(0).truncated
+    lanes.reset(0, 2)
+    with pytest.raises(EnvError, match="has not ended an episode within 2 steps, expected a time"):
+        lanes.receive(0)
+    lanes.close()
+    lanes = self_resetting(AutoresetMode.SAME_STEP, 1)
+    lanes._vector._add_info = lambda infos, *_: infos  # type: ignore[attr-defined]
+    lanes.reset(0, 1), lanes.receive(0)
+    with pytest.raises(EnvError, match="found no final_obs of an episode that has ended"):
+        for _ in range(LIMIT):
+            lanes.send(0, ACTIONS[0][0][:1])
+            lanes.receive(0)
+    lanes.close()
+
+
 def test_vector_environments_that_cannot_be_used_are_refused() -> None:
     single = gymnasium.spec("Pendulum-v1").entry_point
-    vector = partial(swinging, mode=AutoresetMode.NEXT_STEP)
+    vector = partial(swinging, mode=None)
     gymnasium.registry.pop("lanes/Pendulum-v0", None)
     gymnasium.register("lanes/Pendulum-v0", entry_point=single, vector_entry_point=vector)
-    with pytest.raises(EnvError, match="has autoreset mode NextStep, expected Disabled"):
+    with pytest.raises(EnvError, match="autoreset mode None, expected metadata.*Disabled"):
         open_lanes(pendulum(gym_vector="vector_entry_point"), 2)
     with pytest.raises(EnvError, match="action_repeat: 2, expected 1"):
         open_lanes(pendulum(gym_vector="sync", action_repeat=2), 2)
