@@ -185,7 +185,7 @@ Stack = Annotated[int, Between(1, 256)]
 PictureSize = Annotated[int, Between(1, 4096)]
 Width = Annotated[int, Between(1, 16384)]
 """Units of a layer: two layers as wide as this are 1 GiB of weights."""
-Layers = Annotated[int, Between(1, 256)]
+Layers = Annotated[int, Between(1, 64)]
 BatchSize = Annotated[int, Between(1, 2**20)]
 Share = Annotated[float, Between(0, 1)]
 Dropout = Annotated[float, AtLeast(0), Below(1)]

@@ -30,7 +30,11 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 # what nearly every program loads and takes long
-PACKAGES = ("torch", "numpy", "h5py", "yaml", "pyrallis", "gymnasium", "rich.progress")
+# (optimisers load torch._dynamo)
+PACKAGES = (
+    "torch", "torch._dynamo", "numpy", "scipy.spatial.transform", "h5py", "yaml", "pyrallis",
+    "gymnasium", "rich.progress",
+)  # fmt: skip
 # of the server: read while packages are loaded, and the same in all tests
 FIXED = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LARGEST = 1 << 18  # bytes of a message

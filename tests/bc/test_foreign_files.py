@@ -545,13 +545,12 @@ def bc_run(folder: Path, data: Path) -> tuple[dict[str, torch.Tensor], str]:
     args = ["--dataset.path", str(data), "--save_dir", str(folder), "--device", "cpu"]
     args += ["--num_epoch", "1", "--epoch_len", "3", "--batch_size", "4"]
     args += ["--num_eval_episode", "0", "--dataset.rl_camera", CAMERA]
+    args += ["--policy.hidden_dim", "16", "--policy.encoder.resnet.shallow", "1"]
     train_bc.run(run_config.parse_args(train_bc.MainConfig, args))
     return torch.load(folder / "latest.pt", weights_only=True), (folder / "train.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("size", "stack", "channels"), [(84, 1, "3"), (96, 1, "3"), (48, 2, "3*2")]
-)
+@pytest.mark.parametrize(("size", "stack", "channels"), [(40, 1, "3"), (48, 2, "3*2")])
 def test_bc_trains_on_channels_last_as_on_channels_first(tmp_path, size, stack, channels):
     first, last = twins(tmp_path, size, stack)
     weights, log = bc_run(tmp_path / "a", last)
@@ -573,9 +572,7 @@ def reach_demos(path: Path, size: int, stack: int, *, channels_last: bool) -> Pa
     return path
 
 
-@pytest.mark.parametrize(
-    ("size", "stack", "channels"), [(84, 1, "3"), (96, 1, "3"), (84, 3, "3*3")]
-)
+@pytest.mark.parametrize(("size", "stack", "channels"), [(84, 1, "3"), (84, 3, "3*3")])
 def test_rl_preloads_channels_last_as_channels_first(tmp_path, size, stack, channels):
     batches = []
     for kind in (True, False):
@@ -584,6 +581,7 @@ def test_rl_preloads_channels_last_as_channels_first(tmp_path, size, stack, chan
             "suite": "gymnasium", "task_name": "my/Reach-v0", "gym.module": "my_tasks",
             "gym.success_key": "reached", "rl_camera": "top", "rl_image_size": size,
             "episode_length": 20, "q_agent.act_method": "rl", "q_agent.enc_type": "drq",
+            "q_agent.actor.hidden_dim": 16, "q_agent.critic.hidden_dim": 16,
             "stddev_max": 0.5, "num_train_step": 1, "preload_num_data": 2,
             "preload_datapath": data, "save_dir": tmp_path / f"run{kind}",
         }  # fmt: skip

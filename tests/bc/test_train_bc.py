@@ -50,6 +50,8 @@ def config(save_dir: Path, data: Path, *more: str) -> train_bc.MainConfig:
     cfg = run_config.parse_args(train_bc.MainConfig, args)
     if cfg.kind == "state":
         cfg.own_section.hidden_dim = 32
+    if cfg.kind == "pixel":
+        cfg.policy.hidden_dim, cfg.policy.encoder.resnet.shallow = 32, 1
     return cfg
 
 
@@ -184,7 +186,7 @@ def same_run(a: Path, b: Path) -> None:
 def command(save_dir: Path, data: Path, *more: str) -> list[str]:
     args = ["--dataset.path", str(data), "--save_dir", str(save_dir), "--dataset.use_state", "1"]
     args += ["--num_eval_episode", "0", "--state_policy.hidden_dim", "64", "--device", "cpu"]
-    args += ["--num_epoch", "3", "--epoch_len", "400", "--ema", "0.01", *more]
+    args += ["--num_epoch", "3", "--epoch_len", "120", "--ema", "0.01", *more]
     return [str(ROOT / "train_bc.py"), *args]
 
 
@@ -193,7 +195,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, data, sig):
     assert runs.program(*command(tmp_path / "whole", data)).returncode == 0
     broken = forkserver.Program(command(tmp_path / "broken", data), runs.env())
     deadline = time.monotonic() + 60
-    while not (tmp_path / "broken" / "state" / "step_000000400").exists():
+    while not (tmp_path / "broken" / "state" / "step_000000120").exists():
         assert time.monotonic() < deadline and broken.poll() is None
         time.sleep(0.005)
     broken.send_signal(sig)

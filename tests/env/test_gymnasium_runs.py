@@ -80,6 +80,8 @@ def test_pixels_of_the_documented_example_train(python, tmp_path):
             "gym.success_key": "reached",
             "q_agent.use_prop": 1,
             "q_agent.enc_type": "drq",
+            "q_agent.actor.hidden_dim": 32,
+            "q_agent.critic.hidden_dim": 32,
         },
     )
     done = python("train_rl.py", *run, PYTHONPATH=f"{REPO}:{HERE}")

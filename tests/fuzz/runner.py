@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+import torch
+
 import tests.fuzz
 from tests.fuzz.case import Case, Outcome, Verdict, brief, generator_of
 
@@ -184,6 +186,7 @@ def _child(
     try:
         _limit_memory()
         _be_quiet()
+        torch.set_num_threads(1)  # OpenMP's threads exist in the parent alone
         signal.signal(signal.SIGALRM, _too_slow)
         signal.signal(signal.SIGPROF, _too_slow)
         with open(writing, "w", encoding="utf-8") as out:

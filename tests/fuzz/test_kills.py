@@ -1,4 +1,4 @@
-"""Thirty kills and more of BC, IBC, IBRL and RFT: each run is resumed to the same end."""
+"""Twenty kills and more of BC, IBC, IBRL and RFT: each run is resumed to the same end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fuzz import kills
 from tests.fuzz.same_run import differences
 from tests.runs import REPO, env
 
-CASES = 16
+CASES = 12
 
 
 def test_runs_that_are_killed_end_as_others(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_runs_that_are_killed_end_as_others(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPO, env=env(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = json.loads(out.read_text())["kinds"][0]
-    assert tally["accepted"] == tally["cases"] == CASES and tally["kills"] >= 30
+    assert tally["accepted"] == tally["cases"] == CASES and tally["kills"] >= 20
     assert min(tally[f"kills of {name}"] for name in kills.RUNS) >= 3
 
 

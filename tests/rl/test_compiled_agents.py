@@ -20,7 +20,6 @@ SOFT = {"act_method": "ibrl_soft", "bootstrap_method": "ibrl_soft"}
 # states, ViT with proprioception, DrQ; IBRL, soft, RLPD, RFT
 UPDATES: list[tuple[str, dict[str, Any]]] = [
     ("small_state", {}),
-    ("small_state", SOFT),
     ("robomimic_rl/can_state_rft", {"bc_loss_dynamic": 1}),
     ("robomimic_rl/can_ibrl", SOFT),
     ("metaworld/rft", {}),

@@ -25,7 +25,7 @@ from env.core import EnvError
 from env.factory import make_env
 from env.robosuite.robomimic_args import model_xml
 from env.robosuite.sim import make_sim, reset_sim
-from tests import runs
+from tests import forkserver, runs
 from tools.demo_recorder import Settings
 from tools.generate_demos import MainConfig, generate
 from tools.recording import Job, Parts, disk_reported, play
@@ -62,7 +62,7 @@ def made(tmp_path_factory) -> Path:
 
 def command(folder: Path, *more: str) -> list[str]:
     options = ["--task", "Lift", "--num", "3", "--cameras", "[]", "--workers", "0"]
-    return [sys.executable, "-m", "tools.generate_demos", *options, "--out", str(folder), *more]
+    return ["-m", "tools.generate_demos", *options, "--out", str(folder), *more]
 
 
 # ---------------------------------------------------------------- what is written
@@ -174,10 +174,7 @@ def test_pictures_are_the_environments(tmp_path):
         "env.close()\n"
     )
     env = runs.env() | {"MUJOCO_GL": best_backend()}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=REPO, env=env, text=True,
-        capture_output=True, timeout=600,
-    )  # fmt: skip
+    done = forkserver.run("-c", script, tmp_path, variables=env, timeout=600)
     assert done.returncode == 0, done.stderr
     cfg = BcConfig().dataset
     cfg.path, cfg.rl_camera, cfg.prop_stack = str(tmp_path / "processed_data32.hdf5"), camera, 3
@@ -191,7 +188,7 @@ def test_pictures_are_the_environments(tmp_path):
 
 def test_workers_and_a_kill_leave_no_trace_in_the_file(made, tmp_path, capsys):
     """Killed after its first episode, and gone on with by two workers: the same file."""
-    process = subprocess.Popen(command(tmp_path), cwd=REPO, env=runs.env(), start_new_session=True)
+    process = forkserver.Program(command(tmp_path), runs.env())
     parts = tmp_path / ".parts"
     deadline = time.monotonic() + 300
     while not list(parts.glob("[0-9]*.hdf5")):
@@ -229,27 +226,22 @@ def test_a_worker_that_dies_costs_no_episode(tmp_path, capsys):
 
 def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
     """It is interrupted, then the disk is full: one message, nothing lost."""
-    with open(tmp_path / "errors", "w+") as errors:
-        process = subprocess.Popen(
-            command(tmp_path / "out", "--workers", "1"),
-            cwd=REPO, env=runs.env(), stderr=errors,
-        )  # fmt: skip
-        parts = tmp_path / "out/.parts"
-        deadline = time.monotonic() + 300
-        while not list(parts.glob("[0-9]*.hdf5")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130
-        errors.seek(0)
-        (printed,) = errors.read().splitlines()
+    process = forkserver.Program(command(tmp_path / "out", "--workers", "1"), runs.env())
+    parts = tmp_path / "out/.parts"
+    deadline = time.monotonic() + 300
+    while not list(parts.glob("[0-9]*.hdf5")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    (printed,) = process.done(1).stderr.splitlines()
     assert re.match(r"\d finished episodes are kept in '.*'; the same command continues", printed)
     limit = made.stat().st_size // 2  # too little for the dataset
     # The shell sets the limit, not preexec_fn: that would fork the whole test process, which a
     # machine with little memory left refuses.
     limited = ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "limited"]
     full = subprocess.run(
-        limited + command(tmp_path / "out"), cwd=REPO, env=runs.env(), text=True,
+        [*limited, sys.executable, *command(tmp_path / "out")], cwd=REPO, env=runs.env(), text=True,
         capture_output=True,
     )  # fmt: skip
     assert full.returncode == 2
