@@ -119,7 +119,27 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 
 _setup_build() {
     _setup_say "building the C++ module (cd common_utils && make)"
-    PATH="$(dirname "$_python"):$PATH" make -s -C "$_root/common_utils" ||
+    PATH="$(dirname "$_python"):$PATH" make -s -C "$_root/common_utils"
+}
+
+# Both take minutes and, nearly all the time, one core each. The modules need a single package.
+_setup_packages_and_modules() {
+    local builder="" log="$_root/.cache/set_env/build.log"
+    if grep -q '^pybind11' "$_root/requirements.txt"; then
+        _setup_pip -q "$(grep '^pybind11' "$_root/requirements.txt")" ||
+            _setup_fail "pip install pybind11 failed (see above)"
+    fi
+    _setup_build >"$log" 2>&1 &
+    builder=$!
+    if ! (_setup_requirements); then # it has said why
+        kill "$builder" 2>/dev/null
+        exit 1
+    fi
+    wait "$builder"
+    local status=$?
+    cat "$log" >&$((status ? 2 : 1))
+    rm -f "$log"
+    [ "$status" -eq 0 ] ||
         _setup_fail "the C++ module did not build (see above); to retry: cd common_utils && make"
 }
 
@@ -193,8 +213,7 @@ _setup_main() {
         _setup_venv
     fi
     _setup_tools
-    _setup_requirements
-    _setup_build
+    _setup_packages_and_modules
     _setup_command
     _setup_gl
     # written last: an interrupted set-up is done again
@@ -282,8 +301,8 @@ _set_env_status=0
 _set_env "$_set_env_file" || _set_env_status=1
 unset _set_env_file
 unset -f _set_env _setup_say _setup_fail _setup_apt _setup_version_ok _setup_venv \
-    _setup_pip _setup_requirements _setup_tools _setup_build _setup_command _setup_libraries \
-    _setup_gl _setup_key _setup_main
+    _setup_pip _setup_requirements _setup_packages_and_modules _setup_tools _setup_build \
+    _setup_command _setup_libraries _setup_gl _setup_key _setup_main
 if [ "$_set_env_status" -ne 0 ]; then
     unset _set_env_status
     return 1
