@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -57,8 +58,9 @@ def joined_ray(what: str, address: str | None = None) -> Any:
         return ray
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _check_listens(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{what}: {last_line(error)}; expected a cluster that runs (ray start)"
         ) from None
@@ -67,3 +69,14 @@ def joined_ray(what: str, address: str | None = None) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _check_listens(address: str) -> None:
+    """ConnectionError if nobody answers at HOST:PORT; Ray would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return  # "auto", another protocol, or what Ray refuses itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster at {address} ({error})") from None

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 
 import train_rl
+from common_utils.errors import UserError
+from env.config import EnvConfig
 from env.core import EnvError
-from env.lanes import LocalLane
+from env.lanes import LocalLane, open_lanes
 from env.worker_lanes import RayLanes
 from evaluate import eval as evaluation
 from evaluate.multi_process_eval import EvalPool
@@ -77,6 +80,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Any) -> None:
         return step(work, choose)
 
     monkeypatch.setattr(train_rl.Workspace, "step_env", stepping)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(UserError, match="no Ray cluster at 127.0.0.1:.* refused.*ray start"):
+            open_lanes(EnvConfig(suite="particle", task="PARTICLE_2d"), 2, way="ray")
 
 
 def test_a_run_that_loses_a_node_is_the_run_of_processes(
