@@ -262,8 +262,8 @@ def notes(args: argparse.Namespace, costs: Costs) -> list[str]:
         lines.append(f"note: GPUs {args.gpu_speedup:g} x as fast is what you state, not measured")
     if args.nodes > 1:
         lines.append(
-            "note: messages between machines count as on one machine; the network's latency comes "
-            "on top of each step"
+            "note: messages between machines count as between processes of one; what Ray and the "
+            "network add to each of them (python -m benchmarks.envs --part ray) comes on top"
         )
     return lines
 
