@@ -106,7 +106,7 @@ def costs_of(args: argparse.Namespace) -> Costs:
     if PROGRAMS[name].kind != "rl":
         raise ConfigError(
             f"--config_path: '{args.config_path}' is of a BC run, expected one of an RL run; what "
-            "a BC run costs is told by train_bc.py --dry_run 1"
+            "a BC run costs is printed by train_bc.py --dry_run 1"
         )
     cfg: RlConfig = run_config.parse_args(PROGRAMS[name].config_class, given)
     found = measure(cfg, args.bc_config, say=lambda line: print(f"measuring: {line}", flush=True))
