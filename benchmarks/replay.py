@@ -18,11 +18,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.common import Report, measure, run, timing_options
+from benchmarks.common import Report, measure, median, run, timing_options
 from common_utils.errors import run_program
 from common_utils.specs import ArraySpec
 from common_utils.stacking import gather_stack
-from rl.replay import ReplayBuffer
+from rl.replay import ReplayBuffer, Window
 
 BATCH, NSTEP, GAMMA, ACTION_DIM, MAX_LEN = 256, 3, 0.99, 7, 200
 
@@ -87,6 +87,27 @@ class NumpyReplay:
         )
 
 
+WINDOW = 5
+
+
+def window_cases(report: Report, args: argparse.Namespace) -> None:
+    """sample(256) of windows of 5 steps, beside transitions, alternated."""
+    options = timing_options(args)
+    specs, length, transitions, _ = CASES["state, full episodes"]
+    buffer = make_buffer(specs, nstep=1)
+    for _ in range(max(1, transitions // length // (20 if args.quick else 1))):
+        buffer.add_episode(*random_episode(specs, length))
+    whole, one = [], []
+    for _ in range(1 if args.quick else 5):
+        one.append(measure(partial(buffer.sample, BATCH), **options).cpu_ms)
+        whole.append(
+            measure(partial(buffer.sample, BATCH, window=Window(WINDOW)), **options).cpu_ms
+        )
+    case = f"sample(256), state, windows of {WINDOW}"
+    report.add(case, "cpu_time", median(whole), "ms")
+    report.add(case, "times_as_long_as_transitions", median(whole) / median(one), "x")
+
+
 def random_episode(
     specs: Mapping[str, ArraySpec], length: int
 ) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -111,11 +132,12 @@ def make_buffer(
     prefetch: int = 0,
     num_threads: int = 1,
     resident: torch.device | None = None,
+    nstep: int = NSTEP,
 ) -> ReplayBuffer:
     return ReplayBuffer(
         specs,
         ACTION_DIM,
-        nstep=NSTEP,
+        nstep=nstep,
         gamma=GAMMA,
         max_episode_length=MAX_LEN,
         replay_size=1_000_000,
@@ -190,6 +212,7 @@ def add_cases(report: Report, args: argparse.Namespace) -> None:
 def main(report: Report, args: argparse.Namespace) -> None:
     """All cases."""
     sample_cases(report, args)
+    window_cases(report, args)
     threads_and_prefetch(report, args)
     add_cases(report, args)
 

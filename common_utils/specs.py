@@ -241,13 +241,17 @@ class PlaysChunks(Protocol):
 
 @dataclass
 class Batch:
-    """A batch of transitions (B rows), torch tensors on one device.
+    """A batch of transitions or windows (B rows), torch tensors on one device.
 
     obs, next_obs   dict of [B, ...] (stacks assembled, dtypes as stored)
-    action          float32 [B, A]
-    reward          float32 [B]   n-step sum
+    action          float32 [B, A]; of windows of h steps [B, h, A]
+    reward          float32 [B]   sum over the n or h steps, discounted
     bootstrap       float32 [B]   gamma^k, or 0 after a terminal step
     bc_action, next_bc_action  float32 [B, K, A] or None
+    rewards         float32 [B, h]  of windows: of each step; else None
+    valid           float32 [B, h]  of windows: 0 behind the episode's end, where the last action is
+                                    repeated and rewards are 0; else None
+    weight          float32 [B]     of a row in the critics' losses; None: 1
     """
 
     obs: Obs
@@ -257,3 +261,6 @@ class Batch:
     bootstrap: torch.Tensor
     bc_action: torch.Tensor | None = None
     next_bc_action: torch.Tensor | None = None
+    rewards: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
+    weight: torch.Tensor | None = None

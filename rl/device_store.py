@@ -86,40 +86,52 @@ class DeviceStore:
         self._obs.forget()
         self._actions.forget()
 
-    def sample(self, batch_size: int) -> Parts:
+    def sample(self, batch_size: int, horizon: int = 1) -> Parts:
         """The replay's next batch: {group: {key: tensor}} as in ``rl.replay.split_flat``."""
-        drawn = self._core.draw(batch_size)
+        drawn = self._core.draw(batch_size, horizon)
         if self._version != (version := self._core.mark()[0]):
             for columns, span in zip((self._obs, self._actions), self._core.spans(), strict=True):
                 columns.follow(*span)
             self._version = version
-        numbers = self._row_numbers(drawn)
+        numbers = self._row_numbers(drawn, horizon)
         on_device = self._moved(np.concatenate([n.ravel() for n in numbers]))
         parts = dict(zip(self._plan(), on_device.split([n.size for n in numbers]), strict=True))
         reward, bootstrap = self._moved(np.stack([drawn["reward"], drawn["bootstrap"]]))
-        actions = self._actions.rows
-        return {
+        rows = parts["action", 1]
+        found = {
             "obs": self._stacked("obs", parts),
             "next_obs": self._stacked("next_obs", parts),
-            "action": {k: v.index_select(0, parts["action", 1]) for k, v in actions.items()},
+            "action": {k: v.index_select(0, rows) for k, v in self._actions.rows.items()},
             "reward": {"reward": reward},
             "bootstrap": {"bootstrap": bootstrap},
         }
+        return found if horizon == 1 else found | self._of_windows(drawn, horizon, found["action"])
+
+    def _of_windows(
+        self, drawn: dict[str, np.ndarray], horizon: int, actions: dict[str, torch.Tensor]
+    ) -> Parts:
+        """Actions [B, h, ...], rewards and validity [B, h]; ``actions`` are [B * h, ...]."""
+        inside = drawn["t"][:, None] + np.arange(horizon) < drawn["len"][:, None]
+        rewards, valid = self._moved(np.stack([drawn["rewards"], inside.astype(np.float32)]))
+        windows = {k: v.unflatten(0, (-1, horizon)) for k, v in actions.items()}
+        return {"action": windows, "rewards": {"rewards": rewards}, "valid": {"valid": valid}}
 
     def _plan(self) -> list[tuple[str, int]]:
         """The row numbers that a batch needs: (group, stack)."""
         stacks = sorted(set(self._stacks.values()))
         return [*((g, s) for g in ("obs", "next_obs") for s in stacks), ("action", 1)]
 
-    def _row_numbers(self, drawn: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """int64 [B, stack] for each of the plan; -1 stands for zeros before the episode."""
+    def _row_numbers(self, drawn: dict[str, np.ndarray], horizon: int) -> list[np.ndarray]:
+        """int64 [B, stack or horizon] for each of the plan; -1: zeros before the episode."""
         first, t, last = drawn["obs0"], drawn["t"], drawn["last"]
-        now = {"obs": first + t, "next_obs": first + np.minimum(t + self._nstep, last)}
+        span = horizon if horizon > 1 else self._nstep
+        now = {"obs": first + t, "next_obs": first + np.minimum(t + span, last)}
         found = []
         for group, stack in self._plan()[:-1]:
             rows, before = stack_rows(now[group], first, stack)
             found.append(np.where(before, -1, rows % self._obs.size))
-        return [*found, (drawn["step0"] + t) % self._actions.size]
+        steps = np.minimum(t[:, None] + np.arange(horizon), drawn["len"][:, None] - 1)
+        return [*found, (drawn["step0"][:, None] + steps) % self._actions.size]
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -7,6 +7,9 @@ observations, n-step returns and bootstraps are assembled at sampling time
     obs[t] --action[t]--> r[t] --> r[t+1] --> r[t+2] --> obs[t+3]
     reward    = r[t] + gamma r[t+1] + gamma^2 r[t+2]
     bootstrap = gamma^3, or 0 where the episode ends first
+
+A window of h steps (:class:`Window`) is the same with h in the place of nstep, and has all actions:
+action[t] ... action[t+h-1].
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +32,25 @@ from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf
 from rl.successes import Record, SuccessWriter
 
 ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a row of a batch is: a transition, or with a horizon above 1 so many steps.
+
+    A window ends where its episode does: reward, bootstrap and next observation are those of the
+    steps that there are. Windows go with nstep 1.
+
+    tail: whether windows that are cut short teach the critics. absorb: they do, as if nothing
+        changed after the end. drop (as Q-chunking was published): they do not, so an episode
+        shorter than the horizon teaches nothing.
+    """
+
+    horizon: int = 1
+    tail: Literal["absorb", "drop"] = "absorb"
+
+
+ONE_STEP = Window()
 
 
 class ReplayError(UserError):
@@ -299,24 +322,32 @@ class ReplayBuffer:
 
     # ---------------------------------------------------------------- sampling
 
-    def sample(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
-        """``batch_size`` transitions, uniform over all stored ones, with replacement."""
-        return self._batch([self._core], [batch_size], device)
+    def sample(
+        self, batch_size: int, device: str | torch.device = "cpu", window: Window = ONE_STEP
+    ) -> Batch:
+        """``batch_size`` transitions, or windows, which begin anywhere; with replacement."""
+        return self._batch([self._core], [batch_size], device, window)
 
-    def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> Batch:
+    def sample_bc(
+        self, batch_size: int, device: str | torch.device = "cpu", window: Window = ONE_STEP
+    ) -> Batch:
         """Like :meth:`sample`, from successful episodes; ReplayError while there are none."""
-        return self._batch([self._need_bc()], [batch_size], device)
+        return self._batch([self._need_bc()], [batch_size], device, window)
 
     def sample_rl_bc(
-        self, rl_batchsize: int, bc_batchsize: int, device: str | torch.device = "cpu"
+        self,
+        rl_batchsize: int,
+        bc_batchsize: int,
+        device: str | torch.device = "cpu",
+        window: Window = ONE_STEP,
     ) -> Batch:
         """One batch of bc_batchsize rows from successes followed by rl_batchsize from all."""
         bc_core = self._need_bc()
         if rl_batchsize == 0:
-            return self.sample_bc(bc_batchsize, device)
+            return self.sample_bc(bc_batchsize, device, window)
         if bc_batchsize == 0:
-            return self.sample(rl_batchsize, device)
-        return self._batch([bc_core, self._core], [bc_batchsize, rl_batchsize], device)
+            return self.sample(rl_batchsize, device, window)
+        return self._batch([bc_core, self._core], [bc_batchsize, rl_batchsize], device, window)
 
     def _need_bc(self) -> rela.SingleStepTransitionReplay:
         if self._bc_core is None:
@@ -330,18 +361,20 @@ class ReplayBuffer:
         cores: list[rela.SingleStepTransitionReplay],
         sizes: list[int],
         device: str | torch.device,
+        window: Window,
     ) -> Batch:
-        where = torch.device(device)
+        where, horizon = torch.device(device), window.horizon
         if self.resident is not None:
-            parts = self._gather_resident(cores, sizes, where)
+            parts = self._gather_resident(cores, sizes, where, horizon)
         else:
             # rows of several replays are drawn by one sampler
             source: Any = self._joint if len(cores) > 1 else cores[0]
             size: Any = sizes if len(cores) > 1 else sizes[0]
             if where.type == "cuda":
-                parts = self._copy_to_cuda(source, source.sample(size, None), where)
+                parts = self._copy_to_cuda(source, source.sample(size, None, horizon), where)
             else:
-                parts = _parts(source.sample(size, str(device)))
+                parts = _parts(source.sample(size, str(device), horizon))
+        rewards, valid = (parts[k][k] if horizon > 1 else None for k in ("rewards", "valid"))
         obs, next_obs = parts["obs"], parts["next_obs"]
         return Batch(
             obs=obs,
@@ -351,16 +384,23 @@ class ReplayBuffer:
             bootstrap=parts["bootstrap"]["bootstrap"],
             bc_action=obs.pop(BC_ACTION, None),
             next_bc_action=next_obs.pop(BC_ACTION, None),
+            rewards=rewards,
+            valid=valid,
+            weight=valid[:, -1] if valid is not None and window.tail == "drop" else None,
         )
 
     def _gather_resident(
-        self, cores: list[rela.SingleStepTransitionReplay], sizes: list[int], where: torch.device
+        self,
+        cores: list[rela.SingleStepTransitionReplay],
+        sizes: list[int],
+        where: torch.device,
+        horizon: int,
     ) -> Parts:
         assert self.resident is not None  # asked by the caller
         if where.type != self.resident.type:
             raise ReplayError(f"this replay is on {self.resident}: it has no batches on {where}")
         drawn = zip(cores, sizes, strict=True)
-        return joined([self._stores[core].sample(n) for core, n in drawn])
+        return joined([self._stores[core].sample(n, horizon) for core, n in drawn])
 
     def _copy_to_cuda(self, source: Any, raw: rela.Batch, device: torch.device) -> Parts:
         """One asynchronous copy of the whole batch; page-locked memory from the second batch on."""
@@ -521,6 +561,8 @@ def _parts(batch: rela.Batch) -> Parts:
         "action": batch.action,
         "reward": {"reward": batch.reward},
         "bootstrap": {"bootstrap": batch.bootstrap},
+        "rewards": {"rewards": batch.rewards},
+        "valid": {"valid": batch.valid},
     }
 
 

@@ -38,7 +38,8 @@ py::object torch_from_numpy() {
 }
 
 const char* group_name(Group g) {
-  static const char* const names[] = {"obs", "next_obs", "action", "reward", "bootstrap"};
+  static const char* const names[] = {"obs",       "next_obs", "action", "reward",
+                                      "bootstrap", "rewards",  "valid"};
   return names[static_cast<int>(g)];
 }
 
@@ -105,6 +106,7 @@ Batch to_batch(const JobPtr& job, const py::object& device) {
   const bool move = torch && py::str(device).cast<std::string>() != "cpu";
 
   Batch b;
+  b.rewards = b.valid = py::none();
   auto convert = [&](py::object a) {
     if (torch) a = torch_from_numpy()(a);
     if (move) a = a.attr("to")(device);
@@ -133,6 +135,12 @@ Batch to_batch(const JobPtr& job, const py::object& device) {
         break;
       case Group::bootstrap:
         b.bootstrap = out;
+        break;
+      case Group::rewards:
+        b.rewards = out;
+        break;
+      case Group::valid:
+        b.valid = out;
         break;
     }
   }

@@ -34,9 +34,10 @@ py::list fields_to_list(const Fields& fields);  // [name, dtype, shape] each
 struct Batch {
   py::dict obs, next_obs, action;
   py::object reward, bootstrap;
-  py::object seq_len;  // int32 [N] for whole episodes, else None
-  py::array flat;      // uint8: the whole block
-  py::list layout;     // (group, key, dtype, shape, offset) per array, offsets into flat
+  py::object rewards, valid;  // of windows: float32 [B, horizon], else None
+  py::object seq_len;         // int32 [N] for whole episodes, else None
+  py::array flat;             // uint8: the whole block
+  py::list layout;            // (group, key, dtype, shape, offset) per array, offsets into flat
 };
 
 // device None: numpy arrays; otherwise torch tensors there (for "cpu" without a copy).

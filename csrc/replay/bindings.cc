@@ -54,11 +54,12 @@ class OwnedSampler {
   std::unique_ptr<Sampler> sampler_;
 };
 
-Batch sample(Sampler& sampler, const std::vector<int64_t>& batches, const py::object& device) {
+Batch sample(Sampler& sampler, const std::vector<int64_t>& batches, const py::object& device,
+             int horizon) {
   JobPtr job;
   {
     const py::gil_scoped_release release;
-    job = sampler.sample(batches);
+    job = sampler.sample(batches, horizon);
   }
   return to_batch(job, device);
 }
@@ -139,8 +140,8 @@ struct PyReplay {
   }
 
   // The next batch for a copy of the columns: rows of it, returns, bootstraps.
-  py::dict draw(int64_t batch) {
-    const Drawn d = locked([&](Replay& r) { return r.draw_for_copy(batch); });
+  py::dict draw(int64_t batch, int horizon) {
+    const Drawn d = locked([&](Replay& r) { return r.draw_for_copy(batch, horizon); });
     py::dict out;
     auto put = [&](const char* name, DType dtype, const auto& values) {
       out[name] =
@@ -150,8 +151,13 @@ struct PyReplay {
     put("obs0", DType::i64, d.obs0);
     put("t", DType::i64, d.t);
     put("last", DType::i64, d.last);
+    put("len", DType::i64, d.len);
     put("reward", DType::f32, d.reward);
     put("bootstrap", DType::f32, d.bootstrap);
+    if (horizon > 1) {
+      out["rewards"] = copy_array({"rewards", DType::f32, {horizon}}, batch,
+                                  reinterpret_cast<const uint8_t*>(d.rewards.data()));
+    }
     return out;
   }
 
@@ -358,10 +364,10 @@ void bind_replay_methods(C& c) {
   c.def("add", null::checked(&PyReplay::add), py::arg("episode").none(false))
       .def(
           "sample",
-          [](PyReplay& r, int64_t n, const py::object& device) {
-            return sample(*r.sampler, {n}, device);
+          [](PyReplay& r, int64_t n, const py::object& device, int horizon) {
+            return sample(*r.sampler, {n}, device, horizon);
           },
-          py::arg("batchsize"), py::arg("device") = "cpu")
+          py::arg("batchsize"), py::arg("device") = "cpu", py::arg("horizon") = 1)
       .def("size", [](PyReplay& r) { return r.locked([](Replay& c) { return c.size(); }); })
       .def("num_add", [](PyReplay& r) { return r.locked([](Replay& c) { return c.num_add(); }); })
       .def_property_readonly(
@@ -378,7 +384,7 @@ void bind_replay_methods(C& c) {
                              [](PyReplay& r) { return fields_to_list(r.snapshot().obs); })
       .def_property_readonly("action_fields",
                              [](PyReplay& r) { return fields_to_list(r.snapshot().action); })
-      .def("draw", null::checked(&PyReplay::draw), py::arg("batchsize"))
+      .def("draw", null::checked(&PyReplay::draw), py::arg("batchsize"), py::arg("horizon") = 1)
       .def("spans", null::checked(&PyReplay::spans))
       .def("mark", null::checked(&PyReplay::mark))
       .def("set_rng", null::checked(&PyReplay::set_rng), py::arg("state"))
@@ -409,6 +415,8 @@ PYBIND11_MODULE(rela, m) {
       .def_readonly("action", &Batch::action)
       .def_readonly("reward", &Batch::reward)
       .def_readonly("bootstrap", &Batch::bootstrap)
+      .def_readonly("rewards", &Batch::rewards)
+      .def_readonly("valid", &Batch::valid)
       .def_readonly("seq_len", &Batch::seq_len)
       .def_readonly("flat", &Batch::flat)
       .def_readonly("layout", &Batch::layout);
@@ -435,10 +443,9 @@ PYBIND11_MODULE(rela, m) {
            py::arg("replays"), py::kw_only(), py::arg("prefetch") = 0, py::arg("num_threads") = 1)
       .def(
           "sample",
-          [](JointSampler& j, const std::vector<int64_t>& batches, const py::object& device) {
-            return sample(*j.sampler, batches, device);
-          },
-          py::arg("batchsizes"), py::arg("device") = "cpu")
+          [](JointSampler& j, const std::vector<int64_t>& batches, const py::object& device,
+             int horizon) { return sample(*j.sampler, batches, device, horizon); },
+          py::arg("batchsizes"), py::arg("device") = "cpu", py::arg("horizon") = 1)
       .def(
           "donate", [](JointSampler& j, const py::array& a) { donate(*j.sampler, a); },
           py::arg("buffer"))

@@ -87,8 +87,6 @@ void Replay::adopt_schema(const Fields& obs, const Fields& action, float gamma) 
   stack_ = std::move(stack);
   sampled_ = std::move(sampled);
   gamma_ = gamma;
-  weights_ = return_weights(gamma, options_.nstep);
-  discounts_ = bootstrap_weights(gamma, options_.nstep);
 }
 
 void Replay::check_episode(const EpisodeData& e) const {
@@ -172,10 +170,19 @@ size_t Replay::nbytes() const {
   return n;
 }
 
-void Replay::check_sampling(int64_t batch) const {
+void Replay::check_sampling(int64_t batch, int horizon) const {
   if (batch < 1) {
     throw std::invalid_argument("sample: the batch size must be at least 1, got " +
                                 std::to_string(batch));
+  }
+  if (horizon < 1 || horizon > kLongest) {
+    throw std::invalid_argument("sample: the horizon must be in [1, " + std::to_string(kLongest) +
+                                "], got " + std::to_string(horizon));
+  }
+  if (horizon > 1 && options_.nstep > 1) {
+    throw std::invalid_argument("sample: the horizon is " + std::to_string(horizon) +
+                                ", expected 1: this replay has n_step " +
+                                std::to_string(options_.nstep));
   }
   if (size() == 0) throw std::runtime_error("sample: the replay is empty, add an episode first");
 }
@@ -250,9 +257,13 @@ Rows Replay::range_rows(int64_t a, int64_t b, int64_t& T, std::vector<int32_t>& 
   return padded_rows(picks, T, lens);
 }
 
-Layout Replay::layout(int64_t rows) const {
+Layout Replay::layout(int64_t rows, int horizon) const {
   Layout out;
   out.rows = rows;
+  out.horizon = horizon;
+  out.span = horizon > 1 ? horizon : options_.nstep;
+  out.weights = return_weights(gamma_, out.span);
+  out.discounts = bootstrap_weights(gamma_, out.span);
   auto put = [&](Group g, size_t column, int stack, Field f) {
     if (stack > 1) f.shape[0] *= stack;
     OutField o;
@@ -270,18 +281,26 @@ Layout Replay::layout(int64_t rows) const {
       if (sampled_[i]) put(g, i, stack_[i], obs_fields_[i]);
     }
   }
-  for (size_t i = 0; i < action_fields_.size(); ++i) put(Group::action, i, 1, action_fields_[i]);
+  for (size_t i = 0; i < action_fields_.size(); ++i) {
+    Field f = action_fields_[i];
+    if (horizon > 1) f.shape.insert(f.shape.begin(), horizon);
+    put(Group::action, i, 1, std::move(f));
+  }
   put(Group::reward, 0, 1, {"reward", DType::f32, {}});
   put(Group::bootstrap, 0, 1, {"bootstrap", DType::f32, {}});
+  if (horizon > 1) {
+    put(Group::rewards, 0, 1, {"rewards", DType::f32, {horizon}});
+    put(Group::valid, 0, 1, {"valid", DType::f32, {horizon}});
+  }
   return out;
 }
 
 void Replay::gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f,
-                        uint8_t* out) const {
+                        int64_t span, uint8_t* out) const {
   const Column& column = obs_[f.column];
   const size_t frame = column.row_bytes();
   const int stack = f.stack;
-  const int64_t shift = f.group == Group::next_obs ? options_.nstep : 0;
+  const int64_t shift = f.group == Group::next_obs ? span : 0;
   const bool newest_first = options_.newest_first;
   if (frame == 0) return;
   // Newest first is the rule of common_utils/stacking.py, written again because each frame
@@ -319,35 +338,66 @@ void Replay::gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutF
   }
 }
 
+float Replay::reward(const RowRef& r, int64_t ahead) const {
+  float x;
+  std::memcpy(&x, reward_[0].row(r.step0 + r.t + ahead), sizeof x);
+  return x;
+}
+
 // The n-step sum of rewards from a step on, up to the episode's end.
-float Replay::returns(const RowRef& r) const {
+float Replay::returns(const RowRef& r, const Layout& layout) const {
   float sum = 0.0F;
-  const int64_t k = std::min<int64_t>(options_.nstep, r.len - r.t);
-  for (int64_t j = 0; j < k; ++j) {
-    float x;
-    std::memcpy(&x, reward_[0].row(r.step0 + r.t + j), sizeof x);
-    sum += weights_[static_cast<size_t>(j)] * x;
-  }
+  const int64_t k = std::min<int64_t>(layout.span, r.len - r.t);
+  for (int64_t j = 0; j < k; ++j) sum += layout.weights[static_cast<size_t>(j)] * reward(r, j);
   return sum;
 }
 
 // The factor of the value after the n steps.
-float Replay::bootstrap(const RowRef& r) const {
-  const int64_t n = options_.nstep;
-  if (r.t + n < r.len) return discounts_[static_cast<size_t>(n)];
-  return r.has_final ? discounts_[static_cast<size_t>(r.len - r.t)] : 0.0F;
+float Replay::bootstrap(const RowRef& r, const Layout& layout) {
+  const int64_t n = layout.span;
+  if (r.t + n < r.len) return layout.discounts[static_cast<size_t>(n)];
+  return r.has_final ? layout.discounts[static_cast<size_t>(r.len - r.t)] : 0.0F;
 }
 
-Drawn Replay::draw_for_copy(int64_t batch) {
-  check_sampling(batch);
+// An action, reward, bootstrap, or those of a window. Behind the episode's end the last action is
+// repeated: nothing depends on it, and a policy has seen its like.
+void Replay::gather_step(const RowRef& r, const OutField& f, const Layout& layout,
+                         uint8_t* dst) const {
+  const auto put = [&](float x, int64_t j) {
+    std::memcpy(dst + static_cast<size_t>(j) * sizeof x, &x, sizeof x);
+  };
+  const int64_t inside = std::min<int64_t>(layout.horizon, r.len - r.t);
+  if (f.group == Group::reward) return put(returns(r, layout), 0);
+  if (f.group == Group::bootstrap) return put(bootstrap(r, layout), 0);
+  if (f.group == Group::action) {
+    const Column& column = action_[f.column];
+    const size_t bytes = column.row_bytes();
+    for (int64_t j = 0; bytes && j < layout.horizon; ++j, dst += bytes) {
+      std::memcpy(dst, column.row(r.step0 + r.t + std::min(j, inside - 1)), bytes);
+    }
+    return;
+  }
+  for (int64_t j = 0; j < layout.horizon; ++j) {
+    const bool ended = j >= inside;
+    put(ended ? 0.0F : f.group == Group::valid ? 1.0F : reward(r, j), j);
+  }
+}
+
+Drawn Replay::draw_for_copy(int64_t batch, int horizon) {
+  check_sampling(batch, horizon);
+  const Layout plan = layout(batch, horizon);
   Drawn out;
   for (const RowRef& r : draw(rng, batch)) {
     out.step0.push_back(r.step0);
     out.obs0.push_back(r.obs0);
     out.t.push_back(r.t);
     out.last.push_back(r.len - (r.has_final ? 0 : 1));
-    out.reward.push_back(returns(r));
-    out.bootstrap.push_back(bootstrap(r));
+    out.len.push_back(r.len);
+    out.reward.push_back(returns(r, plan));
+    out.bootstrap.push_back(bootstrap(r, plan));
+    for (int64_t j = 0; horizon > 1 && j < horizon; ++j) {
+      out.rewards.push_back(r.t + j < r.len ? reward(r, j) : 0.0F);
+    }
   }
   return out;
 }
@@ -362,7 +412,7 @@ void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& 
   for (const OutField& f : layout.fields) {
     uint8_t* out = base + f.offset + static_cast<size_t>(row0) * f.row_bytes;
     if (f.group == Group::obs || f.group == Group::next_obs) {
-      gather_obs(rows, begin, end, f, out);
+      gather_obs(rows, begin, end, f, layout.span, out);
       continue;
     }
     for (int64_t i = begin; i < end; ++i) {
@@ -370,11 +420,8 @@ void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& 
       uint8_t* dst = out + static_cast<size_t>(i) * f.row_bytes;
       if (r.t < 0) {
         std::memset(dst, 0, f.row_bytes);
-      } else if (f.group == Group::action) {
-        if (f.row_bytes) std::memcpy(dst, action_[f.column].row(r.step0 + r.t), f.row_bytes);
       } else {
-        const float x = f.group == Group::reward ? returns(r) : bootstrap(r);
-        std::memcpy(dst, &x, sizeof x);
+        gather_step(r, f, layout, dst);
       }
     }
   }

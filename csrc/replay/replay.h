@@ -48,6 +48,8 @@ struct Options {
   std::string storage;                 // directory of the scratch file; empty: RAM
 };
 
+constexpr int kLongest = 4096;  // steps of a window
+
 // Where one output row comes from. t < 0: padding (zeros).
 struct RowRef {
   int64_t step0 = 0, obs0 = 0;
@@ -58,13 +60,22 @@ using Rows = std::vector<RowRef>;
 
 // Drawn transitions for a copy of the columns that is held elsewhere. Rows count from the first
 // that this replay ever held: actions from step0, observations from obs0; `last` is the last
-// observation's step.
+// observation's step, `len` the episode's steps.
 struct Drawn {
-  std::vector<int64_t> step0, obs0, t, last;
+  std::vector<int64_t> step0, obs0, t, last, len;
   std::vector<float> reward, bootstrap;
+  std::vector<float> rewards;  // of a window's steps, zeros behind its episode's end
 };
 
-enum class Group : int { obs = 0, next_obs = 1, action = 2, reward = 3, bootstrap = 4 };
+enum class Group : int {
+  obs = 0,
+  next_obs = 1,
+  action = 2,
+  reward = 3,
+  bootstrap = 4,
+  rewards = 5,  // windows only: of each step
+  valid = 6     // windows only: 1 for steps of the episode, 0 behind its end
+};
 
 struct OutField {
   Group group = Group::obs;
@@ -79,6 +90,9 @@ struct Layout {
   std::vector<OutField> fields;
   int64_t rows = 0;
   size_t bytes = 0;
+  int horizon = 1;                        // steps of a window; 1: transitions
+  int span = 1;                           // steps to the next observation
+  std::vector<float> weights, discounts;  // of returns and bootstraps over `span` steps
 };
 
 class Replay {
@@ -91,14 +105,15 @@ class Replay {
   int64_t num_add() const { return num_add_; }
   int64_t num_transitions() const;
   size_t nbytes() const;
-  void check_sampling(int64_t batch) const;
+  void check_sampling(int64_t batch, int horizon) const;
   Rows draw(Rng& rng, int64_t batch) const;  // uniform over transitions
   Rows draw_episodes(Rng& rng, int64_t batch, int64_t& T, std::vector<int32_t>& lens) const;
-  Drawn draw_for_copy(int64_t batch);               // the next batch; moves the generator
+  Drawn draw_for_copy(int64_t batch, int horizon);  // the next batch; moves the generator
   std::array<int64_t, 2> live_span(Group g) const;  // first row, and one past the last
   Rows episode_rows(int64_t i) const;               // all steps of one episode
   Rows range_rows(int64_t a, int64_t b, int64_t& T, std::vector<int32_t>& lens) const;
-  Layout layout(int64_t rows) const;
+  // `horizon` > 1: windows of so many steps, which end where their episode does.
+  Layout layout(int64_t rows, int horizon = 1) const;
 
   struct EpisodeRow {
     int64_t step0 = 0, obs0 = 0;
@@ -148,10 +163,12 @@ class Replay {
   void evict_oldest();
   void wipe();
   RowRef ref(const EpisodeRow& e, int64_t t) const;
-  float returns(const RowRef& r) const;
-  float bootstrap(const RowRef& r) const;
+  static float bootstrap(const RowRef& r, const Layout& layout);
+  float returns(const RowRef& r, const Layout& layout) const;
+  float reward(const RowRef& r, int64_t ahead) const;
+  void gather_step(const RowRef& r, const OutField& f, const Layout& layout, uint8_t* dst) const;
   Rows padded_rows(const std::vector<int64_t>& picks, int64_t& T, std::vector<int32_t>& lens) const;
-  void gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f,
+  void gather_obs(const Rows& rows, int64_t begin, int64_t end, const OutField& f, int64_t span,
                   uint8_t* out) const;
   const Column& column(Group g, size_t i) const;
 
@@ -160,7 +177,6 @@ class Replay {
   std::vector<int> stack_;     // per obs field
   std::vector<bool> sampled_;  // per obs field
   float gamma_ = 0.0F;
-  std::vector<float> weights_, discounts_;     // for returns, for bootstraps
   std::vector<Column> obs_, action_, reward_;  // reward_: exactly one column
   std::vector<EpisodeRow> episodes_;           // live ones from head_
   std::vector<int64_t> starts_;                // step0 of each, for the binary search

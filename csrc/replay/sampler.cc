@@ -204,7 +204,7 @@ void Sampler::drop_queue() {
   ahead_.clear();
 }
 
-JobPtr Sampler::make_job(const std::vector<int64_t>& batches, const Job* follow) {
+JobPtr Sampler::make_job(const std::vector<int64_t>& batches, int horizon, const Job* follow) {
   auto job = std::make_shared<Job>();
   int64_t total = 0;
   int64_t T = 0;
@@ -223,12 +223,13 @@ JobPtr Sampler::make_job(const std::vector<int64_t>& batches, const Job* follow)
     job->parts.push_back(std::move(part));
   }
   job->lead = whole_episodes_ ? Shape{T, batches[0]} : Shape{total};
-  job->layout = replays_[0]->layout(total);
+  job->layout = replays_[0]->layout(total, horizon);
   job->block = pool_->take(job->layout.bytes);
   return job;
 }
 
-bool Sampler::still_valid(const Job& job, const std::vector<int64_t>& batches) const {
+bool Sampler::still_valid(const Job& job, const std::vector<int64_t>& batches, int horizon) const {
+  if (job.layout.horizon != horizon) return false;
   for (size_t i = 0; i < replays_.size(); ++i) {
     const Job::Part& p = job.parts[i];
     if (p.batch != batches[i] || p.version != replays_[i]->version ||
@@ -267,13 +268,17 @@ void Sampler::gather(Job& job, bool in_worker) {
   }
 }
 
-JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
+JobPtr Sampler::sample(const std::vector<int64_t>& batches, int horizon) {
   if (batches.size() != replays_.size()) {
     throw std::invalid_argument("sample: expected " + std::to_string(replays_.size()) +
                                 " batch sizes, got " + std::to_string(batches.size()));
   }
+  if (whole_episodes_ && horizon != 1) {
+    throw std::invalid_argument("sample: the horizon is " + std::to_string(horizon) +
+                                ", expected 1 of a replay that draws whole episodes");
+  }
   const auto calls = lock_calls(lock_order_);
-  for (size_t i = 0; i < replays_.size(); ++i) replays_[i]->check_sampling(batches[i]);
+  for (size_t i = 0; i < replays_.size(); ++i) replays_[i]->check_sampling(batches[i], horizon);
   for (size_t i = 1; i < replays_.size(); ++i) {
     const auto a = replays_[0]->layout(1).fields, b = replays_[i]->layout(1).fields;
     const bool same =
@@ -288,7 +293,7 @@ JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
   JobPtr job;
   if (depth_ > 0) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!ahead_.empty() && still_valid(*ahead_.front(), batches)) {
+    if (!ahead_.empty() && still_valid(*ahead_.front(), batches, horizon)) {
       job = ahead_.front();
       ahead_.pop_front();
     } else {
@@ -296,7 +301,7 @@ JobPtr Sampler::sample(const std::vector<int64_t>& batches) {
     }
   }
   const bool was_ahead = job != nullptr;
-  if (!job) job = make_job(batches, nullptr);
+  if (!job) job = make_job(batches, horizon, nullptr);
   bool mine = !was_ahead;
   if (was_ahead) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -323,7 +328,7 @@ void Sampler::top_up(const std::vector<int64_t>& batches, const Job& last) {
     if (stopping_) return;
     const Job* follow = ahead_.empty() ? &last : ahead_.back().get();
     while (static_cast<int>(ahead_.size()) < depth_) {
-      ahead_.push_back(make_job(batches, follow));
+      ahead_.push_back(make_job(batches, last.layout.horizon, follow));
       follow = ahead_.back().get();
     }
     if (!thread_.joinable()) start_worker();

@@ -102,7 +102,8 @@ class Sampler {
   Sampler& operator=(const Sampler&) = delete;
 
   // Called without the GIL. One batch size per replay; rows of the first replay come first.
-  JobPtr sample(const std::vector<int64_t>& batches);
+  // `horizon` > 1: windows of so many steps.
+  JobPtr sample(const std::vector<int64_t>& batches, int horizon = 1);
   // Rows given explicitly (from the first replay), gathered at once.
   JobPtr collect(Rows rows, Shape lead);
   // Stops all threads; sampling continues without them.
@@ -113,8 +114,8 @@ class Sampler {
   int depth() const { return depth_; }
 
  private:
-  JobPtr make_job(const std::vector<int64_t>& batches, const Job* follow);
-  bool still_valid(const Job& job, const std::vector<int64_t>& batches) const;
+  JobPtr make_job(const std::vector<int64_t>& batches, int horizon, const Job* follow);
+  bool still_valid(const Job& job, const std::vector<int64_t>& batches, int horizon) const;
   void gather(Job& job, bool in_worker);
   void top_up(const std::vector<int64_t>& batches, const Job& last);
   void drop_queue();

@@ -151,7 +151,8 @@ class Session:
 
     def sample(self) -> None:
         number = self.rng.choice([3, 64, *NUMBERS])
-        batch = self.replay.sample(number, self.rng.choice([None, "cpu", "cuda", "", 3, "meta"]))
+        where = self.rng.choice([None, "cpu", "cuda", "", 3, "meta"])
+        batch = self.replay.sample(number, where, self.rng.choice([1, 1, 3, *NUMBERS]))
         if not bool(np.isfinite(np.asarray(batch.reward)).all()) and self.known is not None:
             raise AssertionError("rewards that were never added")
 

@@ -55,8 +55,17 @@ class OracleReplay:
         times = [min(max(t - j, 0), last) for j in reversed(range(k))]
         return np.concatenate([frames[i] for i in times])
 
-    def transition(self, e: OracleEpisode, t: int) -> dict[str, Any]:
-        length, n = len(e), self.nstep
+    def window(self, e: OracleEpisode, t: int, horizon: int) -> dict[str, Any]:
+        """Actions, rewards and validity of the steps from ``t`` on."""
+        times = range(t, t + horizon)
+        return {
+            "id": [[e.number, min(i, len(e) - 1)] for i in times],
+            "rewards": [e.reward[i] if i < len(e) else 0 for i in times],
+            "valid": [float(i < len(e)) for i in times],
+        }
+
+    def transition(self, e: OracleEpisode, t: int, horizon: int = 1) -> dict[str, Any]:
+        length, n = len(e), self.nstep if horizon == 1 else horizon
         gamma = np.float32(self.gamma)
         reward, weight = np.float32(0), np.float32(1)
         for j in range(n):
@@ -76,10 +85,17 @@ class OracleReplay:
             "bootstrap": bootstrap,
         }
 
-    def check_rows(self, batch: Any) -> None:
-        """Every row of a numpy batch is exactly the stored transition its action names."""
-        for i, (number, t) in enumerate(batch.action["id"].tolist()):
-            want = self.transition(self.find(number), t)
+    def check_rows(self, batch: Any, horizon: int = 1) -> None:
+        """Every row of a numpy batch is exactly the stored transition, or window, that its (first)
+        action names."""
+        first = batch.action["id"] if horizon == 1 else batch.action["id"][:, 0]
+        for i, (number, t) in enumerate(first.tolist()):
+            want = self.transition(self.find(number), t, horizon)
+            if horizon > 1:
+                steps = self.window(self.find(number), t, horizon)
+                np.testing.assert_array_equal(batch.action["id"][i], steps["id"])
+                np.testing.assert_array_equal(batch.rewards[i], np.float32(steps["rewards"]))
+                np.testing.assert_array_equal(batch.valid[i], steps["valid"])
             for group in ("obs", "next_obs"):
                 got = getattr(batch, group)
                 assert set(got) == set(want[group])

@@ -37,14 +37,14 @@ def episode(rela: Any, rng: np.random.Generator, length: int, terminated: bool) 
         terminated=terminated,
         truncated=not terminated,
         final_obs=not terminated,
-        nstep=3,
+        nstep=1,
         gamma=0.99,
     )
 
 
 def make(rela: Any, seed: int, **options: Any) -> Any:
     return rela.SingleStepTransitionReplay(
-        1, 3, 8, seed, stacks={"cam": 2, "prop": 3}, stack_order="newest_first",
+        1, 1, 8, seed, stacks={"cam": 2, "prop": 3}, stack_order="newest_first",
         bootstrap_truncated=True, **options,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def from_many_threads(rela: Any, storage: str) -> None:
         for i in range(40):
             n = 64 if i % 7 else 17
             batch = [
-                lambda: rl.sample(n, None),  # noqa: B023
+                lambda: rl.sample(n, None, 1 + i % 5),  # noqa: B023
                 lambda: joint.sample([n // 2, n], None),  # noqa: B023
                 lambda: bc.sample(n, None),  # noqa: B023
             ][kind]()
@@ -108,7 +108,7 @@ def from_many_threads(rela: Any, storage: str) -> None:
             rl.get_range(0, 1, None)
             _, rng_state = rl.mark()
             begin, end = rl.spans()[1]
-            drawn = rl.draw(16)
+            drawn = rl.draw(16, 3)
             if end <= begin or not np.isfinite(drawn["reward"]).all():
                 raise SystemExit("bad rows")
             rl.set_rng(rng_state)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
     found = [*batch.obs.values(), *batch.next_obs.values(), batch.action, batch.reward]
-    more = (batch.bootstrap, batch.bc_action, batch.next_bc_action)
+    more = (batch.bootstrap, batch.bc_action, batch.next_bc_action, batch.rewards, batch.valid)
     return [*found, *(t for t in more if t is not None)]
 
 

@@ -25,7 +25,7 @@ def setups(draw: Any) -> dict[str, Any]:
         "stacks": {k: draw(st.integers(1, 4)) for k in keys},
         "newest_first": draw(st.booleans()),
         "bootstrap_truncated": draw(st.booleans()),
-        "nstep": draw(st.integers(1, 5)),
+        "nstep": draw(st.sampled_from([1, 1, 1, 2, 3, 5])),
         "capacity": draw(st.integers(1, 5)),
         "seed": draw(st.integers(0, 2**64 - 1)),
     }
@@ -36,6 +36,8 @@ OPERATIONS = st.lists(
         st.tuples(st.just("add"), st.integers(1, 12), st.sampled_from(["term", "trunc", "both"])),
         st.tuples(st.just("sample"), st.integers(1, 9)),
         st.tuples(st.just("sample"), st.just(4)),  # often the same size: prefetched ones are used
+        st.tuples(st.just("window"), st.integers(1, 9), st.integers(2, 14)),
+        st.tuples(st.just("window"), st.just(4), st.just(3)),
         st.tuples(st.just("state_dict")),
     ),
     min_size=1,
@@ -103,6 +105,8 @@ def assert_same(a: rela.Batch, b: rela.Batch) -> None:
         for key, value in getattr(a, group).items():
             np.testing.assert_array_equal(value, getattr(b, group)[key])
     np.testing.assert_array_equal(a.reward, b.reward)
+    np.testing.assert_array_equal(a.rewards, b.rewards)
+    np.testing.assert_array_equal(a.valid, b.valid)
     np.testing.assert_array_equal(a.bootstrap, b.bootstrap)
 
 
@@ -135,9 +139,14 @@ def test_core_is_the_oracle_whatever_prefetch_and_threads(
                 )
                 replay.add(data)
             oracle.add(e)
-        elif operation[0] == "sample" and oracle.episodes:
-            batches = [r.sample(operation[1], None) for r in replays]
-            oracle.check_rows(batches[0])
+        elif operation[0] in ("sample", "window") and oracle.episodes:
+            size, horizon = operation[1], operation[2] if operation[0] == "window" else 1
+            if horizon > 1 and setup["nstep"] > 1:
+                with pytest.raises(ValueError, match=r"expected 1: this replay has n_step \d"):
+                    replays[0].sample(size, None, horizon)
+                continue
+            batches = [r.sample(size, None, horizon) for r in replays]
+            oracle.check_rows(batches[0], horizon)
             for other in batches[1:]:
                 assert_same(batches[0], other)
         elif operation[0] == "state_dict":
