@@ -12,6 +12,7 @@ from bc.explicit.mdn_policy import MdnPolicy, MdnPolicyConfig
 from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from bc.generative.flow_policy import FlowPolicy, FlowPolicyConfig
 from bc.ibc.autoregressive import build_ebm
 from bc.ibc.ebm_policy import EbmPolicyConfig
 from bc.remote import RemotePolicy, RemotePolicyConfig
@@ -54,6 +55,8 @@ POLICIES: dict[str, PolicyKind] = {
     "mse": PolicyKind(MsePolicyConfig, MsePolicy.build, ("state", "camera"), "mse"),
     "mdn": PolicyKind(MdnPolicyConfig, MdnPolicy.build, ("state", "camera"), "mdn"),
     "ebm": PolicyKind(EbmPolicyConfig, build_ebm, ("state", "camera"), "ebm"),
+    # samples of a learned flow
+    "flow": PolicyKind(FlowPolicyConfig, FlowPolicy.build, ("state",), "flow"),
     # a policy that another process answers for
     "remote": PolicyKind(
         RemotePolicyConfig, RemotePolicy.build, ("state", "cameras"), "remote", learns=False

@@ -17,12 +17,14 @@ from bc.explicit.mse_policy import MsePolicy, MsePolicyConfig
 from bc.explicit.multiview_encoder import MultiViewEncoderConfig
 from bc.explicit.mw_bc_policy import BcPolicy as MwBcPolicy
 from bc.explicit.mw_bc_policy import BcPolicyConfig as MwBcPolicyConfig
+from bc.generative.flow_policy import FlowPolicy, FlowPolicyConfig
 from bc.ibc.autoregressive import AutoregressivePolicy
 from bc.ibc.ebm_policy import EbmPolicy, EbmPolicyConfig
 from bc.ibc.losses import GradPenaltyConfig
 from bc.ibc.samplers import LangevinConfig
 from common_utils.specs import Policy
 from networks.encoder import ResNetEncoderConfig
+from networks.flow import VelocityConfig
 from networks.ibc.mlp import MDNConfig, MLPConfig
 
 S, A, SHAPE = 6, 3, (3, 96, 96)
@@ -38,6 +40,11 @@ def _pixel() -> BasePolicy:
 def _metaworld() -> BasePolicy:
     cfg = MwBcPolicyConfig(resnet=RESNET, hidden_dim=16)
     return MwBcPolicy(SHAPE, (), A, cfg, camera="front")
+
+
+def _flow() -> BasePolicy:
+    cfg = FlowPolicyConfig(net=VelocityConfig(hidden_dim=16, num_layer=2), steps=3)
+    return FlowPolicy("state", (S,), 1, A, cfg)
 
 
 def _ebm() -> BasePolicy:
@@ -71,11 +78,12 @@ POLICIES: dict[str, Callable[[], BasePolicy]] = {
     "metaworld": _metaworld,
     "mse": lambda: MsePolicy("state", (S,), 1, A, MsePolicyConfig(net=NET)),
     "mdn": lambda: MdnPolicy("state", (S,), 1, A, MdnPolicyConfig(net=MDNConfig(width=16))),
+    "flow": _flow,
     "ebm": _ebm,
     "autoregressive": _autoregressive,
 }
-DRAWS = {"mdn", "ebm", "autoregressive"}
-FITS = {"state_norm", "mse", "mdn", "ebm", "autoregressive"}
+DRAWS = {"mdn", "flow", "ebm", "autoregressive"}
+FITS = {"state_norm", "mse", "mdn", "flow", "ebm", "autoregressive"}
 
 
 @pytest.fixture(params=POLICIES)

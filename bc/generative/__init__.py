@@ -1,0 +1,1 @@
+"""Policies that learn the distribution of actions by carrying noise to it."""
