@@ -28,9 +28,9 @@ from common_utils.ranges import Above, AtMost, Between
 from common_utils.resources import format_bytes
 from common_utils.run_config import to_dict
 from launch import costs as recorded
+from launch import measure
 from launch.costs import Costs
 from launch.forecast import Forecast, Plan, Shards, checkpoint_seconds, forecast, shards
-from launch.measure import measure
 from launch.programs import PROGRAMS, program_of
 from launch.rounds import Setting
 from launch.sweep_file import pairs
@@ -109,7 +109,9 @@ def costs_of(args: argparse.Namespace) -> Costs:
             "a BC run costs is printed by train_bc.py --dry_run 1"
         )
     cfg: RlConfig = run_config.parse_args(PROGRAMS[name].config_class, given)
-    found = measure(cfg, args.bc_config, say=lambda line: print(f"measuring: {line}", flush=True))
+    found = measure.measure(
+        cfg, args.bc_config, say=lambda line: print(f"measuring: {line}", flush=True)
+    )
     bc = ["--bc_config", args.bc_config] if args.bc_config else []
     found.config = shlex.join([args.config_path, *options, *bc])
     if args.save_costs:

@@ -120,7 +120,7 @@ class Main:
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--net.depth", "0"], "net.depth: expected an integer within [1, 256], got 0"),
+        (["--net.depth", "0"], "net.depth: expected an integer within [1, 64], got 0"),
         (["--net.rate", ".nan"], "net.rate: expected a number within [0, 1), got nan"),
         (["--net.rate", "1e-300"], "net.rate: expected a number within [0, 1) that float32 holds "
          "(0, or 1.2e-38 to 3.4e+38 in size), got '1e-300'"),
@@ -128,7 +128,7 @@ class Main:
         (["--net.rate", "1e999"], "net.rate: expected a number within [0, 1), got '1e999'"),
         (["--seed", "-1"], "seed: expected an integer within [0, 4294967292], got -1"),
         (["--seed", "9" * 5000], "seed: cannot read "),
-        (["--sizes", "[1, 0]"], "sizes: expected a list of an integer within [1, 256]"),
+        (["--sizes", "[1, 0]"], "sizes: expected a list of an integer within [1, 64]"),
         (["--net.depth", "3"], "command line: net.depth: 3, expected an even number"),
         (["--net.depth", "6", "--net.rate", "0.1"], "command line: net: deep networks take no"),
     ],
