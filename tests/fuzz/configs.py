@@ -24,6 +24,7 @@ import train_rl
 from bc.base import BasePolicy
 from bc.explicit.bc_policy import StateBcPolicy
 from bc.ibc.ebm_policy import EbmPolicyConfig
+from bc.registry import POLICIES
 from common_utils import run_config
 from common_utils.config_kinds import every_kind
 from common_utils.config_types import is_switch
@@ -191,7 +192,7 @@ def kinds_of(config_class: Any) -> Iterator[tuple[Any, list[str]]]:
             yield own, []
             continue
         options = [f"--{own.CHOSEN_BY}", kind]
-        if kind == "state":
+        if kind in POLICIES and POLICIES[kind].reads == ("state",):
             options += ["--dataset.use_state", "1"]
         yield own, options
 
