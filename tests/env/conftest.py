@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import forkserver
 from tests.env.served import Serve, servers
 
 REPO = Path(__file__).resolve().parents[2]
@@ -22,7 +22,14 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*args: str, gl: str = "disabled", **more: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"MUJOCO_GL": gl, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)} | more
         env.pop("PYOPENGL_PLATFORM", None)
-        return forkserver.run(*args, variables=env, timeout=600)  # seconds; a busy machine is slow
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=REPO,
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=600,  # seconds; a busy machine is slow
+        )
 
     return run
 

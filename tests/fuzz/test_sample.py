@@ -23,7 +23,7 @@ KINDS = {kind: module for kind, module in generators().items() if kind != "kills
 CASES = {
     "weights": 120,
     "configs": 80,
-    "runs": 12,
+    "runs": 18,
     "hdf5": 80,
     "folders": 20,
     "xml": 80,

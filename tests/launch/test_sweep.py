@@ -241,7 +241,7 @@ def test_options_that_are_refused(
 def test_bc_then_rl_are_the_runs_made_by_hand(tmp_path: Path) -> None:
     """Bit for bit, and with the weights of the BC trial."""
     demos = tmp_path / "demos"
-    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_2d", 3, 0, str(demos)))
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_2d", 3, 0, out=str(demos)))
     (tmp_path / "rl.yaml").write_text(RL)
     (tmp_path / "sweep.yaml").write_text(f"""
 seeds: [3]

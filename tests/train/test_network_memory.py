@@ -53,7 +53,7 @@ def rl(*args: str) -> train_rl.MainConfig:
     "args, field",
     [
         (["--policy_type", "state", "--state_policy.hidden_dim", "16384",
-          "--state_policy.num_layer", "256"], "state_policy.hidden_dim: 16384"),
+          "--state_policy.num_layer", "64"], "state_policy.hidden_dim: 16384"),
         (["--policy_type", "state", "--batch_size", "1048576", "--state_policy.hidden_dim",
           "4096", "--state_policy.num_layer", "16"], "batch_size: 1048576"),
         (["--policy_type", "ebm", "--ebm.num_counter_examples", "1000000"],
@@ -81,7 +81,7 @@ def test_a_policy_that_cannot_fit(
          "q_agent.state_critic.num_q: 1000"),
         (["--use_state", "1", "--batch_size", "1048576"], "batch_size: 1048576"),
         (["--rl_image_size", "4096"], "rl_image_size: 4096"),
-        (["--q_agent.vit.depth", "256", "--q_agent.vit.embed_dim", "8192"],
+        (["--q_agent.vit.depth", "64", "--q_agent.vit.embed_dim", "8192"],
          "q_agent.vit.embed_dim: 8192"),
         (["--replay_prefetch", "64", "--batch_size", "16384", "--q_agent.enc_type", "resnet96"],
          "batch_size: 16384"),

@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> No
 def test_ibrl_on_the_particle(tmp_path: Path) -> None:
     """From an oracle's demonstrations to BC, to IBRL, whose successes become demonstrations."""
     demos = tmp_path / "demos"
-    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 4, 0, str(demos)))
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 4, 0, out=str(demos)))
     file = str(demos / "dataset.hdf5")
     args = ["--policy_type=mse", "--dataset.use_state=1", f"--dataset.path={file}", "--device=cpu"]
     args += ["--num_epoch=1", "--epoch_len=20", "--num_eval_episode=0"]

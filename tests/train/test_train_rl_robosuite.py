@@ -110,9 +110,7 @@ def workers_of(pid: int) -> list[int]:
     return [int(c) for c in children if "env.worker" in Path(f"/proc/{c}/cmdline").read_text()]
 
 
-def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
-    lift: Path, tmp_path: Path
-) -> None:
+def test_a_worker_that_dies_in_an_evaluation_changes_nothing(lift: Path, tmp_path: Path) -> None:
     more = ("--mp_eval=1", "--num_eval_worker=1")
     whole, save_dir = tmp_path / "whole", tmp_path / "run"
     train(arguments(lift, whole, *more))
@@ -121,15 +119,9 @@ def test_after_a_worker_died_the_resumed_run_is_the_uninterrupted_one(
     wait_for_step(save_dir, 40, process)
     time.sleep(0.1)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    errors = process.done(600).stderr
-    assert process.returncode == 2
-    assert re.search(
-        r"^error: evaluation worker 0 .*was killed by signal 9 while", errors, re.MULTILINE
-    )
-    assert "Traceback" not in errors
-    np.random.seed(5)  # nothing may depend on what this process did before
-    torch.manual_seed(5)
-    train(arguments(lift, save_dir, *more, "--resume=1"))
+    done = process.done(600)
+    assert process.returncode == 0, done.stderr
+    assert re.search(r"evaluation worker 0 .*was killed by signal 9", done.stdout + done.stderr)
     assert_same_run(whole, save_dir)
 
 
