@@ -35,7 +35,7 @@ def _row(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demos")
-    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 4, 0, str(folder)))
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 4, 0, out=str(folder)))
     return folder / "dataset.hdf5"
 
 
