@@ -363,24 +363,29 @@ float Replay::bootstrap(const RowRef& r, const Layout& layout) {
 // repeated: nothing depends on it, and a policy has seen its like.
 void Replay::gather_step(const RowRef& r, const OutField& f, const Layout& layout,
                          uint8_t* dst) const {
-  const auto put = [&](float x, int64_t j) {
-    std::memcpy(dst + static_cast<size_t>(j) * sizeof x, &x, sizeof x);
-  };
   const int64_t inside = std::min<int64_t>(layout.horizon, r.len - r.t);
-  if (f.group == Group::reward) return put(returns(r, layout), 0);
-  if (f.group == Group::bootstrap) return put(bootstrap(r, layout), 0);
+  if (f.group == Group::reward || f.group == Group::bootstrap) {
+    const float x = f.group == Group::reward ? returns(r, layout) : bootstrap(r, layout);
+    std::memcpy(dst, &x, sizeof x);
+    return;
+  }
   if (f.group == Group::action) {
     const Column& column = action_[f.column];
     const size_t bytes = column.row_bytes();
-    for (int64_t j = 0; bytes && j < layout.horizon; ++j, dst += bytes) {
-      std::memcpy(dst, column.row(r.step0 + r.t + std::min(j, inside - 1)), bytes);
+    const int64_t first = r.step0 + r.t;
+    column.read(first, first + inside, dst);
+    for (int64_t j = inside; bytes && j < layout.horizon; ++j) {
+      std::memcpy(dst + static_cast<size_t>(j) * bytes, column.row(first + inside - 1), bytes);
     }
     return;
   }
-  for (int64_t j = 0; j < layout.horizon; ++j) {
-    const bool ended = j >= inside;
-    put(ended ? 0.0F : f.group == Group::valid ? 1.0F : reward(r, j), j);
+  auto* values = reinterpret_cast<float*>(dst);
+  if (f.group == Group::rewards) {
+    reward_[0].read(r.step0 + r.t, r.step0 + r.t + inside, dst);
+  } else {
+    std::fill(values, values + inside, 1.0F);
   }
+  std::fill(values + inside, values + layout.horizon, 0.0F);
 }
 
 Drawn Replay::draw_for_copy(int64_t batch, int horizon) {
@@ -415,7 +420,16 @@ void Replay::gather(const Rows& rows, int64_t begin, int64_t end, const Layout& 
       gather_obs(rows, begin, end, f, layout.span, out);
       continue;
     }
+    const bool reads = f.group == Group::action || f.group == Group::reward;
     for (int64_t i = begin; i < end; ++i) {
+      if (reads && i + kLookAhead < end) {
+        const RowRef& ahead = rows[static_cast<size_t>(i + kLookAhead)];
+        const Column& column = f.group == Group::action ? action_[f.column] : reward_[0];
+        if (ahead.t >= 0 && column.row_bytes()) {
+          prefetch_row(column.row(ahead.step0 + ahead.t),
+                       column.row_bytes() * static_cast<size_t>(layout.span));
+        }
+      }
       const RowRef& r = rows[static_cast<size_t>(i)];
       uint8_t* dst = out + static_cast<size_t>(i) * f.row_bytes;
       if (r.t < 0) {
