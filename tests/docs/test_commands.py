@@ -54,6 +54,7 @@ OTHERS = {
     "ray start --address 127.0.0.1:6379 --num-cpus 1": "the same",
     "ray start --head --num-cpus 4": "tests/ray_cluster.py, by ray.cluster_utils",
     "export RAY_ADDRESS=auto": "the same",
+    "export RAY_AUTH_MODE=token": "the same",
     "cd common_utils && make && cd ..": "set_env.sh",
     "export PYTHONPATH=$PWD OMP_NUM_THREADS=1": "set_env.sh",
     "benchmarks/device_check.sh": "tests/benchmarks/test_device.py",
