@@ -289,7 +289,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demos")
-    collect_oracle.collect(collect_oracle.MainConfig(TASK, 3, 0, str(folder)))
+    collect_oracle.collect(collect_oracle.MainConfig(TASK, num=3, seed=0, out=str(folder)))
     return folder / "dataset.hdf5"
 
 
