@@ -8,7 +8,9 @@ states on Lift and Meta-World with 1, 2 and 4 environments (RL alone, no evaluat
 steps per second, and what one costs the learner (acting, storing, sampling, updating), which should
 not depend on their number. ray (only if it is asked for; needs requirements-scale.txt): what a step
 takes in a process and in a Ray actor on this machine, with states and with a picture, and what the
-actor costs more. Wall time: measure on a machine that does nothing else.
+actor costs more. raylets (likewise): runs as those of training, on Lift with two environments in
+actors, on a cluster of one and of two nodes of this machine. Wall time: measure on a machine that
+does nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,9 @@ import train_rl
 from benchmarks import common
 from benchmarks.loop import SECTIONS, trained
 from common_utils import run_config
+from common_utils.elsewhere import joined_ray
 from common_utils.errors import run_program
+from common_utils.extras import optional
 from common_utils.options import numeric
 from common_utils.ranges import Positive
 from env.config import EnvConfig
@@ -93,30 +98,34 @@ def frames(report: common.Report, args: argparse.Namespace) -> None:
 
 def training(report: common.Report, args: argparse.Namespace) -> None:
     """The part ``training``."""
-    steps, repeat = args.steps, args.repeat
-    numbers: tuple[int, ...] = (1, 2, 4)
-    if args.quick:
-        steps, repeat, numbers = 16, 1, (1, 2)
-    with tempfile.TemporaryDirectory() as root:
-        for name, file in STATES.items():
-            for num in numbers:
-                rates, learner, cpu = [], [], []
-                for i in range(repeat):
-                    work = trained(
-                        load(
-                            file, num_env=num, num_warm_up_episode=4, num_train_step=steps,
-                            log_per_step=steps, save_dir=f"{root}/{name}_{num}_{i}",
-                        )
-                    )  # fmt: skip
-                    spent = {k: work.watch.seconds.get(k, 0.0) for k in SECTIONS}
-                    rates.append(steps / sum(spent.values()))
-                    learner.append(1e3 * (sum(spent.values()) - spent["env"]) / steps)
-                    cpu.append(1e3 * work.cpu_seconds / steps)
-                case = f"{name}, states, {num} environment(s)"
-                report.add(case, "env_steps_per_second", common.median(rates), "1/s")
-                report.add(case, "learner_ms_per_env_step", common.median(learner), "ms")
-                report.add(case, "trainer_cpu_ms_per_env_step", common.median(cpu), "ms")
-                report.write(args.json)  # an interrupted measurement keeps what it has
+    numbers = (1, 2) if args.quick else (1, 2, 4)
+    for name, file in STATES.items():
+        for num in numbers:
+            whole_runs(report, args, f"{name}, states, {num} environment(s)", file, num_env=num)
+
+
+def whole_runs(
+    report: common.Report, args: argparse.Namespace, case: str, file: str, **options: object
+) -> None:
+    """Runs of ``train_rl`` from start to end, timed after their warm-up."""
+    steps, repeat = (16, 1) if args.quick else (args.steps, args.repeat)
+    rates, learner, cpu = [], [], []
+    for _ in range(repeat):
+        with tempfile.TemporaryDirectory() as root:
+            work = trained(
+                load(
+                    file, num_warm_up_episode=4, num_train_step=steps, log_per_step=steps,
+                    save_dir=f"{root}/run", **options,
+                )
+            )  # fmt: skip
+        spent = {k: work.watch.seconds.get(k, 0.0) for k in SECTIONS}
+        rates.append(steps / sum(spent.values()))
+        learner.append(1e3 * (sum(spent.values()) - spent["env"]) / steps)
+        cpu.append(1e3 * work.cpu_seconds / steps)
+    report.add(case, "env_steps_per_second", common.median(rates), "1/s")
+    report.add(case, "learner_ms_per_env_step", common.median(learner), "ms")
+    report.add(case, "trainer_cpu_ms_per_env_step", common.median(cpu), "ms")
+    report.write(args.json)  # an interrupted measurement keeps what it has
 
 
 def ray(report: common.Report, args: argparse.Namespace) -> None:
@@ -136,7 +145,35 @@ def ray(report: common.Report, args: argparse.Namespace) -> None:
         report.add(name, "ms_per_step_more_in_an_actor", took["ray"] - took["process"], "ms")
 
 
-PARTS = {"frames": frames, "training": training, "ray": ray}
+def raylets(report: common.Report, args: argparse.Namespace) -> None:
+    """The part ``raylets``."""
+    for nodes in (1, 2):
+        with ray_nodes(nodes):
+            case = f"Lift, states, 2 environments in actors, {nodes} raylet(s)"
+            whole_runs(report, args, case, STATES["Lift"], num_env=2, rollout="ray")
+
+
+@contextmanager
+def ray_nodes(number: int) -> Iterator[None]:
+    """A Ray cluster of nodes on this machine, which this process has joined."""
+    ray = optional("ray", "scale", "--part raylets")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(number - 1):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        joined_ray("--part raylets", cluster.address)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+PARTS = {"frames": frames, "training": training, "ray": ray, "raylets": raylets}
+ONLY_IF_ASKED = ("ray", "raylets")
 
 
 def main() -> None:
@@ -153,7 +190,7 @@ def main() -> None:
     os.environ.setdefault("MUJOCO_GL", "egl")
     report = common.start(args)
     for name, part in PARTS.items():
-        if args.part == name or (args.part == "all" and name != "ray"):
+        if args.part == name or (args.part == "all" and name not in ONLY_IF_ASKED):
             part(report, args)
     report.write(args.json)
 

@@ -1,11 +1,13 @@
 """Compare forecasts (``launch.plan``) with measurements of the same machine.
 
-    python -m benchmarks.forecasts --envs ENVS.json --ranks RANKS.json [--folder DIR] [--json FILE]
+    python -m benchmarks.forecasts --envs ENVS.json --ranks RANKS.json --raylets RAYLETS.json
+        [--folder DIR] [--json FILE]
 
 ENVS.json is what ``benchmarks.envs --part training`` wrote (Lift and Meta-World from states, whole
 training steps per second with 1, 2 and 4 environments), RANKS.json what ``benchmarks.ranks --case
-rl`` did (updates per second of PickPlaceCan from pixels on 1 and 2 ranks). The costs of the same
-configurations are measured now, and kept in DIR, or read from there if they are kept already.
+rl`` did (updates per second of PickPlaceCan from pixels on 1 and 2 ranks), RAYLETS.json what
+``benchmarks.envs --part raylets`` did (Lift with 2 environments in Ray actors). The costs of the
+same configurations are measured now, and kept in DIR, or read from there if they are kept already.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.envs import PIXELS, STATES, load
+from benchmarks.envs import PIXELS, STATES, load, ray_nodes
 from common_utils import run_config
 from common_utils.atomic import atomic_json
 from common_utils.errors import run_program
@@ -67,6 +69,18 @@ def environments(args: argparse.Namespace) -> list[dict[str, Any]]:
     return points
 
 
+def raylets(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs with environments in actors of a cluster whose nodes are all on this machine, so that
+    they share its cores: for the forecast, one machine."""
+    found = measured(args.raylets, "env_steps_per_second")
+    with ray_nodes(1):
+        costs = costs_of(args, "lift_ray", load(STATES["Lift"], rollout="ray"))
+    played = play(costs, Setting(2, costs.cores, together=True), args.steps)
+    return [
+        point(case, rate, args.steps / played.seconds, "steps/s") for case, rate in found.items()
+    ]
+
+
 def ranks(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Updates on several ranks."""
     cfg = run_config.parse_args(MainConfig, [f"--config_path={CFGS / PIXELS}"])
@@ -97,11 +111,14 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--envs", default="", help="records of benchmarks.envs --part training")
     parser.add_argument("--ranks", default="", help="records of benchmarks.ranks --case rl")
+    parser.add_argument("--raylets", default="", help="records of benchmarks.envs --part raylets")
     parser.add_argument("--folder", default="", help="where costs are kept")
     parser.add_argument("--steps", type=int, default=500, help="training steps of the runs (500)")
     args = parser.parse_args()
     common.start(args)
-    points = (environments(args) if args.envs else []) + (ranks(args) if args.ranks else [])
+    points = environments(args) if args.envs else []
+    points += ranks(args) if args.ranks else []
+    points += raylets(args) if args.raylets else []
     errors = [abs(p["error_percent"]) for p in points]
     if points:
         print(f"{len(points)} points: mean error {sum(errors) / len(errors):.1f} %, largest "

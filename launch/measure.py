@@ -98,7 +98,7 @@ def measure(cfg: MainConfig, bc_config: str = "", say: Callable[[str], None] = p
         _saving(costs, cfg, agent)
         costs.trainer_bytes = max(0, own_memory() - replay.nbytes)
     say("playing in other processes")
-    _messages(costs, env_cfg)
+    _messages(costs, env_cfg, cfg.rollout)
     say("exchanging gradients between two processes")
     costs.exchange_s, costs.scatter_s = exchange_seconds(
         costs.gradient_bytes, costs.batch_bytes // 2
@@ -272,13 +272,12 @@ def _saving(costs: Costs, cfg: MainConfig, agent: Agent) -> None:
 # ------------------------------------------------------------------------- in other processes
 
 
-def _messages(costs: Costs, env_cfg: EnvConfig) -> None:
-    """Messages to environments in processes of their own, and how they slow each other down."""
+def _messages(costs: Costs, env_cfg: EnvConfig, way: str) -> None:
+    """Messages to environments elsewhere (``way``: in processes of their own, or in actors of Ray),
+    and how they slow each other down."""
     num = min(costs.cores, WORKERS)
-    before = set(_children())
-    with closing(open_lanes(env_cfg, num, way="process")) as lanes:
-        own = [own_memory(pid) for pid in _children() if pid not in before]
-        costs.env_bytes = max(own, default=0)
+    costs.env_bytes = _memory(env_cfg)
+    with closing(open_lanes(env_cfg, num, way=way)) as lanes:
         rounds = _Rounds(lanes, env_cfg.episode_length)
         step = costs.step_s + costs.render_s
         # asked and received when it is there
@@ -289,6 +288,14 @@ def _messages(costs: Costs, env_cfg: EnvConfig) -> None:
         if num > 1:
             messages = (num - 1) * (sent + received)  # of the others, one after the other
             costs.crowded = max(1.0, (rounds.together(num) - messages) / one)
+
+
+def _memory(env_cfg: EnvConfig) -> int:
+    """Bytes of an environment's process; an actor, which cannot be asked from here, needs the
+    same."""
+    before = set(_children())
+    with closing(open_lanes(env_cfg, 1, way="process")):
+        return max((own_memory(pid) for pid in _children() if pid not in before), default=0)
 
 
 def _children() -> Iterator[int]:
