@@ -59,6 +59,7 @@ from workspace.network_memory import check_policy
 from workspace.next_steps import run_and_tell
 from workspace.prepare_bc import (
     build_optimizer,
+    demonstrations,
     open_pool,
     require_learner,
     say_what_runs,
@@ -298,7 +299,7 @@ def run(cfg: MainConfig) -> Workspace:
         cameras = [] if cfg.dataset.use_state else cfg.dataset.rl_cameras
         cfg.dataset.path = with_observations(cfg.dataset.path, cameras, cfg.save_dir)
         ranks.shared(run_config.to_dict(cfg))
-        data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+        data = demonstrations(cfg)
         fill_in(cfg, data)
         fast.set_up(kernel_threads=cfg.kernel_threads)
         check_policy(cfg)
@@ -323,7 +324,7 @@ def run(cfg: MainConfig) -> Workspace:
 def follow() -> None:
     """A rank other than the first: compute its rows of the first one's batches, to the end."""
     cfg = run_config.from_dict(MainConfig, ranks.shared(), "the first rank's configuration")
-    data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+    data = demonstrations(cfg)
     fill_in(cfg, data)
     fast.set_up(kernel_threads=cfg.kernel_threads)
     check_policy(cfg)
@@ -340,7 +341,7 @@ def follow() -> None:
 def rehearse(cfg: MainConfig) -> Workspace:
     """``--dry_run 1``: build the run and print its cost; nothing is written."""
     refuse_resume(cfg)
-    data = RobomimicDataset(cfg.dataset, seed=seed_for(cfg.seed, "dataset"))
+    data = demonstrations(cfg)
     fill_in(cfg, data)
     fast.set_up(kernel_threads=cfg.kernel_threads)
     footprint = check_policy(cfg)

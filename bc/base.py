@@ -7,21 +7,24 @@ a policy defines only its loss and how it chooses actions for a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from common_utils.chunks import ChunkPlayer
 from common_utils.ibrl_utils import require_key
 from common_utils.seeding import generator_on, other_device, restore_generator
-from common_utils.specs import ArraySpec, Obs
+from common_utils.specs import CLOCK, ArraySpec, Obs
 from networks.exported import Graphs
 
 
 def batch_action(batch: Any) -> torch.Tensor:
-    """The actions [B, A] of a batch whose ``action`` is a tensor or {"action": tensor}."""
+    """The actions [B, A] (chunks: [B, T, A]) of a batch whose ``action`` is a tensor or
+    {"action": tensor}."""
     action = batch.action
     return action["action"] if isinstance(action, dict) else action
 
@@ -54,6 +57,11 @@ class PolicyConfig:
         """Raise ValueError, starting with the field that images (or states) do not allow."""
 
     @property
+    def horizon(self) -> int:
+        """Actions that the loss needs of each demonstrated step: its own and following ones."""
+        return 1
+
+    @property
     def draws_in_training(self) -> bool:
         """Whether the loss draws from the policy's generator, which no graph can do."""
         return False
@@ -76,9 +84,13 @@ class BasePolicy(nn.Module, ABC):
     :meth:`_propose`, and :meth:`fit` if it takes statistics from the data. Its random draws come
     from the generator passed in when acting, and from its own (:attr:`generator`) in training.
     A row in ``bc.registry`` makes it a ``policy_type`` of ``train_bc.py``.
+
+    A policy over chunks of actions sets :attr:`chunked` and :attr:`player`. Its :meth:`_act` and
+    :meth:`_propose` then have an axis for the T steps of a chunk: [B, T, A] and [B, n, T, A].
     """
 
     action_dim: int
+    chunked: bool = False
     # act and propose draw random numbers even in eval mode
     stochastic_eval: bool = False
 
@@ -88,6 +100,7 @@ class BasePolicy(nn.Module, ABC):
         self.metrics: dict[str, torch.Tensor] = {}
         # remarks on the last fit for the user, one line each
         self.notes: list[str] = []
+        self.player = ChunkPlayer(1)
         self._seed = 0
         self._rng: torch.Generator | None = None
 
@@ -108,11 +121,13 @@ class BasePolicy(nn.Module, ABC):
 
     @abstractmethod
     def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
-        """Inputs [B, ...] -> actions [B, A] in [-1, 1]: the best ones, or drawn ones."""
+        """Inputs [B, ...] -> actions [B, A] in [-1, 1]: the best ones, or drawn ones (chunks:
+        [B, T, A])."""
 
     @abstractmethod
     def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
-        """Inputs [B, ...] -> n candidates of each row, [B, n, A] in [-1, 1]."""
+        """Inputs [B, ...] -> n candidates of each row, [B, n, A] in [-1, 1] (chunks:
+        [B, n, T, A])."""
 
     def network_pass(self, inputs: Obs) -> Any:
         """Run the network on inputs [B, ...] without drawing; used to measure memory."""
@@ -128,7 +143,8 @@ class BasePolicy(nn.Module, ABC):
 
     def graphs(self) -> Graphs:
         """What can be exported of it, by name (``networks.exported``), or why it cannot."""
-        return {"action": f"{type(self).__name__} has no graph to export"}
+        chunks = " over chunks of actions" if self.chunked else ""
+        return {"action": f"{type(self).__name__}{chunks} has no graph to export"}
 
     # ------------------------------------------------------------- acting
 
@@ -149,23 +165,81 @@ class BasePolicy(nn.Module, ABC):
         """
         self._require_eval("act")
         inputs, batched = self._read(obs)
-        action = self._act(inputs, eval_mode, generator)
+        if self.chunked:
+            decide = partial(self._act, greedy=eval_mode, generator=generator)
+            # 0 is no number of proposals
+            action = self.player.play(inputs, 0, lambda some: decide(some).unsqueeze(1)).squeeze(1)
+        else:
+            action = self._act(inputs, eval_mode, generator)
         if not batched:
             action = action.squeeze(0)
         return action.cpu() if cpu else action
 
     @torch.no_grad()
-    def propose(
-        self, obs: Obs, n: int, *, generator: torch.Generator | None = None
+    def act_chunk(
+        self, obs: Obs, *, eval_mode: bool = True, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Candidate actions float32 [B, n, A] for batched observations; errors as :meth:`act`."""
+        """All that is decided for an observation: float32 [T, A], or [B, T, A] for batched ones,
+        on the CPU; T is 1 for a policy without chunks. Errors as :meth:`act`."""
+        self._require_eval("act_chunk")
+        inputs, batched = self._read({k: v for k, v in obs.items() if k != CLOCK})
+        actions = self._act(inputs, eval_mode, generator)
+        actions = (actions if self.chunked else actions.unsqueeze(1)).cpu()
+        return actions if batched else actions.squeeze(0)
+
+    @torch.no_grad()
+    def propose(
+        self,
+        obs: Obs,
+        n: int,
+        *,
+        horizon: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Candidate actions float32 [B, n, A] for batched observations; errors as :meth:`act`.
+
+        With a ``horizon`` h, candidates for this and the next h - 1 steps, [B, n, h * A]: new ones,
+        whatever is being played. ValueError if the policy's chunks are shorter.
+        """
         self._require_eval("propose")
         if n < 1:
             raise ValueError(f"propose: n must be at least 1, got {n}")
         inputs, batched = self._read(obs)
         if not batched:
             raise ValueError("propose needs batched observations")
-        return self._propose(inputs, n, generator)
+        if horizon is not None:
+            return self._proposed(inputs, n, horizon, generator)
+        if not self.chunked:
+            return self._propose(inputs, n, generator)
+        return self.player.play(inputs, n, lambda some: self._propose(some, n, generator))
+
+    def _proposed(
+        self, inputs: Obs, n: int, horizon: int, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        rows = {k: v for k, v in inputs.items() if k != CLOCK}
+        actions = self._propose(rows, n, generator)
+        actions = actions if self.chunked else actions.unsqueeze(2)
+        if actions.shape[2] < horizon:
+            raise ValueError(
+                f"{type(self).__name__}: proposes chunks of {actions.shape[2]}, expected at least "
+                f"{horizon}"
+            )
+        return actions[:, :, :horizon].flatten(2)
+
+    # ------------------------------------------------------------- chunks
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether several actions of a chunk are played, so that observations must have CLOCK."""
+        return self.player.needs_clock
+
+    def memory_state(self) -> dict[str, Any]:
+        """The chunks that are being played, as plain data and tensors."""
+        return self.player.state_dict()
+
+    def load_memory_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`memory_state`."""
+        self.player.load_state_dict(state)
 
     # ------------------------------------------------------------- random numbers
 
@@ -221,6 +295,8 @@ class BasePolicy(nn.Module, ABC):
                 )
         if len(batched) != 1:
             raise ValueError(f"{who}: some observations have a batch axis and some do not")
+        if self.needs_clock and CLOCK in obs:
+            inputs[CLOCK] = torch.as_tensor(obs[CLOCK])
         if batched == {True}:
             return inputs, True
         return {k: x.unsqueeze(0) for k, x in inputs.items()}, False

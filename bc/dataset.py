@@ -74,7 +74,8 @@ class Demo:
 
 
 class BcBatch(NamedTuple):
-    """obs: dict of [B, ...] with stacks assembled (dtypes as stored); action: float32 [B, A]."""
+    """obs: dict of [B, ...] with stacks assembled (dtypes as stored); action: float32 [B, A], or
+    [B, h, A] with a horizon."""
 
     obs: Obs
     action: torch.Tensor
@@ -118,9 +119,13 @@ class RobomimicDataset:
     ``image_size`` (int, -1 with states), ``lazy`` (images read per batch).
     """
 
-    def __init__(self, cfg: DatasetConfig, *, seed: int = 0, rewards: bool = False) -> None:
-        """``rewards``: they are needed, so files without them are refused."""
-        self.cfg, self._needs_rewards = cfg, rewards
+    def __init__(
+        self, cfg: DatasetConfig, *, seed: int = 0, rewards: bool = False, horizon: int = 1
+    ) -> None:
+        """``rewards``: they are needed, so files without them are refused. ``horizon``: above 1,
+        batches have the actions of so many steps; behind an episode's end its last one repeats.
+        """
+        self.cfg, self._needs_rewards, self.horizon = cfg, rewards, horizon
         self.cameras: tuple[str, ...] = () if cfg.use_state else tuple(cfg.rl_cameras)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
@@ -186,6 +191,7 @@ class RobomimicDataset:
             file.check(name)
         self._bounds = np.concatenate([[0], np.cumsum(self._table.lengths)]).astype(np.int64)
         self._starts = np.repeat(self._bounds[:-1], self._table.lengths)
+        self._last = np.repeat(self._bounds[1:] - 1, self._table.lengths)
         self._columns: dict[str, _Column] = {}
         if self.cfg.use_state:
             self._add_vector("state", self.cfg.state_stack)
@@ -348,7 +354,13 @@ class RobomimicDataset:
             return tensor
 
         obs = {key: to_torch(self._gather(key, rows)) for key in self._columns}
-        return BcBatch(obs, to_torch(self._actions[rows]))
+        return BcBatch(obs, to_torch(self._actions[self._ahead(rows)]))
+
+    def _ahead(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the actions: ``rows`` [B] themselves, or [B, h] within their episodes."""
+        if self.horizon == 1:
+            return rows
+        return np.minimum(rows[:, None] + np.arange(self.horizon), self._last[rows][:, None])
 
     def sample_bc(self, batch_size: int, device: str | torch.device = "cpu") -> BcBatch:
         """A batch drawn over all steps: uniformly, or each once per pass (``cfg.sampling``).

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from bc.base import BasePolicy, PolicyConfig, PolicyInputs, batch_action
+from common_utils.chunks import ChunkConfig, ChunkPlayer
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import unstack_obs
 from common_utils.ranges import NotNegative, NotNegativeNumber
@@ -42,6 +43,19 @@ class NormConfig:
     # divisor of a dimension that is constant in the data. safe: its own size, so that it stays
     # a small number; published: 1.2e-7, which turns a deviation of 1e-6 into 8
     floor: Floor = "safe"
+
+
+@dataclass
+class ChunkedConfig(PolicyConfig):
+    """Base of the configurations of these policies, which can decide on chunks of actions."""
+
+    # chunks of actions
+    chunk: ChunkConfig = field(default_factory=ChunkConfig, kw_only=True)
+
+    @property
+    def horizon(self) -> int:
+        """See :class:`PolicyConfig`."""
+        return self.chunk.length
 
 
 class FrameStatistics:
@@ -103,9 +117,12 @@ class NormalizedPolicy(BasePolicy):
         stack: T.
         action_dim: A.
         cfg: a ``config_class``, which has a field ``norm``; None: its defaults.
+
+    The networks and their samplers know an action of ``width`` W: A numbers, or the T * A of a
+    chunk of ``cfg.chunk.length`` steps, the first step's first.
     """
 
-    config_class: ClassVar[type[PolicyConfig]]
+    config_class: ClassVar[type[ChunkedConfig]]
     cfg: Any
 
     def __init__(
@@ -126,6 +143,9 @@ class NormalizedPolicy(BasePolicy):
         self.obs_key, self.obs_shape, self.stack = obs_key, tuple(obs_shape), stack
         self.pixels = len(obs_shape) == 3
         self.action_dim, self.norm = action_dim, self.cfg.norm
+        length = self.cfg.chunk.length
+        self.width, self.chunked = action_dim * length, length > 1
+        self.player = ChunkPlayer(self.cfg.chunk.execute)
         # networks for images hold their own normaliser
         self.obs_norm = None if self.pixels else AffineNormalizer(obs_shape[0] // stack)
         self.act_norm = AffineNormalizer(action_dim)
@@ -158,7 +178,8 @@ class NormalizedPolicy(BasePolicy):
         """
         actions, frames = [], FrameStatistics()
         for batch in batches:
-            actions.append(batch_action(batch))
+            action = batch_action(batch)
+            actions.append(action[:, 0] if self.chunked else action)  # each step's own
             frames.add(batch.obs[self.obs_key], self.stack)
         self.notes = [
             *self._still_note("action", "dimensions", self.fit_actions(torch.cat(actions))),
@@ -213,17 +234,22 @@ class NormalizedPolicy(BasePolicy):
         return steps if self.obs_norm is None else self.obs_norm(steps).flatten(1)
 
     def target(self, batch: Any, device: torch.device) -> torch.Tensor:
-        """The batch's actions [B, A], normalised; ValueError for another width."""
+        """The batch's actions [B, W], normalised; ValueError for another width."""
         action = batch_action(batch).to(device)
-        if action.dim() != 2 or action.shape[1] != self.action_dim:
+        steps = [self.cfg.chunk.length, self.action_dim][not self.chunked :]
+        if list(action.shape[1:]) != steps:
+            shown = ", ".join(map(str, steps))
             raise ValueError(
-                f"{type(self).__name__}.loss: actions must be [B, {self.action_dim}], "
+                f"{type(self).__name__}.loss: actions must be [B, {shown}], "
                 f"got {list(action.shape)}"
             )
-        return self.act_norm.normalize(action)
+        return self.act_norm.normalize(action).flatten(1)
 
     def to_env(self, action: torch.Tensor) -> torch.Tensor:
-        """Normalised actions [..., A] as the environment takes them, within [-1, 1]."""
+        """Normalised actions [..., W] as the environment takes them, within [-1, 1]: [..., A], or
+        [..., T, A] of chunks."""
+        if self.chunked:
+            action = action.unflatten(-1, (-1, self.action_dim))
         return self.act_norm.denormalize(action).clamp(-1, 1)
 
     def ports(self) -> tuple[Port, ...]:
@@ -238,13 +264,13 @@ class NormalizedPolicy(BasePolicy):
     def _act_normalized(
         self, features: torch.Tensor, greedy: bool, rng: torch.Generator
     ) -> torch.Tensor:
-        """Features [B, D] -> normalised actions [B, A]."""
+        """Features [B, D] -> normalised actions [B, W]."""
 
     @abstractmethod
     def _propose_normalized(
         self, features: torch.Tensor, n: int, rng: torch.Generator
     ) -> torch.Tensor:
-        """Features [B, D] -> n normalised actions of each row, [B, n, A]."""
+        """Features [B, D] -> n normalised actions of each row, [B, n, W]."""
 
     def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
         rng = self.rng_for(generator)

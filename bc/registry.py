@@ -55,8 +55,8 @@ POLICIES: dict[str, PolicyKind] = {
     "mse": PolicyKind(MsePolicyConfig, MsePolicy.build, ("state", "camera"), "mse"),
     "mdn": PolicyKind(MdnPolicyConfig, MdnPolicy.build, ("state", "camera"), "mdn"),
     "ebm": PolicyKind(EbmPolicyConfig, build_ebm, ("state", "camera"), "ebm"),
-    # samples of a learned flow
-    "flow": PolicyKind(FlowPolicyConfig, FlowPolicy.build, ("state",), "flow"),
+    # samples of a learned flow or a diffusion
+    "flow": PolicyKind(FlowPolicyConfig, FlowPolicy.build, ("state", "camera"), "flow"),
     # a policy that another process answers for
     "remote": PolicyKind(
         RemotePolicyConfig, RemotePolicy.build, ("state", "cameras"), "remote", learns=False

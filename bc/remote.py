@@ -4,32 +4,26 @@ The server may run anything (pi0.5, GR00T, ACT, this program's own ``ibrl serve`
 frozen policy like any other, so its actions enter IBRL's candidates. It answers an observation with
 a chunk of actions [T, A], of which ``execute`` are played before it is asked again (receding
 horizon, as openpi's ``ActionChunkBroker`` does).
-
-Chunks are looked up by time: an observation that carries ``CLOCK`` (the episode and its step) gets
-the action that its episode's chunk has for that step. The first step of an episode, and a step that
-no chunk covers, ask the server. So training and evaluations, with any number of episodes at once,
-never take each other's chunks.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from bc.base import BasePolicy, PolicyConfig, PolicyInputs
+from common_utils.chunks import ChunkPlayer
 from common_utils.errors import UserError, shortened
 from common_utils.link import Link, LinkLost, LinkRefused, check_url, renamed
 from common_utils.ranges import NotNegativeNumber, Positive, PositiveNumber, Stack
-from common_utils.specs import CLOCK, ArraySpec, Obs
+from common_utils.specs import ArraySpec, Obs
 
 LONGEST_DELAY = 15.0  # seconds between attempts to connect again
-MOST_EPISODES = 1024  # whose chunks are kept
 Row = dict[str, np.ndarray]
 
 
@@ -60,13 +54,6 @@ class RemotePolicyConfig(PolicyConfig):
     weights: str = ""
 
 
-class Chunk(NamedTuple):
-    """Actions [n, T, A] for the steps from ``start`` on."""
-
-    start: int
-    actions: torch.Tensor
-
-
 class RemoteError(UserError):
     """The server's answer cannot be used."""
 
@@ -79,6 +66,8 @@ class RemotePolicy(BasePolicy):
     ``cfg.patience`` seconds, LinkRefused and RemoteError for answers that cannot be used.
     """
 
+    chunked = True
+
     def __init__(self, inputs: PolicyInputs, cfg: RemotePolicyConfig) -> None:
         super().__init__()
         check_url(cfg.url, "url")
@@ -88,7 +77,7 @@ class RemotePolicy(BasePolicy):
         self.link = Link(cfg.url, timeout=cfg.timeout, field="remote policy")
         # where actions go; not part of any checkpoint
         self.register_buffer("_place", torch.zeros(0), persistent=False)
-        self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
+        self.player = ChunkPlayer(cfg.execute)
 
     @classmethod
     def build(cls, inputs: PolicyInputs, cfg: RemotePolicyConfig) -> RemotePolicy:
@@ -104,59 +93,17 @@ class RemotePolicy(BasePolicy):
         raise RuntimeError("RemotePolicy has no loss: its weights are the server's")
 
     @property
-    def needs_clock(self) -> bool:
-        """Whether several actions of a chunk are played."""
-        return self.cfg.execute > 1
-
-    @property
     def _device(self) -> torch.device:
         return self.get_buffer("_place").device
 
     # ------------------------------------------------------------- acting
-
-    def _read(self, obs: Obs) -> tuple[Obs, bool]:
-        inputs, batched = super()._read(obs)
-        if self.needs_clock and CLOCK in obs:
-            clock = torch.as_tensor(obs[CLOCK])
-            inputs[CLOCK] = clock if batched else clock.unsqueeze(0)
-        return inputs, batched
 
     def _act(self, inputs: Obs, greedy: bool, generator: torch.Generator | None) -> torch.Tensor:
         return self._propose(inputs, 1, generator).squeeze(1)
 
     def _propose(self, inputs: Obs, n: int, generator: torch.Generator | None) -> torch.Tensor:
         rows = {key: inputs[key].cpu().numpy() for key in self._specs}
-        if CLOCK not in inputs:
-            return self._ask(rows, n)[:, :, 0].to(self._device)
-        times = [(int(episode), int(step)) for episode, step in inputs[CLOCK].tolist()]
-        new = [i for i, (episode, step) in enumerate(times) if not self._covers(episode, n, step)]
-        if new:
-            asked = self._ask({key: value[new] for key, value in rows.items()}, n)
-            for i, actions in zip(new, asked, strict=True):
-                self._keep(times[i][0], n, Chunk(times[i][1], actions[:, : self.cfg.execute]))
-        chunks = [(self._chunks[episode, n], step) for episode, step in times]
-        now = [chunk.actions[:, step - chunk.start] for chunk, step in chunks]
-        return torch.stack(now).to(self._device)
-
-    def _covers(self, episode: int, n: int, step: int) -> bool:
-        chunk = self._chunks.get((episode, n))
-        return chunk is not None and step > 0 and 0 < step - chunk.start < self.cfg.execute
-
-    def _keep(self, episode: int, n: int, chunk: Chunk) -> None:
-        self._chunks.pop((episode, n), None)
-        self._chunks[episode, n] = chunk
-        while len(self._chunks) > MOST_EPISODES:
-            self._chunks.popitem(last=False)
-
-    def memory_state(self) -> dict[str, Any]:
-        """The chunks that are being played, as plain data."""
-        return {"chunks": [[*key, c.start, c.actions] for key, c in self._chunks.items()]}
-
-    def load_memory_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`memory_state`."""
-        self._chunks.clear()
-        for episode, n, start, actions in state.get("chunks", []):
-            self._keep(episode, n, Chunk(start, actions))
+        return self._ask(rows, n).to(self._device)
 
     # ------------------------------------------------------------- asking
 

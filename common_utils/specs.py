@@ -204,9 +204,15 @@ class Policy(Player, Protocol):
     """
 
     def propose(
-        self, obs: Obs, n: int, *, generator: torch.Generator | None = None
+        self,
+        obs: Obs,
+        n: int,
+        *,
+        horizon: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Candidate actions float32 [B, n, A] for a batched observation dict."""
+        """Candidate actions float32 [B, n, A] for a batched observation dict; with a ``horizon``
+        those of as many steps, [B, n, horizon * A]."""
         ...
 
     def loss(self, batch: Any) -> torch.Tensor:
@@ -219,6 +225,17 @@ class Policy(Player, Protocol):
 
     def seed(self, seed: int) -> None:
         """Seed the policy's own generator."""
+        ...
+
+
+@runtime_checkable
+class ActsInChunks(Protocol):
+    """A player that can say all the actions that it has decided on, for others to play."""
+
+    def act_chunk(
+        self, obs: Obs, *, eval_mode: bool = True, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """float32 [T, A], or [B, T, A] for batched observations, on the CPU."""
         ...
 
 

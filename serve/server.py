@@ -23,7 +23,7 @@ import torch
 from common_utils.errors import UserError, print_error, printable, shortened
 from common_utils.link import HEALTH, SERVER_OPTIONS, gate, websockets_module
 from common_utils.seeding import seed_for
-from common_utils.specs import Player
+from common_utils.specs import ActsInChunks, Obs, Player
 from common_utils.wire import pack, unpack
 from serve.latency import Latencies
 from serve.session import Inputs, Request, Session
@@ -157,12 +157,17 @@ class PolicyServer:
         began = time.perf_counter()
         tensors = {key: torch.from_numpy(value) for key, value in request.obs.items()}
         with torch.no_grad():
-            action = self.player.act(tensors, eval_mode=True, cpu=True, generator=client.generator)
-        actions = action.float().numpy()
+            chunk = self._chunk(tensors, client.generator)
+        actions = chunk.float().numpy()
         if not np.isfinite(actions).all():
             raise UserError("the policy's action is NaN or infinite")
-        # one step per request: T is 1
-        return np.ascontiguousarray(actions[..., None, :]), time.perf_counter() - began
+        return np.ascontiguousarray(actions), time.perf_counter() - began
+
+    def _chunk(self, obs: Obs, rng: torch.Generator | None) -> torch.Tensor:
+        """[T, A] or [B, T, A]: all that the policy decides on, T being 1 without chunks."""
+        if isinstance(self.player, ActsInChunks):
+            return self.player.act_chunk(obs, eval_mode=True, generator=rng)
+        return self.player.act(obs, eval_mode=True, cpu=True, generator=rng).unsqueeze(-2)
 
     def _count(self, seconds: float) -> None:
         self._recent.add(seconds)

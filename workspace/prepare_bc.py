@@ -13,6 +13,7 @@ from bc.registry import POLICIES
 from common_utils.ibrl_utils import count_parameters
 from common_utils.logger import RunLogger
 from common_utils.run_config import ConfigError
+from common_utils.seeding import seed_for
 from common_utils.specs import SpecError
 from env.core import EnvError
 from env.factory import check_rate, picture_note
@@ -31,6 +32,13 @@ def require_learner(cfg: MainConfig) -> None:
         raise ConfigError(
             f"policy_type: {cfg.policy_type}, expected one that learns from demonstrations: {kinds}"
         )
+
+
+def demonstrations(cfg: MainConfig) -> RobomimicDataset:
+    """The run's demonstrations, with as many steps' actions as its policy's loss needs."""
+    return RobomimicDataset(
+        cfg.dataset, seed=seed_for(cfg.seed, "dataset"), horizon=cfg.own_section.horizon
+    )
 
 
 def set_weights(policy: BasePolicy, cfg: MainConfig, data: RobomimicDataset) -> None:

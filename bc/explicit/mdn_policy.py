@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bc.base import PolicyConfig
-from bc.normalized import NormalizedPolicy, NormConfig
+from bc.normalized import ChunkedConfig, NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from common_utils.specs import Obs
 from networks.exported import Graphs, action_graph
@@ -18,7 +17,7 @@ from networks.ibc.pixel import ConvMDNConfig, ConvMLPMDN
 
 
 @dataclass
-class MdnPolicyConfig(PolicyConfig):
+class MdnPolicyConfig(ChunkedConfig):
     """The mixture density policy."""
 
     # the network for states
@@ -41,11 +40,13 @@ class MdnPolicy(NormalizedPolicy):
     def make_net(self) -> nn.Module:
         """See :class:`NormalizedPolicy`."""
         if self.pixels:
-            return ConvMLPMDN(self.stack, self.action_dim, self.cfg.pixel)
-        return MLPMDN(self.obs_shape[0], self.action_dim, self.cfg.net)
+            return ConvMLPMDN(self.stack, self.width, self.cfg.pixel)
+        return MLPMDN(self.obs_shape[0], self.width, self.cfg.net)
 
     def graphs(self) -> Graphs:
         """See :class:`BasePolicy`."""
+        if self.chunked:
+            return super().graphs()
 
         def act(obs: Obs) -> torch.Tensor:
             return self.to_env(self.net(self.features(obs)).greedy())

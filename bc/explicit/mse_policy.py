@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bc.base import PolicyConfig
-from bc.normalized import NormalizedPolicy, NormConfig
+from bc.normalized import ChunkedConfig, NormalizedPolicy, NormConfig
 from common_utils.specs import Obs
 from networks.exported import Graphs, action_graph
 from networks.ibc.mlp import MLPMSE, MLPConfig
@@ -17,7 +16,7 @@ from networks.ibc.pixel import ConvMLPConfig, ConvMLPMSE
 
 
 @dataclass
-class MsePolicyConfig(PolicyConfig):
+class MsePolicyConfig(ChunkedConfig):
     """The explicit policy."""
 
     # the network for states
@@ -37,11 +36,13 @@ class MsePolicy(NormalizedPolicy):
     def make_net(self) -> nn.Module:
         """See :class:`NormalizedPolicy`."""
         if self.pixels:
-            return ConvMLPMSE(self.stack, self.action_dim, self.cfg.pixel)
-        return MLPMSE(self.obs_shape[0], self.action_dim, self.cfg.net)
+            return ConvMLPMSE(self.stack, self.width, self.cfg.pixel)
+        return MLPMSE(self.obs_shape[0], self.width, self.cfg.net)
 
     def graphs(self) -> Graphs:
         """See :class:`BasePolicy`."""
+        if self.chunked:
+            return super().graphs()
 
         def act(obs: Obs) -> torch.Tensor:
             return self.to_env(self.net(self.features(obs)))

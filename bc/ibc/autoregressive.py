@@ -61,7 +61,7 @@ class AutoregressivePolicy(EbmPolicy):
         """The networks, which take states only."""
         if self.pixels:
             raise ValueError("autoregressive: 1, expected 0 without dataset.use_state 1")
-        return AutoregressiveEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
+        return AutoregressiveEBM(self.obs_shape[0], self.width, self.cfg.net)
 
     def graphs(self) -> Graphs:
         """See :class:`BasePolicy`."""

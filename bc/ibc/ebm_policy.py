@@ -12,12 +12,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import nn
 
-from bc.base import PolicyConfig
 from bc.ibc import losses, samplers
 from bc.ibc.landscape import landscape
 from bc.ibc.losses import GradPenaltyConfig, LossType
 from bc.ibc.samplers import Chain, DfoConfig, Energy, LangevinConfig, Precision, Samples
-from bc.normalized import NormalizedPolicy, NormConfig
+from bc.normalized import ChunkedConfig, NormalizedPolicy, NormConfig
 from common_utils.config_types import Flag
 from common_utils.ibrl_utils import eval_mode
 from common_utils.ranges import AtLeast, Below, Between, NoiseScale, Share, StepSize, Temperature
@@ -34,7 +33,7 @@ MAX_ROWS = 2**16
 
 
 @dataclass
-class EbmPolicyConfig(PolicyConfig):
+class EbmPolicyConfig(ChunkedConfig):
     """The energy-based policy: network, training, inference."""
 
     # the network for states
@@ -180,8 +179,8 @@ class EbmPolicyConfig(PolicyConfig):
 class Draws(NamedTuple):
     """Random numbers of one training step, to repeat a recorded step (None: drawn).
 
-    uniform [B, n, A] in the box; langevin_noise [iterations, B, n, A]; dfo_counts
-    int64 [iterations, B, n]; dfo_noise [iterations - 1, B, n, A].
+    uniform [B, n, W] in the box; langevin_noise [iterations, B, n, W]; dfo_counts
+    int64 [iterations, B, n]; dfo_noise [iterations - 1, B, n, W].
     """
 
     uniform: torch.Tensor | None = None
@@ -212,14 +211,14 @@ class EbmPolicy(NormalizedPolicy):
         # whether the loss and the gradient penalty may come from one evaluation
         self._one_pass = self.pixels or self.cfg.net.dense_layer_type != "spectral_norm"
         # the box in which actions are sampled, in normalised space
-        self.register_buffer("box_low", torch.full((action_dim,), -1.0))
-        self.register_buffer("box_high", torch.ones(action_dim))
+        self.register_buffer("box_low", torch.full((self.width,), -1.0))
+        self.register_buffer("box_high", torch.ones(self.width))
 
     def make_net(self) -> nn.Module:
         """See :class:`NormalizedPolicy`."""
         if self.pixels:
-            return PixelEBM(self.stack, self.action_dim, self.cfg.pixel)
-        return MLPEBM(self.obs_shape[0], self.action_dim, self.cfg.net)
+            return PixelEBM(self.stack, self.width, self.cfg.pixel)
+        return MLPEBM(self.obs_shape[0], self.width, self.cfg.net)
 
     # ------------------------------------------------------------- statistics
 
@@ -240,13 +239,15 @@ class EbmPolicy(NormalizedPolicy):
                     "--ebm.scalar_box 0"
                 )
             low, high = torch.where(own, low, low[0]), torch.where(own, high, high[0])
-        with torch.no_grad():
-            self.box_low.copy_(low)
-            self.box_high.copy_(high)
+        with torch.no_grad():  # each step of a chunk has the box of one action
+            self.box_low.copy_(low.repeat(self.cfg.chunk.length))
+            self.box_high.copy_(high.repeat(self.cfg.chunk.length))
         return still
 
     def graphs(self) -> Graphs:
         """See :class:`BasePolicy`."""
+        if self.chunked:
+            return super().graphs()
         actions = Port("actions", (BATCH, "samples", self.action_dim))
         outputs = (Port("logits", (BATCH, "samples")),)
 
@@ -319,7 +320,7 @@ class EbmPolicy(NormalizedPolicy):
     def _counter_examples(
         self, encoded: torch.Tensor, draws: Draws, chain: Chain | None
     ) -> torch.Tensor:
-        """[B, n, A]: uniform ones, then those of DFO, then those of Langevin chains."""
+        """[B, n, W]: uniform ones, then those of DFO, then those of Langevin chains."""
         cfg, num, rng = self.cfg, self.cfg.num_counter_examples, self.generator
         low, high = self.box_low, self.box_high
         out = draws.uniform
@@ -355,7 +356,7 @@ class EbmPolicy(NormalizedPolicy):
     def sample(
         self, features: torch.Tensor, rng: torch.Generator, *, aligned: bool = False
     ) -> Samples:
-        """Improved samples [B, num_action_samples, A] and their probabilities.
+        """Improved samples [B, num_action_samples, W] and their probabilities.
 
         ``aligned`` makes the probabilities match the samples even if ``dfo.aligned`` is 0.
         """
@@ -375,7 +376,7 @@ class EbmPolicy(NormalizedPolicy):
         draws: Draws | None = None,
         again_noise: torch.Tensor | None = None,
     ) -> Samples:
-        """Improve ``actions`` [B, N, A] by DFO and Langevin chains, as configured."""
+        """Improve ``actions`` [B, N, W] by DFO and Langevin chains, as configured."""
         cfg, low, high = self.cfg, self.box_low, self.box_high
         draws = draws or Draws()
         samples = None

@@ -11,9 +11,11 @@ POINTS = 64  # per dimension
 
 
 def has_one_energy(policy: object) -> bool:
-    """Whether whole actions are scored, rather than one dimension after another, or none."""
+    """Whether single, whole actions are scored: not chunks, dimension after dimension, or none."""
     cfg = getattr(policy, "cfg", None)
-    return isinstance(policy, NormalizedPolicy) and getattr(cfg, "autoregressive", None) == 0
+    if not isinstance(policy, NormalizedPolicy) or policy.chunked:
+        return False
+    return getattr(cfg, "autoregressive", None) == 0
 
 
 @torch.no_grad()

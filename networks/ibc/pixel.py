@@ -1,10 +1,11 @@
 """Networks of Implicit Behavioral Cloning over images (Florence et al., CoRL 2021, appendix).
 
 :class:`PixelEBM` encodes the images once and scores many actions against the code ("late
-fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies. Each takes
-``images`` [B, T, C, H, W], **oldest frame first**, uint8 0..255 or float32 0..1, and resizes and
-normalises them itself (:class:`FrameStack`). conv_maxpool runs channels-last: on a CPU this is
-twice as fast as channels-first when encoding, and 1.4 times as fast in a training step.
+fusion"); :class:`ConvMLPMSE` and :class:`ConvMLPMDN` are the explicit policies, and
+:class:`ImageCode` is the code alone. Each takes ``images`` [B, T, C, H, W], **oldest frame
+first**, uint8 0..255 or float32 0..1, and resizes and normalises them itself (:class:`FrameStack`).
+conv_maxpool runs channels-last: on a CPU this is twice as fast as channels-first when encoding, and
+1.4 times as fast in a training step.
 """
 
 from __future__ import annotations
@@ -338,6 +339,20 @@ ENCODERS: dict[str, type[Encoder]] = {
 def make_encoder(in_channels: int, cfg: EncoderConfig) -> Encoder:
     """The configured encoder."""
     return ENCODERS[cfg.encoder].build(in_channels, cfg)
+
+
+class ImageCode(nn.Module):
+    """Frames and an encoder: images [B, T, C, H, W] (see the module) -> code [B, ``out_dim``]."""
+
+    def __init__(self, num_frames: int, cfg: EncoderConfig, channels: int = 3) -> None:
+        super().__init__()
+        self.image = cfg.image
+        self.frames = FrameStack(num_frames, channels, cfg.image)
+        self.encoder = make_encoder(num_frames * channels, cfg)
+        self.out_dim = self.encoder.out_dim
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return run_encoder(self.encoder, self.frames(images), self.image)
 
 
 class PixelEBM(EnergyNet):
