@@ -224,14 +224,15 @@ class Workspace(ResumableRun):
 
     def _draw(self, update_actor: bool) -> tuple[Batch, Batch | None]:
         """The batch of one update, and RFT's demonstrations."""
-        cfg, device, num = self.cfg, self.agent.device, self.cfg.batch_size
+        cfg, num = self.cfg, self.cfg.batch_size
+        how = self.agent.device, self.agent.window
         if cfg.mix_rl_rate >= 1:
-            batch = self.replay.sample(num, device)
+            batch = self.replay.sample(num, *how)
         else:
             num_rl = int(num * cfg.mix_rl_rate)
-            batch = self.replay.sample_rl_bc(num_rl, num - num_rl, device)
+            batch = self.replay.sample_rl_bc(num_rl, num - num_rl, *how)
         with_bc = update_actor and cfg.add_bc_loss
-        return batch, self.replay.sample_bc(num, device) if with_bc else None
+        return batch, self.replay.sample_bc(num, *how) if with_bc else None
 
     # --------------------------------------------------------------- evaluation
 

@@ -229,6 +229,11 @@ class BasePolicy(nn.Module, ABC):
     # ------------------------------------------------------------- chunks
 
     @property
+    def chunk_length(self) -> int | None:
+        """Steps whose actions it decides on at once; None: unknown."""
+        return 1
+
+    @property
     def needs_clock(self) -> bool:
         """Whether several actions of a chunk are played, so that observations must have CLOCK."""
         return self.player.needs_clock

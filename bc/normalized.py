@@ -160,6 +160,11 @@ class NormalizedPolicy(BasePolicy):
         """Build from the state, or the one camera's images."""
         return cls(inputs.key, inputs.obs_shape, inputs.stack, inputs.action_dim, cfg)
 
+    @property
+    def chunk_length(self) -> int:
+        """``cfg.chunk.length``."""
+        return int(self.cfg.chunk.length)
+
     def input_specs(self) -> dict[str, ArraySpec]:
         """The state, or the camera's images."""
         return {self.obs_key: ArraySpec(self.obs_shape, "uint8" if self.pixels else "float32")}

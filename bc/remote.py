@@ -93,6 +93,10 @@ class RemotePolicy(BasePolicy):
         raise RuntimeError("RemotePolicy has no loss: its weights are the server's")
 
     @property
+    def chunk_length(self) -> None:
+        """See :class:`BasePolicy`: the server decides."""
+
+    @property
     def _device(self) -> torch.device:
         return self.get_buffer("_place").device
 

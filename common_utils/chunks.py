@@ -94,6 +94,16 @@ class ChunkPlayer:
         while len(self._chunks) > MOST_EPISODES:
             self._chunks.popitem(last=False)
 
+    def begun(self, inputs: Obs, kind: int) -> torch.Tensor | None:
+        """First chunks [B, T, A] that begin at these steps, by ``CLOCK``; None if not all do."""
+        found = []
+        for episode, step in inputs[CLOCK].tolist() if CLOCK in inputs else [(-1, -1)]:
+            chunk = self._chunks.get((episode, kind))
+            if chunk is None or chunk.start != step:
+                return None
+            found.append(chunk.actions[0])
+        return torch.stack(found)
+
     def state_dict(self) -> dict[str, Any]:
         """The chunks that are being played, as plain data and tensors."""
         return {"chunks": [[*key, c.start, c.actions] for key, c in self._chunks.items()]}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -256,6 +256,25 @@ class PlaysChunks(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Window:
+    """What a row of a batch is: a transition, or with a horizon above 1 so many steps.
+
+    A window ends where its episode does: reward, bootstrap and next observation are those of the
+    steps that there are. Windows go with nstep 1.
+
+    tail: whether windows that are cut short teach the critics. absorb: they do, as if nothing
+        changed after the end. drop (as Q-chunking was published): they do not, so an episode
+        shorter than the horizon teaches nothing.
+    """
+
+    horizon: int = 1
+    tail: Literal["absorb", "drop"] = "absorb"
+
+
+ONE_STEP = Window()
+
+
 @dataclass
 class Batch:
     """A batch of transitions or windows (B rows), torch tensors on one device.
@@ -264,7 +283,7 @@ class Batch:
     action          float32 [B, A]; of windows of h steps [B, h, A]
     reward          float32 [B]   sum over the n or h steps, discounted
     bootstrap       float32 [B]   gamma^k, or 0 after a terminal step
-    bc_action, next_bc_action  float32 [B, K, A] or None
+    bc_action, next_bc_action  float32 [B, K, A], of agents over chunks [B, K, h * A]; or None
     rewards         float32 [B, h]  of windows: of each step; else None
     valid           float32 [B, h]  of windows: 0 behind the episode's end, where the last action is
                                     repeated and rewards are 0; else None

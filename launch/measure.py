@@ -221,7 +221,7 @@ def _updating(costs: Costs, cfg: MainConfig, agent: Agent, replay: ReplayBuffer)
     ref_agent = agent.reference_copy() if cfg.add_bc_loss else None
 
     def draw(size: int) -> Batch:
-        return replay.sample(size, agent.device)
+        return replay.sample(size, agent.device, agent.window)
 
     def update(batch: Batch, actor: bool) -> None:
         bc_batch = batch if cfg.add_bc_loss and actor else None

@@ -81,7 +81,8 @@ class VelocityNet(nn.Module):
     """Features of an observation [B, D], points [B, n, W] and times [B, n, 1] -> [B, n, W].
 
     A perceptron with GELU over all three. The part of its first layer that sees the observation is
-    computed once for the n points of a row, and by :meth:`field` once for all steps.
+    computed once for the n points of a row, and by :meth:`field` once for all steps. When acting,
+    all points have the same time, whose part is then computed once as well.
     """
 
     def __init__(self, feature_dim: int, width: int, cfg: VelocityConfig) -> None:
@@ -89,7 +90,8 @@ class VelocityNet(nn.Module):
         self.width, self.time_features = width, cfg.time_features
         hidden = cfg.hidden_dim
         self.obs = nn.Linear(feature_dim, hidden)
-        self.point = nn.Linear(width + (cfg.time_features or 1), hidden, bias=False)
+        self.time = nn.Linear(cfg.time_features or 1, hidden, bias=False)
+        self.point = nn.Linear(width, hidden, bias=False)
         self.rest = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(cfg.num_layer - 1))
         self.out = nn.Linear(hidden, width)
 
@@ -98,8 +100,8 @@ class VelocityNet(nn.Module):
         seen = self.obs(features).unsqueeze(1)
 
         def velocity(points: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            when = time_features(time.expand(*points.shape[:-1], 1), self.time_features)
-            x = F.gelu(seen + self.point(torch.cat([points, when], -1)))
+            known = seen + self.time(time_features(time, self.time_features))
+            x = F.gelu(known + self.point(points))
             for layer in self.rest:
                 x = F.gelu(layer(x))
             return self.out(x)
@@ -182,5 +184,5 @@ def integrate(velocity: Velocity, noise: torch.Tensor, steps: int) -> torch.Tens
     """Follow the field from ``noise`` [..., W] at time 0 to time 1 by ``steps`` Euler steps."""
     x = noise
     for k in range(steps):
-        x = x + velocity(x, x.new_full((1,), k / steps)) / steps
+        x = torch.add(x, velocity(x, x.new_full((1,), k / steps)), alpha=1 / steps)
     return x

@@ -11,11 +11,25 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import nn
 
+from common_utils.chunks import ChunkPlayer
 from common_utils.device import resolve_device
 from common_utils.ranges import Between
 from common_utils.seeding import generator_on, other_device, restore_generator
-from common_utils.specs import Batch, Decision, Obs, PlaysChunks, Policy
+from common_utils.specs import (
+    BC_ACTION,
+    CLOCK,
+    ONE_STEP,
+    Batch,
+    Decision,
+    Obs,
+    PlaysChunks,
+    Policy,
+    Window,
+)
 from networks.exported import Graphs
+
+# kinds of chunks of an episode (``ChunkPlayer``): the agent's own, and those of a BC policy
+OWN, IMITATED = 0, 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,11 @@ class AgentInputs:
     seed: int = 0
 
     @property
+    def kind(self) -> str:
+        """Of observation: "pixel" or "state"."""
+        return "pixel" if self.camera else "state"
+
+    @property
     def seen(self) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
         """(obs_shape, prop_shape, action_dim, camera), the order of this package's constructors."""
         return self.obs_shape, self.prop_shape, self.action_dim, self.camera
@@ -48,6 +67,8 @@ class RunFacts(NamedTuple):
     pretrained: bool
     # whether the actor's loss has RFT's BC regulariser
     add_bc_loss: bool
+    # steps whose rewards the TD target sums
+    nstep: int = 1
 
 
 @dataclass
@@ -97,12 +118,18 @@ class Agent(nn.Module, ABC):
         device: auto, cpu, cuda or cuda:N.
         num_bc_samples: candidate actions each BC policy proposes.
         seed: seed of the agent's own generators (exploration noise, subsets).
+        horizon: h, the steps whose actions it decides on at once, and then plays.
 
     ``state_dict`` is the checkpoint for users; it has no BC policies and no optimisers.
     """
 
-    def __init__(self, device: str, num_bc_samples: int, seed: int) -> None:
+    # what a row of its batches is
+    window: Window = ONE_STEP
+
+    def __init__(self, device: str, num_bc_samples: int, seed: int, horizon: int = 1) -> None:
         super().__init__()
+        self.horizon = horizon
+        self.player = ChunkPlayer(horizon)
         self.device = torch.device(resolve_device(device))
         self._num_bc_samples = num_bc_samples
         # kept out of nn.Module's registry: they are not part of this agent's checkpoint
@@ -141,7 +168,9 @@ class Agent(nn.Module, ABC):
         """Action float32 [A], or [B, A] for batched observations.
 
         Args:
-            obs: a cached ``bc_action`` [K, A] is used if present; the dict is not changed.
+            obs: a cached ``bc_action`` [K, h * A] is used if present; the dict is not changed.
+                With a horizon above 1 ``specs.CLOCK`` says which action of an episode's chunk it
+                is; without it a new chunk's first action is taken.
             eval_mode: without exploration.
             stddev: exploration noise.
             cpu: return on the CPU.
@@ -221,6 +250,7 @@ class Agent(nn.Module, ABC):
         if not seen:
             return Decision(action)
         candidates, values, index = (x[0].float().cpu() for x in seen[-1])
+        candidates = candidates[:, : action.shape[-1]]  # of chunks the first actions
         names = self.candidate_names(len(candidates))
         return Decision(action, candidates, values, int(index), names)
 
@@ -245,17 +275,18 @@ class Agent(nn.Module, ABC):
 
     @property
     def needs_clock(self) -> bool:
-        """Whether a BC policy plays chunks of actions, and needs ``specs.CLOCK``."""
-        return any(p.needs_clock for p in self._that_remember())
+        """Whether it or a BC policy plays chunks of actions, and needs ``specs.CLOCK``."""
+        return self.player.needs_clock or any(p.needs_clock for p in self._that_remember())
 
     def bc_memory(self) -> list[dict[str, Any]]:
-        """What BC policies remember of the episodes that are being played, in order."""
-        return [p.memory_state() for p in self._that_remember()]
+        """What BC policies, in order, and the agent remember of the episodes being played."""
+        return [*(p.memory_state() for p in self._that_remember()), self.player.state_dict()]
 
     def load_bc_memory(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Inverse of :meth:`bc_memory`."""
-        for policy, state in zip(self._that_remember(), states, strict=False):
-            policy.load_memory_state(state)
+        loads = [p.load_memory_state for p in self._that_remember()]
+        for load, state in zip([*loads, self.player.load_state_dict], states, strict=False):
+            load(state)
 
     def _that_remember(self) -> list[PlaysChunks]:
         return [p for p in self.bc_policies if isinstance(p, PlaysChunks)]
@@ -269,7 +300,7 @@ class Agent(nn.Module, ABC):
 
     @torch.no_grad()
     def propose(self, obs: Obs, generator: torch.Generator | None = None) -> torch.Tensor:
-        """All BC candidates for a batched observation: float32 [B, K, A].
+        """All BC candidates for a batched observation: float32 [B, K, h * A].
 
         The replay stores them as ``bc_action``. Policies that sample (implicit ones) draw from
         ``generator`` (default: the agent's own).
@@ -280,8 +311,17 @@ class Agent(nn.Module, ABC):
                 "(config field bc_policy)"
             )
         num, rng = self._num_bc_samples, self.rng if generator is None else generator
-        proposals = [p.propose(obs, num, generator=rng) for p in self.bc_policies]
+        how: dict[str, Any] = {"horizon": self.horizon} if self.horizon > 1 else {}
+        proposals = [p.propose(obs, num, generator=rng, **how) for p in self.bc_policies]
         return torch.cat(proposals, dim=1)
+
+    def imitate(self, obs: Obs) -> torch.Tensor:
+        """What the first BC candidate of batched observations, which carry them, does: [B, A]."""
+
+        def first(some: Obs) -> torch.Tensor:
+            return some[BC_ACTION][:, :1].unflatten(-1, (self.horizon, -1))
+
+        return self.player.play(obs, IMITATED, first).squeeze(1)
 
     # ------------------------------------------------------------------------ shared
 
@@ -304,7 +344,8 @@ class Agent(nn.Module, ABC):
         if key not in obs:
             raise KeyError(f"observation '{key}' is missing; the observation has {sorted(obs)}")
         batched = obs[key].dim() == batched_dim
-        out = {k: v.to(self.device) for k, v in obs.items()}
+        # the host reads the time
+        out = {k: v if k == CLOCK else v.to(self.device) for k, v in obs.items()}
         return (out if batched else {k: v.unsqueeze(0) for k, v in out.items()}), batched
 
     def _generators(self) -> dict[str, torch.Generator]:

@@ -38,7 +38,8 @@ class Drawing(rft.Regularised):
     critic_target: Critic | MultiFcQ
     act_method: str
     bootstrap_method: str
-    action_dim: int
+    # W, the numbers of an action, or of a chunk of actions
+    width: int
 
     def eps_greedy(self, eval_mode: bool) -> float:
         """Probability of playing the better candidate (hard IBRL)."""
@@ -55,7 +56,7 @@ class Drawing(rft.Regularised):
             assert isinstance(opt, Adam)
             opt.prepare()
 
-    def _drawn_before(self, obs: Obs, stddev: float, how: Acting) -> tuple[Obs, Acting]:
+    def _drawn_before(self, obs: Obs, how: Acting) -> tuple[Obs, Acting]:
         """All that a graph needs to act: proposals and random numbers as tensors."""
         rows = len(obs[self.input_keys[0]])
         noise = None if how.eval_mode else self._normal(rows, how.rng)
@@ -69,7 +70,8 @@ class Drawing(rft.Regularised):
             eps = 1.0 if soft is not None else self.eps_greedy(how.eval_mode)
             choice = draw_choice(values, soft_beta=soft, eps_greedy=eps, generator=how.rng)
         draws = ActDraws(noise, members, choice)
-        return obs, how._replace(stddev=self._scalar(stddev), rng=None, host_rng=None, draws=draws)
+        stddev = self._scalar(how.stddev)
+        return obs, how._replace(stddev=stddev, rng=None, host_rng=None, draws=draws)
 
     def _draw_update(
         self, batch: Batch, update_actor: bool, bc_batch: Batch | None
@@ -102,10 +104,11 @@ class Drawing(rft.Regularised):
         return draws._replace(bc_shifts=shifts, bc_noise=self._normal(rows, self.rng))
 
     def _normal(self, rows: int, rng: torch.Generator | None) -> torch.Tensor:
-        return torch.randn(rows, self.action_dim, generator=rng, device=self.device)
+        return torch.randn(rows, self.width, generator=rng, device=self.device)
 
-    def _scalar(self, value: float) -> torch.Tensor:
+    def _scalar(self, value: float | torch.Tensor) -> torch.Tensor:
         """A number as a tensor, so that a graph holds for all of its values."""
+        assert isinstance(value, (int, float))  # the caller's
         return torch.full((), value, device=self.device)
 
     def _draw_members(self, rng: torch.Generator | None) -> torch.Tensor | None:

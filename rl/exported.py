@@ -19,6 +19,7 @@ class Exported(Protocol):
 
     cfg: Any
     act_method: str
+    horizon: int
     action_dim: int
     bc_policies: list[Any]
     actor: Any
@@ -40,6 +41,8 @@ class Exported(Protocol):
 
 def graphs_of(agent: Exported) -> Graphs:
     """``action``: what the actor alone does; ``ibrl``: the best of its and the BC actions."""
+    if agent.horizon > 1:
+        return {"action": "an agent over chunks of actions has no graph to export"}
     return {"action": _actor(agent), "ibrl": _choice(agent)}
 
 

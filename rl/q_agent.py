@@ -8,6 +8,10 @@ same rule over candidate actions (``rl.selection``):
 
 ``act_method`` chooses the first, ``bootstrap_method`` the second (default: the same).
 RLPD and RFT are this agent with ``act_method = "rl"``.
+
+With ``horizon`` h above 1 an action is a chunk of h steps' actions, W = h * A numbers (Q-chunking;
+Li et al. 2025): actor, critics and BC policies decide on chunks and value them, and a chunk is
+played to its end before the next choice. h = 1 is IBRL as published.
 """
 
 from __future__ import annotations
@@ -23,13 +27,13 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import frozen
-from common_utils.specs import BC_ACTION, Batch, Obs
+from common_utils.specs import BC_ACTION, Batch, Obs, Window
 from networks.exported import Graphs
 from networks.graphs import compiled
 from networks.optim import Adam, descend, soft_update_params
 from networks.precision import products
 from rl import rft
-from rl.agent import AgentInputs, EvalVariant, Networks
+from rl.agent import OWN, AgentInputs, EvalVariant, Networks
 from rl.critic import Members
 from rl.drawing import Acting, Drawing
 from rl.draws import DRAWN_LATER, UpdateDraws
@@ -38,7 +42,7 @@ from rl.heads import HEADS, Head
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import act_metrics, select_candidate, take
 
-# actions [B, A], and metrics
+# actions [B, W], and metrics
 Decided = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -69,16 +73,17 @@ class QAgent(Drawing):
         *,
         seed: int = 0,
     ) -> None:
-        super().__init__(cfg.device, cfg.num_bc_samples, seed)
+        super().__init__(cfg.device, cfg.num_bc_samples, seed, cfg.horizon)
         self._shapes = (use_state, tuple(obs_shape), tuple(prop_shape), action_dim, rl_camera)
         self.use_state, self.rl_camera = bool(use_state), rl_camera
         self.cfg = cfg
-        self.action_dim = action_dim
+        self.action_dim, self.width = action_dim, action_dim * cfg.horizon
+        self.window = Window(cfg.horizon, cfg.tail)
         self.act_method: str = cfg.act_method
         self.bootstrap_method = cfg.bootstrap_method or cfg.act_method
 
         kind = HEADS["state" if self.use_state else "pixel"]
-        self.head: Head = kind(obs_shape, prop_shape, action_dim, rl_camera, cfg)
+        self.head: Head = kind(obs_shape, prop_shape, self.width, rl_camera, cfg)
         for name, part in self.head.parts().items():
             self.add_module(name, part)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -117,8 +122,9 @@ class QAgent(Drawing):
     @staticmethod
     def networks(inputs: AgentInputs, cfg: QAgentConfig) -> Networks:
         """Encoder (pixels), critic and actor, to estimate their memory before building an agent."""
-        kind = HEADS["pixel" if inputs.camera else "state"]
-        return Networks(kind(*inputs.seen, cfg).parts(), ("critic", "actor"))
+        kind, (obs, prop, action_dim, camera) = HEADS[inputs.kind], inputs.seen
+        head = kind(obs, prop, action_dim * cfg.horizon, camera, cfg)
+        return Networks(head.parts(), ("critic", "actor"))
 
     @property
     def input_keys(self) -> list[str]:
@@ -210,22 +216,42 @@ class QAgent(Drawing):
         if self.training:
             raise RuntimeError("QAgent.act: the agent is in train mode; call agent.eval() first")
         obs, batched = self._to_batched(obs, self.head.batched_dim)
+        decide = partial(self._decided, how=self._how(eval_mode, stddev, generator))
+        if self.horizon == 1:
+            action = decide(obs).squeeze(1)
+        else:
+            action = self.player.play(obs, OWN, lambda some: decide(some).unsqueeze(1)).squeeze(1)
+        if not batched:
+            action = action.squeeze(0)
+        return action.cpu() if cpu else action
+
+    @torch.no_grad()
+    def act_chunk(
+        self, obs: Obs, *, eval_mode: bool = True, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """See :class:`common_utils.specs.ActsInChunks`; T is the horizon."""
+        seen, batched = self._to_batched(obs, self.head.batched_dim)
+        chunks = self._decided(seen, self._how(eval_mode, 0.0, generator)).cpu()
+        return chunks if batched else chunks.squeeze(0)
+
+    def _how(self, eval_mode: bool, stddev: float, generator: torch.Generator | None) -> Acting:
         rng = self._on_device(generator) or (self._eval_rng if eval_mode else self.rng)
         host_rng = generator or (self._eval_host_rng if eval_mode else self.host_rng)
-        how = Acting(self.act_method, eval_mode, stddev, rng, host_rng)
+        return Acting(self.act_method, eval_mode, stddev, rng, host_rng)
+
+    def _decided(self, obs: Obs, how: Acting) -> torch.Tensor:
+        """Chunks [B, h, A] for observations."""
         if self.cfg.compile != "off":
-            obs, how = self._drawn_before(obs, stddev, how)
+            obs, how = self._drawn_before(obs, how)
         with products(self.cfg.precision, self.device):
             # a graph returns the action alone
             decide = self._run_decide if self._seen is None else QAgent._decide
             action, metrics = decide(self, obs, how, self.stats is not None)
         self._append_stats(metrics)
-        if not batched:
-            action = action.squeeze(0)
-        return action.cpu() if cpu else action
+        return action.unflatten(-1, (self.horizon, self.action_dim))
 
     def _decide(self, obs: Obs, how: Acting, measured: bool) -> Decided:
-        """The actions [B, A] for observations, and their metrics if ``measured``."""
+        """The actions [B, W] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
         if how.method == "rl":
             action = self._act_rl(feats, how)
@@ -261,7 +287,7 @@ class QAgent(Drawing):
         return action, act_metrics(candidates, q, index, how.eval_mode, policies=policies, **rule)
 
     def _saw_only(self, feats: Obs, action: torch.Tensor) -> None:
-        """An action [B, A] without alternatives, valued by all members: that draws nothing."""
+        """An action [B, W] without alternatives, valued by all members: that draws nothing."""
         if self._seen is not None:
             candidates = action.unsqueeze(1)
             first = torch.zeros(len(action), dtype=torch.int64)
@@ -274,7 +300,7 @@ class QAgent(Drawing):
         bc_action: torch.Tensor | None,
         rng: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """[B, 1 + K, A], column 0 the RL action."""
+        """[B, 1 + K, W], column 0 the RL action."""
         if bc_action is None:
             bc_action = self.propose(obs, rng)
         return torch.cat([rl_action.unsqueeze(1), bc_action], dim=1)
@@ -286,14 +312,20 @@ class QAgent(Drawing):
         return self.head.features(obs, augment, shifts)
 
     def _target_q(self, feats: Obs, actions: torch.Tensor, members: Members) -> torch.Tensor:
-        """min over the target critic's (drawn) members for actions [B, N, A] -> [B, N]."""
+        """min over the target critic's (drawn) members for actions [B, N, W] -> [B, N]."""
         return self.critic_target.q(feats, actions, members).min(dim=-1).values
 
     @torch.no_grad()
-    def value(self, obs: Mapping[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor:
-        """See :class:`Agent`: Q(s, a), the mean over all members of the critic."""
+    def value(self, obs: Mapping[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor | None:
+        """See :class:`Agent`: Q(s, a), the mean over all members of the critic. With a horizon
+        above 1 of the chunk that begins with ``action``, if it is being played; else None."""
         feats, batched = self._to_batched(obs, self.head.batched_dim)
         actions = action.to(self.device) if batched else action.to(self.device).unsqueeze(0)
+        if self.horizon > 1:
+            chunks = self.player.begun(feats, OWN)
+            if chunks is None:
+                return None
+            actions = chunks.flatten(1)
         with products(self.cfg.precision, self.device):
             q = self.critic(self.features(feats, augment=False), actions).mean(dim=-1)
         return q if batched else q.squeeze(0)
@@ -341,7 +373,7 @@ class QAgent(Drawing):
             target_q, metrics = self.compute_target_q(batch, next_feats, stddev, draws)
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
-        metrics |= self.update_critic(feats, batch.action, target_q)
+        metrics |= self.update_critic(feats, batch.action.flatten(1), target_q, batch.weight)
         if update_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
@@ -360,7 +392,8 @@ class QAgent(Drawing):
         stddev: float | torch.Tensor,
         draws: UpdateDraws = DRAWN_LATER,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """TD target [B]: n-step reward + bootstrap * Q'(s', a'), a' by bootstrap_method (eq. 3)."""
+        """TD target [B]: the reward of n (h) steps + bootstrap * Q'(s', a'), a' by bootstrap_method
+        (eq. 3)."""
         dist = self.actor_target(next_feats, stddev)
         rl_action = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
         metrics: dict[str, torch.Tensor] = {}
@@ -404,18 +437,25 @@ class QAgent(Drawing):
         return torch.cat(parts, dim=-1).min(dim=-1).values, index
 
     def update_critic(
-        self, feats: Obs, action: torch.Tensor, target_q: torch.Tensor
+        self,
+        feats: Obs,
+        action: torch.Tensor,
+        target_q: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """One step on the squared TD error, summed over the ensemble, averaged over the batch.
 
-        The target critic then follows by ``critic_target_tau``.
+        weight: [B], of rows; None: 1. The target critic then follows by ``critic_target_tau``.
         """
         tau = self.cfg.critic_target_tau
-        args = feats, action, target_q, self.critic_opt, self.critic_target, tau
-        loss = self.critic.td_step(*args)  # small networks: all in one call
+        loss = None
+        if weight is None:  # small networks: all in one call
+            args = feats, action, target_q, self.critic_opt, self.critic_target, tau
+            loss = self.critic.td_step(*args)
         if loss is None:
             q = self.critic(feats, action)
-            loss = (q - target_q.unsqueeze(-1)).square().sum(dim=-1).mean()
+            error = (q - target_q.unsqueeze(-1)).square().sum(dim=-1)
+            loss = (error if weight is None else error * weight).mean()
             self._step(loss, self.critic_opt, self.encoder_opt)
             soft_update_params(*self._critic_params, tau)
         return {"train/critic_loss": loss.detach()}

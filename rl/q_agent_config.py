@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from common_utils.config_types import Flag
-from common_utils.ranges import Above, AtMost, NotNegativeNumber, PositiveNumber, Share
+from common_utils.ranges import Above, AtMost, Between, NotNegativeNumber, PositiveNumber, Share
 from networks.encoder import ResNet96EncoderConfig, ResNetEncoderConfig, VitEncoderConfig
 from networks.graphs import Compile
 from networks.precision import Precision
@@ -55,6 +55,12 @@ class QAgentConfig(AgentConfig):
     bc_loss_dynamic: Flag = 0
     # states: normalise by the demonstrations' mean and std (0 = as released: raw states)
     norm_state: Flag = 0
+    # steps whose actions are chosen and valued together, and played before the next choice; above 1
+    # (Q-chunking; Li et al. 2025) with nstep 1, and BC policies over chunks of at least this length
+    horizon: Annotated[int, Between(1, 64)] = 1
+    # horizon above 1: windows that the episode's end cuts short. absorb: they teach the critics, as
+    # if nothing changed after the end; drop: they do not, as Q-chunking was published
+    tail: Literal["absorb", "drop"] = "absorb"
     # copy actor to actor_target after BC pretraining (0 = as released: target stays random)
     sync_actor_target: Flag = 0
     # float32; tf32: products and convolutions with rounded factors, on NVIDIA GPUs (elsewhere
@@ -86,6 +92,11 @@ class QAgentConfig(AgentConfig):
             raise ValueError(
                 "precision: bfloat16 is for encoders of images, expected float32 or tf32 with "
                 "use_state 1"
+            )
+        if self.horizon > 1 and run.nstep > 1:
+            raise ValueError(
+                f"horizon: {self.horizon} sums the rewards of as many steps, expected nstep 1, got "
+                f"{run.nstep}"
             )
         if self.norm_state and not run.use_state:
             raise ValueError("norm_state: 1, expected 0 with use_state 0")

@@ -8,8 +8,8 @@ observations, n-step returns and bootstraps are assembled at sampling time
     reward    = r[t] + gamma r[t+1] + gamma^2 r[t+2]
     bootstrap = gamma^3, or 0 where the episode ends first
 
-A window of h steps (:class:`Window`) is the same with h in the place of nstep, and has all actions:
-action[t] ... action[t+h-1].
+A window of h steps (``specs.Window``) is the same with h in the place of nstep, and has all
+actions: action[t] ... action[t+h-1].
 """
 
 from __future__ import annotations
@@ -18,39 +18,19 @@ import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from common_utils import rela
 from common_utils.errors import UserError
-from common_utils.specs import BC_ACTION, ArraySpec, Batch
+from common_utils.specs import BC_ACTION, ONE_STEP, ArraySpec, Batch, Window
 from rl.device_store import DeviceStore, Parts, joined
 from rl.replay_io import load_folder, save_folder, to_numpy, to_torch, write_hdf5
 from rl.successes import Record, SuccessWriter
 
 ObsLike = Mapping[str, "np.ndarray | torch.Tensor"]
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a row of a batch is: a transition, or with a horizon above 1 so many steps.
-
-    A window ends where its episode does: reward, bootstrap and next observation are those of the
-    steps that there are. Windows go with nstep 1.
-
-    tail: whether windows that are cut short teach the critics. absorb: they do, as if nothing
-        changed after the end. drop (as Q-chunking was published): they do not, so an episode
-        shorter than the horizon teaches nothing.
-    """
-
-    horizon: int = 1
-    tail: Literal["absorb", "drop"] = "absorb"
-
-
-ONE_STEP = Window()
 
 
 class ReplayError(UserError):
@@ -66,7 +46,8 @@ class ReplayBuffer:
 
     obs_specs: observations as delivered (stacked); keys not named here are ignored.
     replay_size: capacity in episodes; the oldest are dropped.
-    num_bc_action: K > 0 stores ``obs["bc_action"]`` float32 [K, A] with every observation.
+    num_bc_action: K > 0 stores ``obs["bc_action"]`` float32 [K, D] with every observation.
+    bc_action_dim: D; 0: as the actions.
     bootstrap_truncated: False (the paper's released behaviour): a time limit ends an episode
         as success does, bootstrap 0. True: the last observation of a truncated episode is
         kept and its final transitions bootstrap from it with gamma^k, k <= nstep steps ahead.
@@ -94,6 +75,7 @@ class ReplayBuffer:
         seed: int,
         use_bc: bool = False,
         num_bc_action: int = 0,
+        bc_action_dim: int = 0,
         bootstrap_truncated: bool = False,
         bc_max_len: int = -1,
         save_per_success: int = -1,
@@ -129,7 +111,9 @@ class ReplayBuffer:
 
         self._frames = dict(obs_specs)
         if num_bc_action:
-            self._frames[BC_ACTION] = ArraySpec((num_bc_action, action_dim), "float32")
+            self._frames[BC_ACTION] = ArraySpec(
+                (num_bc_action, bc_action_dim or action_dim), "float32"
+            )
         self._prefetch = prefetch
         self._stacks = {k: s.stack for k, s in self._frames.items()}
         seeds = np.random.SeedSequence(seed).generate_state(2, np.uint64)
@@ -453,10 +437,12 @@ class ReplayBuffer:
         action_dim: int,
         transitions: int,
         num_bc_action: int = 0,
+        bc_action_dim: int = 0,
     ) -> int:
         """Bytes that the transitions will take in one replay (without the BC replay)."""
         frames = sum(s.nbytes // s.stack for s in obs_specs.values())
-        return transitions * (frames + 4 * (action_dim * (1 + num_bc_action) + 1))
+        proposed = num_bc_action * (bc_action_dim or action_dim)
+        return transitions * (frames + 4 * (action_dim + proposed + 1))
 
     def save_replay(self, path: str | os.PathLike[str]) -> None:
         """Write all stored episodes as HDF5 demonstrations, raw rewards, observations stacked.

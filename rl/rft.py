@@ -34,12 +34,15 @@ def bc_loss(
 ) -> torch.Tensor:
     """Squared error of the actor's mean: summed over action dims, averaged over the batch.
 
-    The encoder gets gradients only in pretraining.
+    The encoder gets gradients only in pretraining. Steps behind an episode's end do not count.
     """
     with torch.set_grad_enabled(train_encoder):
         feats = agent.features(batch.obs, True, draws.bc_shifts)
     pred = agent.actor(feats, 0.0).sample(None, agent.rng, draws.bc_noise)
-    return (pred - batch.action).square().sum(dim=-1).mean()
+    error = (pred - batch.action.flatten(1)).square()
+    if batch.valid is not None:
+        error = error.unflatten(1, (batch.valid.size(1), -1)) * batch.valid.unsqueeze(-1)
+    return error.flatten(1).sum(dim=-1).mean()
 
 
 @torch.no_grad()

@@ -198,6 +198,12 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> Agent
     with naming_fields(row.section):
         agent = row.build(agent_inputs(cfg, spec), agent_cfg)
     for policy in bc_policies:
+        length = getattr(policy, "chunk_length", None)
+        if length is not None and length < agent.horizon:
+            raise ConfigError(
+                f"{row.section}.horizon: {agent.horizon}, expected at most {length}, the actions "
+                f"that bc_policy {cfg.bc_policy} ({type(policy).__name__}) decides on at once"
+            )
         agent.add_bc_policy(policy)
     return agent
 

@@ -246,11 +246,14 @@ class Collector(Playing):
         seed, step = self._seed_of(lane), lane.length
         check_observed(self.envs.spec.task, seed, step, obs, reward)
         out = {k: torch.from_numpy(v) for k, v in obs.items()}
+        if self.agent.needs_clock:
+            assert lane.episode is not None
+            out[CLOCK] = torch.tensor([TRAINING + lane.episode, step])
         if self.agent.num_bc_action:
-            batched = {k: v.unsqueeze(0).to(self.agent.device) for k, v in out.items()}
-            if self.agent.needs_clock:
-                assert lane.episode is not None
-                batched[CLOCK] = torch.tensor([[TRAINING + lane.episode, step]])
+            device = self.agent.device
+            batched = {k: v.unsqueeze(0).to(device) for k, v in out.items() if k != CLOCK}
+            if CLOCK in out:
+                batched[CLOCK] = out[CLOCK].unsqueeze(0)
             out[BC_ACTION] = self.agent.propose(batched)[0].cpu()
             check_action(out[BC_ACTION].numpy(), seed, step, "the BC policy")
         return out

@@ -233,7 +233,7 @@ def _pretraining(work: RlRun) -> Stage:
     cfg = work.cfg
 
     def step() -> None:
-        batch = work.replay.sample_bc(cfg.batch_size, work.agent.device)
+        batch = work.replay.sample_bc(cfg.batch_size, work.agent.device, work.agent.window)
         work.agent.pretrain_actor_with_bc(batch)
 
     total = cfg.pretrain_num_epoch * cfg.pretrain_epoch_len

@@ -30,7 +30,7 @@ from common_utils.resources import Need, check_fits, check_room
 from common_utils.run_config import ConfigError
 from common_utils.saver import TopkSaver
 from common_utils.seeding import seed_for
-from common_utils.specs import BC_ACTION, Batch, EnvSpec, Obs
+from common_utils.specs import BC_ACTION, CLOCK, Batch, EnvSpec, Obs
 from common_utils.stacking import stack_episode
 from common_utils.stopwatch import Stopwatch
 from env.config import EnvConfig
@@ -41,7 +41,7 @@ from rl.agent import Agent
 from rl.device_store import ROOM
 from rl.replay import ReplayBuffer
 from workspace.build_agent import load_pretrained
-from workspace.collector import Choose, Playing, acting
+from workspace.collector import Choose, Playing, acting, batched
 from workspace.disk_needs import disk_needs
 from workspace.preload import read_preload
 from workspace.rl_config import MainConfig
@@ -107,7 +107,11 @@ def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need
 
     def size(episodes: int) -> int:
         return ReplayBuffer.memory_estimate(
-            specs, spec.action_dim, episodes * cfg.episode_length, agent.num_bc_action
+            specs,
+            spec.action_dim,
+            episodes * cfg.episode_length,
+            agent.num_bc_action,
+            spec.action_dim * agent.horizon,
         )
 
     running = cfg.num_env - 1  # episodes besides those that the capacity counts
@@ -180,6 +184,7 @@ def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) ->
         seed=seed_for(cfg.seed, "replay"),
         use_bc=cfg.uses_bc_replay,
         num_bc_action=agent.num_bc_action,
+        bc_action_dim=spec.action_dim * agent.horizon,
         bootstrap_truncated=bool(cfg.bootstrap_truncated),
         save_per_success=cfg.save_per_success,
         save_dir=cfg.save_dir,
@@ -295,7 +300,7 @@ def _stacked(run: Run, observations: dict[str, np.ndarray], keys: Iterable[str])
 
 
 def _bc_actions_of(run: Run, observations: dict[str, np.ndarray]) -> np.ndarray:
-    """BC proposals for every step of a demonstration: [T, K, A]."""
+    """BC proposals for every step of a demonstration: [T, K, h * A]."""
     obs = _stacked(run, observations, observations)
     length = len(next(iter(obs.values())))
     device = run.agent.device
@@ -329,7 +334,8 @@ def _warm_up(run: Run) -> None:
 def warm_up_actions(run: WarmUp, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
     """Of the BC policy without noise, else the pretrained agent's, else random ones."""
     if BC_ACTION in observations[0]:
-        return [obs[BC_ACTION][0] for obs in observations]
+        told = [{k: obs[k] for k in (BC_ACTION, CLOCK) if k in obs} for obs in observations]
+        return list(run.agent.imitate(batched(told)))
     if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:
         with eval_mode(run.agent):
             return acting(partial(run.agent.act, eval_mode=True))(observations)
@@ -345,7 +351,7 @@ def _pretrain(run: Run) -> None:
     finish = partial(_finish_pretrain_epoch, run)
     if not run.reported:  # interrupted before the report
         run.report(finish, run.pretrain_step == total)
-    drawn = (run.replay.sample_bc, cfg.batch_size, run.agent.device)
+    drawn = (run.replay.sample_bc, cfg.batch_size, run.agent.device, run.agent.window)
     batches = Ahead[Batch](run.replay, run.replay.copies_to(run.agent.device))
     run.updates.begin()
     with RunProgress(total, "BC pretraining", run.pretrain_step) as progress:

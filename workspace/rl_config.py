@@ -265,6 +265,7 @@ class MainConfig(Kinded, RunConfig):
             demonstrations=self.preload_num_data > 0,
             pretrained=bool(self.pretrain_num_epoch or self.load_pretrained_agent),
             add_bc_loss=bool(self.add_bc_loss),
+            nstep=self.nstep,
         )
         try:
             self.agent_cfg.check(facts)

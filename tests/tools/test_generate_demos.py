@@ -225,9 +225,11 @@ def test_a_worker_that_dies_costs_no_episode(tmp_path, capsys):
 
 
 def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
-    """It is interrupted, then the disk is full: one message, nothing lost."""
-    process = forkserver.Program(command(tmp_path / "out", "--workers", "1"), runs.env())
-    parts = tmp_path / "out/.parts"
+    """It is interrupted, or the disk is full: one message, nothing lost."""
+    # so many that it cannot end before the signal, however slowly this process gets its turn
+    many = command(tmp_path / "many", "--workers", "1", "--num", "1000")
+    process = forkserver.Program(many, runs.env())
+    parts = tmp_path / "many/.parts"
     deadline = time.monotonic() + 300
     while not list(parts.glob("[0-9]*.hdf5")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -235,7 +237,8 @@ def test_the_program_reports_what_stopped_it_and_continues(made, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
     (printed,) = process.done(1).stderr.splitlines()
-    assert re.match(r"\d finished episodes are kept in '.*'; the same command continues", printed)
+    assert re.match(r"\d+ finished episodes are kept in '.*'; the same command continues", printed)
+    assert list(parts.glob("[0-9]*.hdf5"))
     limit = made.stat().st_size // 2  # too little for the dataset
     # The shell sets the limit, not preexec_fn: that would fork the whole test process, which a
     # machine with little memory left refuses.

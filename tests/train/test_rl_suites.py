@@ -21,9 +21,12 @@ from common_utils.run_config import ConfigError
 from env.config import EnvConfig
 from env.core import EnvError
 from env.factory import env_args, make_env
+from evaluate.multi_process_eval import run_eval_mp
+from evaluate.rollout import run_eval
 from tests.runs import assert_same_run, metrics
 from tests.train import small
 from tools import collect_oracle
+from workspace.build_agent import load_model
 
 HALF, WHOLE = 24, 48
 
@@ -82,6 +85,47 @@ def test_ibrl_on_the_particle(tmp_path: Path) -> None:
     assert work.spec.horizon == 50, "the particle's own time limit is the shorter one"
     with h5py.File(sorted((tmp_path / "rl").glob("data*.h5"))[-1]) as saved:
         assert len(next(iter(saved["data"].values()))["actions"]) == 50
+
+
+def test_ibrl_over_chunks(tmp_path: Path) -> None:
+    """A flow policy proposes chunks of 4, of which the agent takes 3; two environments play. A run
+    that is resumed inside chunks is the uninterrupted one."""
+    demos = tmp_path / "demos"
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 3, 0, out=str(demos)))
+    file = str(demos / "dataset.hdf5")
+    args = ["--policy_type=flow", "--dataset.use_state=1", f"--dataset.path={file}"]
+    args += ["--flow.chunk.length=4", "--flow.net.hidden_dim=16", "--flow.steps=2", "--device=cpu"]
+    args += ["--num_epoch=1", "--epoch_len=20", "--num_eval_episode=0"]
+    bc = tmp_path / "bc"
+    train_bc.run(run_config.parse_args(train_bc.MainConfig, [*args, f"--save_dir={bc}"]))
+    options = {
+        "suite": "particle",
+        "task_name": "",
+        "num_env": 2,
+        "nstep": 1,
+        "bc_policy": bc / "model0.pt",
+        "q_agent.act_method": "ibrl",
+        "q_agent.horizon": 3,
+        "q_agent.num_bc_samples": 2,
+        "preload_num_data": 3,
+        "preload_datapath": file,
+        "num_eval_episode": 2,
+        "warm_up_counts_demos": 0,
+    }
+    train_rl.run(config(tmp_path / "whole", WHOLE, **options))
+    train_rl.run(config(tmp_path / "parts", HALF, **options))
+    train_rl.run(config(tmp_path / "parts", WHOLE, resume=1, **options))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    last = metrics(tmp_path / "whole")[-1]
+    assert 0 < last["actor/bootstrap_bc"] < 1 and last["score/start_q"] != 0
+    agent, env, params = load_model(str(tmp_path / "whole" / "latest.pt"), "cpu")
+    here = run_eval(env, agent, num_game=2, seed=5)
+    env.close()
+    elsewhere = run_eval_mp(params, agent, num_game=2, num_proc=2, seed=5)
+    assert here.lengths.tolist() == elsewhere.lengths.tolist()
+    assert here.scores.tolist() == elsewhere.scores.tolist()
+    with pytest.raises(ConfigError, match="q_agent.horizon: 5, expected at most 4, the actions"):
+        train_rl.run(config(tmp_path / "longer", HALF, **{**options, "q_agent.horizon": 5}))
 
 
 def test_returns_count_on_d4rl(tmp_path: Path) -> None:
