@@ -261,10 +261,15 @@ class Agent(nn.Module, ABC):
 
     def candidate_names(self, num: int) -> tuple[str, ...]:
         """Words for the candidates: the agent's own action first, then those of each BC policy."""
-        own = max(1, num - self.num_bc_action)  # one that acts by itself asks no BC policy
-        bc = num - own
+        own = self.num_own
+        bc = num - own  # 0 for one that acts by itself and asks no BC policy
         first = ("rl",) if own == 1 else tuple(f"rl{i}" for i in range(own))
         return first + (("bc",) if bc == 1 else tuple(f"bc{i}" for i in range(bc)))
+
+    @property
+    def num_own(self) -> int:
+        """Candidates of its own, before those of BC policies."""
+        return 1
 
     # ------------------------------------------------------------------ BC policies
 
@@ -272,6 +277,11 @@ class Agent(nn.Module, ABC):
     def num_bc_action(self) -> int:
         """K, the BC candidates per observation; 0 without a BC policy."""
         return len(self.bc_policies) * self._num_bc_samples
+
+    @property
+    def num_stored(self) -> int:
+        """Proposals that the replay stores with an observation: all of frozen policies."""
+        return self.num_bc_action
 
     @property
     def needs_clock(self) -> bool:
@@ -316,10 +326,12 @@ class Agent(nn.Module, ABC):
         return torch.cat(proposals, dim=1)
 
     def imitate(self, obs: Obs) -> torch.Tensor:
-        """What the first BC candidate of batched observations, which carry them, does: [B, A]."""
+        """What the first BC candidate of batched observations does, float32 [B, A]; candidates
+        that they carry are taken."""
 
         def first(some: Obs) -> torch.Tensor:
-            return some[BC_ACTION][:, :1].unflatten(-1, (self.horizon, -1))
+            proposed = some[BC_ACTION] if BC_ACTION in some else self.propose(some)
+            return proposed[:, :1].unflatten(-1, (self.horizon, -1))
 
         return self.player.play(obs, IMITATED, first).squeeze(1)
 

@@ -46,6 +46,11 @@ class Drawing(rft.Regularised):
         return 1.0 if eval_mode else self.cfg.ibrl_eps_greedy
 
     @property
+    def uses_actor(self) -> bool:
+        """Whether the actor's action is a candidate, so that the actor learns."""
+        return {self.act_method, self.bootstrap_method} != {"bc"}
+
+    @property
     def soft_bootstrap(self) -> float | None:
         """beta of a soft choice for the TD target; None: the best candidate."""
         return self.cfg.soft_ibrl_beta if self.bootstrap_method == "ibrl_soft" else None
@@ -59,13 +64,14 @@ class Drawing(rft.Regularised):
     def _drawn_before(self, obs: Obs, how: Acting) -> tuple[Obs, Acting]:
         """All that a graph needs to act: proposals and random numbers as tensors."""
         rows = len(obs[self.input_keys[0]])
-        noise = None if how.eval_mode else self._normal(rows, how.rng)
+        noise = None if how.eval_mode or how.method == "bc" else self._normal(rows, how.rng)
         members = choice = None
         if how.method != "rl":
             if BC_ACTION not in obs:
                 obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
             members = self._draw_members(how.host_rng)
-            values = torch.empty(rows, 1 + obs[BC_ACTION].size(1), device=self.device)
+            num = int(how.method != "bc") + obs[BC_ACTION].size(1)
+            values = torch.empty(rows, num, device=self.device)
             soft = self.cfg.soft_ibrl_beta if how.method == "ibrl_soft" else None
             eps = 1.0 if soft is not None else self.eps_greedy(how.eval_mode)
             choice = draw_choice(values, soft_beta=soft, eps_greedy=eps, generator=how.rng)
@@ -79,16 +85,17 @@ class Drawing(rft.Regularised):
         """The batch with proposals if needed, and every random number of an update with it."""
         rows, rng, method = len(batch.action), self.rng, self.bootstrap_method
         shifts, next_shifts = (self.head.draw_shifts(rows, self.device) for _ in range(2))
-        noise, first = self._normal(rows, rng), self._draw_members(self.host_rng)
+        noise = None if method == "bc" else self._normal(rows, rng)
+        first = self._draw_members(self.host_rng)
         second = choice = None
         if method != "rl":
             if batch.next_bc_action is None:
                 batch = replace(batch, next_bc_action=self.propose(batch.next_obs))
-            values = torch.empty(rows, 1 + self.num_bc_action, device=self.device)
+            values = torch.empty(rows, int(method != "bc") + self.num_bc_action, device=self.device)
             choice = draw_choice(values, soft_beta=self.soft_bootstrap, generator=rng)
             second = self._draw_members(self.host_rng)
         draws = UpdateDraws(shifts, next_shifts, noise, first, second, choice)
-        if update_actor:
+        if update_actor and self.uses_actor:
             draws = draws._replace(actor_noise=self._normal(rows, rng))
         if update_actor and bc_batch is not None:
             draws = self._draw_bc(bc_batch, draws)

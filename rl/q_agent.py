@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from common_utils.ibrl_utils import frozen
-from common_utils.specs import BC_ACTION, Batch, Obs, Window
+from common_utils.specs import BC_ACTION, Batch, Obs, Policy, Window
 from networks.exported import Graphs
 from networks.graphs import compiled
 from networks.optim import Adam, descend, soft_update_params
@@ -39,6 +39,7 @@ from rl.drawing import Acting, Drawing
 from rl.draws import DRAWN_LATER, UpdateDraws
 from rl.exported import graphs_of
 from rl.heads import HEADS, Head
+from rl.learning import Learning
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
 from rl.selection import act_metrics, select_candidate, take
 
@@ -98,6 +99,7 @@ class QAgent(Drawing):
         self.critic_opt = Adam(self.critic.parameters(), cfg.lr)
         self.actor_opt = Adam(self.actor.parameters(), cfg.lr)
 
+        self.learning = Learning(cfg.bc_lr, cfg.horizon)
         self._switched: list[nn.Module] = []  # all but the targets, once known
         self.train()
         self._set_graphs()
@@ -112,6 +114,7 @@ class QAgent(Drawing):
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Agent`."""
         super().load_training_state(state)
+        self.learning.set_rng_states(state.get("learning", []))  # absent in older states
         self._set_graphs()  # the moments are elsewhere in memory
 
     @classmethod
@@ -129,7 +132,7 @@ class QAgent(Drawing):
     @property
     def input_keys(self) -> list[str]:
         """The observations it reads, which a replay must hold."""
-        return self.head.input_keys
+        return list(dict.fromkeys([*self.head.input_keys, *self.learning.input_keys]))
 
     def fit(self, observations: Iterable[Obs]) -> None:
         """With ``norm_state`` 1, take mean and std of the demonstrations' states."""
@@ -142,6 +145,21 @@ class QAgent(Drawing):
         own = {k: v for k, v in self.state_dict().items() if k.startswith("critic.")}
         targets = {k.replace("critic.", "critic_target.", 1): v for k, v in own.items()}
         return {**weights, **own, **targets}
+
+    @property
+    def num_own(self) -> int:
+        """See :class:`Agent`."""
+        return 0 if self.act_method == "bc" else 1
+
+    @property
+    def num_stored(self) -> int:
+        """See :class:`Agent`: proposals of policies that learn are made anew."""
+        return 0 if self.learning else self.num_bc_action
+
+    def add_bc_policy(self, policy: Policy) -> None:
+        """See :class:`Agent`; with ``bc_lr`` it keeps learning."""
+        super().add_bc_policy(policy)
+        self.learning.add(policy)
 
     @property
     def stochastic_eval(self) -> bool:
@@ -275,16 +293,19 @@ class QAgent(Drawing):
 
     def _choose(self, obs: Obs, feats: Obs, how: Acting, measured: bool, **rule: float) -> Decided:
         """One of the RL and the BC actions, by the target critic's values of them."""
-        rl_action = self._act_rl(feats, how)
-        candidates = self._candidates(rl_action, obs, obs.get(BC_ACTION), how.rng)
+        own = None if how.method == "bc" else self._act_rl(feats, how)
+        candidates = self._candidates(own, obs, obs.get(BC_ACTION), how.rng)
         members = self._members(how.draws.members, how.host_rng)
         q, draws = self._target_q(feats, candidates, members), how.draws.choice
         action, index = select_candidate(candidates, q, generator=how.rng, draws=draws, **rule)
         self._saw(candidates, q, index)
         if not measured:
             return action, {}
-        policies = len(self.bc_policies)
-        return action, act_metrics(candidates, q, index, how.eval_mode, policies=policies, **rule)
+        own_num, policies = int(own is not None), len(self.bc_policies)
+        metrics = act_metrics(
+            candidates, q, index, how.eval_mode, own=own_num, policies=policies, **rule
+        )
+        return action, metrics
 
     def _saw_only(self, feats: Obs, action: torch.Tensor) -> None:
         """An action [B, W] without alternatives, valued by all members: that draws nothing."""
@@ -295,15 +316,15 @@ class QAgent(Drawing):
 
     def _candidates(
         self,
-        rl_action: torch.Tensor,
+        own: torch.Tensor | None,
         obs: Obs,
         bc_action: torch.Tensor | None,
         rng: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """[B, 1 + K, W], column 0 the RL action."""
+        """[B, 1 + K, W], column 0 the RL action; [B, K, W] without one."""
         if bc_action is None:
             bc_action = self.propose(obs, rng)
-        return torch.cat([rl_action.unsqueeze(1), bc_action], dim=1)
+        return bc_action if own is None else torch.cat([own.unsqueeze(1), bc_action], dim=1)
 
     # -------------------------------------------------------------- features, Q
 
@@ -312,8 +333,12 @@ class QAgent(Drawing):
         return self.head.features(obs, augment, shifts)
 
     def _target_q(self, feats: Obs, actions: torch.Tensor, members: Members) -> torch.Tensor:
-        """min over the target critic's (drawn) members for actions [B, N, W] -> [B, N]."""
-        return self.critic_target.q(feats, actions, members).min(dim=-1).values
+        """The target critic's values of actions [B, N, W] by its (drawn) members -> [B, N]."""
+        return self._over_members(self.critic_target.q(feats, actions, members))
+
+    def _over_members(self, q: torch.Tensor) -> torch.Tensor:
+        """Values [..., M] of members -> [...], by ``pessimism``."""
+        return q.min(dim=-1).values if self.cfg.pessimism == "min" else q.mean(dim=-1)
 
     @torch.no_grad()
     def value(self, obs: Mapping[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor | None:
@@ -355,7 +380,9 @@ class QAgent(Drawing):
             batch, draws = self._draw_update(batch, update_actor, bc_batch)
             scale = self._scalar(stddev)
         with products(self.cfg.precision, self.device):
-            return self._run_update(self, batch, scale, update_actor, bc_batch, ref_agent, draws)
+            args = batch, scale, update_actor, bc_batch, ref_agent, draws
+            metrics = self._run_update(self, *args)
+            return metrics | (self.learning.update(batch) if self.learning else {})
 
     def _update(
         self,
@@ -374,7 +401,7 @@ class QAgent(Drawing):
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
         metrics |= self.update_critic(feats, batch.action.flatten(1), target_q, batch.weight)
-        if update_actor:
+        if update_actor and self.uses_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
             if bc_batch is None:
@@ -394,16 +421,20 @@ class QAgent(Drawing):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """TD target [B]: the reward of n (h) steps + bootstrap * Q'(s', a'), a' by bootstrap_method
         (eq. 3)."""
-        dist = self.actor_target(next_feats, stddev)
-        rl_action = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
+        own = None
+        if self.bootstrap_method != "bc":
+            dist = self.actor_target(next_feats, stddev)
+            own = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
         metrics: dict[str, torch.Tensor] = {}
         members = self._members(draws.members, self.host_rng)
         if self.bootstrap_method == "rl":
-            q = self._target_q(next_feats, rl_action.unsqueeze(1), members).squeeze(1)
+            assert own is not None
+            q = self._target_q(next_feats, own.unsqueeze(1), members).squeeze(1)
         else:
-            candidates = self._candidates(rl_action, batch.next_obs, batch.next_bc_action)
+            candidates = self._candidates(own, batch.next_obs, batch.next_bc_action)
             q, index = self._bootstrap_ibrl(next_feats, candidates, members, draws)
-            metrics["actor/bootstrap_bc"] = (index > 0).float().mean()
+            if own is not None:
+                metrics["actor/bootstrap_bc"] = (index > 0).float().mean()
         target_q = torch.addcmul(batch.reward, batch.bootstrap, q)
         metrics["train/critic_qt"] = target_q.mean()
         return target_q, metrics
@@ -419,7 +450,7 @@ class QAgent(Drawing):
         q = self.critic_target.q(feats, candidates, members)
         action, index = select_candidate(
             candidates,
-            q.min(dim=-1).values,
+            self._over_members(q),
             soft_beta=self.soft_bootstrap,
             generator=self.rng,
             draws=draws.choice,
@@ -434,7 +465,7 @@ class QAgent(Drawing):
         parts = [take(q, index)[:, known]] if known else []
         if fresh:
             parts.append(self.critic_target.q(feats, action.unsqueeze(1), fresh).squeeze(1))
-        return torch.cat(parts, dim=-1).min(dim=-1).values, index
+        return self._over_members(torch.cat(parts, dim=-1)), index
 
     def update_critic(
         self,
@@ -497,7 +528,9 @@ class QAgent(Drawing):
         dist = self.actor(feats, stddev)
         action = dist.sample(self.cfg.stddev_clip, self.rng, draws.actor_noise)
         with frozen(self._critic_params[0]):  # no gradients for weights that this step won't touch
-            return -self.critic.min_q(feats, action).mean()
+            if self.cfg.pessimism == "min":
+                return -self.critic.min_q(feats, action).mean()
+            return -self.critic(feats, action).mean()
 
     def _step(self, loss: torch.Tensor, *opts: Adam | None) -> None:
         """Backward, and a step of these optimisers (the last first, as released)."""
@@ -534,4 +567,9 @@ class QAgent(Drawing):
     def optimizers(self) -> dict[str, Adam]:
         """The optimisers: critic, actor, and encoder for pixels."""
         opts = {"critic": self.critic_opt, "actor": self.actor_opt}
-        return opts | ({"encoder": self.encoder_opt} if self.encoder_opt is not None else {})
+        opts |= {"encoder": self.encoder_opt} if self.encoder_opt is not None else {}
+        return opts | self.learning.optimizers()
+
+    def training_state(self) -> dict[str, Any]:
+        """See :class:`Agent`."""
+        return super().training_state() | {"learning": self.learning.rng_states()}

@@ -16,7 +16,7 @@ from rl.agent import AgentConfig, RunFacts
 from rl.critic import CriticConfig, MultiFcQConfig
 
 EncType = Literal["vit", "resnet", "resnet96", "drq"]
-ActMethod = Literal["rl", "ibrl", "ibrl_soft"]
+ActMethod = Literal["rl", "ibrl", "ibrl_soft", "bc"]
 ACT_METHODS = get_args(ActMethod)
 
 
@@ -41,10 +41,16 @@ class QAgentConfig(AgentConfig):
     actor: ActorConfig = field(default_factory=ActorConfig)
     state_critic: MultiFcQConfig = field(default_factory=MultiFcQConfig)
     state_actor: FcActorConfig = field(default_factory=FcActorConfig)
-    # who acts: rl (the actor), ibrl (the better of actor and BC), ibrl_soft (sampled by value)
+    # who acts: rl (the actor), ibrl (the better of actor and BC), ibrl_soft (sampled by value), bc
+    # (the best of the BC policies' proposals)
     act_method: ActMethod = "rl"
     # who proposes the action of the TD target; "" means the same as act_method
-    bootstrap_method: Literal["", "rl", "ibrl", "ibrl_soft"] = ""
+    bootstrap_method: Literal["", "rl", "ibrl", "ibrl_soft", "bc"] = ""
+    # above 0: BC policies keep learning from the replay, by Adam with this step size (Q-chunking;
+    # not with several ranks)
+    bc_lr: NotNegativeNumber = 0.0
+    # a state's value: of the members that are drawn their least (min) or mean (Q-chunking)
+    pessimism: Literal["min", "mean"] = "min"
     # ibrl: probability of acting greedily; otherwise a uniformly random candidate
     ibrl_eps_greedy: Share = 1.0
     # ibrl_soft: inverse temperature of the softmax over candidate values
@@ -74,7 +80,8 @@ class QAgentConfig(AgentConfig):
     def bc_fields(self) -> tuple[str, ...]:
         """See :class:`AgentConfig`."""
         ibrl = {self.act_method, self.bootstrap_method} - {"", "rl"}
-        return ("act_method", "bootstrap_method") if ibrl else ()
+        fields = ("act_method", "bootstrap_method") if ibrl else ()
+        return fields + (("bc_lr",) if self.bc_lr else ())
 
     def check(self, run: RunFacts) -> None:
         """See :class:`AgentConfig`."""

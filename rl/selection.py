@@ -118,21 +118,22 @@ def act_metrics(
     index: torch.Tensor,
     eval_mode: bool,
     *,
+    own: int = 1,
     policies: int = 1,
     eps_greedy: float = 1.0,
     soft_beta: float | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars. The last
-    N - 1 candidates come from so many ``policies``, equally many from each."""
-    chose_bc = (index > 0).float().mean()
+    """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars. The first
+    ``own`` (0 or 1) are the agent's, the others come from so many ``policies``, equally many from
+    each."""
+    chose_bc = (index >= own).float().mean()
+    shares = partial(policy_shares, candidates.shape[1] - own, index - own, policies)
     if eval_mode:
-        return {"actor/bc_eval": chose_bc, **policy_shares(candidates, index, policies, "eval")}
-    metrics = {
-        "actor/bc_train": chose_bc,
-        **policy_shares(candidates, index, policies, "train"),
-        "actor/anorm_rl": candidates[:, 0, :6].norm(dim=-1).mean(),
-        "actor/anorm_bc": candidates[:, 1, :6].norm(dim=-1).mean(),
-    }
+        return {"actor/bc_eval": chose_bc, **shares("eval")}
+    metrics = {"actor/bc_train": chose_bc, **shares("train")}
+    if own:
+        metrics["actor/anorm_rl"] = candidates[:, 0, :6].norm(dim=-1).mean()
+    metrics["actor/anorm_bc"] = candidates[:, own, :6].norm(dim=-1).mean()
     if eps_greedy < 1.0:
         metrics["actor/greedy"] = (index == q.argmax(1)).float().mean()
     if soft_beta is not None:
@@ -143,13 +144,13 @@ def act_metrics(
 
 
 def policy_shares(
-    candidates: torch.Tensor, index: torch.Tensor, policies: int, when: str
+    num: int, index: torch.Tensor, policies: int, when: str
 ) -> dict[str, torch.Tensor]:
-    """Shares of rows on which each of several policies was chosen; one policy has bc_train and
-    bc_eval alone. ``when``: train or eval."""
+    """Shares of rows on which each of several policies was chosen, by the number [B] of the
+    proposal among ``num``, -1 for another action; one policy has bc_train and bc_eval alone.
+    ``when``: train or eval."""
     if policies < 2:
         return {}
-    each = (candidates.shape[1] - 1) // policies
-    owner = (index - 1).div(each, rounding_mode="floor")  # -1: the RL action
+    owner = index.div(num // policies, rounding_mode="floor")
     key = SHARES[when]
     return {key.replace("N", str(i + 1)): (owner == i).float().mean() for i in range(policies)}

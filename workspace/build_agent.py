@@ -204,7 +204,8 @@ def build_agent(cfg: MainConfig, spec: EnvSpec, bc_policies: list[Any]) -> Agent
                 f"{row.section}.horizon: {agent.horizon}, expected at most {length}, the actions "
                 f"that bc_policy {cfg.bc_policy} ({type(policy).__name__}) decides on at once"
             )
-        agent.add_bc_policy(policy)
+        with naming_fields(row.section):
+            agent.add_bc_policy(policy)
     return agent
 
 

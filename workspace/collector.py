@@ -249,7 +249,7 @@ class Collector(Playing):
         if self.agent.needs_clock:
             assert lane.episode is not None
             out[CLOCK] = torch.tensor([TRAINING + lane.episode, step])
-        if self.agent.num_bc_action:
+        if self.agent.num_stored:
             device = self.agent.device
             batched = {k: v.unsqueeze(0).to(device) for k, v in out.items() if k != CLOCK}
             if CLOCK in out:

@@ -110,7 +110,7 @@ def memory_needs(cfg: MainConfig, spec: EnvSpec, agent: Agent) -> dict[str, Need
             specs,
             spec.action_dim,
             episodes * cfg.episode_length,
-            agent.num_bc_action,
+            agent.num_stored,
             spec.action_dim * agent.horizon,
         )
 
@@ -183,7 +183,7 @@ def build_replay(cfg: MainConfig, spec: EnvSpec, agent: Agent, env_args: Any) ->
         replay_size=cfg.replay_buffer_size,
         seed=seed_for(cfg.seed, "replay"),
         use_bc=cfg.uses_bc_replay,
-        num_bc_action=agent.num_bc_action,
+        num_bc_action=agent.num_stored,
         bc_action_dim=spec.action_dim * agent.horizon,
         bootstrap_truncated=bool(cfg.bootstrap_truncated),
         save_per_success=cfg.save_per_success,
@@ -262,7 +262,7 @@ def add_demos_to_replay(run: Run) -> list[str]:
 def _add_demo(run: Run, demo: Demo) -> None:
     cfg = run.cfg
     observations = {k: demo.observations[k] for k in run.agent.input_keys}
-    if run.agent.num_bc_action:
+    if run.agent.num_stored:
         observations[BC_ACTION] = _bc_actions_of(run, demo.observations)
     with np.errstate(over="ignore"):  # values as the replay holds them; overflow is reported below
         rewards = np.asarray(demo.rewards * cfg.env_reward_scale, np.float32)
@@ -333,9 +333,10 @@ def _warm_up(run: Run) -> None:
 
 def warm_up_actions(run: WarmUp, observations: Sequence[Obs]) -> Sequence[torch.Tensor]:
     """Of the BC policy without noise, else the pretrained agent's, else random ones."""
-    if BC_ACTION in observations[0]:
-        told = [{k: obs[k] for k in (BC_ACTION, CLOCK) if k in obs} for obs in observations]
-        return list(run.agent.imitate(batched(told)))
+    if run.agent.num_bc_action:
+        device = run.agent.device
+        told = {k: v if k == CLOCK else v.to(device) for k, v in batched(observations).items()}
+        return list(run.agent.imitate(told).cpu())
     if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:
         with eval_mode(run.agent):
             return acting(partial(run.agent.act, eval_mode=True))(observations)

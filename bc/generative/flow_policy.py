@@ -113,14 +113,19 @@ class FlowPolicy(NormalizedPolicy):
 
     def loss(self, batch: Any) -> torch.Tensor:
         """Squared error of the velocity (of the noise), averaged over the actions' numbers and the
-        batch; with ``one_step`` also that of the student."""
+        batch; with ``one_step`` also that of the student. Steps behind an episode's end, where a
+        batch of the replay says so (``valid``), count as learned (Q-chunking)."""
         inputs, _ = self._read(batch.obs)
         features = self.net.encode(self.features(inputs))
         data = self.target(batch, features.device).unsqueeze(1)
         noise = self._noise(data.shape, self.generator)
         draw = partial(torch.rand, generator=self.generator, device=features.device)
         time = rows.drawn(draw, (*data.shape[:2], 1))
-        loss = self._loss(self.net.teacher.field(features), data, noise, time).mean()
+        errors = self._loss(self.net.teacher.field(features), data, noise, time)
+        valid = getattr(batch, "valid", None)
+        if valid is not None:
+            errors = errors * valid.repeat_interleave(self.action_dim, 1).unsqueeze(1)
+        loss = errors.mean()
         if self.net.student is None:
             return loss
         taught = self._student_loss(features.detach())

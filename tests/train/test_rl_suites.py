@@ -87,45 +87,58 @@ def test_ibrl_on_the_particle(tmp_path: Path) -> None:
         assert len(next(iter(saved["data"].values()))["actions"]) == 50
 
 
-def test_ibrl_over_chunks(tmp_path: Path) -> None:
-    """A flow policy proposes chunks of 4, of which the agent takes 3; two environments play. A run
-    that is resumed inside chunks is the uninterrupted one."""
-    demos = tmp_path / "demos"
-    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 3, 0, out=str(demos)))
-    file = str(demos / "dataset.hdf5")
+@pytest.fixture(scope="module")
+def chunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of a run with a flow policy that proposes chunks of 4 actions."""
+    root = tmp_path_factory.mktemp("chunks")
+    collect_oracle.collect(collect_oracle.MainConfig("PARTICLE_1d", 3, 0, out=str(root / "demos")))
+    file = str(root / "demos" / "dataset.hdf5")
     args = ["--policy_type=flow", "--dataset.use_state=1", f"--dataset.path={file}"]
     args += ["--flow.chunk.length=4", "--flow.net.hidden_dim=16", "--flow.steps=2", "--device=cpu"]
     args += ["--num_epoch=1", "--epoch_len=20", "--num_eval_episode=0"]
-    bc = tmp_path / "bc"
-    train_bc.run(run_config.parse_args(train_bc.MainConfig, [*args, f"--save_dir={bc}"]))
-    options = {
-        "suite": "particle",
-        "task_name": "",
-        "num_env": 2,
-        "nstep": 1,
-        "bc_policy": bc / "model0.pt",
-        "q_agent.act_method": "ibrl",
-        "q_agent.horizon": 3,
+    train_bc.run(run_config.parse_args(train_bc.MainConfig, [*args, f"--save_dir={root / 'bc'}"]))
+    return {
+        "suite": "particle", "task_name": "", "nstep": 1, "num_env": 2, "num_eval_episode": 2,
+        "bc_policy": root / "bc" / "model0.pt", "preload_num_data": 3, "preload_datapath": file,
         "q_agent.num_bc_samples": 2,
-        "preload_num_data": 3,
-        "preload_datapath": file,
-        "num_eval_episode": 2,
-        "warm_up_counts_demos": 0,
-    }
+    }  # fmt: skip
+
+
+CHUNKING = {
+    "ibrl": {"q_agent.act_method": "ibrl", "q_agent.horizon": 3},
+    "q_chunking": {
+        "q_agent.act_method": "bc", "q_agent.horizon": 4, "q_agent.bc_lr": 1e-3,
+        "q_agent.pessimism": "mean",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", CHUNKING)
+def test_agents_over_chunks(method: str, chunks: dict[str, Any], tmp_path: Path) -> None:
+    """A run that is resumed inside chunks is the uninterrupted one, and is evaluated anywhere."""
+    options = {**chunks, **CHUNKING[method]}
     train_rl.run(config(tmp_path / "whole", WHOLE, **options))
     train_rl.run(config(tmp_path / "parts", HALF, **options))
     train_rl.run(config(tmp_path / "parts", WHOLE, resume=1, **options))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     last = metrics(tmp_path / "whole")[-1]
-    assert 0 < last["actor/bootstrap_bc"] < 1 and last["score/start_q"] != 0
+    assert last["train/critic_loss"] > 0 and last["score/start_q"] != 0
+    assert ("train/bc_loss" in last) == (method == "q_chunking")
     agent, env, params = load_model(str(tmp_path / "whole" / "latest.pt"), "cpu")
     here = run_eval(env, agent, num_game=2, seed=5)
     env.close()
     elsewhere = run_eval_mp(params, agent, num_game=2, num_proc=2, seed=5)
     assert here.lengths.tolist() == elsewhere.lengths.tolist()
     assert here.scores.tolist() == elsewhere.scores.tolist()
+
+
+def test_chunks_longer_than_the_policys_are_refused(chunks: dict[str, Any], tmp_path: Path) -> None:
+    options = {**chunks, "q_agent.act_method": "ibrl", "q_agent.horizon": 5}
     with pytest.raises(ConfigError, match="q_agent.horizon: 5, expected at most 4, the actions"):
-        train_rl.run(config(tmp_path / "longer", HALF, **{**options, "q_agent.horizon": 5}))
+        train_rl.run(config(tmp_path / "longer", HALF, **options))
+    options = {**chunks, "q_agent.act_method": "bc", "q_agent.horizon": 2, "q_agent.bc_lr": 1}
+    with pytest.raises(ConfigError, match="q_agent.bc_lr: 1: FlowPolicy learns chunks of 4, exp"):
+        train_rl.run(config(tmp_path / "shorter", HALF, **options))
 
 
 def test_returns_count_on_d4rl(tmp_path: Path) -> None:
