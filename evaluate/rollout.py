@@ -237,7 +237,7 @@ def play_episode(
             action = decision.action.numpy()
         check_action(action, seed, length)
         if length == 0:
-            expected = runner.expected(obs, action)
+            expected = runner.expected(seen, action)
         obs, reward, terminated, truncated, info = env.step(action)
         length += 1
         check_observed(task, seed, length, obs, reward)

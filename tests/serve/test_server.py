@@ -197,14 +197,14 @@ def test_a_policy_that_fails_ends_one_connection(
 ) -> None:
     good = {"state": np.zeros(STATE, np.float32)}
     with serving(weight) as server:
-        act, mine, other = server.player.act, client(server), client(server)
-        server.player.act = lambda *a, **k: 1 / 0  # type: ignore[method-assign]
+        act, mine, other = server.player.act_chunk, client(server), client(server)
+        server.player.act_chunk = lambda *a, **k: 1 / 0  # type: ignore[method-assign]
         with pytest.raises(RuntimeError, match="the server failed: ZeroDivisionError"):
             mine.infer(good)
-        server.player.act = lambda *a, **k: torch.full((2,), torch.nan)  # type: ignore
+        server.player.act_chunk = lambda *a, **k: torch.full((1, 2), torch.nan)  # type: ignore
         with pytest.raises(RuntimeError, match="the policy's action is NaN or infinite"):
             client(server).infer(good)
-        server.player.act = act  # type: ignore[method-assign]
+        server.player.act_chunk = act  # type: ignore[method-assign]
         assert other.infer(good)["actions"].shape == (1, 2)
     assert "ZeroDivisionError" in capsys.readouterr().err
 
