@@ -288,7 +288,7 @@ def test_the_reference_takes_the_normaliser_along() -> None:
         {"soft_ibrl_beta": -1.0},
         {"bc_loss_coef": -0.1},
         {"act_method": "ibrl_hard"},
-        {"bootstrap_method": "bc"},
+        {"bootstrap_method": "demo"},
         {"enc_type": "vit2"},
         {"state_critic.num_k": 11},
         {"state_actor.layer_norm": 3},
