@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from common_utils.ranges import Above, Between, Dropout, Layers, OneOf, Or, Widt
 from networks.dropout import RowDropout
 from networks.mlp import MLP, Linear, build_fc
 from networks.spatial import SpatialEmb
+from rl.residual import BASE, begin_at_base, corrected
 
 
 @dataclass
@@ -54,7 +55,7 @@ class FcActorConfig:
 class Actor(nn.Module):
     """obs {"feat": [B, patches, dim], "prop": [B, P]} -> TruncatedNormal over [B, A].
 
-    ``prop`` is read only when prop_dim > 0.
+    ``prop`` is read only when prop_dim > 0, and :data:`BASE` when ``residual`` is above 0.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Actor(nn.Module):
         prop_dim: int,
         action_dim: int,
         cfg: ActorConfig | None = None,
+        residual: float = 0.0,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else ActorConfig()
-        self.prop_dim = prop_dim
+        self.prop_dim, self.residual = prop_dim, residual
         if cfg.max_action_norm > 0 and action_dim != 7:
             raise ValueError(
                 f"actor.max_action_norm: {cfg.max_action_norm}, expected -1 or 0 for actions of "
@@ -88,7 +90,8 @@ class Actor(nn.Module):
                 nn.ReLU(),
             )
         layers: list[nn.Module] = []
-        for in_dim in (feature_dim + prop_dim, cfg.hidden_dim):
+        base_dim = action_dim if residual else 0
+        for in_dim in (feature_dim + prop_dim + base_dim, cfg.hidden_dim):
             layers += [
                 Linear(in_dim, cfg.hidden_dim),
                 nn.LayerNorm(cfg.hidden_dim),
@@ -99,6 +102,8 @@ class Actor(nn.Module):
         if cfg.orth:
             self.compress.apply(orth_weight_init)
             self.policy.apply(orth_weight_init)
+        if residual:
+            begin_at_base(cast(nn.Linear, self.policy[-2]))
 
     def forward(self, obs: dict[str, torch.Tensor], std: float) -> TruncatedNormal:
         """Distribution over actions [B, A] with standard deviation ``std``."""
@@ -110,28 +115,41 @@ class Actor(nn.Module):
             z = self.compress(feat.flatten(1))
         if prop is not None:
             z = torch.cat([z, prop], dim=-1)
-        mean = self.policy(z)
+        if self.residual:
+            z = torch.cat([z, obs[BASE]], dim=-1)
+        mean = corrected(self.policy(z), obs, self.residual)
         if self.cfg.max_action_norm > 0:
             mean = clip_action_norm(mean, self.cfg.max_action_norm)
         return TruncatedNormal(mean, std, self.cfg.max_action_norm)
 
 
 class FcActor(nn.Module):
-    """obs {"state": [B, S]} -> TruncatedNormal over [B, A]."""
+    """obs {"state": [B, S]} -> TruncatedNormal over [B, A]; ``residual`` as in :class:`Actor`."""
 
     def __init__(
-        self, obs_shape: Sequence[int], action_dim: int, cfg: FcActorConfig | None = None
+        self,
+        obs_shape: Sequence[int],
+        action_dim: int,
+        cfg: FcActorConfig | None = None,
+        residual: float = 0.0,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else FcActorConfig()
+        self.residual = residual
         if len(obs_shape) != 1:
             raise ValueError(f"FcActor needs a flat state, got obs_shape {tuple(obs_shape)}")
+        in_dim = obs_shape[0] + (action_dim if residual else 0)
         self.net = build_fc(
-            obs_shape[0], cfg.hidden_dim, action_dim, cfg.num_layer, cfg.layer_norm, cfg.dropout
+            in_dim, cfg.hidden_dim, action_dim, cfg.num_layer, cfg.layer_norm, cfg.dropout
         )
         if cfg.orth:
             self.net.apply(orth_weight_init)
+        if residual:
+            begin_at_base(cast(nn.Linear, self.net[-2]))
 
     def forward(self, obs: dict[str, torch.Tensor], std: float) -> TruncatedNormal:
         """Distribution over actions [B, A] with standard deviation ``std``."""
-        return TruncatedNormal(self.net(require_key(obs, "state", "FcActor")), std)
+        seen = require_key(obs, "state", "FcActor")
+        if self.residual:
+            seen = torch.cat([seen, obs[BASE]], dim=-1)
+        return TruncatedNormal(corrected(self.net(seen), obs, self.residual), std)

@@ -69,6 +69,8 @@ class RunFacts(NamedTuple):
     add_bc_loss: bool
     # steps whose rewards the TD target sums
     nstep: int = 1
+    # whether the actor is pretrained by BC
+    pretrains: bool = False
 
 
 @dataclass

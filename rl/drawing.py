@@ -50,6 +50,20 @@ class Drawing(rft.Regularised):
         """Whether the actor's action is a candidate, so that the actor learns."""
         return {self.act_method, self.bootstrap_method} != {"bc"}
 
+    def own_of(self, method: str) -> int:
+        """Candidates of the actor: one, or one per proposal that it corrects."""
+        if method == "bc":
+            return 0
+        return self.num_bc_action if self.cfg.residual else 1
+
+    def columns_of(self, method: str) -> int:
+        """All candidates."""
+        return self.own_of(method) + (0 if method == "rl" else self.num_bc_action)
+
+    def chooses(self, method: str) -> bool:
+        """Whether there are several candidates, or BC's."""
+        return method != "rl" or self.own_of(method) > 1
+
     @property
     def soft_bootstrap(self) -> float | None:
         """beta of a soft choice for the TD target; None: the best candidate."""
@@ -64,14 +78,15 @@ class Drawing(rft.Regularised):
     def _drawn_before(self, obs: Obs, how: Acting) -> tuple[Obs, Acting]:
         """All that a graph needs to act: proposals and random numbers as tensors."""
         rows = len(obs[self.input_keys[0]])
-        noise = None if how.eval_mode or how.method == "bc" else self._normal(rows, how.rng)
+        if self.cfg.residual and BC_ACTION not in obs:  # the plain code needs them first as well
+            obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
+        noise = None if how.eval_mode else self._noise(rows, how.method, how.rng)
         members = choice = None
-        if how.method != "rl":
+        if self.chooses(how.method):
             if BC_ACTION not in obs:
                 obs = {**obs, BC_ACTION: self.propose(obs, how.rng)}
             members = self._draw_members(how.host_rng)
-            num = int(how.method != "bc") + obs[BC_ACTION].size(1)
-            values = torch.empty(rows, num, device=self.device)
+            values = torch.empty(rows, self.columns_of(how.method), device=self.device)
             soft = self.cfg.soft_ibrl_beta if how.method == "ibrl_soft" else None
             eps = 1.0 if soft is not None else self.eps_greedy(how.eval_mode)
             choice = draw_choice(values, soft_beta=soft, eps_greedy=eps, generator=how.rng)
@@ -85,18 +100,19 @@ class Drawing(rft.Regularised):
         """The batch with proposals if needed, and every random number of an update with it."""
         rows, rng, method = len(batch.action), self.rng, self.bootstrap_method
         shifts, next_shifts = (self.head.draw_shifts(rows, self.device) for _ in range(2))
-        noise = None if method == "bc" else self._normal(rows, rng)
-        first = self._draw_members(self.host_rng)
+        if self.cfg.residual:
+            batch = self._with_proposals(batch)
+        noise, first = self._noise(rows, method, rng), self._draw_members(self.host_rng)
         second = choice = None
-        if method != "rl":
+        if self.chooses(method):
             if batch.next_bc_action is None:
                 batch = replace(batch, next_bc_action=self.propose(batch.next_obs))
-            values = torch.empty(rows, int(method != "bc") + self.num_bc_action, device=self.device)
+            values = torch.empty(rows, self.columns_of(method), device=self.device)
             choice = draw_choice(values, soft_beta=self.soft_bootstrap, generator=rng)
             second = self._draw_members(self.host_rng)
         draws = UpdateDraws(shifts, next_shifts, noise, first, second, choice)
         if update_actor and self.uses_actor:
-            draws = draws._replace(actor_noise=self._normal(rows, rng))
+            draws = draws._replace(actor_noise=self._noise(rows, "rl", rng))
         if update_actor and bc_batch is not None:
             draws = self._draw_bc(bc_batch, draws)
             if self.cfg.bc_loss_dynamic:
@@ -109,6 +125,19 @@ class Drawing(rft.Regularised):
         rows = len(bc_batch.action)
         shifts = self.head.draw_shifts(rows, self.device)
         return draws._replace(bc_shifts=shifts, bc_noise=self._normal(rows, self.rng))
+
+    def _with_proposals(self, batch: Batch) -> Batch:
+        """The batch with the proposals that a residual actor corrects."""
+        if batch.bc_action is None:
+            batch = replace(batch, bc_action=self.propose(batch.obs))
+        if batch.next_bc_action is None:
+            batch = replace(batch, next_bc_action=self.propose(batch.next_obs))
+        return batch
+
+    def _noise(self, rows: int, method: str, rng: torch.Generator | None) -> torch.Tensor | None:
+        """Of the actor's candidates of so many observations."""
+        own = self.own_of(method)
+        return self._normal(rows * own, rng) if own else None
 
     def _normal(self, rows: int, rng: torch.Generator | None) -> torch.Tensor:
         return torch.randn(rows, self.width, generator=rng, device=self.device)

@@ -64,7 +64,7 @@ class StateHead:
     ) -> None:
         self.input_keys = ["state"]
         self.critic = MultiFcQ(tuple(obs_shape), action_dim, cfg.state_critic)
-        self.actor = FcActor(tuple(obs_shape), action_dim, cfg.state_actor)
+        self.actor = FcActor(tuple(obs_shape), action_dim, cfg.state_actor, cfg.residual)
         self.norm = Normalizer(obs_shape[0]) if cfg.norm_state else None
 
     def parts(self) -> dict[str, nn.Module]:
@@ -107,7 +107,7 @@ class PixelHead:
         prop_dim = prop_shape[0] if cfg.use_prop else 0
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
         self.critic = Critic(*dims, cfg.critic)
-        self.actor = Actor(*dims, cfg.actor)
+        self.actor = Actor(*dims, cfg.actor, cfg.residual)
         self.aug: Any = RandomShiftsAug(pad=4)
 
     def parts(self) -> dict[str, nn.Module]:

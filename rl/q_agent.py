@@ -42,6 +42,7 @@ from rl.exported import graphs_of
 from rl.heads import HEADS, Head
 from rl.learning import Learning
 from rl.q_agent_config import ACT_METHODS, QAgentConfig, check_choice
+from rl.residual import BASE, actions_of, each_row, for_each
 from rl.selection import act_metrics, select_candidate, take
 
 
@@ -147,7 +148,7 @@ class QAgent(ActsByValue):
     @property
     def num_own(self) -> int:
         """See :class:`Agent`."""
-        return 0 if self.act_method == "bc" else 1
+        return self.own_of(self.act_method)
 
     @property
     def num_stored(self) -> int:
@@ -210,16 +211,21 @@ class QAgent(ActsByValue):
     def _decide(self, obs: Obs, how: Acting, measured: bool) -> Decided:
         """The actions [B, W] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
-        if how.method == "rl":
-            action = self._act_rl(feats, how)
+        if self.cfg.residual:
+            base = self.propose(obs, how.rng) if BC_ACTION not in obs else obs[BC_ACTION]
+            feats = {**feats, BASE: base}
+        if not self.chooses(how.method):
+            action = self._act_rl(feats, how).squeeze(1)
             self._saw_only(feats, action)
             return action, {}
         ibrl = self._act_ibrl_soft if how.method == "ibrl_soft" else self._act_ibrl
         return ibrl(obs, feats, how, measured)
 
     def _act_rl(self, feats: Obs, how: Acting) -> torch.Tensor:
-        dist = self.actor(feats, how.stddev)
-        return dist.mean if how.eval_mode else dist.sample(None, how.rng, how.draws.noise)
+        """The actor's candidates [B, N, W]."""
+        dist = actions_of(self.actor, feats, how.stddev)
+        own = dist.mean if how.eval_mode else dist.sample(None, how.rng, how.draws.noise)
+        return each_row(own, feats)
 
     def _act_ibrl(self, obs: Obs, feats: Obs, how: Acting, measured: bool) -> Decided:
         """Actor proposal (paper eq. 2): the better of the RL and the BC actions."""
@@ -233,14 +239,15 @@ class QAgent(ActsByValue):
     def _choose(self, obs: Obs, feats: Obs, how: Acting, measured: bool, **rule: float) -> Decided:
         """One of the RL and the BC actions, by the target critic's values of them."""
         own = None if how.method == "bc" else self._act_rl(feats, how)
-        candidates = self._candidates(own, obs, obs.get(BC_ACTION), how.rng)
+        bc_action = feats.get(BASE, obs.get(BC_ACTION))
+        candidates = self._candidates(how.method, own, obs, bc_action, how.rng)
         members = self._members(how.draws.members, how.host_rng)
         q, draws = self._target_q(feats, candidates, members), how.draws.choice
         action, index = select_candidate(candidates, q, generator=how.rng, draws=draws, **rule)
         self._saw(candidates, q, index)
         if not measured:
             return action, {}
-        own_num, policies = int(own is not None), len(self.bc_policies)
+        own_num, policies = 0 if own is None else own.size(1), len(self.bc_policies)
         metrics = act_metrics(
             candidates, q, index, how.eval_mode, own=own_num, policies=policies, **rule
         )
@@ -248,15 +255,19 @@ class QAgent(ActsByValue):
 
     def _candidates(
         self,
+        method: str,
         own: torch.Tensor | None,
         obs: Obs,
         bc_action: torch.Tensor | None,
         rng: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """[B, 1 + K, W], column 0 the RL action; [B, K, W] without one."""
+        """[B, N + K, W], first the actor's; without those (bc), or without the BC actions (rl)."""
+        if method == "rl":
+            assert own is not None
+            return own
         if bc_action is None:
             bc_action = self.propose(obs, rng)
-        return bc_action if own is None else torch.cat([own.unsqueeze(1), bc_action], dim=1)
+        return bc_action if own is None else torch.cat([own, bc_action], dim=1)
 
     # -------------------------------------------------------------- features, Q
 
@@ -314,6 +325,11 @@ class QAgent(ActsByValue):
         feats = self.features(batch.obs, True, draws.shifts)
         with torch.no_grad():
             next_feats = self.features(batch.next_obs, True, draws.next_shifts)
+            if self.cfg.residual:
+                batch = self._with_proposals(batch)
+                assert batch.bc_action is not None and batch.next_bc_action is not None
+                feats = {**feats, BASE: batch.bc_action}
+                next_feats = {**next_feats, BASE: batch.next_bc_action}
             target_q, metrics = self.compute_target_q(batch, next_feats, stddev, draws)
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
@@ -338,20 +354,20 @@ class QAgent(ActsByValue):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """TD target [B]: the reward of n (h) steps + bootstrap * Q'(s', a'), a' by bootstrap_method
         (eq. 3)."""
-        own = None
-        if self.bootstrap_method != "bc":
-            dist = self.actor_target(next_feats, stddev)
-            own = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
+        own, method = None, self.bootstrap_method
+        if method != "bc":
+            dist = actions_of(self.actor_target, next_feats, stddev)
+            action = dist.sample(self.cfg.stddev_clip, self.rng, draws.noise)
+            own = each_row(action, next_feats)
         metrics: dict[str, torch.Tensor] = {}
         members = self._members(draws.members, self.host_rng)
-        if self.bootstrap_method == "rl":
-            assert own is not None
-            q = self._target_q(next_feats, own.unsqueeze(1), members).squeeze(1)
+        candidates = self._candidates(method, own, batch.next_obs, batch.next_bc_action)
+        if method == "rl" and candidates.size(1) == 1:
+            q = self._target_q(next_feats, candidates, members).squeeze(1)
         else:
-            candidates = self._candidates(own, batch.next_obs, batch.next_bc_action)
             q, index = self._bootstrap_ibrl(next_feats, candidates, members, draws)
-            if own is not None:
-                metrics["actor/bootstrap_bc"] = (index > 0).float().mean()
+            if own is not None and method != "rl":
+                metrics["actor/bootstrap_bc"] = (index >= own.size(1)).float().mean()
         target_q = torch.addcmul(batch.reward, batch.bootstrap, q)
         metrics["train/critic_qt"] = target_q.mean()
         return target_q, metrics
@@ -442,8 +458,9 @@ class QAgent(ActsByValue):
     def _actor_loss(
         self, feats: Obs, stddev: float | torch.Tensor, draws: UpdateDraws
     ) -> torch.Tensor:
-        dist = self.actor(feats, stddev)
+        dist = actions_of(self.actor, feats, stddev)
         action = dist.sample(self.cfg.stddev_clip, self.rng, draws.actor_noise)
+        feats = for_each(feats)
         with frozen(self._critic_params[0]):  # no gradients for weights that this step won't touch
             if self.cfg.pessimism == "min":
                 return -self.critic.min_q(feats, action).mean()

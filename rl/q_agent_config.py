@@ -55,6 +55,9 @@ class QAgentConfig(AgentConfig):
     ibrl_eps_greedy: Share = 1.0
     # ibrl_soft: inverse temperature of the softmax over candidate values
     soft_ibrl_beta: NotNegativeNumber = 10.0
+    # above 0: the actor corrects each BC proposal, by at most this much in each dimension (residual
+    # RL, ResFiT); with act_method ibrl both are candidates
+    residual: Annotated[float, Between(0, 2)] = 0.0
     # rft: weight of the BC regulariser
     bc_loss_coef: NotNegativeNumber = 0.1
     # rft: scale the regulariser by how often the reference agent is valued higher
@@ -81,7 +84,7 @@ class QAgentConfig(AgentConfig):
         """See :class:`AgentConfig`."""
         ibrl = {self.act_method, self.bootstrap_method} - {"", "rl"}
         fields = ("act_method", "bootstrap_method") if ibrl else ()
-        return fields + (("bc_lr",) if self.bc_lr else ())
+        return fields + tuple(k for k in ("bc_lr", "residual") if getattr(self, k))
 
     def check(self, run: RunFacts) -> None:
         """See :class:`AgentConfig`."""
@@ -99,6 +102,11 @@ class QAgentConfig(AgentConfig):
             raise ValueError(
                 "precision: bfloat16 is for encoders of images, expected float32 or tf32 with "
                 "use_state 1"
+            )
+        if self.residual and (run.add_bc_loss or run.pretrains):
+            raise ValueError(
+                f"residual: {self.residual:g} corrects BC actions, expected 0 with add_bc_loss or "
+                "pretrain_num_epoch, which teach the actor whole actions"
             )
         if self.horizon > 1 and run.nstep > 1:
             raise ValueError(

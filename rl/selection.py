@@ -124,7 +124,7 @@ def act_metrics(
     soft_beta: float | None = None,
 ) -> dict[str, torch.Tensor]:
     """The metrics of a choice among candidates [B, N, A] with values [B, N]: scalars. The first
-    ``own`` (0 or 1) are the agent's, the others come from so many ``policies``, equally many from
+    ``own`` are the agent's, the others come from so many ``policies``, equally many from
     each."""
     chose_bc = (index >= own).float().mean()
     shares = partial(policy_shares, candidates.shape[1] - own, index - own, policies)
@@ -133,13 +133,15 @@ def act_metrics(
     metrics = {"actor/bc_train": chose_bc, **shares("train")}
     if own:
         metrics["actor/anorm_rl"] = candidates[:, 0, :6].norm(dim=-1).mean()
-    metrics["actor/anorm_bc"] = candidates[:, own, :6].norm(dim=-1).mean()
+    if own < candidates.shape[1]:
+        metrics["actor/anorm_bc"] = candidates[:, own, :6].norm(dim=-1).mean()
     if eps_greedy < 1.0:
         metrics["actor/greedy"] = (index == q.argmax(1)).float().mean()
     if soft_beta is not None:
         metrics["actor/p_max"] = torch.softmax(q * soft_beta, dim=1).max(dim=1).values.mean()
         metrics["actor/bc_act"] = chose_bc
-        metrics["actor/qrl-qbc"] = (q[:, 0] - q[:, 1:].max(dim=1).values).mean()
+        best_rl, best_bc = (part.max(dim=1).values for part in (q[:, :own], q[:, own:]))
+        metrics["actor/qrl-qbc"] = (best_rl - best_bc).mean()
     return metrics
 
 
@@ -149,7 +151,7 @@ def policy_shares(
     """Shares of rows on which each of several policies was chosen, by the number [B] of the
     proposal among ``num``, -1 for another action; one policy has bc_train and bc_eval alone.
     ``when``: train or eval."""
-    if policies < 2:
+    if policies < 2 or not num:
         return {}
     owner = index.div(num // policies, rounding_mode="floor")
     key = SHARES[when]

@@ -335,8 +335,8 @@ def warm_up_actions(run: WarmUp, observations: Sequence[Obs]) -> Sequence[torch.
     """Of the BC policy without noise, else the pretrained agent's, else random ones."""
     if run.agent.num_bc_action:
         device = run.agent.device
-        told = {k: v if k == CLOCK else v.to(device) for k, v in batched(observations).items()}
-        return list(run.agent.imitate(told).cpu())
+        obs = {k: v if k == CLOCK else v.to(device) for k, v in batched(observations).items()}
+        return list(run.agent.imitate(obs).cpu())
     if run.cfg.load_pretrained_agent or run.cfg.pretrain_num_epoch > 0:
         with eval_mode(run.agent):
             return acting(partial(run.agent.act, eval_mode=True))(observations)

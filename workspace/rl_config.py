@@ -266,6 +266,7 @@ class MainConfig(Kinded, RunConfig):
             pretrained=bool(self.pretrain_num_epoch or self.load_pretrained_agent),
             add_bc_loss=bool(self.add_bc_loss),
             nstep=self.nstep,
+            pretrains=self.pretrain_num_epoch > 0,
         )
         try:
             self.agent_cfg.check(facts)

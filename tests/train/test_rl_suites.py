@@ -105,6 +105,7 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 CHUNKING = {
+    "residual": {"q_agent.act_method": "ibrl", "q_agent.residual": 0.2, "nstep": 3},
     "ibrl": {"q_agent.act_method": "ibrl", "q_agent.horizon": 3},
     "q_chunking": {
         "q_agent.act_method": "bc", "q_agent.horizon": 4, "q_agent.bc_lr": 1e-3,
