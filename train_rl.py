@@ -207,19 +207,21 @@ class Workspace(ResumableRun):
             return acting(act)(observations)
 
     def _update(self, stddev: float) -> None:
-        """``num_critic_update`` updates; the actor is updated in the last."""
+        """``num_critic_update`` updates; the actor is updated in the last, if it learns yet."""
         num = self.cfg.num_critic_update
+        learns = self.global_step > self.cfg.critic_only_step
         for i in range(num):
-            update_actor = i == num - 1
+            last = i == num - 1
+            update_actor = last and learns
             with self.watch("sample"):
                 batch, bc_batch = self.batches.take(self._draw, update_actor)
             with self.watch("update"):
                 how = stddev, update_actor, bc_batch, self.ref_agent
                 metrics = self.updates.update(batch, *how)
             with self.watch("sample"):
-                self.batches.prepare(self._draw, (i + 1) % num == num - 1)
+                self.batches.prepare(self._draw, learns and (i + 1) % num == num - 1)
             self.log.meters.update(metrics)
-            self.train_step += update_actor
+            self.train_step += last
         self.play.updated()
 
     def _draw(self, update_actor: bool) -> tuple[Batch, Batch | None]:

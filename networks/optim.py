@@ -29,6 +29,9 @@ class Adam(torch.optim.Adam):
 
     Equal to torch's fused step except for the last bits. Weight decay, amsgrad and other options
     keep their defaults.
+
+    Args:
+        clip: above 0, a step's gradient has at most this norm, over all parameters.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class Adam(torch.optim.Adam):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        clip: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        self.clip = clip
         self._allow_capture()
 
     def _allow_capture(self) -> None:
@@ -63,6 +68,7 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
         work = [(group, self._with_gradient(group)) for group in self.param_groups]
+        self._clip([p.grad for _, rows in work for p, *_ in rows])
         found = [table.find("adam", group, rows) for group, rows in work]
         if closure is not None or None in found:
             return super().step(closure)
@@ -87,6 +93,8 @@ class Adam(torch.optim.Adam):
         """
         if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
             return None  # somebody looks at the gradients
+        if self.clip:
+            return None
         (group,) = self.param_groups
         states = [self.state[p] for layer in layers for p in layer.params if p is not None]
         operands = (x, target, layers, group, states, follow, tau)
@@ -99,6 +107,7 @@ class Adam(torch.optim.Adam):
 
         Needs :meth:`prepare`. Equal to :meth:`step` except for the last bits.
         """
+        self._clip([g for g in grads if g is not None])
         first = 0
         for group in self.param_groups:
             params = group["params"]
@@ -107,6 +116,14 @@ class Adam(torch.optim.Adam):
             if rows:
                 self._apply_group(group, rows)
             first += len(params)
+
+    def _clip(self, grads: Sequence[torch.Tensor | None]) -> None:
+        """Scale the gradients down to the norm :attr:`clip`, if they have more."""
+        there = [g for g in grads if g is not None]
+        if self.clip and there:
+            norm = torch.stack([g.norm() for g in there]).norm()
+            scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(there, scale)
 
     def _apply_group(self, group: dict[str, Any], rows: Sequence[tuple[Any, Any, Any]]) -> None:
         params, grads = [p for p, *_ in rows], [g for _, g, _ in rows]

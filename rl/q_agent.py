@@ -94,9 +94,11 @@ class QAgent(ActsByValue):
         self._actor_params = list(self.actor.parameters()), list(self.actor_target.parameters())
 
         encoder = self.head.parts().get("encoder")
-        self.encoder_opt = None if encoder is None else Adam(encoder.parameters(), cfg.lr)
-        self.critic_opt = Adam(self.critic.parameters(), cfg.lr)
-        self.actor_opt = Adam(self.actor.parameters(), cfg.lr)
+        adam = partial(Adam, clip=cfg.grad_clip)
+        encoder_lr, actor_lr = cfg.encoder_lr or cfg.lr, cfg.actor_lr or cfg.lr
+        self.encoder_opt = None if encoder is None else adam(encoder.parameters(), encoder_lr)
+        self.critic_opt = adam(self.critic.parameters(), cfg.lr)
+        self.actor_opt = adam(self.actor.parameters(), actor_lr)
 
         self.learning = Learning(cfg.bc_lr, cfg.horizon)
         self._switched: list[nn.Module] = []  # all but the targets, once known

@@ -26,6 +26,11 @@ class QAgentConfig(AgentConfig):
 
     # Adam step size of encoder, critic and actor
     lr: PositiveNumber = 1e-4
+    # of the actor, and of the encoder; 0: lr
+    actor_lr: NotNegativeNumber = 0.0
+    encoder_lr: NotNegativeNumber = 0.0
+    # above 0: largest norm of a gradient, of encoder, critic and actor apart
+    grad_clip: NotNegativeNumber = 0.0
     # soft update rate tau of both target networks
     critic_target_tau: Annotated[float, Above(0), AtMost(1)] = 0.01
     # clip of the exploration noise inside updates (acting is not clipped)

@@ -145,6 +145,8 @@ class MainConfig(Kinded, RunConfig):
     num_critic_update: Annotated[int, Between(1, 10000)] = 1
     # environment steps between update steps
     update_freq: Positive = 2
+    # environment steps, at the beginning of training, in which only the critics learn
+    critic_only_step: NotNegative = 0
     # weights of the BC policy (with its cfg.yaml next to it), or a server (ws://HOST:PORT, or a
     # .yaml file that describes its policy: docs/deploy.md); several joined by "+"
     bc_policy: InputFiles = ""

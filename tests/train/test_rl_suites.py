@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import train_bc
 import train_rl
@@ -140,6 +141,16 @@ def test_chunks_longer_than_the_policys_are_refused(chunks: dict[str, Any], tmp_
     options = {**chunks, "q_agent.act_method": "bc", "q_agent.horizon": 2, "q_agent.bc_lr": 1}
     with pytest.raises(ConfigError, match="q_agent.bc_lr: 1: FlowPolicy learns chunks of 4, exp"):
         train_rl.run(config(tmp_path / "shorter", HALF, **options))
+
+
+def test_the_critics_may_learn_alone_at_first(tmp_path: Path) -> None:
+    options = {"suite": "particle", "task_name": "PARTICLE_2d", "critic_only_step": HALF}
+    half = train_rl.run(config(tmp_path / "run", HALF, **options))
+    first, actor = half.agent.state_dict(), half.agent.optimizers()["actor"]
+    assert not actor.state and half.agent.optimizers()["critic"].state
+    assert metrics(tmp_path / "run")[-1]["other/train_step"] == HALF / 2
+    whole = train_rl.run(config(tmp_path / "run", WHOLE, resume=1, **options)).agent.state_dict()
+    assert any(not torch.equal(v, whole[k]) for k, v in first.items() if k.startswith("actor."))
 
 
 def test_returns_count_on_d4rl(tmp_path: Path) -> None:
