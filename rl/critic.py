@@ -10,6 +10,7 @@ candidates: the first Linear is applied by columns, W [o, a] = W_o o + W_a a.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -25,6 +26,7 @@ from networks.dropout import RowDropout
 from networks.mlp import MLP, EnsembleMLP, Linear, _MultiLinear
 from networks.optim import Adam
 from networks.spatial import spatial_embed
+from rl.value_bins import ValueBins, ValueBinsConfig, bins_of
 
 # numbers of an ensemble's members, or an index int64 [M] on the critic's device, which the host
 # never reads; None: all
@@ -83,7 +85,9 @@ class MultiFcQConfig:
 class _QNet(nn.Module):
     """Flat feature -> Linear -> MLP on [feature, action, prop]."""
 
-    def __init__(self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig) -> None:
+    def __init__(
+        self, repr_dim: int, prop_dim: int, action_dim: int, cfg: CriticConfig, outputs: int = 1
+    ) -> None:
         super().__init__()
         self.feature_dim, self.action_dim = cfg.feature_dim, action_dim
         self.obs_proj = MLP(
@@ -100,21 +104,21 @@ class _QNet(nn.Module):
                 nn.LayerNorm(cfg.hidden_dim),
                 nn.ReLU(),
             ]
-        self.q = MLP(*layers, Linear(cfg.hidden_dim, 1))
+        self.q = MLP(*layers, Linear(cfg.hidden_dim, outputs))
         if cfg.orth:
             self.apply(orth_weight_init)
 
     def forward(
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
-        """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
+        """feat [B, patches, dim], actions [B, N, A] -> [B, N, outputs]."""
         first = cast(Linear, self.q[0])
         h = self.obs_proj(feat.flatten(1))
         shared = first.part(h, 0) + first.bias
         if prop is not None:
             shared = shared + first.part(prop, self.feature_dim + self.action_dim)
         x = shared.unsqueeze(1) + first.part(actions, self.feature_dim)
-        return self.q.after_first(x).squeeze(-1)
+        return self.q.after_first(x)
 
 
 class SpatialEmbQNet(nn.Module):
@@ -127,6 +131,7 @@ class SpatialEmbQNet(nn.Module):
         prop_dim: int,
         action_dim: int,
         cfg: CriticConfig,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.fuse_patch = bool(cfg.fuse_patch)
@@ -144,7 +149,7 @@ class SpatialEmbQNet(nn.Module):
             Linear(cfg.hidden_dim, cfg.hidden_dim),
             nn.LayerNorm(cfg.hidden_dim),
             nn.ReLU(),
-            Linear(cfg.hidden_dim, 1),
+            Linear(cfg.hidden_dim, outputs),
         )
         if cfg.orth:
             self.q.apply(orth_weight_init)
@@ -152,7 +157,7 @@ class SpatialEmbQNet(nn.Module):
     def forward(
         self, feat: torch.Tensor, prop: torch.Tensor | None, actions: torch.Tensor
     ) -> torch.Tensor:
-        """feat [B, patches, dim], actions [B, N, A] -> [B, N]."""
+        """feat [B, patches, dim], actions [B, N, A] -> [B, N, outputs]."""
         proj = cast(Linear, self.input_proj[0])
         norm = cast(nn.LayerNorm, self.input_proj[1])
         rows = feat.transpose(1, 2) if self.fuse_patch else feat
@@ -163,10 +168,33 @@ class SpatialEmbQNet(nn.Module):
         parts = [spatial_embed(shared, per_action, norm, self.weight)]
         if prop is not None:
             parts.append(prop.unsqueeze(1).expand(-1, actions.size(1), -1))
-        return self.q(torch.cat([*parts, actions], dim=-1)).squeeze(-1)
+        return self.q(torch.cat([*parts, actions], dim=-1))
 
 
-class Critic(nn.Module):
+class Valuing(nn.Module, ABC):
+    """What both kinds share: values of members' outputs, which are numbers or, with ``bins``,
+    distributions over them."""
+
+    bins: ValueBins | None
+
+    @abstractmethod
+    def outputs(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
+        """actions [B, N, A] -> [B, N, M, 1 or bins], of the given members (None: all)."""
+
+    def q(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
+        """actions [B, N, A] -> values [B, N, M], of the given members (None: all)."""
+        out = self.outputs(feats, actions, members)
+        return out.squeeze(-1) if self.bins is None else self.bins.values(out)
+
+    def errors(self, feats: Obs, action: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What a step lowers: of action [B, A] and target values [B], for each member, [B, M]."""
+        out = self.outputs(feats, action.unsqueeze(1))[:, 0]
+        if self.bins is not None:
+            return self.bins.loss(out, target)
+        return (out.squeeze(-1) - target.unsqueeze(-1)).square()
+
+
+class Critic(Valuing):
     """Two independent Q heads, q1 and q2, on {"feat" [B, patches, dim], "prop" [B, P]}.
 
     ``prop`` is ignored (may be missing) when prop_dim is 0.
@@ -179,31 +207,34 @@ class Critic(nn.Module):
         prop_dim: int,
         action_dim: int,
         cfg: CriticConfig | None = None,
+        bins: ValueBinsConfig | None = None,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else CriticConfig()
         self.prop_dim = prop_dim
+        outputs = bins.num if bins is not None and bins.num else 1
 
         def head() -> nn.Module:
             if cfg.spatial_emb > 0:
-                num_patch = repr_dim // patch_repr_dim
-                return SpatialEmbQNet(num_patch, patch_repr_dim, prop_dim, action_dim, cfg)
-            return _QNet(repr_dim, prop_dim, action_dim, cfg)
+                patches = repr_dim // patch_repr_dim, patch_repr_dim
+                return SpatialEmbQNet(*patches, prop_dim, action_dim, cfg, outputs)
+            return _QNet(repr_dim, prop_dim, action_dim, cfg, outputs)
 
         self.q1, self.q2 = head(), head()
+        self.bins = bins_of(bins)
 
     def forward(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
         """action [B, A] -> every member's value, [B, M]."""
         return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
-        """feats {"feat", "prop"}, actions [B, N, A] -> [B, N, M], the given heads (None: both)."""
+    def outputs(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
+        """See :class:`Valuing`; feats {"feat", "prop"}."""
         prop = feats.get("prop") if self.prop_dim > 0 else None
         if self.prop_dim > 0 and prop is None:
             raise ValueError(f"Critic was built with prop_dim={self.prop_dim} but got prop=None")
         heads = (self.q1, self.q2)
         used = heads if members is None else [heads[m] for m in members]
-        return torch.stack([head(feats["feat"], prop, actions) for head in used], dim=-1)
+        return torch.stack([head(feats["feat"], prop, actions) for head in used], dim=2)
 
     def min_q(self, feats: Obs, action: torch.Tensor) -> torch.Tensor:
         """action [B, A] -> the smaller head's value, [B]."""
@@ -222,11 +253,15 @@ class Critic(nn.Module):
         return [0, 1]
 
 
-class MultiFcQ(nn.Module):
+class MultiFcQ(Valuing):
     """Ensemble of num_q state critics, evaluated together or in part."""
 
     def __init__(
-        self, obs_shape: Sequence[int], action_dim: int, cfg: MultiFcQConfig | None = None
+        self,
+        obs_shape: Sequence[int],
+        action_dim: int,
+        cfg: MultiFcQConfig | None = None,
+        bins: ValueBinsConfig | None = None,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else MultiFcQConfig()
@@ -244,7 +279,9 @@ class MultiFcQ(nn.Module):
                 layers.append(RowDropout(cfg.dropout))
             layers.append(nn.ReLU())
             in_dim = cfg.hidden_dim + extra
-        self.net = EnsembleMLP(*layers, self._linear(in_dim, 1), repeated=extra)
+        outputs = bins.num if bins is not None and bins.num else 1
+        self.net = EnsembleMLP(*layers, self._linear(in_dim, outputs), repeated=extra)
+        self.bins = bins_of(bins)
 
     def _linear(self, in_dim: int, out_dim: int) -> _MultiLinear:
         layer = _MultiLinear(self.cfg.num_q, in_dim, out_dim, bool(self.cfg.bias_per_unit))
@@ -256,12 +293,13 @@ class MultiFcQ(nn.Module):
         """action [B, A] -> every member's value, [B, M]."""
         return self.q(feats, action.unsqueeze(1))[:, 0]
 
-    def q(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
-        """feats {"state" [B, S]}, actions [B, N, A] -> [B, N, M], the given members."""
+    def outputs(self, feats: Obs, actions: torch.Tensor, members: Members = None) -> torch.Tensor:
+        """See :class:`Valuing`; feats {"state" [B, S]}."""
         b, n, _ = actions.shape
         state = feats["state"].unsqueeze(1).expand(-1, n, -1)
         x = torch.cat([state, actions], dim=-1).reshape(b * n, -1)
-        return self.net(x, members).view(-1, b, n).permute(1, 2, 0)
+        out = self.net(x, members)
+        return out.view(out.size(0), b, n, -1).permute(1, 2, 0, 3)
 
     def td_step(
         self,
@@ -276,7 +314,7 @@ class MultiFcQ(nn.Module):
 
         ``follow`` is the target critic, which follows by ``tau``. Returns the loss, detached.
         """
-        if self.net.repeated:
+        if self.net.repeated or self.bins is not None:
             return None
         assert isinstance(follow, MultiFcQ)  # a copy of this critic
         params = [p for layer in follow.net.layers() for p in layer.params if p is not None]
@@ -288,6 +326,8 @@ class MultiFcQ(nn.Module):
 
         With frozen parameters the gradient of ``action`` costs one member per row, not all.
         """
+        if self.bins is not None:
+            return self(feats, action).min(dim=-1).values
         return self.net.min_member(torch.cat([feats["state"], action], dim=-1))
 
     @property

@@ -63,7 +63,7 @@ class StateHead:
         cfg: QAgentConfig,
     ) -> None:
         self.input_keys = ["state"]
-        self.critic = MultiFcQ(tuple(obs_shape), action_dim, cfg.state_critic)
+        self.critic = MultiFcQ(tuple(obs_shape), action_dim, cfg.state_critic, cfg.value_bins)
         self.actor = FcActor(tuple(obs_shape), action_dim, cfg.state_actor, cfg.residual)
         self.norm = Normalizer(obs_shape[0]) if cfg.norm_state else None
 
@@ -106,7 +106,7 @@ class PixelHead:
         set_precision(self.encoder, cfg.precision)
         prop_dim = prop_shape[0] if cfg.use_prop else 0
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
-        self.critic = Critic(*dims, cfg.critic)
+        self.critic = Critic(*dims, cfg.critic, cfg.value_bins)
         self.actor = Actor(*dims, cfg.actor, cfg.residual)
         self.aug: Any = RandomShiftsAug(pad=4)
 

@@ -409,7 +409,8 @@ class QAgent(ActsByValue):
         target_q: torch.Tensor,
         weight: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """One step on the squared TD error, summed over the ensemble, averaged over the batch.
+        """One step on the squared TD error, summed over the ensemble, averaged over the batch; with
+        ``value_bins`` on the cross entropy.
 
         weight: [B], of rows; None: 1. The target critic then follows by ``critic_target_tau``.
         """
@@ -419,8 +420,7 @@ class QAgent(ActsByValue):
             args = feats, action, target_q, self.critic_opt, self.critic_target, tau
             loss = self.critic.td_step(*args)
         if loss is None:
-            q = self.critic(feats, action)
-            error = (q - target_q.unsqueeze(-1)).square().sum(dim=-1)
+            error = self.critic.errors(feats, action, target_q).sum(dim=-1)
             loss = (error if weight is None else error * weight).mean()
             self._step(loss, self.critic_opt, self.encoder_opt)
             soft_update_params(*self._critic_params, tau)

@@ -14,6 +14,7 @@ from networks.precision import Precision
 from rl.actor import ActorConfig, FcActorConfig
 from rl.agent import AgentConfig, RunFacts
 from rl.critic import CriticConfig, MultiFcQConfig
+from rl.value_bins import ValueBinsConfig
 
 EncType = Literal["vit", "resnet", "resnet96", "drq"]
 ActMethod = Literal["rl", "ibrl", "ibrl_soft", "bc"]
@@ -63,6 +64,8 @@ class QAgentConfig(AgentConfig):
     # above 0: the actor corrects each BC proposal, by at most this much in each dimension (residual
     # RL, ResFiT); with act_method ibrl both are candidates
     residual: Annotated[float, Between(0, 2)] = 0.0
+    # values as distributions over bins (HL-Gauss)
+    value_bins: ValueBinsConfig = field(default_factory=ValueBinsConfig)
     # rft: weight of the BC regulariser
     bc_loss_coef: NotNegativeNumber = 0.1
     # rft: scale the regulariser by how often the reference agent is valued higher
