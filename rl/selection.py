@@ -130,7 +130,7 @@ def act_metrics(
     shares = partial(policy_shares, candidates.shape[1] - own, index - own, policies)
     if eval_mode:
         return {"actor/bc_eval": chose_bc, **shares("eval")}
-    metrics = {"actor/bc_train": chose_bc, **shares("train")}
+    metrics = {"actor/bc_train": chose_bc, **shares("train"), **source_gap(q, own, policies)}
     if own:
         metrics["actor/anorm_rl"] = candidates[:, 0, :6].norm(dim=-1).mean()
     if own < candidates.shape[1]:
@@ -143,6 +143,17 @@ def act_metrics(
         best_rl, best_bc = (part.max(dim=1).values for part in (q[:, :own], q[:, own:]))
         metrics["actor/qrl-qbc"] = (best_rl - best_bc).mean()
     return metrics
+
+
+def source_gap(q: torch.Tensor, own: int, policies: int) -> dict[str, torch.Tensor]:
+    """How much better the best candidate of the best source (the agent, each policy) is than that
+    of the second, by values [B, N]; nothing with one source."""
+    parts = [q[:, :own], *q[:, own:].chunk(policies, dim=1)]
+    best = [part.amax(dim=1) for part in parts if part.size(1)]
+    if len(best) < 2:
+        return {}
+    two = torch.stack(best, dim=1).topk(2, dim=1).values
+    return {"actor/gap": (two[:, 0] - two[:, 1]).mean()}
 
 
 def policy_shares(

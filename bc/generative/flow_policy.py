@@ -129,7 +129,8 @@ class FlowPolicy(NormalizedPolicy):
         if self.net.student is None:
             return loss
         taught = self._student_loss(features.detach())
-        self.metrics = {"teacher_loss": loss.detach(), "student_loss": taught.detach()}
+        self.metrics = {"teacher_loss": loss.detach()}
+        self.metrics["student_loss"] = taught.detach()
         return loss + taught
 
     def _loss(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.selection import act_metrics, select_candidate, take
+from rl.selection import act_metrics, select_candidate, source_gap, take
 
 ROWS = 40_000
 
@@ -141,6 +141,14 @@ def test_a_soft_choice_is_multinomials_to_the_bit() -> None:
         drawn = torch.multinomial(torch.softmax(10.0 * q, 1), 1, generator=other)
         assert torch.equal(index, drawn.squeeze(1))
         assert torch.equal(gen.get_state(), other.get_state())
+
+
+def test_the_gap_is_between_the_two_best_sources() -> None:
+    # the agent's two, then two proposals of each of two policies: 1.0 and 4.0 are the best sources
+    q = torch.tensor([[0.5, 1.0, 3.5, 4.0, 0.0, -1.0], [2.0, 7.0, 0.0, 0.0, 9.0, 8.0]])
+    assert source_gap(q, 2, 2)["actor/gap"] == ((4.0 - 1.0) + (9.0 - 7.0)) / 2
+    assert source_gap(q[:, 2:], 0, 2)["actor/gap"] == ((4.0 - 0.0) + (9.0 - 0.0)) / 2
+    assert source_gap(q[:, 2:], 0, 1) == {} == source_gap(q[:, :2], 2, 1), "one source has none"
 
 
 def test_shares_of_several_policies() -> None:
