@@ -27,8 +27,9 @@ class QAgentConfig(AgentConfig):
 
     # Adam step size of encoder, critic and actor
     lr: PositiveNumber = 1e-4
-    # of the actor, and of the encoder; 0: lr
+    # Adam step size of the actor; 0: lr
     actor_lr: NotNegativeNumber = 0.0
+    # Adam step size of the encoder; 0: lr
     encoder_lr: NotNegativeNumber = 0.0
     # above 0: largest norm of a gradient, of encoder, critic and actor apart
     grad_clip: NotNegativeNumber = 0.0

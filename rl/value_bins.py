@@ -25,8 +25,9 @@ class ValueBinsConfig:
 
     # number of bins; 0: critics output values, and learn by squared error
     num: Annotated[int, Between(0, 1024)] = 0
-    # the smallest and the largest return: 0 and 1 for a reward of 1 at success
+    # the smallest return
     low: Edge = 0.0
+    # the largest return: 1 for a reward of 1 at success
     high: Edge = 1.0
     # standard deviation of the normal distribution around a target, in widths of a bin
     sigma: PositiveNumber = 0.75
