@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests import forkserver
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
@@ -139,20 +141,40 @@ def test_a_program_names_the_extra_that_it_needs(base: Path, tmp_path: Path) -> 
     assert "pip install 'ibrl[sim]'" in done.stdout
 
 
+# prints at its end where modules were loaded from
+IBRL = """
+import atexit, sys
+def tell():
+    print([m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)])
+atexit.register(tell)
+from ibrl.commands import program
+sys.exit(program())
+"""
+IN_ROOT = f"{Path(sys.prefix)}/"  # the environment may be inside of the checkout
+
+
 def test_it_trains_from_released_configurations_in_any_folder(full: Path, tmp_path: Path) -> None:
     cfgs = "release/cfgs/metaworld"
     steps = {
         "demos metaworld": f"{cfgs}/quickstart_demos.yaml --num_episodes 3 --output_path demos",
         "train-bc": f"{cfgs}/quickstart_bc.yaml --dataset.path demos/dataset.hdf5 --save_dir bc"
-        " --num_epoch 1 --epoch_len 50 --num_eval_episode 1 --num_final_episode 1",
+        " --num_epoch 1 --epoch_len 10 --num_eval_episode 0 --num_final_episode 1",
         "train-rl": f"{cfgs}/quickstart_rl.yaml --preload_datapath demos/dataset.hdf5"
-        " --bc_policy bc/latest.pt --num_warm_up_episode 1 --num_train_step 100"
-        " --log_per_step 100 --num_eval_episode 1 --save_dir rl",
+        " --bc_policy bc/latest.pt --num_warm_up_episode 1 --num_train_step 10"
+        " --log_per_step 10 --num_eval_episode 1 --episode_length 20 --save_dir rl",
     }
-    for words, options in steps.items():
-        line = [str(full / "ibrl"), *words.split(), "--config_path", *options.split()]
-        done = run(tmp_path, *line)
+    (site,) = full.parent.glob("lib/*/site-packages")
+    variables = os.environ | {"PYTHONPATH": str(site), "MUJOCO_GL": "disabled"}
+
+    def ibrl(*words: str) -> None:
+        """The program of the wheel, without loading the packages that it needs again."""
+        done = forkserver.run("-c", IBRL, *words, variables=variables, folder=tmp_path, timeout=300)
         assert done.returncode == 0, done.stderr
+        modules = done.stdout.splitlines()[-1]
+        assert str(site / "ibrl") in modules and f"{ROOT}/" not in modules.replace(IN_ROOT, "")
+
+    for words, options in steps.items():
+        ibrl(*words.split(), "--config_path", *options.split())
     done = run(tmp_path, str(full / "ibrl"), "eval", "--weight", "rl/latest.pt", "--num_game", "1")
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout
