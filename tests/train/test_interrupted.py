@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +78,8 @@ def typed(line: str, name: str) -> str:
     """Run the command that a line of output names; returns its output."""
     assert line.startswith(f"  {name}: "), line
     words = shlex.split(line.removeprefix(f"  {name}: "))
-    done = subprocess.run(words, cwd=REPO, env=environment(), capture_output=True, text=True)
+    assert Path(words[0]).name.startswith("python"), line
+    done = forkserver.run(*words[1:], variables=environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
