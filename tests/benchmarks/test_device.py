@@ -18,6 +18,8 @@ import torch
 
 from benchmarks import device, device_parts
 from networks import graphs
+from tests import forkserver
+from tests.runs import env
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,14 +81,12 @@ def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
 
 def test_a_check_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
     command = ["--device", "cpu", "--quick", "--only", "update", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.device", *command], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    process = forkserver.Program(["-m", "benchmarks.device", *command], env())
     deadline = time.monotonic() + 60
     while not (parts := running(str(tmp_path), "--part")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     assert len(parts) == 1 and not running(str(tmp_path))
 
@@ -169,9 +169,7 @@ def test_every_release_configuration_is_measured() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [str(ROOT / "benchmarks" / "device_check.sh"), "--device", "cuda", "--out", str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["-m", "benchmarks.device", "--device", "cuda", "--out", str(tmp_path)]
+    done = forkserver.run(*words, variables=env())
     assert done.returncode == 2
     assert done.stderr.startswith("error: --device: ") and not list(tmp_path.iterdir())
