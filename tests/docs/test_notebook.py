@@ -30,11 +30,16 @@ def kernel_of_this_python(folder: Path) -> AsyncKernelManager:
 
 @pytest.mark.parametrize("folder", [REPO, NOTEBOOK.parent], ids=["root", "its folder"])
 def test_notebook_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its own folder as far as the imports: what comes later depends on no folder."""
     monkeypatch.delenv("PYTHONPATH", raising=False)  # the notebook finds the repository itself
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    if folder != REPO:
+        first = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code")
+        del notebook.cells[first + 1 :]
+        assert "from rl.q_agent import QAgent" in notebook.cells[first].source
     client = NotebookClient(
         notebook,
         km=kernel_of_this_python(tmp_path),
@@ -44,7 +49,7 @@ def test_notebook_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     client.execute()
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 3
+    assert len(pictures) == (3 if folder == REPO else 0)
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
 
