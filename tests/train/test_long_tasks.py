@@ -17,6 +17,9 @@ from env.factory import env_args
 from env.robosuite.env import RobosuiteEnv
 
 CFGS = Path(__file__).resolve().parents[2] / "release" / "cfgs"
+# states of the released widths have hundreds of MB, which take longer to write than all else
+NARROW_BC = {"state_policy.hidden_dim": 32}
+NARROW_RL = {"q_agent.state_critic.hidden_dim": 32, "q_agent.state_actor.hidden_dim": 32}
 TASKS = {"transport": ("TwoArmTransport", 14), "tool_hang": ("ToolHang", 7)}
 
 
@@ -49,6 +52,7 @@ def test_configurations_train(name: str, tmp_path: Path) -> None:
         f"robomimic_bc/{name}_state.yaml",
         **{"dataset.path": data, "dataset.num_data": 1, "save_dir": tmp_path / "bc", "use_wb": 0},
         **{"num_epoch": 1, "epoch_len": 1, "num_eval_episode": 0, "num_final_episode": 0},
+        **NARROW_BC,
     )
     policy = train_bc.run(bc).policy
     assert policy.action_dim == action_dim
@@ -60,6 +64,7 @@ def test_configurations_train(name: str, tmp_path: Path) -> None:
             **{"num_train_step": 3, "num_eval_episode": 0, "use_wb": 0, "batch_size": 4},
             **({"bc_policy": tmp_path / "bc/model0.pt"} if method == "ibrl" else {}),
             **({"pretrain_num_epoch": 1, "pretrain_epoch_len": 1} if method == "rft" else {}),
+            **NARROW_RL,
             save_dir=tmp_path / method,
         )
         work = train_rl.run(cfg)
