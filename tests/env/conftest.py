@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.env.served import Serve, servers
 
 REPO = Path(__file__).resolve().parents[2]
@@ -30,6 +31,18 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             timeout=600,  # seconds; a busy machine is slow
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same for programs that use torch, which is not loaded again."""
+
+    def run(*args: str, gl: str = "disabled", **more: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"MUJOCO_GL": gl, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)} | more
+        env.pop("PYOPENGL_PLATFORM", None)
+        return forkserver.run(*args, variables=env, timeout=600)
 
     return run
 

@@ -103,7 +103,7 @@ def test_only_successes_are_kept_and_hopeless_settings_are_reported(tmp_path):
 @pytest.mark.skipif(
     best_backend() == "disabled", reason="no OpenGL back end renders on this machine"
 )
-def test_pictures_and_videos(python, tmp_path):
+def test_pictures_and_videos(forked, tmp_path):
     command = [
         "mw_main/generate_metaworld_dataset.py",
         f"--output_path={tmp_path}",
@@ -115,7 +115,7 @@ def test_pictures_and_videos(python, tmp_path):
         "--save_gifs=1",
         "--add_modem_format=1",
     ]
-    done = python(*command, gl=best_backend())
+    done = forked(*command, gl=best_backend())
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "dataset.hdf5") as file:
         images = file["data/demo_0/obs/corner2_image"][:]
