@@ -68,7 +68,7 @@ def test_exceptions_exist_and_most_is_found() -> None:
 
 # rooms and files that compute with networks, and what sets the process up for them
 NETWORKS = ("networks", "rl.q_agent", "bc.explicit", "bc.ibc", "workspace", "train_bc", "train_rl")
-SET_UP = ("fast.set_up", "common.start", "stages.train_ibrl", "measure.measure", *(
+SET_UP = ("fast.set_up", "common.start", "common.run", "stages.train_ibrl", "measure.measure", *(
     f"{trainer}.{name}" for trainer in ("train_bc", "train_rl") for name in ("run", "main")
 ))  # fmt: skip
 

@@ -35,7 +35,7 @@ def assert_refused(args: list[str], *said: str) -> None:
     [
         (["--batch_sise=32"], ("batch_sise", "unknown option", "batch_size")),
         (["--q_agent.lr=fast"], ("q_agent.lr", "expected a number", "fast")),
-        (["--q_agent.act_method=bc"], ("q_agent.act_method", "ibrl_soft", "bc")),
+        (["--q_agent.act_method=demo"], ("q_agent.act_method", "ibrl_soft", "demo")),
         (["--mix_rl_rate=0.5"], ("mix_rl_rate", "preload_num_data")),
         (["--add_bc_loss=1"], ("add_bc_loss", "preload_num_data")),
         (["--q_agent.ibrl_eps_greedy=2"], ("q_agent", "ibrl_eps_greedy", "[0, 1]")),

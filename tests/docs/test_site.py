@@ -89,7 +89,7 @@ def test_every_option_is_listed(site: Path) -> None:
 
 def test_the_reference_has_public_names_only(site: Path) -> None:
     text = (site / "api/rl/index.html").read_text()
-    assert 'id="rl.q_agent.QAgent.act"' in text and 'id="rl.selection.select_candidate"' in text
+    assert 'id="rl.acting.ActsByValue.act"' in text and 'id="rl.selection.select_candidate"' in text
     assert not re.search(r'id="rl\.[\w.]*\._[a-z]', text)
 
 

@@ -340,7 +340,8 @@ def _is_large(need: Footprint, batch_size: int) -> bool:
 def _demonstrations(policy: BasePolicy, num: int) -> Any:
     rng = torch.Generator().manual_seed(0)
     obs = {k: _random(s, num, rng) for k, s in policy.input_specs().items()}
-    return SimpleNamespace(obs=obs, action=torch.rand(num, 2, generator=rng) * 2 - 1)
+    steps = [policy.chunk_length or 1] if policy.chunked else []
+    return SimpleNamespace(obs=obs, action=torch.rand(num, *steps, 2, generator=rng) * 2 - 1)
 
 
 def _random(spec: ArraySpec, num: int, rng: torch.Generator) -> torch.Tensor:
@@ -384,16 +385,18 @@ def _update(agent: Agent, cfg: train_rl.MainConfig, spec: EnvSpec) -> None:
     obs, after = (
         {k: _random(spec.observations[k], 2, rng) for k in agent.input_keys} for _ in range(2)
     )
-    proposed = torch.rand(2, agent.num_bc_action, 2, generator=rng) * 2 - 1
-    known = proposed if agent.num_bc_action else None
+    h, windows = agent.horizon, agent.horizon > 1
+    proposed = torch.rand(2, agent.num_bc_action, h * 2, generator=rng) * 2 - 1
+    known = proposed if agent.num_stored else None
     batch = Batch(
         obs=obs,
         next_obs=after,
-        action=torch.rand(2, 2, generator=rng) * 2 - 1,
+        action=torch.rand(2, *[h] * windows, 2, generator=rng) * 2 - 1,
         reward=torch.rand(2, generator=rng),
         bootstrap=torch.ones(2),
         bc_action=known,
         next_bc_action=known,
+        valid=torch.ones(2, h) if windows else None,
     )
     agent.update(batch, stddev=cfg.stddev_min, update_actor=True)
     agent.eval()
