@@ -43,6 +43,7 @@ def mdn() -> MdnPolicy:
 
 POLICIES: dict[str, Callable[[], BasePolicy]] = {
     "flow": flow,
+    "flow, relu": lambda: flow(net=VelocityConfig(hidden_dim=256, activation="relu")),
     "flow, one_step": lambda: flow(one_step=1),
     "flow, ddim": lambda: flow(process="ddim"),
     "flow, transformer": lambda: flow(net=VelocityConfig("transformer", 64, 2)),

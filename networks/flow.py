@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common_utils.ranges import Between, Layers, Width
+from networks.mlp import MLP, Linear
 
 # (points [B, n, W], time [B, n, 1] or [1]) -> velocities [B, n, W]
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,6 +35,8 @@ class VelocityConfig:
     hidden_dim: Width = 512
     # hidden layers, or blocks of the transformer
     num_layer: Layers = 4
+    # mlp: gelu, as published, or relu, with which the kernels compute a pass in one call
+    activation: Literal["gelu", "relu"] = "gelu"
     # 0: the time is one input; else so many sines and cosines of it
     time_features: Annotated[int, Between(0, 1024)] = 0
     # heads of the transformer's attention
@@ -47,6 +49,9 @@ class VelocityConfig:
             raise ValueError(
                 f"hidden_dim: {self.hidden_dim}, expected a multiple of num_head {self.num_head}"
             )
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class FieldNet(Protocol):
@@ -80,7 +85,7 @@ def time_features(time: torch.Tensor, number: int) -> torch.Tensor:
 class VelocityNet(nn.Module):
     """Features of an observation [B, D], points [B, n, W] and times [B, n, 1] -> [B, n, W].
 
-    A perceptron with GELU over all three. The part of its first layer that sees the observation is
+    A perceptron over all three. The part of its first layer that sees the observation is
     computed once for the n points of a row, and by :meth:`field` once for all steps. When acting,
     all points have the same time, whose part is then computed once as well.
     """
@@ -92,8 +97,11 @@ class VelocityNet(nn.Module):
         self.obs = nn.Linear(feature_dim, hidden)
         self.time = nn.Linear(cfg.time_features or 1, hidden, bias=False)
         self.point = nn.Linear(width, hidden, bias=False)
-        self.rest = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(cfg.num_layer - 1))
-        self.out = nn.Linear(hidden, width)
+        layers: list[nn.Module] = []
+        for _ in range(cfg.num_layer - 1):
+            layers += [Linear(hidden, hidden), ACTIVATIONS[cfg.activation]()]
+        self.first = ACTIVATIONS[cfg.activation]()
+        self.rest = MLP(*layers, Linear(hidden, width))
 
     def field(self, features: torch.Tensor) -> Velocity:
         """See :class:`FieldNet`."""
@@ -101,10 +109,7 @@ class VelocityNet(nn.Module):
 
         def velocity(points: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             known = seen + self.time(time_features(time, self.time_features))
-            x = F.gelu(known + self.point(points))
-            for layer in self.rest:
-                x = F.gelu(layer(x))
-            return self.out(x)
+            return self.rest(self.first(known + self.point(points)))
 
         return velocity
 
