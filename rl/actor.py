@@ -55,7 +55,8 @@ class FcActorConfig:
 class Actor(nn.Module):
     """obs {"feat": [B, patches, dim], "prop": [B, P]} -> TruncatedNormal over [B, A].
 
-    ``prop`` is read only when prop_dim > 0, and :data:`BASE` when ``residual`` is above 0.
+    ``prop`` is read only when prop_dim > 0, and :data:`BASE` with ``residual`` above 0, which
+    bounds the correction of it, or with ``noisy``: then it is noise, of which the action is made.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class Actor(nn.Module):
         action_dim: int,
         cfg: ActorConfig | None = None,
         residual: float = 0.0,
+        noisy: bool = False,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else ActorConfig()
         self.prop_dim, self.residual = prop_dim, residual
+        self.reads_base = residual > 0 or noisy
         if cfg.max_action_norm > 0 and action_dim != 7:
             raise ValueError(
                 f"actor.max_action_norm: {cfg.max_action_norm}, expected -1 or 0 for actions of "
@@ -90,7 +93,7 @@ class Actor(nn.Module):
                 nn.ReLU(),
             )
         layers: list[nn.Module] = []
-        base_dim = action_dim if residual else 0
+        base_dim = action_dim if self.reads_base else 0
         for in_dim in (feature_dim + prop_dim + base_dim, cfg.hidden_dim):
             layers += [
                 Linear(in_dim, cfg.hidden_dim),
@@ -115,7 +118,7 @@ class Actor(nn.Module):
             z = self.compress(feat.flatten(1))
         if prop is not None:
             z = torch.cat([z, prop], dim=-1)
-        if self.residual:
+        if self.reads_base:
             z = torch.cat([z, obs[BASE]], dim=-1)
         mean = corrected(self.policy(z), obs, self.residual)
         if self.cfg.max_action_norm > 0:
@@ -124,7 +127,7 @@ class Actor(nn.Module):
 
 
 class FcActor(nn.Module):
-    """obs {"state": [B, S]} -> TruncatedNormal over [B, A]; ``residual`` as in :class:`Actor`."""
+    """obs {"state": [B, S]} -> TruncatedNormal over [B, A]; the rest as in :class:`Actor`."""
 
     def __init__(
         self,
@@ -132,13 +135,15 @@ class FcActor(nn.Module):
         action_dim: int,
         cfg: FcActorConfig | None = None,
         residual: float = 0.0,
+        noisy: bool = False,
     ) -> None:
         super().__init__()
         self.cfg = cfg = cfg if cfg is not None else FcActorConfig()
         self.residual = residual
+        self.reads_base = residual > 0 or noisy
         if len(obs_shape) != 1:
             raise ValueError(f"FcActor needs a flat state, got obs_shape {tuple(obs_shape)}")
-        in_dim = obs_shape[0] + (action_dim if residual else 0)
+        in_dim = obs_shape[0] + (action_dim if self.reads_base else 0)
         self.net = build_fc(
             in_dim, cfg.hidden_dim, action_dim, cfg.num_layer, cfg.layer_norm, cfg.dropout
         )
@@ -150,6 +155,6 @@ class FcActor(nn.Module):
     def forward(self, obs: dict[str, torch.Tensor], std: float) -> TruncatedNormal:
         """Distribution over actions [B, A] with standard deviation ``std``."""
         seen = require_key(obs, "state", "FcActor")
-        if self.residual:
+        if self.reads_base:
             seen = torch.cat([seen, obs[BASE]], dim=-1)
         return TruncatedNormal(corrected(self.net(seen), obs, self.residual), std)

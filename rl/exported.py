@@ -43,8 +43,9 @@ def graphs_of(agent: Exported) -> Graphs:
     """``action``: what the actor alone does; ``ibrl``: the best of its and the BC actions."""
     if agent.horizon > 1:
         return {"action": "an agent over chunks of actions has no graph to export"}
-    if agent.cfg.residual:
-        return {"action": "an agent that corrects proposals has no graph to export"}
+    if agent.cfg.residual or agent.cfg.distill:
+        seen = "proposals" if agent.cfg.residual else "noise"
+        return {"action": f"an agent whose actor sees {seen} has no graph to export"}
     if agent.act_method == "bc":
         return {"action": "an agent that only chooses among proposals has no graph to export"}
     return {"action": _actor(agent), "ibrl": _choice(agent)}

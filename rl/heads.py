@@ -64,7 +64,8 @@ class StateHead:
     ) -> None:
         self.input_keys = ["state"]
         self.critic = MultiFcQ(tuple(obs_shape), action_dim, cfg.state_critic, cfg.value_bins)
-        self.actor = FcActor(tuple(obs_shape), action_dim, cfg.state_actor, cfg.residual)
+        how = cfg.state_actor, cfg.residual, cfg.distill > 0
+        self.actor = FcActor(tuple(obs_shape), action_dim, *how)
         self.norm = Normalizer(obs_shape[0]) if cfg.norm_state else None
 
     def parts(self) -> dict[str, nn.Module]:
@@ -107,7 +108,7 @@ class PixelHead:
         prop_dim = prop_shape[0] if cfg.use_prop else 0
         dims = (self.encoder.repr_dim, self.encoder.patch_repr_dim, prop_dim, action_dim)
         self.critic = Critic(*dims, cfg.critic, cfg.value_bins)
-        self.actor = Actor(*dims, cfg.actor, cfg.residual)
+        self.actor = Actor(*dims, cfg.actor, cfg.residual, cfg.distill > 0)
         self.aug: Any = RandomShiftsAug(pad=4)
 
     def parts(self) -> dict[str, nn.Module]:

@@ -36,6 +36,7 @@ from rl import rft
 from rl.acting import ActsByValue, Decided
 from rl.agent import AgentInputs, EvalVariant, Networks
 from rl.critic import Members
+from rl.distilled import draw, teacher
 from rl.drawing import Acting
 from rl.draws import DRAWN_LATER, UpdateDraws
 from rl.exported import graphs_of
@@ -161,6 +162,8 @@ class QAgent(ActsByValue):
         """See :class:`Agent`; with ``bc_lr`` it keeps learning."""
         super().add_bc_policy(policy)
         self.learning.add(policy)
+        if self.cfg.distill:
+            teacher(self.bc_policies, self.horizon)  # or why there is none
 
     @property
     def stochastic_eval(self) -> bool:
@@ -168,6 +171,8 @@ class QAgent(ActsByValue):
 
         A soft choice, a random subset of the critics, and BC policies that sample do so.
         """
+        if self.cfg.distill and self.act_method != "bc":
+            return True  # its actor makes actions of noise
         if self.act_method == "rl":
             return False
         sampled = any(p.stochastic_eval for p in self.bc_policies)
@@ -213,9 +218,7 @@ class QAgent(ActsByValue):
     def _decide(self, obs: Obs, how: Acting, measured: bool) -> Decided:
         """The actions [B, W] for observations, and their metrics if ``measured``."""
         feats = self.features(obs, augment=False)
-        if self.cfg.residual:
-            base = self.propose(obs, how.rng) if BC_ACTION not in obs else obs[BC_ACTION]
-            feats = {**feats, BASE: base}
+        feats = self._seeing(feats, obs, obs.get(BC_ACTION), how.rng)
         if not self.chooses(how.method):
             action = self._act_rl(feats, how).squeeze(1)
             self._saw_only(feats, action)
@@ -241,7 +244,7 @@ class QAgent(ActsByValue):
     def _choose(self, obs: Obs, feats: Obs, how: Acting, measured: bool, **rule: float) -> Decided:
         """One of the RL and the BC actions, by the target critic's values of them."""
         own = None if how.method == "bc" else self._act_rl(feats, how)
-        bc_action = feats.get(BASE, obs.get(BC_ACTION))
+        bc_action = feats[BASE] if self.cfg.residual else obs.get(BC_ACTION)
         candidates = self._candidates(how.method, own, obs, bc_action, how.rng)
         members = self._members(how.draws.members, how.host_rng)
         q, draws = self._target_q(feats, candidates, members), how.draws.choice
@@ -270,6 +273,24 @@ class QAgent(ActsByValue):
         if bc_action is None:
             bc_action = self.propose(obs, rng)
         return bc_action if own is None else torch.cat([own, bc_action], dim=1)
+
+    def _seeing(
+        self,
+        feats: Obs,
+        obs: Obs,
+        bc_action: torch.Tensor | None,
+        rng: torch.Generator | None = None,
+    ) -> Obs:
+        """Features, and what else the actor sees, [B, N, W] as BASE: the proposals that it
+        corrects, or the noise that it makes actions of."""
+        if self.cfg.residual:
+            base = self.propose(obs, rng) if bc_action is None else bc_action
+        elif self.cfg.distill:
+            num = len(obs[self.input_keys[0]])
+            base = draw(num, self.width, self.device, self.rng if rng is None else rng)
+        else:
+            return feats
+        return {**feats, BASE: base}
 
     # -------------------------------------------------------------- features, Q
 
@@ -329,9 +350,8 @@ class QAgent(ActsByValue):
             next_feats = self.features(batch.next_obs, True, draws.next_shifts)
             if self.cfg.residual:
                 batch = self._with_proposals(batch)
-                assert batch.bc_action is not None and batch.next_bc_action is not None
-                feats = {**feats, BASE: batch.bc_action}
-                next_feats = {**next_feats, BASE: batch.next_bc_action}
+            feats = self._seeing(feats, batch.obs, batch.bc_action)
+            next_feats = self._seeing(next_feats, batch.next_obs, batch.next_bc_action)
             target_q, metrics = self.compute_target_q(batch, next_feats, stddev, draws)
         metrics["data/batch_R"] = batch.reward.mean()
         metrics["data/discount"] = batch.bootstrap.mean()
@@ -340,7 +360,7 @@ class QAgent(ActsByValue):
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
             if bc_batch is None:
-                metrics |= self.update_actor(feats, stddev, draws)
+                metrics |= self.update_actor(feats, stddev, draws, batch.obs)
             else:
                 metrics |= self.update_actor_rft(feats, stddev, bc_batch, ref_agent, draws)
             soft_update_params(*self._actor_params, self.cfg.critic_target_tau)
@@ -427,12 +447,22 @@ class QAgent(ActsByValue):
         return {"train/critic_loss": loss.detach()}
 
     def update_actor(
-        self, feats: Obs, stddev: float | torch.Tensor, draws: UpdateDraws = DRAWN_LATER
+        self,
+        feats: Obs,
+        stddev: float | torch.Tensor,
+        draws: UpdateDraws = DRAWN_LATER,
+        obs: Obs | None = None,
     ) -> dict[str, torch.Tensor]:
-        """One step on -min Q(s, pi(s))."""
+        """One step on -min Q(s, pi(s)); with ``distill`` also on the distance to the end of the BC
+        policy's flow, which needs the observations."""
         loss = self._actor_loss(feats, stddev, draws)
+        metrics = {"train/actor_loss": loss.detach()}
+        if self.cfg.distill:
+            assert obs is not None
+            metrics["train/distill_loss"] = far = self._distill_loss(feats, obs)
+            loss = loss + self.cfg.distill * far
         self._step(loss, self.actor_opt)
-        return {"train/actor_loss": loss.detach()}
+        return {key: value.detach() for key, value in metrics.items()}
 
     def update_actor_rft(
         self,
@@ -467,6 +497,13 @@ class QAgent(ActsByValue):
             if self.cfg.pessimism == "min":
                 return -self.critic.min_q(feats, action).mean()
             return -self.critic(feats, action).mean()
+
+    def _distill_loss(self, feats: Obs, obs: Obs) -> torch.Tensor:
+        """Mean squared distance of the actor's actions to the flow's, of the same noise."""
+        with torch.no_grad():
+            ends = teacher(self.bc_policies, self.horizon).follow(obs, feats[BASE])
+        mean = actions_of(self.actor, feats, 0.0).mean
+        return (each_row(mean, feats) - ends).square().mean()
 
     def _step(self, loss: torch.Tensor, *opts: Adam | None) -> None:
         """Backward, and a step of these optimisers (the last first, as released)."""

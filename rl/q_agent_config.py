@@ -65,6 +65,9 @@ class QAgentConfig(AgentConfig):
     # above 0: the actor corrects each BC proposal, by at most this much in each dimension (residual
     # RL, ResFiT); with act_method ibrl both are candidates
     residual: Annotated[float, Between(0, 2)] = 0.0
+    # above 0: the actor maps noise to an action at once, and imitates with this weight where the BC
+    # policy's flow ends (flow Q-learning, QC-FQL)
+    distill: NotNegativeNumber = 0.0
     # values as distributions over bins (HL-Gauss)
     value_bins: ValueBinsConfig = field(default_factory=ValueBinsConfig)
     # rft: weight of the BC regulariser
@@ -93,7 +96,7 @@ class QAgentConfig(AgentConfig):
         """See :class:`AgentConfig`."""
         ibrl = {self.act_method, self.bootstrap_method} - {"", "rl"}
         fields = ("act_method", "bootstrap_method") if ibrl else ()
-        return fields + tuple(k for k in ("bc_lr", "residual") if getattr(self, k))
+        return fields + tuple(k for k in ("bc_lr", "residual", "distill") if getattr(self, k))
 
     def check(self, run: RunFacts) -> None:
         """See :class:`AgentConfig`."""
@@ -112,11 +115,7 @@ class QAgentConfig(AgentConfig):
                 "precision: bfloat16 is for encoders of images, expected float32 or tf32 with "
                 "use_state 1"
             )
-        if self.residual and (run.add_bc_loss or run.pretrains):
-            raise ValueError(
-                f"residual: {self.residual:g} corrects BC actions, expected 0 with add_bc_loss or "
-                "pretrain_num_epoch, which teach the actor whole actions"
-            )
+        self._check_actor(run)
         if self.horizon > 1 and run.nstep > 1:
             raise ValueError(
                 f"horizon: {self.horizon} sums the rewards of as many steps, expected nstep 1, got "
@@ -124,6 +123,19 @@ class QAgentConfig(AgentConfig):
             )
         if self.norm_state and not run.use_state:
             raise ValueError("norm_state: 1, expected 0 with use_state 0")
+
+    def _check_actor(self, run: RunFacts) -> None:
+        """What an actor that sees more than the observation does not go with."""
+        if self.residual and self.distill:
+            raise ValueError(f"distill: {self.distill:g}, expected 0 with residual")
+        if self.distill and self.compile != "off":
+            raise ValueError(f"distill: {self.distill:g}, expected 0 with compile {self.compile}")
+        for name in ("residual", "distill"):
+            if getattr(self, name) and (run.add_bc_loss or run.pretrains):
+                raise ValueError(
+                    f"{name}: {getattr(self, name):g}, expected 0 with add_bc_loss and "
+                    "pretrain_num_epoch, which teach an actor that sees the observation alone"
+                )
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -155,6 +155,16 @@ class FlowPolicy(NormalizedPolicy):
         bound = 1.0 if self.norm.min_max_actions else None
         return denoise(field, noise, cfg.steps, cfg.levels, fresh=fresh, bound=bound)
 
+    def follow(self, obs: Obs, noise: torch.Tensor) -> torch.Tensor:
+        """Actions [B, n, T * A] in [-1, 1] that the process makes of noise [B, n, T * A], step by
+        step, for batched observations; ValueError for one that draws more on the way (ddpm)."""
+        if self.cfg.process == "ddpm":
+            raise ValueError("FlowPolicy.follow: ddpm does not end at one place, expected ddim")
+        inputs, _ = self._read(obs)
+        features = self.net.encode(self.features(inputs))
+        ends = self._follow(self.net.teacher.field(features), noise, self.generator)
+        return self.to_env(ends).reshape(noise.shape)
+
     def _jump(self, features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """From noise to normalised actions at once."""
         return self.net.student.field(features)(noise, noise.new_zeros(1))

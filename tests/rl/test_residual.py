@@ -134,7 +134,7 @@ def test_pixels_graphs_and_chunks(options: dict[str, Any], monkeypatch: pytest.M
 
 def test_what_does_not_go_together_is_refused() -> None:
     run = RunFacts(True, True, True, True)
-    with pytest.raises(ValueError, match="residual: 0.3 corrects BC actions, expected 0 with add"):
+    with pytest.raises(ValueError, match="residual: 0.3, expected 0 with add_bc_loss"):
         QAgentConfig(residual=SCALE).check(run)
     assert QAgentConfig(residual=SCALE).bc_fields == ("residual",)
-    assert "corrects proposals" in str(agent().graphs()["action"])
+    assert "sees proposals" in str(agent().graphs()["action"])

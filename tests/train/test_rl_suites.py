@@ -106,6 +106,10 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 CHUNKING = {
+    "distilled": {
+        "q_agent.act_method": "rl", "q_agent.horizon": 4, "q_agent.distill": 10,
+        "q_agent.bc_lr": 1e-3, "stddev_max": 0,
+    },
     "residual": {"q_agent.act_method": "ibrl", "q_agent.residual": 0.2, "nstep": 3},
     "ibrl": {"q_agent.act_method": "ibrl", "q_agent.horizon": 3},
     "q_chunking": {
@@ -125,7 +129,7 @@ def test_agents_over_chunks(method: str, chunks: dict[str, Any], tmp_path: Path)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     last = metrics(tmp_path / "whole")[-1]
     assert last["train/critic_loss"] > 0 and last["score/start_q"] != 0
-    assert ("train/bc_loss" in last) == (method == "q_chunking")
+    assert ("train/bc_loss" in last) == ("q_agent.bc_lr" in options)
     agent, env, params = load_model(str(tmp_path / "whole" / "latest.pt"), "cpu")
     here = run_eval(env, agent, num_game=2, seed=5)
     env.close()
