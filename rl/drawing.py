@@ -112,7 +112,9 @@ class Drawing(rft.Regularised):
             second = self._draw_members(self.host_rng)
         draws = UpdateDraws(shifts, next_shifts, noise, first, second, choice)
         if update_actor and self.uses_actor:
-            draws = draws._replace(actor_noise=self._noise(rows, "rl", rng))
+            one = self.cfg.residual_learns == "actions"  # one action of a row, as without residual
+            noise = self._normal(rows, rng) if one else self._noise(rows, "rl", rng)
+            draws = draws._replace(actor_noise=noise)
         if update_actor and bc_batch is not None:
             draws = self._draw_bc(bc_batch, draws)
             if self.cfg.bc_loss_dynamic:

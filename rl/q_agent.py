@@ -359,6 +359,8 @@ class QAgent(ActsByValue):
         if update_actor and self.uses_actor:
             # The features as they were before the encoder's step.
             feats = {k: v.detach() for k, v in feats.items()}
+            if self.cfg.residual and self.cfg.residual_learns == "actions":
+                feats[BASE] = batch.action.flatten(1).unsqueeze(1)
             if bc_batch is None:
                 metrics |= self.update_actor(feats, stddev, draws, batch.obs)
             else:

@@ -65,6 +65,9 @@ class QAgentConfig(AgentConfig):
     # above 0: the actor corrects each BC proposal, by at most this much in each dimension (residual
     # RL, ResFiT); with act_method ibrl both are candidates
     residual: Annotated[float, Between(0, 2)] = 0.0
+    # residual: what the actor learns to correct, the BC policies' proposals or the actions in the
+    # replay (as EXPO does); it always acts on proposals
+    residual_learns: Literal["proposals", "actions"] = "proposals"
     # above 0: the actor maps noise to an action at once, and imitates with this weight where the BC
     # policy's flow ends (flow Q-learning, QC-FQL)
     distill: NotNegativeNumber = 0.0

@@ -104,6 +104,22 @@ def test_targets_and_losses_are_those_of_a_slow_oracle(method: str, samples: int
     assert float(loss) == pytest.approx(-np.mean(values), rel=1e-5)
 
 
+@pytest.mark.parametrize("compile", ["off", "default"])
+def test_it_may_learn_to_correct_the_replays_actions(
+    compile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("networks.graphs.BACKEND", "eager")
+    it = agent("ibrl", 3, residual_learns="actions", compile=compile)
+    batch = with_cache(it, make_batch(8))
+    it.cfg.stddev_clip = 0.0
+    state = numbers(batch.obs["state"])
+    mean = corrections(it, "actor", state, numbers(batch.action))
+    metrics = it.update(batch, 0.1, True)
+    critic = naive.weights(it, "critic")  # after its step
+    value = naive.min_q(critic, ALL, state, np.clip(mean, -1 + 1e-6, 1 - 1e-6))
+    assert float(metrics["train/actor_loss"]) == pytest.approx(-value.mean(), rel=1e-4)
+
+
 def test_proposals_that_are_not_stored_are_made_for_the_update() -> None:
     it, batch = agent("ibrl"), make_batch(8)
     same = agent("ibrl")
