@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common_utils.ranges import Between, Layers, Width
-from networks.mlp import MLP, Linear
+from networks.mlp import MLP
 
 # (points [B, n, W], time [B, n, 1] or [1]) -> velocities [B, n, W]
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -99,9 +99,9 @@ class VelocityNet(nn.Module):
         self.point = nn.Linear(width, hidden, bias=False)
         layers: list[nn.Module] = []
         for _ in range(cfg.num_layer - 1):
-            layers += [Linear(hidden, hidden), ACTIVATIONS[cfg.activation]()]
+            layers += [nn.Linear(hidden, hidden), ACTIVATIONS[cfg.activation]()]
         self.first = ACTIVATIONS[cfg.activation]()
-        self.rest = MLP(*layers, Linear(hidden, width))
+        self.rest = MLP(*layers, nn.Linear(hidden, width))
 
     def field(self, features: torch.Tensor) -> Velocity:
         """See :class:`FieldNet`."""
