@@ -93,14 +93,21 @@ def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch: pytest.Mon
 def test_a_run_that_loses_a_node_is_the_run_of_processes(
     nodes: Nodes, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(monkeypatch, 61, nodes.lose_one)  # in the middle of episodes, and of a round
-    train_rl.run(config(tmp_path / "run", num_env=4, rollout="ray"))
-    nodes.restore()
-    assert_same_run(four, tmp_path / "run")
-    log = (tmp_path / "run" / "train.log").read_text()
-    assert "4 environments, each in a Ray actor of its own (2 nodes, 8 CPUs)" in log
-    lost = re.findall(r"environment \d \(Ray actor \w+\) was lost while", log)
-    assert 1 <= len(lost) <= 3 and log.count("a new worker was brought to") == len(lost)
+    lost: list[str] = []
+    for attempt in range(4):  # Ray may have put all environments on the node that stays
+        run = tmp_path / f"run{attempt}"
+        with monkeypatch.context() as patch:
+            at_step(patch, 61, nodes.lose_one)  # in the middle of episodes, and of a round
+            train_rl.run(config(run, num_env=4, rollout="ray"))
+        nodes.restore()
+        assert_same_run(four, run)
+        log = (run / "train.log").read_text()
+        assert "4 environments, each in a Ray actor of its own (2 nodes, 8 CPUs)" in log
+        lost = re.findall(r"environment \d \(Ray actor \w+\) was lost while", log)
+        assert len(lost) <= 3 and log.count("a new worker was brought to") == len(lost)
+        if lost:
+            break
+    assert lost
 
 
 @pytest.mark.parametrize("first, then", [("ray", "process"), ("process", "ray")])
