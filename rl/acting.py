@@ -43,18 +43,8 @@ class ActsByValue(Drawing):
         cpu: bool = True,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Action for an observation dict (the caller's dict is not changed).
-
-        Args:
-            obs: unbatched (or batched) tensors; a cached ``bc_action`` [K, A] is used if present.
-            eval_mode: deterministic RL action (mean) instead of a noisy sample.
-            stddev: exploration noise of the sample.
-            cpu: return on the CPU.
-            generator: CPU generator for this call; None: the agent's own.
-
-        Returns:
-            float32 [A], or [B, A] for a batched observation.
-        """
+        """See :class:`Agent`: with ``eval_mode`` the actor's mean, else its sample with ``stddev``.
+        RuntimeError in train mode."""
         if self.training:
             raise RuntimeError("QAgent.act: the agent is in train mode; call agent.eval() first")
         obs, batched = self._to_batched(obs, self.head.batched_dim)

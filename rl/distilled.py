@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from common_utils import rows
+from common_utils import ranks, rows
 from common_utils.errors import ConfigError
 from common_utils.specs import Obs, Policy
 
@@ -29,6 +29,8 @@ class Flows(Protocol):
 def teacher(policies: list[Policy], horizon: int) -> Flows:
     """The policy that teaches: the only one, whose chunks are the agent's. ConfigError if it
     cannot."""
+    if ranks.world() > 1:
+        raise ConfigError("distill: expected 0 with several ranks (torchrun)")
     found = "none" if not policies else " and ".join(type(p).__name__ for p in policies)
     if len(policies) == 1 and isinstance(policies[0], Flows):
         length = getattr(policies[0], "chunk_length", horizon)

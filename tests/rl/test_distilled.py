@@ -85,7 +85,7 @@ def test_it_acts_by_noise_of_its_generator() -> None:
     assert both.explain({k: v[0] for k, v in obs.items()}).names == ("rl", "bc0", "bc1")
 
 
-def test_what_cannot_teach_is_refused() -> None:
+def test_what_cannot_teach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFacts(True, True, False, False)
     for options, message in [
         ({"residual": 0.1}, "distill: 10, expected 0 with residual"),
@@ -95,6 +95,9 @@ def test_what_cannot_teach_is_refused() -> None:
             QAgentConfig(distill=ALPHA, **options).check(run)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="distill: 10, expected 0 with add_bc_loss and"):
         QAgentConfig(distill=ALPHA).check(run._replace(pretrains=True))
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="several ranks"):
+        patch.setattr("common_utils.ranks.world", lambda: 2)
+        agent()
     made = state_agent(distill=ALPHA)
     with pytest.raises(ConfigError, match="distill: found LinearPolicy to learn from, expected"):
         made.add_bc_policy(LinearPolicy(1))
